@@ -1,0 +1,75 @@
+"""What an inference run costs, counted and not guessed.
+
+Counters live in a context, not on the language model: two engines that share one LM keep separate bills.
+
+>>> with measure() as cost:
+...     count(lm_tokens=32, lm_forwards=1)
+>>> cost.lm_tokens, cost.lm_forwards, cost.reward_calls
+(32, 1, 0)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Cost:
+    """The bill of one run.
+
+    ``lm_tokens``      rows pushed through the network while decoding (one row = one new position of one prefix)
+    ``lm_forwards``    calls of the network, of whatever kind
+    ``prompt_tokens``  prompt positions pushed through the network
+    ``scored_tokens``  positions of teacher-forced scoring (observed text, rescoring)
+    ``reward_calls``   texts that a reward function was asked about, after de-duplication
+    ``seconds``        wall time of the run
+    ``lm_seconds``     wall time inside the network's forward
+    """
+
+    lm_tokens: int = 0
+    lm_forwards: int = 0
+    prompt_tokens: int = 0
+    scored_tokens: int = 0
+    reward_calls: int = 0
+    seconds: float = 0.0
+    lm_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+_open: ContextVar[tuple[Cost, ...]] = ContextVar("ppl_align_cost", default=())
+
+
+@contextmanager
+def measure() -> Iterator[Cost]:
+    """Collect the cost of everything inside the block, nested blocks included."""
+    cost = Cost()
+    token = _open.set((*_open.get(), cost))
+    started = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        cost.seconds += time.perf_counter() - started
+        _open.reset(token)
+
+
+def count(**amounts: float) -> None:
+    """Add amounts to every open bill: ``count(lm_tokens=rows, lm_forwards=1)``."""
+    for cost in _open.get():
+        for name, amount in amounts.items():
+            setattr(cost, name, getattr(cost, name) + amount)
+
+
+@contextmanager
+def network() -> Iterator[None]:
+    """Time spent inside the network's forward (wall time; on CUDA the time to launch it)."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        count(lm_seconds=time.perf_counter() - started)

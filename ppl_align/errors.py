@@ -1,0 +1,43 @@
+"""Named errors, each one line a user can act on.
+
+The command line turns them into an exit code: everything a user can mend before an engine starts
+is an :class:`InputError` (exit 2); what goes wrong while an engine works is a :class:`RunError` (exit 1).
+"""
+
+from __future__ import annotations
+
+
+class PplAlignError(Exception):
+    """Root of every error this library raises on purpose."""
+
+
+class InputError(PplAlignError, ValueError):
+    """Something the user wrote cannot be run: a value out of range, a file that is not there."""
+
+
+class PromptError(InputError):
+    """A prompt that the language model cannot start from: empty, too long, of an unknown kind."""
+
+
+class WeightsNotFound(InputError):
+    """The weights of a language model are neither on this machine nor reachable."""
+
+
+class ModelError(InputError):
+    """A Pyro program that the engines cannot work with: no such file, dynamic structure, no completion."""
+
+
+class BatchTextError(ModelError, TypeError):
+    """A string habit on a batch of strings, where it would silently mean something else."""
+
+
+class RunError(PplAlignError, RuntimeError):
+    """An engine started and could not go on."""
+
+
+class RewardError(RunError):
+    """A reward raised, or returned the wrong length, NaN or +inf. Names the reward and shows the text."""
+
+
+class AllDeadError(RunError):
+    """Every particle has weight zero: nothing that was drawn is allowed by the program."""

@@ -1,0 +1,127 @@
+"""What a language model is to this library: anything that scores the next token of a set of prefixes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_align.errors import InputError
+from ppl_align.lm.warp import Warp
+
+if TYPE_CHECKING:
+    from ppl_align.lm.distribution import CompletionDistribution
+
+Ids = tuple[int, ...]
+
+
+class Decoder(Protocol):
+    """A set of prefixes (*rows*) and what the LM says comes next.
+
+    ``log_probs``  [rows, V] normalised next-token log-probabilities (no warp applied)
+    ``hidden``     [rows, d] last hidden state, or None where the LM has none
+    """
+
+    log_probs: Tensor
+    hidden: Tensor | None
+
+    def extend(self, parents: Tensor, tokens: Tensor) -> Decoder:
+        """Row i of the result continues row ``parents[i]`` with ``tokens[i]`` (both ``[m]``, on the CPU).
+
+        Consumes this decoder: its cache may be reused in place."""
+        ...
+
+
+class LM(ABC):
+    """A prior over token sequences. Subclasses: ``CausalLM`` (transformers), ``MarkovLM``, ``CallableLM``.
+
+    ``vocab_size``; ``eos_id`` (None: sequences have fixed length); ``device``; ``name`` (for provenance).
+    """
+
+    vocab_size: int
+    eos_id: int | None
+    device: torch.device
+    name: str
+    hidden_size: int | None = None
+
+    @abstractmethod
+    def start(self, prompts: Sequence[Ids]) -> Decoder:
+        """A decoder whose row i stands after ``prompts[i]``."""
+
+    @abstractmethod
+    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
+        """Teacher forcing: ``tokens [B, T]`` after ``prompts`` (length B) -> log p of each token ``[B, T]``.
+
+        Differentiable where the parameters of the LM require grad."""
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """Text to ids, nothing prepended."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text, special tokens left out."""
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
+        """Chat messages to ids, ready for the assistant's answer."""
+        raise InputError(f"{self.name} has no chat template: give the prompt as text")
+
+    def begin(self, ids: Ids) -> Ids:
+        """The whole prompt from its parts' ids: puts BOS in front where the LM wants one, checks the length."""
+        return ids
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """The text of every token on its own, ``[V]`` (used to find word and sentence boundaries)."""
+        cached = self.__dict__.get("_vocabulary")
+        if cached is None:
+            cached = self.__dict__["_vocabulary"] = self.decode_batch([[v] for v in range(self.vocab_size)])
+        return cached
+
+    def completion(
+        self,
+        prompt: Any = "",
+        max_new_tokens: int = 32,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop: int | str | Sequence[int | str] | None = None,
+    ) -> CompletionDistribution:
+        """The distribution of what comes after ``prompt``: a Pyro distribution with ``event_shape [T]``.
+
+        ``prompt``: text, a list of texts (one per element of the batch), chat messages, token ids, or a tuple
+        of such parts. ``temperature``, ``top_k``, ``top_p`` are part of the prior that is declared here.
+        ``stop``: ids, or strings; a string stops at the first token whose text contains it. A stop token ends
+        the sequence as EOS does and belongs to it.
+
+        Raises :class:`~ppl_align.errors.InputError` for values out of range, ``PromptError`` for a bad prompt.
+        """
+        from ppl_align.lm.distribution import CompletionDistribution
+        from ppl_align.lm.prompts import resolve_prompt
+
+        prompts, index = resolve_prompt(self, prompt)
+        return CompletionDistribution(
+            self, prompts, index, max_new_tokens, Warp(temperature, top_k, top_p), self._stop_ids(stop)
+        )
+
+    def _stop_ids(self, stop: int | str | Sequence[int | str] | None) -> Ids:
+        if stop is None:
+            return ()
+        found: set[int] = set()
+        for item in [stop] if isinstance(stop, (int, str)) else stop:
+            if isinstance(item, str):
+                hits = [v for v, text in enumerate(self.vocabulary) if item in text]
+                if not item or not hits:
+                    raise InputError(f"stop={item!r}: no token of {self.name} contains it; use text of a single token")
+                found.update(hits)
+            elif 0 <= item < self.vocab_size:
+                found.add(int(item))
+            else:
+                raise InputError(f"stop={item}: token ids of {self.name} run from 0 to {self.vocab_size - 1}")
+        return tuple(sorted(found))

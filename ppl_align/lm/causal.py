@@ -1,0 +1,231 @@
+"""A transformers causal language model as a prior, with a cache that follows the particles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from ppl_align.cost import count, network
+from ppl_align.errors import PromptError
+from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.prepack import prepack as prepack_linears
+from ppl_align.lm.warp import Warp, log_normalise
+
+_SCORING_ELEMENTS = 2**26  # rows are scored in chunks of at most this many logits (256 MB in float32)
+
+
+class CausalLM(LM):
+    """Whatever ``AutoModelForCausalLM.from_pretrained`` takes, as a prior.
+
+    ``name_or_path``  a hub name, a local folder, a ``.gguf`` file, the built-in name ``"smollm2-135m"``,
+                      or a model already in memory (then give ``tokenizer=``, or only use token ids)
+    ``device``        default: CUDA if there is one, else the CPU
+    ``dtype``         default: float32 on the CPU, bfloat16 on CUDA
+    ``prepack``       lay out frozen linear layers for the CPU (see :mod:`ppl_align.lm.prepack`)
+    other keywords    passed to ``from_pretrained``
+
+    Raises ``WeightsNotFound`` where the weights are neither here nor reachable.
+    """
+
+    def __init__(
+        self,
+        name_or_path: str | Path | nn.Module,
+        tokenizer: Any = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        prepack: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(name_or_path, nn.Module):
+            model = name_or_path
+            self.name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        else:
+            from ppl_align.lm.names import load_causal
+
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+            model, loaded_tokenizer = load_causal(str(name_or_path), dtype=dtype, **kwargs)
+            tokenizer = tokenizer or loaded_tokenizer
+            self.name = str(name_or_path)
+        if device is not None:
+            model.to(device)
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        config = model.config.get_text_config()
+        self.device = next(model.parameters()).device
+        self.unembedding: nn.Module = model.get_output_embeddings()
+        self.vocab_size = int(config.vocab_size)
+        self.hidden_size = int(config.hidden_size)
+        self.max_length = getattr(config, "max_position_embeddings", None)
+        self.eos_id = self._find_eos(config)
+        self.packed_layers = prepack_linears(model) if prepack else 0
+        self._encoded: dict[str, Ids] = {}
+
+    def _find_eos(self, config: Any) -> int | None:
+        candidate = getattr(self.tokenizer, "eos_token_id", None)
+        if candidate is None:
+            candidate = getattr(config, "eos_token_id", None)
+        return candidate[0] if isinstance(candidate, (list, tuple)) else candidate
+
+    # -- text ---------------------------------------------------------------------------------------------
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise PromptError(f"{self.name} was given without a tokenizer: write prompts as token ids, or pass one")
+        return self.tokenizer
+
+    def encode(self, text: str) -> Ids:
+        if text not in self._encoded:
+            if len(self._encoded) > 10_000:
+                self._encoded.clear()
+            self._encoded[text] = tuple(self._need_tokenizer().encode(text, add_special_tokens=False))
+        return self._encoded[text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_batch([ids])[0]
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        if self.tokenizer is None:
+            return [" ".join(map(str, row)) for row in rows]
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and not getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
+            return backend.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+        return self.tokenizer.batch_decode(
+            [list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
+        tokenizer = self._need_tokenizer()
+        if not getattr(tokenizer, "chat_template", None):
+            raise PromptError(f"{self.name} has no chat template: give the prompt as text")
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self.encode(text)
+
+    def begin(self, ids: Ids) -> Ids:
+        bos = self._prepended_bos
+        if bos is not None and ids[:1] != (bos,):
+            ids = (bos, *ids)
+        if not ids:
+            raise PromptError(f"the prompt is empty and {self.name} has no BOS token to start from: give it some text")
+        return ids
+
+    @property
+    def _prepended_bos(self) -> int | None:
+        """BOS, where the tokenizer itself prepends it to text."""
+        if "_bos" not in self.__dict__:
+            bos = getattr(self.tokenizer, "bos_token_id", None)
+            starts = self.tokenizer is not None and self.tokenizer.encode("a")[:1] == [bos]
+            self.__dict__["_bos"] = bos if starts else None
+        return self.__dict__["_bos"]
+
+    # -- the network --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Ids]) -> CausalDecoder:
+        return CausalDecoder(self, *self.prefill(prompts))
+
+    def prefill(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor, DynamicCache, Tensor | None, Tensor]:
+        """One forward over the prompts, left-padded: ``(logits, hidden, cache, mask, lengths)``, rows = prompts."""
+        lengths = torch.tensor([len(p) for p in prompts])
+        width = int(lengths.max())
+        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(self.device)
+        mask = None
+        if int(lengths.min()) < width:
+            mask = (torch.arange(width) >= (width - lengths)[:, None]).long().to(self.device)
+        cache = DynamicCache(config=self.model.config)
+        positions = torch.arange(width) - (width - lengths)[:, None]
+        logits, hidden = self.forward(ids, cache, mask, positions.clamp_min(0).to(self.device), keep=1)
+        count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
+        return logits[:, -1], hidden[:, -1], cache, mask, lengths.to(self.device)
+
+    def forward(
+        self, ids: Tensor, cache: DynamicCache, mask: Tensor | None, positions: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor]:
+        """``(logits [m, keep, V], hidden [m, keep, d])``: the hidden state is what enters the unembedding."""
+        seen: list[Tensor] = []
+        hook = self.unembedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            with network():
+                out = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=keep,
+                )
+        finally:
+            hook.remove()
+        return out.logits, seen[0]
+
+    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
+        rows = max(1, _SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
+        chunks = range(0, len(prompts), rows)
+        return torch.cat([self._score(prompts[i : i + rows], tokens[i : i + rows], warp) for i in chunks])
+
+    def _score(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp) -> Tensor:
+        logits, _ = self.teacher_forced(prompts, tokens)
+        if warp.is_identity:
+            picked = logits.gather(-1, tokens[..., None])[..., 0].float()
+            return picked - logits.float().logsumexp(-1)
+        return warp(log_normalise(logits)).gather(-1, tokens[..., None])[..., 0]
+
+    def teacher_forced(self, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and hidden states that predict each token: ``([B, T, V], [B, T, d])``.
+
+        A shared prompt is read once and its cache repeated."""
+        distinct: dict[Ids, int] = {}
+        where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts]).to(self.device)
+        first, hidden, cache, mask, lengths = self.prefill(list(distinct))
+        first, hidden, lengths = first[where, None], hidden[where, None], lengths[where]
+        width = tokens.shape[1]
+        if width == 1:
+            count(scored_tokens=len(prompts))
+            return first, hidden
+        cache.batch_select_indices(where)
+        if mask is not None:
+            mask = torch.cat([mask[where], mask.new_ones(len(prompts), width - 1)], -1)
+        positions = lengths[:, None] + torch.arange(width - 1, device=self.device)
+        logits, states = self.forward(tokens[:, :-1], cache, mask, positions, keep=width - 1)
+        count(scored_tokens=tokens.numel(), lm_forwards=1)
+        return torch.cat([first, logits], 1), torch.cat([hidden, states], 1)
+
+
+class CausalDecoder:
+    """Rows of a KV cache. Rows are moved only when they branch or when some are dropped."""
+
+    def __init__(
+        self, lm: CausalLM, logits: Tensor, hidden: Tensor, cache: DynamicCache, mask: Tensor | None, lengths: Tensor
+    ) -> None:
+        self.lm = lm
+        self.cache = cache
+        self.mask = mask
+        self.lengths = lengths
+        self._show(logits, hidden)
+
+    def _show(self, logits: Tensor, hidden: Tensor) -> None:
+        self.log_probs = log_normalise(logits)
+        self.hidden: Tensor | None = hidden
+
+    @torch.no_grad()
+    def extend(self, parents: Tensor, tokens: Tensor) -> CausalDecoder:
+        device = self.lm.device
+        rows = self.log_probs.shape[0]
+        tokens = tokens.to(device, non_blocking=True)
+        if len(parents) != rows or not torch.equal(parents, torch.arange(rows)):
+            parents = parents.to(device, non_blocking=True)
+            self.cache.batch_select_indices(parents)
+            self.lengths = self.lengths[parents]
+            self.mask = None if self.mask is None else self.mask[parents]
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], -1)
+        logits, hidden = self.lm.forward(tokens[:, None], self.cache, self.mask, self.lengths[:, None], keep=1)
+        self.lengths = self.lengths + 1
+        count(lm_tokens=len(tokens), lm_forwards=1)
+        self._show(logits[:, -1], hidden[:, -1])
+        return self

@@ -1,0 +1,145 @@
+"""The one decode loop of the library: a population of particles that grows token by token.
+
+Every engine drives this object; they differ only in what they do between the verbs::
+
+    while not population.done:
+        population.step()                   draw the next token of every running particle
+        ...                                 reweight (SMC), record, nothing (importance sampling)
+        population.resample(ancestors)      maybe
+        population.advance()                one forward over the *distinct* prefixes that are left
+
+Particles that share a history share a row of the network; finished particles leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.sampling import sample_rows
+
+if TYPE_CHECKING:
+    from ppl_align.lm.distribution import CompletionDistribution
+
+
+class Rows(NamedTuple):
+    """What a token proposal sees of the distinct prefixes.
+
+    ``log_probs``  [rows, V] the declared prior (warped), nats
+    ``hidden``     [rows, d] last hidden state, or None
+    ``prompts``    the prompt of each row
+    ``prefixes``   [rows, t] the tokens generated so far
+    """
+
+    log_probs: Tensor
+    hidden: Tensor | None
+    prompts: list[Ids]
+    prefixes: Tensor
+
+
+TokenProposal = Callable[[Rows], Tensor]
+"""``Rows -> log_q [rows, V]``, normalised. Another :class:`LM` over the same vocabulary is a proposal too."""
+
+
+class Population:
+    """``M`` particles decoding from one :class:`CompletionDistribution`.
+
+    ``tokens``  [M, T] ids so far, padded          ``t``      tokens drawn so far
+    ``log_p``   [M] log-probability under the prior ``log_q``  [M] under the proposal (float64)
+    ``alive``   [M] still running                 ``last``   [M] the newest token of each running particle
+    """
+
+    def __init__(
+        self,
+        source: CompletionDistribution,
+        proposal: TokenProposal | LM | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        lm = source.lm
+        index = source.index.reshape(-1)
+        used, row = torch.unique(index, return_inverse=True)
+        self.source = source
+        self.proposal = None if isinstance(proposal, LM) else proposal
+        self.generator = generator
+        self.prompts: list[Ids] = [source.prompts[i] for i in used.tolist()]
+        self.row: np.ndarray = row.cpu().numpy()
+        self.row_prompt = np.arange(len(self.prompts))
+        size = len(self.row)
+        self.tokens = torch.full((size, source.max_new_tokens), source.pad_id, dtype=torch.long, device=lm.device)
+        self.log_p = torch.zeros(size, dtype=torch.float64, device=lm.device)
+        self.log_q = torch.zeros(size, dtype=torch.float64, device=lm.device)
+        self.alive = np.ones(size, dtype=bool)
+        self.last = np.zeros(size, dtype=np.int64)
+        self.t = 0
+        self.terminal = np.zeros(lm.vocab_size, dtype=bool)
+        self.terminal[list(source.terminal)] = True
+        self.decoder: Decoder = lm.start(self.prompts)
+        self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
+
+    @property
+    def done(self) -> bool:
+        return self.t == self.source.max_new_tokens or not self.alive.any()
+
+    def step(self) -> None:
+        """Draw one token for every running particle and add its log-probabilities."""
+        log_p, log_q = self._next_token()
+        running = np.flatnonzero(self.alive)
+        moved = torch.as_tensor(running, device=self.tokens.device)
+        u = torch.rand(len(self.row), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
+        row = self.row[running]
+        drawn = sample_rows(log_q.exp().cumsum_(-1), row, u[moved])
+        at = torch.as_tensor(row, device=drawn.device)
+        self.tokens[moved, self.t] = drawn
+        self.log_p[moved] += log_p[at, drawn].double()
+        self.log_q[moved] += log_q[at, drawn].double()
+        self.last[running] = drawn.cpu().numpy()  # the one transfer from device to host of a step
+        self.alive[running] = ~self.terminal[self.last[running]]
+        self.t += 1
+
+    def _next_token(self) -> tuple[Tensor, Tensor]:
+        """``(log p, log q)`` of the next token, each ``[rows, V]``."""
+        log_p = self.source.warp(self.decoder.log_probs)
+        if self.proposal_decoder is not None:
+            return log_p, self.source.warp(self.proposal_decoder.log_probs)
+        if self.proposal is None:
+            return log_p, log_p
+        return log_p, self.proposal(self.rows(log_p))
+
+    def rows(self, log_p: Tensor) -> Rows:
+        first = np.zeros(len(self.row_prompt), dtype=np.int64)
+        first[self.row[self.alive][::-1]] = np.flatnonzero(self.alive)[::-1]
+        prefixes = self.tokens[torch.as_tensor(first, device=self.tokens.device), : self.t]
+        return Rows(log_p, self.decoder.hidden, [self.prompts[i] for i in self.row_prompt], prefixes)
+
+    def resample(self, ancestors: Tensor) -> None:
+        """Particle i becomes a copy of particle ``ancestors[i]``; the network's rows are only re-addressed."""
+        where = ancestors.to(self.tokens.device)
+        self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
+        at = ancestors.cpu().numpy()
+        self.row, self.alive, self.last = self.row[at], self.alive[at], self.last[at]
+
+    def advance(self) -> None:
+        """One forward over the distinct (prefix, token) pairs of the running particles."""
+        if self.done:
+            return
+        vocab = self.source.lm.vocab_size
+        pairs = self.row[self.alive] * vocab + self.last[self.alive]
+        distinct, self.row[self.alive] = np.unique(pairs, return_inverse=True)
+        parents, tokens = distinct // vocab, distinct % vocab
+        self.row_prompt = self.row_prompt[parents]
+        step = torch.as_tensor(parents), torch.as_tensor(tokens)
+        self.decoder = self.decoder.extend(*step)
+        if self.proposal_decoder is not None:
+            self.proposal_decoder = self.proposal_decoder.extend(*step)
+
+    def run(self) -> Population:
+        """Draw to the end, with nothing in between: ancestral sampling."""
+        while not self.done:
+            self.step()
+            self.advance()
+        return self

@@ -1,0 +1,115 @@
+"""Completions of a prompt as a Pyro distribution: ids, padded after EOS, normalised at ``max_new_tokens``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from ppl_align.errors import InputError, PromptError
+from ppl_align.lm.decoding import Population
+from ppl_align.lm.warp import Warp
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM, Ids
+
+
+class CompletionDistribution(TorchDistribution):
+    r"""p0(x | prompt) over sequences of at most T tokens.
+
+    * ``event_shape [T]``, int64. A sequence ends with its first terminal token (EOS or a stop token), which
+      belongs to it and whose log-probability counts; what follows is ``pad_id``, of log-probability 0, and
+      anything else there has log-probability -inf.
+    * A sequence cut off at T has the probability of its prefix, so the probabilities of all sequences sum to 1.
+    * ``sample`` and ``log_prob`` are one distribution, temperature, top-k and top-p included.
+
+    ``prompts`` are the distinct prompts and ``index`` (of the batch shape) says who starts from which:
+    expanding the distribution expands the index and nothing else.
+    """
+
+    has_rsample = False
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(
+        self,
+        lm: LM,
+        prompts: tuple[Ids, ...],
+        index: Tensor,
+        max_new_tokens: int,
+        warp: Warp = Warp(),
+        stop_ids: Sequence[int] = (),
+    ) -> None:
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
+        longest = max(map(len, prompts), default=0)
+        limit = getattr(lm, "max_length", None)
+        if limit is not None and longest + max_new_tokens > limit:
+            raise PromptError(
+                f"the prompt has {longest} tokens and asks for {max_new_tokens} more, but {lm.name} reads at most "
+                f"{limit}: shorten the prompt or lower max_new_tokens"
+            )
+        self.lm = lm
+        self.prompts = prompts
+        self.index = index
+        self.max_new_tokens = max_new_tokens
+        self.warp = warp
+        self.stop_ids = tuple(stop_ids)
+        self.terminal = tuple(sorted({*self.stop_ids, *(() if lm.eos_id is None else (lm.eos_id,))}))
+        self.pad_id = lm.eos_id if lm.eos_id is not None else (self.terminal[0] if self.terminal else 0)
+        super().__init__(index.shape, torch.Size([max_new_tokens]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(constraints.nonnegative_integer, 1)
+
+    def reshaped(self, shape: Sequence[int]) -> CompletionDistribution:
+        """The same prompts over another batch shape of the same size."""
+        return self._with_index(self.index.reshape(tuple(shape)))
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> CompletionDistribution:
+        return self._with_index(self.index.expand(tuple(batch_shape)))
+
+    def _with_index(self, index: Tensor) -> CompletionDistribution:
+        return CompletionDistribution(self.lm, self.prompts, index, self.max_new_tokens, self.warp, self.stop_ids)
+
+    def prompt_rows(self, shape: Sequence[int]) -> list[Ids]:
+        """The prompt of every element of a batch of that shape, flat."""
+        return [self.prompts[i] for i in self.index.expand(tuple(shape)).reshape(-1).tolist()]
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        """Ancestral sampling with the global torch RNG: ids ``[*sample_shape, *batch_shape, T]``."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        population = Population(self.expand(shape)).run()
+        return population.tokens.reshape(*shape, self.max_new_tokens)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p0 in nats, ``[*batch]``. A value of fewer than T tokens is scored as a prefix."""
+        return self.token_log_probs(value).sum(-1)
+
+    def token_log_probs(self, value: Tensor) -> Tensor:
+        """log p of every token, ``[*batch, t]``: 0 on padding, -inf on anything else after the end."""
+        width = value.shape[-1]
+        if width > self.max_new_tokens:
+            raise InputError(f"cannot score {width} tokens: this completion has at most {self.max_new_tokens}")
+        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        tokens = value.to(self.lm.device).expand(*shape, width).reshape(-1, width)
+        index = self.index.expand(shape).reshape(-1)
+        scored = self.lm.token_log_probs([self.prompts[i] for i in index.tolist()], tokens, self.warp)
+        after_end = self.ended_before(tokens)
+        padding = torch.where(tokens == self.pad_id, 0.0, -torch.inf).to(scored.dtype)
+        return torch.where(after_end, padding, scored).reshape(*shape, width)
+
+    def ended_before(self, tokens: Tensor) -> Tensor:
+        """True at the positions after the first terminal token: ``[..., T] -> [..., T]`` bool."""
+        if not self.terminal:
+            return torch.zeros_like(tokens, dtype=torch.bool)
+        ends = torch.isin(tokens, torch.tensor(self.terminal, device=tokens.device))
+        return (ends.cumsum(-1) - ends.long()) > 0
+
+    def __repr__(self) -> str:
+        return f"Completion of {len(self.prompts)} prompt(s) by {self.lm.name}, at most {self.max_new_tokens} tokens"

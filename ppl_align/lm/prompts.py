@@ -1,0 +1,78 @@
+"""From what a user writes as a prompt to token ids: distinct prompts, and an index over the batch.
+
+A prompt is text, a list of texts (one per batch element), chat messages, token ids, or a tuple of such parts;
+an earlier completion is a part like any other and contributes its own ids, without EOS and padding, so that
+nothing is ever tokenised twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.completion import Completion
+from ppl_align.errors import PromptError
+from ppl_align.text import Texts
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM, Ids
+
+
+def resolve_prompt(lm: LM, prompt: Any) -> tuple[tuple[Ids, ...], Tensor]:
+    """``(distinct prompts, index)``; ``index`` is int64 and has the batch shape the prompt implies."""
+    rows, shape = _part(lm, prompt)
+    distinct: dict[Ids, int] = {}
+    index = [distinct.setdefault(row, len(distinct)) for row in map(lm.begin, rows)]
+    return tuple(distinct), torch.tensor(index, dtype=torch.long).reshape(shape)
+
+
+def _part(lm: LM, part: Any) -> tuple[list[Ids], torch.Size]:
+    """A flat list of id tuples and its batch shape."""
+    if isinstance(part, str):
+        return [lm.encode(part)], torch.Size()
+    if isinstance(part, Texts):
+        return [lm.encode(text) for text in part.flat], part.shape
+    if isinstance(part, Completion):
+        return part.ids, part.shape
+    if isinstance(part, Tensor) and not part.is_floating_point():
+        rows = part.reshape(-1, part.shape[-1]) if part.dim() else part
+        return [_check_ids(lm, row) for row in rows.tolist()], part.shape[:-1]
+    if isinstance(part, (list, tuple)):
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in part):
+            return [_check_ids(lm, part)], torch.Size()
+        if isinstance(part, tuple):
+            return _join([_part(lm, item) for item in part])
+        if all(isinstance(item, Mapping) for item in part):
+            return [lm.chat_ids(part)], torch.Size()
+        if all(isinstance(item, (str, list)) for item in part):
+            rows = [_part(lm, item)[0] for item in part]
+            return [row[0] for row in rows], torch.Size([len(rows)])
+    raise PromptError(
+        f"a prompt is text, a list of texts, chat messages, token ids, an earlier completion or a tuple of these; "
+        f"got {type(part).__name__}"
+    )
+
+
+def _check_ids(lm: LM, ids: Any) -> Ids:
+    bad = [i for i in ids if not 0 <= i < lm.vocab_size]
+    if bad:
+        raise PromptError(f"token id {bad[0]} in the prompt: ids of {lm.name} run from 0 to {lm.vocab_size - 1}")
+    return tuple(ids)
+
+
+def _join(parts: list[tuple[list[Ids], torch.Size]]) -> tuple[list[Ids], torch.Size]:
+    """Concatenate the parts of a tuple elementwise, shapes broadcast as tensors do."""
+    try:
+        shape = torch.broadcast_shapes(*(s for _, s in parts))
+    except RuntimeError:
+        shapes = ", ".join(str(tuple(s)) for _, s in parts)
+        raise PromptError(f"the parts of a prompt have batch shapes {shapes}, which do not fit together") from None
+    expanded = [torch.arange(len(rows)).reshape(s).expand(shape).reshape(-1).tolist() for rows, s in parts]
+    size = int(torch.Size(shape).numel())
+    joined = [
+        tuple(i for (rows, _), at in zip(parts, expanded, strict=True) for i in rows[at[n]]) for n in range(size)
+    ]
+    return joined, torch.Size(shape)

@@ -1,0 +1,177 @@
+"""Language models small enough to enumerate: any function, and a Markov chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_align.cost import count, network
+from ppl_align.errors import InputError, PromptError
+from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.warp import Warp
+
+
+class ToyDecoder:
+    """Keeps the prefixes themselves: a toy needs no cache."""
+
+    hidden = None
+
+    def __init__(self, lm: ToyLM, prefixes: list[Ids], offset: list[int]) -> None:
+        self.lm, self.prefixes, self.offset = lm, prefixes, offset
+        self.log_probs = lm.next_log_probs(prefixes, offset)
+
+    def extend(self, parents: Tensor, tokens: Tensor) -> ToyDecoder:
+        grown = [
+            (*self.prefixes[p], v) for p, v in zip(parents.tolist(), tokens.tolist(), strict=True)
+        ]
+        count(lm_tokens=len(grown))
+        return ToyDecoder(self.lm, grown, [self.offset[p] for p in parents.tolist()])
+
+
+class ToyLM(LM):
+    """What the toy LMs share. Text is the ids in words (``"3 0 1"``) unless ``tokens`` names each id.
+
+    With ``tokens`` given, text is their plain concatenation and ``encode`` takes the longest token that fits."""
+
+    def __init__(self, vocab_size: int, eos_id: int | None, tokens: Sequence[str] | None, name: str) -> None:
+        if vocab_size < 1:
+            raise InputError(f"vocab_size must be at least 1, got {vocab_size}")
+        if eos_id is not None and not 0 <= eos_id < vocab_size:
+            raise InputError(f"eos_id must be between 0 and {vocab_size - 1}, got {eos_id}")
+        if tokens is not None and len(tokens) != vocab_size:
+            raise InputError(f"tokens names {len(tokens)} ids, the vocabulary has {vocab_size}")
+        self.vocab_size = vocab_size
+        self.eos_id = eos_id
+        self.tokens = None if tokens is None else list(tokens)
+        self.name = name
+        self.device = torch.device("cpu")
+
+    def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
+        """Normalised ``[rows, V]``; ``offset`` is the length of each row's prompt."""
+        raise NotImplementedError
+
+    def start(self, prompts: Sequence[Ids]) -> ToyDecoder:
+        count(prompt_tokens=sum(map(len, prompts)))
+        return ToyDecoder(self, list(prompts), [len(p) for p in prompts])
+
+    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
+        count(scored_tokens=tokens.numel())
+        rows, columns = tokens.tolist(), []
+        offset = [len(p) for p in prompts]
+        for t in range(tokens.shape[1]):
+            prefixes = [(*p, *row[:t]) for p, row in zip(prompts, rows, strict=True)]
+            log_probs = warp(self.next_log_probs(prefixes, offset))
+            columns.append(log_probs.gather(-1, tokens[:, t : t + 1].to(log_probs.device)))
+        return torch.cat(columns, -1)
+
+    def encode(self, text: str) -> Ids:
+        if self.tokens is None:
+            try:
+                return tuple(int(word) for word in text.split())
+            except ValueError:
+                raise PromptError(f"{self.name} has no words: write the prompt as ids, e.g. '0 2'") from None
+        ids: list[int] = []
+        while text:
+            fitting = [v for v, token in enumerate(self.tokens) if token and text.startswith(token)]
+            if not fitting:
+                raise PromptError(f"no token of {self.name} starts {text[:20]!r}")
+            ids.append(max(fitting, key=lambda v: len(self.tokens[v])))  # type: ignore[index]
+            text = text[len(self.tokens[ids[-1]]) :]
+        return tuple(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        kept = [i for i in ids if i != self.eos_id]
+        return " ".join(map(str, kept)) if self.tokens is None else "".join(self.tokens[i] for i in kept)
+
+
+class CallableLM(ToyLM):
+    """Any function as a language model: ``fn(prefix [B, t] int64) -> logits [B, V]``.
+
+    ``prefix`` is the prompt and what was generated so far; ``t`` may be 0. ``eos_id=None``: fixed length.
+
+    >>> lm = CallableLM(3, lambda prefix: torch.zeros(prefix.shape[0], 3))
+    >>> round(lm.completion([], 2).log_prob(torch.tensor([0, 2])).exp().item(), 4)
+    0.1111
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        fn: Callable[[Tensor], Tensor],
+        eos_id: int | None = None,
+        tokens: Sequence[str] | None = None,
+        name: str = "callable-lm",
+    ) -> None:
+        super().__init__(vocab_size, eos_id, tokens, name)
+        self.fn = fn
+
+    def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
+        by_length: dict[int, list[int]] = {}
+        for i, prefix in enumerate(prefixes):
+            by_length.setdefault(len(prefix), []).append(i)
+        rows: list[Tensor] = [torch.empty(0)] * len(prefixes)
+        for length, members in by_length.items():
+            batch = torch.tensor([prefixes[i] for i in members], dtype=torch.long).reshape(len(members), length)
+            with network():
+                logits = self.fn(batch)
+            count(lm_forwards=1)
+            if logits.shape != (len(members), self.vocab_size):
+                raise InputError(
+                    f"fn of {self.name} must return logits of shape [{len(members)}, {self.vocab_size}], "
+                    f"got {list(logits.shape)}"
+                )
+            for i, row in zip(members, logits.log_softmax(-1), strict=True):
+                rows[i] = row
+        return torch.stack(rows)
+
+
+class MarkovLM(ToyLM):
+    """The next token depends on the previous one and, if wanted, on the position.
+
+    ``logits [V, V]`` (row = previous token), or ``[T, V, V]`` indexed by generated position;
+    ``initial [V]``: logits of the first token after an empty prompt.
+
+    >>> lm = MarkovLM(torch.zeros(2, 2), initial=torch.tensor([0.0, -torch.inf]))
+    >>> lm.completion([], 2).log_prob(torch.tensor([0, 1])).exp().item()
+    0.5
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        initial: Tensor | None = None,
+        eos_id: int | None = None,
+        tokens: Sequence[str] | None = None,
+        name: str = "markov-lm",
+    ) -> None:
+        if logits.dim() not in (2, 3) or logits.shape[-1] != logits.shape[-2]:
+            raise InputError(f"logits must have shape [V, V] or [T, V, V], got {list(logits.shape)}")
+        if initial is not None and initial.shape != logits.shape[-1:]:
+            raise InputError(f"initial must have shape [{logits.shape[-1]}], got {list(initial.shape)}")
+        super().__init__(logits.shape[-1], eos_id, tokens, name)
+        self.device = logits.device
+        self.log_table = logits.log_softmax(-1)
+        self.log_initial = None if initial is None else initial.log_softmax(-1)
+
+    def begin(self, ids: Ids) -> Ids:
+        if not ids and self.log_initial is None:
+            raise PromptError(f"{self.name} has no initial=: give it, or a prompt of at least one id")
+        return ids
+
+    def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
+        count(lm_forwards=1)
+        with network():
+            previous = torch.tensor([p[-1] if p else 0 for p in prefixes], device=self.device)
+            if self.log_table.dim() == 2:
+                rows = self.log_table[previous]
+            else:
+                position = [len(p) - n for p, n in zip(prefixes, offset, strict=True)]
+                if max(position) >= len(self.log_table):
+                    raise InputError(f"{self.name} has a table for {len(self.log_table)} positions: lower max_new_tokens")
+                rows = self.log_table[torch.tensor(position, device=self.device), previous]
+            if self.log_initial is not None:
+                empty = torch.tensor([not p for p in prefixes], device=self.device)
+                rows = torch.where(empty[:, None], self.log_initial, rows)
+            return rows

@@ -1,0 +1,203 @@
+"""The one view of a Pyro program that every engine uses: run it with some values given, see what it says.
+
+``Program.run(values, draw=...)`` re-executes the model under a particle plate. Values that are given are used;
+ordinary latents are drawn (from the prior, or from a proposal); the run stops at the first completion that has no
+value. Because the rest of the program is executed anew on every prefix, its Python locals can never be stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_align.errors import ModelError
+from ppl_align.lm.distribution import CompletionDistribution
+
+PARTICLES = "ppl_align_particles"
+LatentProposal = Callable[[str, Any], Any]
+"""``(name, prior) -> distribution`` to draw an ordinary latent from."""
+
+
+@dataclass
+class Site:
+    """A latent that waits for a value; ``fn`` is already expanded over the particles."""
+
+    name: str
+    fn: Any
+
+    @property
+    def is_completion(self) -> bool:
+        return isinstance(self.fn, CompletionDistribution)
+
+
+@dataclass
+class Execution:
+    """What one run of the program on P particles said.
+
+    ``pending``    the site where it stopped, or None if it ran to its end
+    ``factors``    log-factors and log-likelihoods by site name, [P] nats
+    ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
+    ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
+    ``log_potential``  sum of ``factors``, [P]
+    """
+
+    pending: Site | None = None
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    prefix_closed: dict[str, bool] = field(default_factory=dict)
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    log_prior: dict[str, Tensor] = field(default_factory=dict)
+    log_proposal: dict[str, Tensor] = field(default_factory=dict)
+    num_particles: int = 0
+
+    @property
+    def log_potential(self) -> Tensor:
+        return sum(self.factors.values(), torch.zeros(self.num_particles, dtype=torch.float64))
+
+    def prefix_potential(self, floor: float) -> Tensor:
+        """``log_potential`` for a prefix: a factor of -inf becomes ``floor``, unless it is prefix-closed."""
+        total = torch.zeros(self.num_particles, dtype=torch.float64)
+        for name, value in self.factors.items():
+            total = total + (value if self.prefix_closed.get(name) else value.clamp_min(floor))
+        return total
+
+
+class _Stop(BaseException):
+    """Unwinds the user's program; a BaseException, so that ``except Exception`` in it does not swallow us."""
+
+
+class _Deeper(BaseException):
+    """The program has more plates than the particle plate leaves room for."""
+
+
+class _Execute(Messenger):
+    """Gives values to latents, collects what observed sites and factors say."""
+
+    def __init__(self, program: Program, values: Mapping[str, Tensor], draw: bool, propose: LatentProposal | None):
+        super().__init__()
+        self.program, self.values, self.draw, self.propose = program, values, draw, propose
+        self.result = Execution(num_particles=program.num_particles)
+        self.order: list[str] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if _is_bookkeeping(msg):
+            return
+        name = msg["name"]
+        foreign = [f for f in msg["cond_indep_stack"] if f.name != PARTICLES]
+        if any(frame.dim < -self.program.nesting for frame in foreign):
+            raise _Deeper
+        self.order.append(name)
+        if msg["is_observed"]:
+            return
+        if name in self.values:
+            msg["value"] = self.values[name]
+        elif isinstance(msg["fn"], CompletionDistribution) or not self.draw:
+            self.result.pending = Site(name, msg["fn"])
+            raise _Stop
+        else:
+            proposal = msg["fn"] if self.propose is None else self.propose(name, msg["fn"])
+            value = proposal.sample().detach()
+            msg["value"] = self.result.drawn[name] = value
+            self.result.log_prior[name] = self._per_particle(msg["fn"].log_prob(value))
+            self.result.log_proposal[name] = self._per_particle(proposal.log_prob(value).detach())
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if _is_bookkeeping(msg) or not msg["is_observed"]:
+            return
+        notes = msg["infer"].get("ppl_align", {})
+        log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
+        if msg["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
+        self.result.factors[msg["name"]] = self._per_particle(log_prob)
+        if "reward" in notes:
+            self.result.rewards[msg["name"]] = self._per_particle(notes["reward"])
+            self.result.scales[msg["name"]] = notes["scale"]
+            self.result.prefix_closed[msg["name"]] = notes["prefix_closed"]
+
+    def _per_particle(self, value: Tensor) -> Tensor:
+        """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
+        size = self.program.num_particles
+        value = value.detach().double().cpu()
+        full = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * self.program.nesting)))
+        return full.reshape(size, -1).sum(-1)
+
+
+def _is_bookkeeping(msg: Any) -> bool:
+    return type(msg["fn"]).__name__ == "_Subsample" or bool(msg["infer"].get("_deterministic"))
+
+
+class Program:
+    """A Pyro model with its arguments, seen by ``num_particles`` particles at once.
+
+    ``nesting``: plates inside the model (the particle plate lies to their left); found out while running."""
+
+    def __init__(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], num_particles: int
+    ) -> None:
+        self.model, self.args, self.kwargs = model, args, dict(kwargs)
+        self.num_particles = num_particles
+        self.nesting = 0
+        self._order: list[str] = []
+
+    def with_particles(self, num_particles: int) -> Program:
+        """The same program for another number of particles."""
+        other = Program(self.model, self.args, self.kwargs, num_particles)
+        other.nesting, other._order = self.nesting, self._order
+        return other
+
+    def run(
+        self, values: Mapping[str, Tensor], *, draw: bool, propose: LatentProposal | None = None
+    ) -> Execution:
+        """One execution; see the module's docstring. Raises ``ModelError`` where engines cannot work with it."""
+        while True:
+            handler = _Execute(self, values, draw, propose)
+            try:
+                with torch.no_grad(), handler, self.plate():
+                    self.model(*self.args, **self.kwargs)
+            except _Stop:
+                pass
+            except _Deeper:
+                self.nesting += 1
+                continue
+            except ValueError as error:
+                if "collide at dim" in str(error) and self.nesting < 8:
+                    self.nesting += 1
+                    continue
+                raise
+            except RuntimeError as error:
+                if "Boolean value of Tensor" in str(error):
+                    raise ModelError(STATIC) from error
+                raise
+            self._check_structure(handler)
+            return handler.result
+
+    def plate(self) -> Any:
+        return pyro.plate(PARTICLES, self.num_particles, dim=-1 - self.nesting)
+
+    def _check_structure(self, handler: _Execute) -> None:
+        seen = handler.order
+        if handler.result.pending is not None and not handler.result.pending.is_completion:
+            seen = seen[:-1]
+        shared = min(len(seen), len(self._order))
+        ended = handler.result.pending is None
+        if seen[:shared] != self._order[:shared] or (ended and len(seen) < len(self._order)):
+            differs = next(
+                (a or b for a, b in zip([*seen, None], [*self._order, None], strict=False) if a != b), "its sites"
+            )
+            raise ModelError(f"the program's structure changes from run to run (site {differs!r}). {STATIC}")
+        if len(seen) > len(self._order):
+            self._order = list(seen)
+
+
+STATIC = (
+    "Every particle must run the same sites: the program asks for the truth of a batch, or branches on a drawn value. "
+    "Write `torch.where(condition, a, b)`, `choose(index, options)` or `.map(f)` instead of `if`"
+)

@@ -1,0 +1,2 @@
+"""placeholder, replaced below"""
+def evaluate(name, fn, completion): raise RuntimeError
