@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +13,12 @@ from torch import Tensor
 from ppl_align.completion import Completion
 from ppl_align.cost import Cost
 
+if TYPE_CHECKING:
+    from ppl_align.diagnostics.estimates import Estimate
+    from ppl_align.frames import TextFrame
 
-@dataclass
+
+@dataclass(eq=False, repr=False)
 class Posterior:
     """Weighted draws from one program, by one engine. R replicates of N particles; tensors live on the CPU.
 
@@ -52,3 +57,98 @@ class Posterior:
     def log_evidence(self) -> Tensor:
         """log Zhat of each replicate, [R] nats; E[Zhat] = Z."""
         return torch.logsumexp(self.log_weight, -1) - torch.log(torch.tensor(float(self.log_weight.shape[-1])))
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalised over all replicates and particles, [R, N], sums to 1.
+
+        Replicate r counts in proportion to Zhat_r, which is what a softmax of the *unnormalised* weights does."""
+        return torch.softmax(self.log_weight.reshape(-1), 0).reshape(self.log_weight.shape)
+
+    @property
+    def completions(self) -> dict[str, Completion]:
+        """The completion sites among ``particles``."""
+        return {name: value for name, value in self.particles.items() if isinstance(value, Completion)}
+
+    @property
+    def latents(self) -> dict[str, Tensor]:
+        """The other latents among ``particles``, [R, N, ...]."""
+        return {name: value for name, value in self.particles.items() if not isinstance(value, Completion)}
+
+    def mean(self, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
+        """Posterior expectation and its standard error: ``value, error = posterior.mean("sentiment")``.
+
+        ``mean("sentiment")``     a named number: a reward, a scalar latent, ``"log_prior"`` (nats, all latents
+                                  together), ``"log_likelihood"`` (nats, all factors together), ``"length"``
+                                  (tokens; ``"length(site)"`` when there are several completions)
+        ``mean(f)``               ``f(particles) -> [R, N]`` tensor, with ``particles`` the mapping by site
+        ``mean(f, of="review")``  ``f`` of one element of that site: of one *text* (``str``) for a completion,
+                                  ``mean(lambda text: "great" in text, of="review")``, else of one tensor
+
+        Replicates are pooled in proportion to Zhat_r; where f is NaN (a reward that does not apply) the
+        expectation is over the rest. The error is 0 for an exact posterior, the delta method for independent
+        draws (Owen, *Monte Carlo theory*, eq. 9.9), a jackknife over replicates for SMC. It is NaN below four
+        replicates of SMC, and where fewer than two effective draws leave nothing to estimate it from.
+
+        Raises ``InputError`` for an unknown name or a function that returns another shape.
+        """
+        from ppl_align.diagnostics.estimates import mean
+
+        return mean(self, what, of)
+
+    def table(self, by: Literal["ids", "text"] = "ids") -> TextFrame:
+        """Distinct draws of positive probability (completions and latents jointly), the most probable first.
+
+        A pandas frame with ``probability``, ``log_prior`` [nats], each reward [reward units], latents, and the
+        text of each completion. Distinct means distinct token ids; ``by="text"`` adds up the ids that spell the
+        same text (there ``log_prior`` is that of the ids that were visited, rewards are averaged by weight).
+        """
+        from ppl_align.posterior_table import table
+
+        return table(self, by)
+
+    def draws(self, n: int, seed: int = 0) -> TextFrame:
+        """``n`` equal-weight draws from the posterior: a pandas frame of texts, latents, rewards and ``log_prior``.
+
+        Pooled over replicates, systematic resampling, shuffled; repeats are to be expected where few particles
+        carry the weight. A local generator: the global random stream is untouched, same seed same draws.
+        """
+        from ppl_align.posterior_table import draws
+
+        return draws(self, n, seed)
+
+    def to_arviz(self) -> Any:
+        """For ArviZ: ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x). Chain = replicate, draw = equal-weight draws.
+
+        Raw weighted particles are in the group ``weighted``, texts in ``completions``, so that
+        ``az.summary(..., kind="stats")`` and the plots see numbers only. Do not use the ESS columns of
+        ``az.summary``: resampled draws carry no order that an autocorrelation could be read from.
+        """
+        from ppl_align.diagnostics.arviz_adapter import to_arviz
+        from ppl_align.posterior_groups import to_groups
+
+        return to_arviz(to_groups(self))
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything but the guide and the LM to a netCDF file, which ArviZ opens too. Returns the path.
+
+        Written beside its place and renamed, so that an interrupted save leaves no broken file behind."""
+        from ppl_align.posterior_io import save
+
+        return save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Posterior:
+        """Read what :meth:`save` wrote. Raises ``InputError`` for a file that is missing, broken or not ours."""
+        from ppl_align.posterior_io import load
+
+        return load(path)
+
+    def summary(self) -> str:
+        """One paragraph: what it is, what it says, whether to believe it, what it cost."""
+        from ppl_align.posterior_table import paragraph
+
+        return paragraph(self)
+
+    def __repr__(self) -> str:
+        return self.summary()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.decoding import Population
+from ppl_align.lm.memo import recall
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
@@ -68,12 +69,12 @@ class CompletionDistribution(TorchDistribution):
 
     def reshaped(self, shape: Sequence[int]) -> CompletionDistribution:
         """The same prompts over another batch shape of the same size."""
-        return self._with_index(self.index.reshape(tuple(shape)))
+        return self.with_index(self.index.reshape(tuple(shape)))
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> CompletionDistribution:
-        return self._with_index(self.index.expand(tuple(batch_shape)))
+        return self.with_index(self.index.expand(tuple(batch_shape)))
 
-    def _with_index(self, index: Tensor) -> CompletionDistribution:
+    def with_index(self, index: Tensor) -> CompletionDistribution:
         return CompletionDistribution(self.lm, self.prompts, index, self.max_new_tokens, self.warp, self.stop_ids)
 
     def prompt_rows(self, shape: Sequence[int]) -> list[Ids]:
@@ -89,7 +90,8 @@ class CompletionDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p0 in nats, ``[*batch]``. A value of fewer than T tokens is scored as a prefix."""
-        return self.token_log_probs(value).sum(-1)
+        known = recall(self, value)
+        return self.token_log_probs(value).sum(-1) if known is None else known
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p of every token, ``[*batch, t]``: 0 on padding, -inf on anything else after the end."""

@@ -7,7 +7,7 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 
+_DEEPEST = 4  # plates inside one another that a program may use
 PARTICLES = "ppl_align_particles"
 LatentProposal = Callable[[str, Any], Any]
 """``(name, prior) -> distribution`` to draw an ordinary latent from."""
@@ -44,6 +45,7 @@ class Execution:
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
+    ``sources``    the distribution of every completion that had a value, prompts of each particle included
     ``log_potential``  sum of ``factors``, [P]
     """
 
@@ -55,6 +57,7 @@ class Execution:
     drawn: dict[str, Tensor] = field(default_factory=dict)
     log_prior: dict[str, Tensor] = field(default_factory=dict)
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
+    sources: dict[str, CompletionDistribution] = field(default_factory=dict)
     num_particles: int = 0
 
     @property
@@ -80,9 +83,10 @@ class _Deeper(BaseException):
 class _Execute(Messenger):
     """Gives values to latents, collects what observed sites and factors say."""
 
-    def __init__(self, program: Program, values: Mapping[str, Tensor], draw: bool, propose: LatentProposal | None):
+    def __init__(self, program: Program, values: Mapping[str, Tensor], draw: bool, propose: LatentProposal | None,
+                 score: Collection[str]):
         super().__init__()
-        self.program, self.values, self.draw, self.propose = program, values, draw, propose
+        self.program, self.values, self.draw, self.propose, self.score = program, values, draw, propose, score
         self.result = Execution(num_particles=program.num_particles)
         self.order: list[str] = []
 
@@ -98,6 +102,10 @@ class _Execute(Messenger):
             return
         if name in self.values:
             msg["value"] = self.values[name]
+            if isinstance(msg["fn"], CompletionDistribution):
+                self.result.sources[name] = msg["fn"]
+            if name in self.score:
+                self.result.log_prior[name] = self._per_particle(msg, msg["fn"].log_prob(msg["value"]))
         elif isinstance(msg["fn"], CompletionDistribution) or not self.draw:
             self.result.pending = Site(name, msg["fn"])
             raise _Stop
@@ -105,8 +113,8 @@ class _Execute(Messenger):
             proposal = msg["fn"] if self.propose is None else self.propose(name, msg["fn"])
             value = proposal.sample().detach()
             msg["value"] = self.result.drawn[name] = value
-            self.result.log_prior[name] = self._per_particle(msg["fn"].log_prob(value))
-            self.result.log_proposal[name] = self._per_particle(proposal.log_prob(value).detach())
+            self.result.log_prior[name] = self._per_particle(msg, msg["fn"].log_prob(value))
+            self.result.log_proposal[name] = self._per_particle(msg, proposal.log_prob(value))
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -116,17 +124,24 @@ class _Execute(Messenger):
         log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
-        self.result.factors[msg["name"]] = self._per_particle(log_prob)
+        self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
         if "reward" in notes:
-            self.result.rewards[msg["name"]] = self._per_particle(notes["reward"])
+            self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
             self.result.scales[msg["name"]] = notes["scale"]
             self.result.prefix_closed[msg["name"]] = notes["prefix_closed"]
 
-    def _per_particle(self, value: Tensor) -> Tensor:
+    def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
-        size = self.program.num_particles
+        size, nesting = self.program.num_particles, self.program.nesting
         value = value.detach().double().cpu()
-        full = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * self.program.nesting)))
+        plates = {frame.dim for frame in msg["cond_indep_stack"]}
+        stray = [d for d in range(-value.dim(), 0) if value.shape[d] != 1 and d not in plates]
+        if stray:
+            raise ModelError(
+                f"site {msg['name']!r} has shape {list(value.shape)}, but no plate declares its dimension {stray[0]}: "
+                f"sum it out, or keep a dimension of size 1 for each of the {nesting} plate(s) of the program"
+            )
+        full = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * nesting)))
         return full.reshape(size, -1).sum(-1)
 
 
@@ -154,11 +169,19 @@ class Program:
         return other
 
     def run(
-        self, values: Mapping[str, Tensor], *, draw: bool, propose: LatentProposal | None = None
+        self,
+        values: Mapping[str, Tensor],
+        *,
+        draw: bool,
+        propose: LatentProposal | None = None,
+        score: Collection[str] = (),
     ) -> Execution:
-        """One execution; see the module's docstring. Raises ``ModelError`` where engines cannot work with it."""
+        """One execution; see the module's docstring. ``score``: given values whose prior is wanted as well.
+
+        Raises ``ModelError`` where engines cannot work with the program."""
+        first_mismatch: ValueError | None = None
         while True:
-            handler = _Execute(self, values, draw, propose)
+            handler = _Execute(self, values, draw, propose, score)
             try:
                 with torch.no_grad(), handler, self.plate():
                     self.model(*self.args, **self.kwargs)
@@ -168,10 +191,12 @@ class Program:
                 self.nesting += 1
                 continue
             except ValueError as error:
-                if "collide at dim" in str(error) and self.nesting < 8:
+                first_mismatch = first_mismatch or error
+                mismatch = "collide at dim" in str(error) or f"plate('{PARTICLES}')" in str(error)
+                if mismatch and self.nesting < _DEEPEST:  # perhaps a plate of the program sits where ours is
                     self.nesting += 1
                     continue
-                raise
+                raise first_mismatch from None
             except RuntimeError as error:
                 if "Boolean value of Tensor" in str(error):
                     raise ModelError(STATIC) from error

@@ -1,0 +1,10 @@
+"""Every sequence enumerated: the truth, for toys and for one or two tokens of a real LM.
+
+Use it where the support is small enough to list (a toy LM, or a real one with max_new_tokens=1): log Z and all
+expectations come without error, and every other engine can be held against it. It refuses, before any work, to go
+beyond `max_sequences`.
+"""
+
+from ppl_align import Exact
+
+engine = Exact(max_sequences=100_000)

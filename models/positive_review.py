@@ -1,0 +1,13 @@
+"""A film review, tilted towards praise: one completion and one reward, the smallest model there is."""
+
+from ppl_align import CausalLM, completion, reward
+from ppl_align.rewards import Vader
+
+lm = CausalLM("smollm2-135m")
+
+
+def positive_review(prompt: str = "The movie was", beta: float = 0.2, max_new_tokens: int = 24):
+    """A film review, tilted towards praise."""
+    review = completion("review", lm, prompt, max_new_tokens=max_new_tokens)
+    reward("sentiment", Vader(), review, beta=beta)
+    return review

@@ -1,0 +1,5 @@
+"""The command line: ``ppl-align run | compare | check | models | engines | fetch | new``."""
+
+from ppl_align.cli.app import main
+
+__all__ = ["main"]

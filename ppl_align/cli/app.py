@@ -1,0 +1,162 @@
+"""The commands and their options. What they do is imported when they run, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppl_align.cli.console import err, exit_code, report
+from ppl_align.errors import InputError
+
+app = typer.Typer(
+    name="ppl-align",
+    help="Language-model alignment as Bayesian inference: one model, several inference engines, one comparison.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+_ENGINES = "a gallery recipe, or file.py that says engine = ...; may be repeated [importance, smc, svi]"
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="a gallery name, file.py, file.py:function or package.module:attr")
+]
+Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="the model's argument named prompt")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="a model's argument, or engine.key=value for an engine's option"),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="same seed, same result")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else there")]
+Force = Annotated[bool, typer.Option("--force", help="replace the run that the output folder holds")]
+Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+) -> None:
+    if version:
+        from ppl_align import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    model: ModelName,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help=_ENGINES),
+    ] = None,
+    prompt: Prompt = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="JSONL, CSV or Parquet with a prompt column: one posterior a row"),
+    ] = None,
+    set_: Set = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="folder for posteriors (netCDF), comparison and report"),
+    ] = None,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Infer the posterior of MODEL by several engines, compare them."""
+    from ppl_align.cli.run import run as execute
+
+    return execute(model, engine or [], prompt, data, set_ or [], seed, out, force, json, debug)
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="DIR_OR_FILE...", help="netCDF files, or folders of them")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder for comparison and report")] = None,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Compare posteriors that were saved earlier."""
+    from ppl_align.cli.compare import compare as execute
+
+    return execute(paths, out, force, json)
+
+
+@app.command()
+def check(
+    model: ModelName, prompt: Prompt = None, set_: Set = None, seed: Seed = 0, debug: Debug = False
+) -> int:
+    """Is this spec sound? Run MODEL on a few particles."""
+    from ppl_align.cli.check import check as execute
+
+    return execute(model, prompt, set_ or [], seed, debug)
+
+
+@app.command()
+def models() -> int:
+    """List the gallery of models."""
+    from ppl_align.cli.listing import listing
+
+    return listing("models")
+
+
+@app.command()
+def engines() -> int:
+    """List the gallery of engine recipes."""
+    from ppl_align.cli.listing import listing
+
+    return listing("inference")
+
+
+@app.command()
+def fetch(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="smollm2-135m (weights) or prompts (RealToxicityPrompts)")],
+    debug: Debug = False,
+) -> int:
+    """Download what the examples need, once."""
+    from ppl_align.cli.fetch import fetch as execute
+
+    return execute(what)
+
+
+@app.command()
+def new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder that does not exist yet, or is empty")],
+    debug: Debug = False,
+) -> int:
+    """Start a project: models/ and inference/ with an example of each."""
+    from ppl_align.cli.new import new as execute
+
+    return execute(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The entry point: run one command, return its exit code (0 done, 1 failed, 2 rejected, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="ppl-align", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted", style="red")
+        return 130
+    except Exception as error:
+        rejected = _usage_error(error)
+        report(error if rejected is None else rejected, debug="--debug" in arguments)
+        return exit_code(error if rejected is None else rejected)
+    return result if isinstance(result, int) else 0
+
+
+def _usage_error(error: Exception) -> InputError | None:
+    """What typer says of options it cannot use, as an error of ours; None for anything else."""
+    if not isinstance(error, typer.BadParameter.__mro__[1]):  # UsageError; typer carries its own click since 0.26
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "ppl-align"
+    return InputError(f"{error.format_message().rstrip('.')}; see {command} --help")  # type: ignore[attr-defined]

@@ -1,0 +1,114 @@
+"""What the user sees: results on stdout, everything else (progress, notes, errors) on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ppl_align.errors import InputError, PplAlignError
+
+err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+
+
+def note(text: str) -> None:
+    """One line for the user, on stderr."""
+    err.print(" ".join(text.split()))
+
+
+def show(result: Any) -> None:
+    """A result, on stdout: anything rich can draw, else its text."""
+    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+        Console(markup=False, highlight=False, emoji=False).print(result)
+    else:
+        print(result)
+
+
+def one_line(error: BaseException, source: Path | None = None) -> str:
+    """An error as one readable line; ``source`` is the file of the user's model, to point into where it can."""
+    if isinstance(error, PplAlignError):
+        return f"error: {' '.join(str(error).split())}"
+    from ppl_align.loading import describe, line_in
+
+    inside = source is not None and line_in(error, source) is not None
+    what = " ".join(describe(error, source if inside else None).split())
+    return f"{'error' if inside else 'internal error'}: {what} (add --debug for the traceback)"
+
+
+def report(error: BaseException, debug: bool, source: Path | None = None) -> None:
+    """Say what went wrong: one line, after the traceback if ``debug``."""
+    if debug:
+        import traceback
+
+        err.print("".join(traceback.format_exception(error)), end="")
+    err.print(one_line(error, source), style="red")
+
+
+def exit_code(error: BaseException) -> int:
+    """2 for what can be mended before an engine starts, 1 for everything else."""
+    return 2 if isinstance(error, InputError) else 1
+
+
+@contextlib.contextmanager
+def user_code() -> Iterator[None]:
+    """Around models, rewards and engines: prints go to stderr, warnings and log records become one line each."""
+    seen: set[str] = set()
+
+    def say(message: str) -> None:
+        line = f"warning: {' '.join(message.split())}"
+        if line not in seen:
+            seen.add(line)
+            err.print(line, style="yellow")
+
+    class _Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(record.getMessage())
+
+    def show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):
+            say(str(message))
+
+    handler, logger = _Handler(logging.WARNING), logging.getLogger("ppl_align")
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.showwarning = show_warning
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """``progress(done, total, note)``: a bar on a terminal, a line now and then elsewhere."""
+    if not err.is_terminal:
+        last = time.monotonic()
+
+        def line(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _EVERY:
+                last = time.monotonic()
+                note(f"{label}: {done}/{total} {what}")
+
+        yield line
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[what]}", markup=False),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        task = bars.add_task(label, total=None, what="")
+        yield lambda done, total, what: bars.update(task, completed=done, total=total, what=what)

@@ -1,0 +1,85 @@
+"""``--data``: a table of prompts from JSONL, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ppl_align.errors import InputError
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows in the order of the file, each with a ``prompt``. CSV cells stay text: the caller knows what they mean.
+
+    Raises ``InputError`` naming the line that cannot be used."""
+    readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"--data {path}: write a .jsonl, .csv or .parquet file")
+    if not path.is_file():
+        raise InputError(f"no such data file: {path}")
+    try:
+        rows = readers[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"--data {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    if not rows:
+        raise InputError(f"--data {path}: the file has no rows")
+    for number, row in enumerate(rows):
+        if "prompt" not in row:
+            found = ", ".join(row) or "nothing"
+            raise InputError(f"--data {path}: row {number} has no column 'prompt' (it has {found})")
+        if not isinstance(row["prompt"], (str, list)):
+            raise InputError(f"--data {path}: the prompt of row {number} is {row['prompt']!r}, not text")
+    return rows
+
+
+def _jsonl(path: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"--data {path}, line {number}: not JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise InputError(f'--data {path}, line {number}: write one object a line, like {{"prompt": "..."}}')
+        rows.append(row)
+    return rows
+
+
+def _csv(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restkey="", strict=True)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise InputError(f"--data {path}, line {reader.line_num}: {error}") from error
+    for number, row in enumerate(rows):
+        if "" in row or None in row.values():
+            raise InputError(f"--data {path}: row {number} does not have as many cells as the header")
+    return rows
+
+
+def _parquet(path: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"--data {path}: not a Parquet file ({_first_line(error)})") from error
+    return table.to_pylist()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def columns(rows: Iterable[Row]) -> list[str]:
+    """Every column that any row has, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))

@@ -1,0 +1,7 @@
+"""How far each engine is from the distribution that was written down."""
+
+from ppl_align.diagnostics.advisor import Advice, advise
+from ppl_align.diagnostics.comparison import Comparison, compare
+from ppl_align.diagnostics.estimates import Estimate
+
+__all__ = ["Advice", "Comparison", "Estimate", "advise", "compare"]

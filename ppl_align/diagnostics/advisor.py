@@ -1,0 +1,190 @@
+"""The line that closes a comparison: which run to believe, and why. Rules, computed, in the order of trust.
+
+1. an exact answer settles it;
+2. evidence: a run whose log Z lies significantly below another's has missed what the other has seen
+   (every log Zhat is a lower bound in expectation), and replicates must agree;
+3. support: how many draws, and how many first ancestors, the answer rests on;
+4. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ppl_align.diagnostics import evidence, weights
+from ppl_align.diagnostics.arviz_adapter import GOOD_K
+from ppl_align.diagnostics.estimates import MIN_REPLICATES
+from ppl_align.diagnostics.prior import drew_from_prior
+from ppl_align.posterior_table import identity
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+SIGNIFICANT = 3.0  # standard errors
+WIDE_SPREAD = 1.0  # nats between replicates: Zhat varies by a factor of e, averages follow the luckiest one
+BAD_RHAT = 1.1  # variance between replicates a fifth of that within: fewer than five independent draws each
+UNKNOWN_ERROR = 1.0  # nats, for a log Z whose error cannot be estimated
+WORTH_SWITCHING = 2.0  # times the precision per token, before another engine is worth a mention
+NEGLIGIBLE = 0.05  # nats: a difference in log Z that matters to nobody, however significant
+CAVEAT = "No diagnostic here can see a mode that no run has visited."
+
+
+@dataclass(frozen=True)
+class Advice:
+    """``verdict``: one line. ``reasons``: what it rests on, one line each."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
+
+
+def best_run(runs: Mapping[str, Posterior]) -> str:
+    """The run that stands for the posterior: an exact one; else the most precise log Z among those that miss nothing."""
+    for name, run in runs.items():
+        if run.exact:
+            return name
+    candidates = {name: run for name, run in runs.items() if _shortfall(run, runs) is None}
+
+    def rank(name: str) -> tuple[float, float]:
+        error = evidence.standard_error(candidates[name])
+        return (math.inf if error is None else error, -evidence.log_evidence(candidates[name]))
+
+    return min(candidates, key=rank)
+
+
+def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
+    """A verdict over the runs of one comparison; ``best`` from :func:`best_run`."""
+    found = {name: complaints(run, runs) for name, run in runs.items()}
+    reasons = [f"{name}: {'; '.join(problems)}." for name, problems in found.items() if problems]
+    reasons += [f"{name}: {note}." for name, run in runs.items() for note in _notes(run)]
+    sound = [name for name, problems in found.items() if not problems]
+    if runs[best].exact:
+        sampled = [name for name in sound if not runs[name].exact]
+        agree = f" {_list(sampled)} agree{'s' if len(sampled) == 1 else ''} with it." if sampled else ""
+        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons))
+    if not sound:
+        first = found[best][0]
+        remedy = _remedy(runs[best])
+        return Advice(f"No run can be trusted: {first} ({best}, the best of them).", (*reasons, remedy, CAVEAT))
+    return Advice(_choice(runs, sound), (*reasons, CAVEAT))
+
+
+def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:
+    precision = {name: evidence.precision_per_1000_tokens(runs[name]) or 0.0 for name in sound}
+    leader = max(sound, key=lambda name: precision[name])
+    plain = [name for name in sound if drew_from_prior(runs[name])]
+    if not plain:
+        return f"Use {leader}" + (
+            ": the only run without a complaint." if len(sound) == 1 else ": the most precise of the sound runs per token."
+        )
+    simple = max(plain, key=lambda name: precision[name])
+    effective = float(weights.ess_by_replicate(runs[simple].log_weight.reshape(1, -1)))
+    verdict = f"Importance sampling is enough here ({simple}: {effective:,.0f} effective draws in all)"
+    if leader != simple and precision[simple] and precision[leader] > WORTH_SWITCHING * precision[simple]:
+        gain = precision[leader] / precision[simple]
+        return f"{verdict}; {leader} is {gain:.1f} times as precise per token."
+    return verdict + "."
+
+
+def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
+    """What speaks against a run, gravest first; empty for a sound one."""
+    if run.exact:
+        return []
+    found = [_shortfall(run, runs), _disagreement_with_exact(run, runs), _few_draws(run), _replicates(run)]
+    k = weights.pareto_k(run) if run.independent else None
+    if k is not None and k > GOOD_K:
+        found.append(f"k-hat {k:.2f} is above {GOOD_K}, its error bars are too small")
+    if not run.independent and len(run.log_weight) < MIN_REPLICATES:
+        found.append(f"{len(run.log_weight)} replicate(s) give no error bars, it takes {MIN_REPLICATES}")
+    return [problem for problem in found if problem is not None]
+
+
+def _shortfall(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
+    """Is there a run whose log Z lies significantly above this one's?"""
+    own, own_error = evidence.log_evidence(run), _error(run)
+    worst: tuple[float, str] | None = None
+    for name, other in runs.items():
+        gap = evidence.log_evidence(other) - own
+        noise = math.hypot(own_error, _error(other))
+        if other is not run and gap > max(SIGNIFICANT * noise, NEGLIGIBLE) and (worst is None or gap > worst[0]):
+            worst = gap, name
+    return None if worst is None else f"log Z is {worst[0]:.2g} nats below {worst[1]}, so it misses part of the posterior"
+
+
+def _error(run: Posterior) -> float:
+    error = evidence.standard_error(run)
+    return UNKNOWN_ERROR if error is None else error
+
+
+def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
+    exact = next((other for other in runs.values() if other.exact), None)
+    if exact is None:
+        return None
+    gap = evidence.log_evidence(run) - evidence.log_evidence(exact)
+    if gap > max(SIGNIFICANT * _error(run), NEGLIGIBLE):
+        return f"log Z is {gap:.2g} nats above the exact one"
+    for name in run.rewards:
+        value, error = run.mean(name)
+        if abs(value - exact.mean(name).value) > SIGNIFICANT * error > 0:
+            return f"E[{name}] is {abs(value - exact.mean(name).value) / error:.1f} standard errors from the exact one"
+    return None
+
+
+def _few_draws(run: Posterior) -> str | None:
+    if weights.perplexity(run.log_weight) < evidence.FEW_DRAWS:
+        carrying = completions_carrying(run)
+        return f"all weight on {carrying} completion{'s' if carrying > 1 else ''}"
+    ancestors = evidence.ancestors_by_replicate(run)
+    if ancestors is not None and sum(ancestors) < evidence.FEW_DRAWS:
+        return f"all particles descend from {sum(ancestors)} of the first ones"
+    return None
+
+
+def completions_carrying(run: Posterior, share: float = 0.99) -> int:
+    """The fewest distinct completions that hold ``share`` of the pooled weight."""
+    ids = torch.as_tensor(identity(run, latents=False))
+    mass = torch.zeros(int(ids.max()) + 1, dtype=torch.float64).index_add(0, ids, run.weights.reshape(-1))
+    cumulative = mass.sort(descending=True).values.cumsum(0)
+    return int((cumulative < share * float(cumulative[-1])).sum()) + 1
+
+
+def _replicates(run: Posterior) -> str | None:
+    spread = evidence.spread(run)
+    if spread is not None and spread > WIDE_SPREAD:
+        return f"log Z spreads by {spread:.2g} nats over its {len(run.log_weight)} replicates"
+    if not bool(run.log_evidence.isfinite().all()):
+        return "a replicate died: everything it drew is forbidden"
+    for name in run.rewards:
+        rhat = evidence.rhat(run, name)
+        if rhat is not None and rhat > BAD_RHAT:
+            return f"its replicates disagree on E[{name}] (R-hat {rhat:.2f})"
+    return None
+
+
+def _notes(run: Posterior) -> list[str]:
+    resampled = run.history.get("resampled")
+    if not run.independent and resampled is not None and not np.asarray(resampled).any():
+        return ["it never resampled, so it is importance sampling under another name"]
+    return []
+
+
+def _remedy(best: Posterior) -> str:
+    kl = evidence.kl_to_prior(best)
+    if math.isfinite(kl.value) and kl.lower_bound:
+        return (
+            f"The posterior lies at least {kl.value:.1f} nats from the prior: draws of the prior would have to number "
+            f"well over {math.exp(kl.value):,.0f}. Raise beta, draw more, or use a twist or a trained guide as proposal."
+        )
+    return "Raise num_particles and num_replicates, or use a trained guide as proposal."
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

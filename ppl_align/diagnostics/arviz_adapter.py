@@ -1,0 +1,136 @@
+"""Everything that differs between ArviZ 0.x (Python 3.11) and ArviZ 1.x (Python 3.12 and later), and nothing else.
+
+numpy and xarray in, ``InferenceData`` (0.x) or ``DataTree`` (1.x) out. No torch, and nothing of this package: the
+file can be loaded on its own, which is how it is tested against the other line.
+
+Differences that would go unnoticed: ``psislw`` takes log-weights in 0.x and their *negative* in 1.x; 0.x drops an
+unknown group given to ``from_dict``; the intervals of ``summary`` are 94% HDI in 0.x and 89% equal-tailed in 1.x.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+GOOD_K = 0.7
+"""Above it, importance weights have no usable variance at practical sizes (Vehtari et al., arXiv:1507.02646)."""
+
+
+@cache
+def _arviz() -> Any:
+    """ArviZ, imported when first needed (it takes a second) and without its announcement of the next version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+    return arviz
+
+
+def version() -> str:
+    """The installed ArviZ, e.g. ``"0.23.4"``."""
+    return str(_arviz().__version__)
+
+
+def is_v1() -> bool:
+    """True for ArviZ 1.x, where the container is xarray's DataTree."""
+    return int(version().split(".")[0]) >= 1
+
+
+def to_arviz(groups: Mapping[str, xr.Dataset]) -> Any:
+    """``groups`` by name; the key ``"/"`` holds the attributes of the whole. Returns what this ArviZ works on."""
+    if is_v1():
+        return xr.DataTree.from_dict(dict(groups))
+    named = {name: data for name, data in groups.items() if name != "/"}
+    root = groups.get("/")
+    return _arviz().InferenceData(attrs=None if root is None else dict(root.attrs), **named)
+
+
+def read_netcdf(path: str | Path) -> Any:
+    """A netCDF file, written by either line, as what this ArviZ works on."""
+    if is_v1():
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return tree.load()
+    data = _arviz().from_netcdf(str(path), engine="h5netcdf")
+    return data.load()
+
+
+def write_netcdf(data: Any, path: str | Path) -> None:
+    """What :func:`to_arviz` made, as a netCDF file."""
+    data.to_netcdf(str(path), engine="h5netcdf")
+
+
+def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed, normalised log-weights and k-hat, over the last axis: ``[..., N] -> [..., N], [...]``.
+
+    Arguments are *log-weights* on both lines. k-hat is infinite where there is no tail to fit."""
+    log_weights = np.asarray(log_weights, dtype=float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 0.x warns of large k-hat; the caller shows it
+        if is_v1():
+            from arviz_stats.base import array_stats
+
+            smoothed, k = array_stats.psislw(-log_weights, axis=-1)
+        else:
+            smoothed, k = _arviz().psislw(log_weights)
+    return np.asarray(smoothed), np.asarray(k)
+
+
+def summary(data: Any, var_names: Sequence[str] | None = None) -> Any:
+    """Means, standard deviations and intervals of the equal-weight draws, a pandas frame at full precision.
+
+    Without ESS and R-hat columns: resampled draws have no order that these could be computed from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _arviz().summary(data, var_names=var_names, kind="stats", round_to="none")
+
+
+def plot_posterior(data: Any, var_names: Sequence[str] | None = None, **options: Any) -> Any:
+    """Densities of the draws: ``plot_posterior`` (0.x), ``plot_dist`` (1.x). Returns the matplotlib figure."""
+    return _figure(_plot("plot_posterior", "plot_dist")(data, var_names=var_names, **options))
+
+
+def plot_forest(named: Mapping[str, Any], var_names: Sequence[str] | None = None, **options: Any) -> Any:
+    """Intervals of several runs beside each other, ``{"is": a, "smc": b}``. Returns the matplotlib figure."""
+    plot = _plot("plot_forest", "plot_forest")
+    if is_v1():
+        return _figure(plot(dict(named), var_names=var_names, **options))
+    options = {"combined": True, **options}
+    return _figure(plot(list(named.values()), model_names=list(named), var_names=var_names, **options))
+
+
+def plot_prior_posterior(data: Any, var_names: Sequence[str] | None = None, **options: Any) -> Any:
+    """Prior beside posterior; needs the group ``prior``. Returns the matplotlib figure."""
+    return _figure(_plot("plot_dist_comparison", "plot_prior_posterior")(data, var_names=var_names, **options))
+
+
+def plot_khat(k: Sequence[float], **options: Any) -> Any:
+    """k-hat of several sets of weights (say, replicates) against the line at 0.7. Returns the matplotlib figure."""
+    values = xr.DataArray(np.asarray(k, dtype=float), dims=["replicate"])
+    plot = _plot("plot_khat", "plot_khat")
+    if is_v1():
+        return _figure(plot(SimpleNamespace(pareto_k=values, good_k=GOOD_K, kind="loo"), **options))
+    return _figure(plot(values, **options))
+
+
+def _plot(v0: str, v1: str) -> Any:
+    function = getattr(_arviz(), v1 if is_v1() else v0)
+
+    def quiet(*args: Any, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **{k: v for k, v in options.items() if v is not None})
+
+    return quiet
+
+
+def _figure(result: Any) -> Any:
+    """1.x returns a PlotCollection, 0.x axes or an array of axes."""
+    if hasattr(result, "viz"):
+        return result.viz["figure"].item()
+    return np.ravel(np.asarray(result, dtype=object))[0].figure

@@ -1,0 +1,247 @@
+"""``compare``: several engines on one target, side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ppl_align.diagnostics import diversity, evidence, weights
+from ppl_align.diagnostics.advisor import Advice, advise, best_run
+from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_column
+from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
+from ppl_align.errors import InputError
+from ppl_align.posterior import Posterior
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Runs = Mapping[str, Posterior | str | Path] | Iterable[Posterior | str | Path]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What :func:`compare` found. Printing it shows tables of at most 80 columns that end in the advice.
+
+    ``runs``       the posteriors, by name
+    ``table``      pandas, one row per run; NaN where a number has no meaning. ``columns`` explains each
+    ``reference``  what all runs are held against: best run, its log Z, H(p*), prior means of the rewards
+    ``advice``     a verdict and its reasons
+    """
+
+    runs: Mapping[str, Posterior]
+    table: pd.DataFrame
+    reference: Mapping[str, Any]
+    advice: Advice
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the rewards."""
+        return list(next(iter(self.runs.values())).rewards)
+
+    @property
+    def columns(self) -> list[Column]:
+        """What is printed, in order: rewards first, columns without any number left out."""
+        every = [*map(reward_column, self.rewards), *COLUMNS]
+        shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in self.rows.values())]
+        return [c for c in shown if c.key != "scored_tokens" or bool((self.table[c.key] > 0).any())]
+
+    @property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The table as plain dictionaries, by run."""
+        return {str(name): row.to_dict() for name, row in self.table.iterrows()}
+
+    def __str__(self) -> str:
+        from ppl_align.report.terminal import comparison
+
+        return str(comparison(self))
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from ppl_align.report.terminal import comparison
+
+        return comparison(self)
+
+    def to_json(self) -> str:
+        """Table, reference and advice as JSON; null where a number has no meaning."""
+        content = {
+            "advice": {"verdict": self.advice.verdict, "reasons": list(self.advice.reasons)},
+            "reference": self.reference,
+            "runs": {
+                name: row | {"engine": run.engine, "config": dict(run.config), "seed": run.seed, "cost": run.cost.as_dict()}
+                for (name, row), run in zip(self.rows.items(), self.runs.values(), strict=True)
+            },
+            "columns": {c.key: c.meaning for c in self.columns},
+        }
+        return json.dumps(_jsonable(content), indent=2, ensure_ascii=False)
+
+    def figures(self) -> dict[str, Figure]:
+        """The plots of the report, matplotlib figures by name."""
+        from ppl_align.report.plots import figures
+
+        return figures(self)
+
+    def plots(self, directory: str | Path) -> list[Path]:
+        """Write every plot as ``DIRECTORY/<name>.png``; returns the paths."""
+        folder = _folder(directory)
+        paths = []
+        for name, figure in self.figures().items():
+            paths.append(folder / f"{name}.png")
+            figure.savefig(paths[-1], dpi=150)
+        return paths
+
+    def save(self, directory: str | Path) -> list[Path]:
+        """Write ``comparison.csv``, ``comparison.json`` and the self-contained ``report.html``; returns the paths."""
+        from ppl_align.report.html import render
+
+        folder = _folder(directory)
+        csv, text, html = (folder / name for name in ("comparison.csv", "comparison.json", "report.html"))
+        self.table.to_csv(csv)
+        text.write_text(self.to_json(), encoding="utf-8")
+        html.write_text(render(self), encoding="utf-8")
+        return [csv, text, html]
+
+
+def compare(runs: Runs) -> Comparison:
+    """Set several posteriors of *one* target beside each other.
+
+    ``runs``: ``{"is": posterior, "smc": "out/smc.nc"}``, or a sequence of posteriors and paths of saved ones (named by
+    engine, or by file). Weight ESS, k-hat, largest weight, ancestors and distinct completions are per replicate,
+    averaged over replicates; expectations and log Z pool replicates in proportion to Zhat_r.
+
+    Raises ``InputError`` for no runs, an unreadable file, or runs whose targets differ (model, LM, reward scales or
+    prompt): their log Z and E[r] could not be compared.
+    """
+    named = _named(runs)
+    _same_target(named)
+    best = best_run(named)
+    top = evidence.best_log_evidence(named.values())
+    rewards = list(named[best].rewards)
+    prior = best_view_of_prior(named.values())
+    reference: dict[str, Any] = {
+        "best_run": best,
+        "best_log_evidence": top,
+        "posterior_entropy": diversity.posterior_entropy(named[best]),
+        "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": named[best].model,
+        "lm": named[best].lm,
+        "prompts": sorted(_prompts(named[best]))[:8],
+    }
+    own_entropy = diversity.attainable_entropy(named[best])
+    own_distinct2 = diversity.distinct_ngrams(named[best])
+    rows = {}
+    for name, run in named.items():
+        rows[name] = _row(run, rewards, top) | {"entropy_posterior": own_entropy, "distinct2_posterior": own_distinct2}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "run"
+    numbers = table.columns.drop(["engine", "kl_is_lower_bound"])
+    table[numbers] = table[numbers].astype(float)
+    return Comparison(named, table, reference, advise(named, best))
+
+
+def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> dict[str, Any]:
+    row: dict[str, Any] = {"engine": run.engine}
+    for name in rewards:
+        row[f"E[{name}]"], row[f"se[{name}]"] = run.mean(name)
+    kl = evidence.kl_to_prior(run)
+    elbo = evidence.elbo(run)
+    rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]
+    sampled = not run.exact
+    return row | {
+        "log_evidence": evidence.log_evidence(run),
+        "log_evidence_spread": evidence.spread(run),
+        "kl_to_prior": kl.value,
+        "kl_is_lower_bound": kl.lower_bound,
+        "elbo": elbo,
+        "elbo_gap": None if elbo is None else best_log_evidence - elbo,
+        "num_replicates": run.log_weight.shape[0] if sampled else None,
+        "num_particles": run.log_weight.shape[1] if sampled else None,
+        "unique_ancestors": diversity.unique_ancestors(run),
+        "distinct_completions": diversity.distinct_completions(run),
+        "ess": weights.ess(run) if sampled else None,
+        "khat": weights.pareto_k(run),
+        "largest_weight": weights.largest(run) if sampled else None,
+        "rhat": max(rhats, default=None),
+        "entropy": diversity.entropy_of_draws(run),
+        "distinct2": diversity.distinct_ngrams(run),
+        "lm_tokens": run.cost.lm_tokens,
+        "scored_tokens": run.cost.scored_tokens,
+        "lm_forwards": run.cost.lm_forwards,
+        "reward_calls": run.cost.reward_calls,
+        "seconds": run.cost.seconds,
+        "precision_per_1000_tokens": evidence.precision_per_1000_tokens(run),
+    }
+
+
+def _named(runs: Runs) -> dict[str, Posterior]:
+    if isinstance(runs, (str, Path, Posterior)):
+        runs = [runs]
+    if isinstance(runs, Mapping):
+        pairs = [(str(name), run) for name, run in runs.items()]
+    else:
+        pairs = [(run.engine if isinstance(run, Posterior) else Path(run).stem, run) for run in runs]
+    named: dict[str, Posterior] = {}
+    for name, run in pairs:
+        unique, count = name, 2
+        while unique in named:
+            unique, count = f"{name}-{count}", count + 1
+        named[unique] = run if isinstance(run, Posterior) else Posterior.load(run)
+    if not named:
+        raise InputError("nothing to compare: give at least one posterior")
+    return named
+
+
+def _prompts(run: Posterior) -> set[str]:
+    try:
+        return {text for site in run.completions.values() for text in site.texts("prompt")}
+    except ValueError:
+        return set()  # a completion that was built by hand need not know its prompt
+
+
+def _same_target(named: Mapping[str, Posterior]) -> None:
+    (first_name, first), *others = named.items()
+    for name, run in others:
+        differs = {
+            "models": (first.model, run.model),
+            "language models": (first.lm, run.lm),
+            "rewards (name: nats per unit)": (_rounded(first.scales), _rounded(run.scales)),
+            "sites": (sorted(first.particles), sorted(run.particles)),
+        }
+        # A prompt that depends on a latent varies from draw to draw; one fixed prompt must be the same.
+        prompts = _prompts(first), _prompts(run)
+        if all(len(p) == 1 for p in prompts):
+            differs["prompts"] = prompts
+        for what, (a, b) in differs.items():
+            if a != b:
+                raise InputError(f"runs of different targets cannot be compared: {what} {a} in {first_name!r}, {b} in {name!r}")
+
+
+def _rounded(scales: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{scale:.6g}") for name, scale in sorted(scales.items())}
+
+
+def _folder(directory: str | Path) -> Path:
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

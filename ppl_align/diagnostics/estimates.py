@@ -1,0 +1,126 @@
+"""Posterior expectations with standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_align.completion import Completion
+from ppl_align.errors import InputError
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+MIN_REPLICATES = 4
+"""Fewer independent repeats say nothing usable about their own spread."""
+MIN_EFFECTIVE_DRAWS = 2.0
+
+
+class Estimate(NamedTuple):
+    """``value``, and ``standard_error`` (NaN where none can be stated)."""
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        error = "no error estimate" if math.isnan(self.standard_error) else f"{self.standard_error:.2g}"
+        return f"{self.value:.4g} ± {error}"
+
+
+def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
+    """See :meth:`ppl_align.Posterior.mean`."""
+    values = _values(posterior, what, of)
+    weights = posterior.weights
+    counts = values.isfinite() & (weights > 0)
+    if bool((values.isinf() & (weights > 0)).any()):
+        return Estimate(float((weights * values)[weights > 0].nansum()), math.nan)
+    if not bool(counts.any()):
+        return Estimate(math.nan, math.nan)
+    w = torch.where(counts, weights, 0.0)
+    f = torch.where(counts, values, 0.0)
+    value = float((w * f).sum() / w.sum())
+    if posterior.exact:
+        return Estimate(value, 0.0)
+    return Estimate(value, _delta(w, f, value) if posterior.independent else _jackknife(w, f))
+
+
+def _delta(w: Tensor, f: Tensor, value: float) -> float:
+    """Self-normalised importance sampling: se^2 = sum_i w_i^2 (f_i - mean)^2 / (sum_i w_i)^2 (Owen, eq. 9.9)."""
+    effective = float(w.sum() ** 2 / (w**2).sum())
+    if effective < MIN_EFFECTIVE_DRAWS:
+        return math.nan
+    return float(((w * (f - value)) ** 2).sum().sqrt() / w.sum())
+
+
+def _jackknife(w: Tensor, f: Tensor) -> float:
+    """Leave one replicate out: se^2 = (R-1)/R sum_r (mean_(-r) - their average)^2.
+
+    Particles of one replicate share ancestors, so the replicate is the only independent unit."""
+    numerator, denominator = (w * f).sum(-1), w.sum(-1)
+    rest = denominator.sum() - denominator
+    if len(denominator) < MIN_REPLICATES or bool((rest <= 1e-12).any()):
+        return math.nan
+    left_out = (numerator.sum() - numerator) / rest
+    count = len(left_out)
+    return float(((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum()).sqrt())
+
+
+def functionals(posterior: Posterior) -> dict[str, Tensor]:
+    """The named numbers of a posterior, each [R, N] float64: rewards, scalar latents, log_prior, log_likelihood, length.
+
+    A site of the program that uses one of the built-in names keeps it."""
+    named = {name: r.double() for name, r in posterior.rewards.items()}
+    shape = posterior.log_weight.shape
+    named |= {name: z.double() for name, z in posterior.latents.items() if z.shape == shape}
+    built_in = {"log_prior": log_prior(posterior), "log_likelihood": log_likelihood(posterior)}
+    sites = posterior.completions
+    for name, site in sites.items():
+        lengths = site.lengths.double().reshape(*shape, -1).sum(-1)
+        built_in["length" if len(sites) == 1 else f"length({name})"] = lengths
+    return named | {name: value for name, value in built_in.items() if name not in named}
+
+
+def log_prior(posterior: Posterior) -> Tensor:
+    """log p0 of everything drawn, [R, N] nats."""
+    return _total(posterior, posterior.log_prior)
+
+
+def log_likelihood(posterior: Posterior) -> Tensor:
+    """Sum of all factors (r / beta and observed sites), [R, N] nats."""
+    return _total(posterior, posterior.factors)
+
+
+def _total(posterior: Posterior, parts: Any) -> Tensor:
+    return sum((part.double() for part in parts.values()), torch.zeros_like(posterior.log_weight))
+
+
+def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None) -> Tensor:
+    shape = posterior.log_weight.shape
+    if isinstance(what, str):
+        known = functionals(posterior)
+        if what in known and of is None:
+            return known[what]
+        if of is not None:
+            raise InputError(f"mean({what!r}, of={of!r}): of= goes with a function")
+        hint = " (it is not one number per particle: give a function)" if what in posterior.particles else ""
+        raise InputError(f"mean({what!r}): no such number{hint}; there are {', '.join(known)}")
+    if of is not None and of not in posterior.particles:
+        raise InputError(f"mean(of={of!r}): no such site; there are {', '.join(posterior.particles)}")
+    values = what(posterior.particles) if of is None else _each(what, posterior.particles[of], shape)
+    values = torch.as_tensor(values).double()
+    if values.shape != shape:
+        raise InputError(
+            f"mean(f): f must return one number per particle, shape {list(shape)}, got {list(values.shape)}; "
+            "for a function of one text write mean(f, of=site)"
+        )
+    return values
+
+
+def _each(f: Callable[[Any], Any], site: Completion | Tensor, shape: torch.Size) -> Tensor:
+    elements = site.texts() if isinstance(site, Completion) else list(site.reshape(-1, *site.shape[len(shape) :]))
+    results = torch.tensor([float(f(element)) for element in elements], dtype=torch.float64)
+    return results.reshape(site.shape if isinstance(site, Completion) else shape)

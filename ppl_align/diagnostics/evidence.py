@@ -1,0 +1,141 @@
+"""log Z: the estimate, its spread, its price, and what follows from it. All in nats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_align.diagnostics import weights
+from ppl_align.diagnostics.estimates import MIN_REPLICATES, functionals, log_likelihood
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+FEW_DRAWS = 10
+"""An expectation that rests on fewer draws than this is printed as a bound."""
+_ROUNDING = 1e-12  # a relative variance below this is rounding: weights are constant
+
+
+def log_evidence(posterior: Posterior) -> float:
+    """log of the mean of Zhat over replicates (Zhat is unbiased, log Zhat is not): a lower bound in expectation."""
+    each = posterior.log_evidence
+    return float(torch.logsumexp(each, 0) - math.log(len(each)))
+
+
+def spread(posterior: Posterior) -> float | None:
+    """Standard deviation of log Zhat_r over replicates. None for one replicate, an exact run or a dead replicate."""
+    each = posterior.log_evidence
+    if posterior.exact or len(each) < 2 or not bool(each.isfinite().all()):
+        return None
+    return float(each.std())
+
+
+def relative_variance(posterior: Posterior) -> float | None:
+    """Var(Zhat_r) / Z^2 of *one replicate*.
+
+    Independent draws: Zhat_r is a mean of N weights, so it is the relative variance of a weight over N, estimated
+    from all R * N weights. SMC: from the replicates, None below four. Underestimates where a tail was not visited."""
+    if posterior.exact:
+        return None
+    replicates, particles = posterior.log_weight.shape
+    if posterior.independent:
+        return None if posterior.log_weight.numel() < 2 else _relvar(posterior.log_weight.reshape(-1)) / particles
+    return None if replicates < MIN_REPLICATES else _relvar(posterior.log_evidence)
+
+
+def _relvar(log_values: Tensor) -> float:
+    values = (log_values - log_values.max()).exp()
+    return float(values.var() / values.mean() ** 2)
+
+
+def standard_error(posterior: Posterior) -> float | None:
+    """Of the pooled log Z, by the delta method: sqrt(relvar(Zhat_r) / R). 0 when exact; None where unknown."""
+    if posterior.exact:
+        return 0.0
+    pooled = posterior.log_weight.reshape(-1)
+    if posterior.independent and float(weights.ess_by_replicate(pooled[None])) < 2:
+        return None
+    relvar = relative_variance(posterior)
+    return None if relvar is None else math.sqrt(relvar / len(posterior.log_weight))
+
+
+def precision_per_1000_tokens(posterior: Posterior) -> float | None:
+    """(1 / relvar(Zhat_r)) / (LM tokens of one replicate / 1000).
+
+    LM tokens: rows through the network, decoded and scored, training included; one replicate's share is the
+    total / R. Pooling R replicates divides relvar by R and multiplies tokens by R, so the number does not depend
+    on how a budget is cut into replicates. None where relvar is unknown or zero, or no token was paid for."""
+    relvar = relative_variance(posterior)
+    tokens = (posterior.cost.lm_tokens + posterior.cost.scored_tokens) / len(posterior.log_weight)
+    if relvar is None or relvar < _ROUNDING or tokens == 0:
+        return None
+    return 1 / relvar / (tokens / 1000)
+
+
+def elbo(posterior: Posterior) -> float | None:
+    """E_q[log p0 + log-likelihood - log q] of a trained guide, the mean log-weight of its draws. None for others.
+
+    A lower bound of log Z; times beta, the objective of KL-regularised RL (arXiv:2205.11275)."""
+    return float(posterior.log_weight.mean()) if "loss" in posterior.history else None
+
+
+def best_log_evidence(posteriors: Iterable[Posterior]) -> float:
+    """The exact log Z if one run has it, else the highest estimate: each is a lower bound in expectation."""
+    runs = list(posteriors)
+    exact = [log_evidence(p) for p in runs if p.exact]
+    return exact[0] if exact else max(log_evidence(p) for p in runs)
+
+
+class KL(NamedTuple):
+    """``value`` in nats; ``lower_bound``: the run cannot tell how much larger it is."""
+
+    value: float
+    lower_bound: bool
+
+
+def kl_to_prior(posterior: Posterior) -> KL:
+    """KL(p* || p0) = E_p*[log-likelihood] - log Z, pooled.
+
+    From n prior draws this is log n minus the entropy of the weights, so it can never exceed log n: once the
+    weight sits on fewer than 10 draws (or descends from fewer than 10 ancestors) it is a lower bound."""
+    w = posterior.weights
+    likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
+    value = float((w * likelihood).sum()) - log_evidence(posterior)
+    if posterior.exact:
+        return KL(value, False)
+    supporting = weights.perplexity(posterior.log_weight)
+    ancestors = ancestors_by_replicate(posterior)
+    if ancestors is not None:
+        supporting = min(supporting, float(sum(ancestors)))
+    return KL(max(value, 0.0), supporting < FEW_DRAWS)
+
+
+def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
+    """SMC: how many of the first particles have living descendants, per replicate. None where nothing descends."""
+    lineage = posterior.history.get("lineage")
+    if lineage is None:
+        return None
+    lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
+    return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
+
+
+def rhat(posterior: Posterior, name: str) -> float | None:
+    """Do replicates agree on E[name]? sqrt(1 + Var_r(mean_r) / mean_r(Var within r)), replicates as chains.
+
+    Gelman & Rubin 1992, with weighted moments in place of a chain's. None for one replicate, for an exact run, for
+    a trained guide (its replicates are draws of one guide and cannot disagree) and for a constant."""
+    if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
+        return None
+    f = functionals(posterior)[name]
+    w = torch.where(f.isfinite(), weights.normalised(posterior.log_weight), 0.0)
+    total = w.sum(-1, keepdim=True)
+    if bool((total <= 0).any()):
+        return None
+    w, f = w / total, torch.where(f.isfinite(), f, 0.0)
+    means = (w * f).sum(-1, keepdim=True)
+    within = float((w * (f - means) ** 2).sum(-1).mean())
+    return math.sqrt(1 + float(means.var()) / within) if within > 1e-12 else None

@@ -1,0 +1,78 @@
+"""What the weights of one run say about it. Each number is computed per replicate and averaged.
+
+All of these see only what was visited: a mode that no particle found leaves no trace in them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.diagnostics import arviz_adapter
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+MIN_DRAWS_FOR_K = 25
+MIN_TAIL_VALUES = 5
+"""ArviZ fits no tail to fewer points; tied weights are one point however often they occur."""
+
+
+def normalised(log_weight: Tensor) -> Tensor:
+    """Weights that sum to 1 over the last axis, ``[..., N]``; all zero in a replicate that is dead."""
+    return torch.softmax(log_weight, -1).nan_to_num(0.0)
+
+
+def ess_by_replicate(log_weight: Tensor) -> Tensor:
+    """Effective sample size of the weights, 1 / sum_i W_i^2: ``[R, N] -> [R]``, between 1 and N (0 where dead)."""
+    squares = (normalised(log_weight) ** 2).sum(-1)
+    return torch.where(squares > 0, 1 / squares, 0.0)
+
+
+def ess(posterior: Posterior) -> float:
+    """Weight ESS, mean over replicates. For SMC: of the weights gathered since the last resampling only."""
+    return float(ess_by_replicate(posterior.log_weight).mean())
+
+
+def largest(posterior: Posterior) -> float:
+    """The largest normalised weight, mean over replicates."""
+    return float(normalised(posterior.log_weight).amax(-1).mean())
+
+
+def perplexity(log_weight: Tensor) -> float:
+    """exp(entropy) of the normalised weights: how many draws carry the weight, all of ``log_weight`` pooled."""
+    w = normalised(log_weight.reshape(-1))
+    return float(torch.special.entr(w).sum().exp())
+
+
+def pareto_k(posterior: Posterior) -> float | None:
+    """Pareto k-hat (Vehtari et al., arXiv:1507.02646), mean over the replicates that have one; None: no tail to fit."""
+    found = [k for k in pareto_k_by_replicate(posterior) if k is not None]
+    return float(np.mean(found)) if found else None
+
+
+def pareto_k_by_replicate(posterior: Posterior) -> list[float | None]:
+    """k-hat of every replicate; None where weights are constant, heavily tied or fewer than 25.
+
+    ArviZ would answer infinity (0.x) or raise (1.x) there, and a perfect run would read as a bad one."""
+    if posterior.exact:
+        return [None] * len(posterior.log_weight)
+    return [_pareto_k(row) for row in posterior.log_weight.double().numpy()]
+
+
+def _pareto_k(log_weight: np.ndarray) -> float | None:
+    alive = np.sort(log_weight[np.isfinite(log_weight)])
+    n = len(alive)
+    if n < MIN_DRAWS_FOR_K:
+        return None
+    tail = alive[-int(np.ceil(min(0.2 * n, 3 * np.sqrt(n)))) - 1 :]
+    # log-weights that should be equal may differ by rounding
+    distinct = 1 + int((np.diff(tail) > 1e-9).sum())
+    if distinct < max(MIN_TAIL_VALUES, len(tail) / 2):
+        return None
+    # weights of zero are draws like any other: they stay, far below the tail
+    k = float(arviz_adapter.psislw(np.maximum(log_weight, alive[-1] - 700.0))[1])
+    return k if np.isfinite(k) else None

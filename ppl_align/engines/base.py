@@ -1,0 +1,98 @@
+"""The contract of every engine: a frozen, printable configuration with one verb."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import pyro
+import torch
+
+from ppl_align.cost import measure
+from ppl_align.errors import InputError
+from ppl_align.posterior import Posterior
+from ppl_align.rewards.cache import reward_cache
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done, total, note)``, called as the work goes on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an engine is asked to do: a Pyro program with its arguments."""
+
+    model: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    progress: Progress
+
+    @property
+    def name(self) -> str:
+        return getattr(self.model, "__name__", type(self.model).__name__)
+
+
+@dataclass(frozen=True)
+class Engine(ABC):
+    """Subclasses are frozen dataclasses that implement ``_infer``; adding an engine is adding one file."""
+
+    name: ClassVar[str]
+
+    def run(
+        self, model: Callable[..., Any], *args: Any, seed: int = 0, progress: Progress | None = None, **kwargs: Any
+    ) -> Posterior:
+        """Approximate the posterior of ``model(*args, **kwargs)``.
+
+        Same seed, same result (one build, one machine); the global RNG and Pyro's parameter store are untouched.
+        Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way.
+        """
+        if not callable(model):
+            raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
+        task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
+        with measure() as cost, isolated(seed), reward_cache():
+            posterior = self._infer(task)
+        posterior.cost = cost
+        posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
+        posterior.config = self.describe()
+        return posterior
+
+    @abstractmethod
+    def _infer(self, task: Task) -> Posterior:
+        """Do the work; ``run`` fills in cost, seed and names."""
+
+    def describe(self) -> dict[str, Any]:
+        """The configuration, JSON-able (objects by their printed name)."""
+        plain = (int, float, str, bool, type(None))
+        shallow = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {k: v if isinstance(v, plain) else getattr(v, "__name__", repr(v)) for k, v in shallow.items()}
+
+
+@contextlib.contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """One random stream for the whole run, taken from ``seed`` and given back; a parameter store of its own."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        yield
+
+
+def at_least(low: int, **values: Any) -> None:
+    """Every value is a whole number of at least ``low``."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
+
+
+def one_of(name: str, value: Any, choices: list[Any]) -> None:
+    """The value is one of the choices; suggests the nearest."""
+    if value in choices:
+        return
+    near = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
+
+
+__all__ = ["Engine", "Progress", "Task", "at_least", "isolated", "one_of"]

@@ -1,0 +1,54 @@
+"""When a particle's intermediate potential is refreshed: every k tokens, at word or at sentence boundaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ppl_align.engines.base import at_least, one_of
+from ppl_align.lm.base import LM
+from ppl_align.lm.decoding import Population
+
+_SENTENCE_ENDS = (".", "!", "?", "…", "。")
+_CLOSERS = "\"'”’)]*"
+
+
+def check_schedule(every: int | str) -> None:
+    """Raises ``InputError`` unless ``every`` is a positive whole number, ``"word"`` or ``"sentence"``."""
+    if isinstance(every, str):
+        one_of("every", every, ["word", "sentence"])
+    else:
+        at_least(1, every=every)
+
+
+class Schedule:
+    """Which particles are due, step by step."""
+
+    def __init__(self, every: int | str, lm: LM) -> None:
+        self.every = every
+        self.closes: np.ndarray | None = None
+        if isinstance(every, str):
+            cache: dict[str, np.ndarray] = lm.__dict__.setdefault("_boundaries", {})
+            if every not in cache:
+                cache[every] = np.array([_BOUNDARY[every](text) for text in lm.vocabulary])
+            self.closes = cache[every]
+
+    def due(self, population: Population) -> Any:
+        """bool [M]: the newest token closes a unit of text, or (fixed schedule) k more tokens were drawn."""
+        if self.closes is None:
+            return np.full(len(population.row), population.t % int(self.every) == 0)
+        return self.closes[population.last]
+
+
+def starts_word(token: str) -> bool:
+    """A token that begins with white space proves that the word before it has ended."""
+    return token[:1].isspace()
+
+
+def ends_sentence(token: str) -> bool:
+    """A full stop, a question or exclamation mark (closing quotes apart), or a line break."""
+    return "\n" in token or token.rstrip().rstrip(_CLOSERS).endswith(_SENTENCE_ENDS)
+
+
+_BOUNDARY = {"word": starts_word, "sentence": ends_sentence}

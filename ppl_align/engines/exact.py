@@ -1,0 +1,130 @@
+"""The judge: every value of every latent, weighed exactly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_align.engines.base import Engine, Task, at_least
+from ppl_align.engines.sweep import all_dead, assemble
+from ppl_align.errors import AllDeadError, InputError
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.posterior import Posterior
+from ppl_align.program import Program, Site
+
+
+@dataclass(frozen=True)
+class Exact(Engine):
+    """Enumerate the whole support: log Z, probabilities and expectations without error.
+
+    For toys, and for real LMs over one or two tokens (``max_new_tokens=1``: V sequences from one forward; ``top_k``
+    cuts the tree). Prefixes are shared, so the LM sees each prefix once. The result has R = 1 and one particle per
+    assignment; ``log_weight`` holds log p(x, data) + log N, so that ``log_evidence`` is log Z.
+
+    ``max_sequences``  refuse politely (``InputError``) beyond this many assignments
+    """
+
+    max_sequences: int = 100_000
+
+    name: ClassVar[str] = "exact"
+
+    def __post_init__(self) -> None:
+        at_least(1, max_sequences=self.max_sequences)
+
+    def _infer(self, task: Task) -> Posterior:
+        program = Program(task.model, task.args, task.kwargs, 1)
+        values: dict[str, Tensor] = {}
+        log_prior: dict[str, Tensor] = {}
+        size = 1
+        while True:
+            execution = program.with_particles(size).run(values, draw=False)
+            site = execution.pending
+            if site is None:
+                break
+            program.nesting = max(program.nesting, len(site.fn.batch_shape) - 1)
+            parent, value, log_p = self._expand(site, size)
+            values = {name: held[parent] for name, held in values.items()} | {site.name: value}
+            log_prior = {name: held[parent] for name, held in log_prior.items()} | {site.name: log_p}
+            size = len(parent)
+            task.progress(size, self.max_sequences, site.name)
+        joint = sum(log_prior.values(), execution.log_potential)
+        if bool(joint.isneginf().all()):
+            raise AllDeadError(all_dead("in the whole support", execution))
+        log_weight = (joint + math.log(size))[None]
+        zero = {name: torch.zeros_like(value) for name, value in log_prior.items()}
+        posterior = assemble(execution, values, log_weight, log_prior, zero, independent=False, exact=True)
+        posterior.log_proposal = None
+        return posterior
+
+    def _expand(self, site: Site, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Every value of the site for every assignment: ``(parent [P'], value [P', ...], log_prior [P'])``."""
+        lanes = site.fn.batch_shape[1:]
+        parent, held, log_p = torch.arange(size), None, torch.zeros(size, dtype=torch.float64)
+        for lane in range(math.prod(lanes)):
+            support = (_completions if site.is_completion else _support)(self, site, lane)
+            copies = torch.tensor([len(support[p][1]) for p in parent.tolist()])
+            self._check(int(copies.sum()), site.name)
+            chosen = torch.repeat_interleave(torch.arange(len(parent)), copies)
+            new = torch.cat([support[p][0] for p in parent.tolist()])[:, None]
+            log_p = log_p[chosen] + torch.cat([support[p][1] for p in parent.tolist()])
+            held = new if held is None else torch.cat([held[chosen], new], 1)
+            parent = parent[chosen]
+        assert held is not None
+        return parent, held.reshape(len(parent), *lanes, *held.shape[2:]), log_p
+
+    def _check(self, count: int, name: str) -> None:
+        if count > self.max_sequences:
+            raise InputError(
+                f"Exact would enumerate more than {self.max_sequences} assignments at {name!r} ({count} already): "
+                f"lower max_new_tokens, declare top_k=, raise max_sequences, or use another engine"
+            )
+
+
+def _support(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
+    """An ordinary latent: (values [S, ...], log p [S]) for each assignment."""
+    if not getattr(site.fn, "has_enumerate_support", False):
+        raise InputError(f"Exact cannot enumerate {site.name!r} ({type(site.fn).__name__}): use another engine")
+    values = site.fn.enumerate_support(expand=True)
+    log_p = site.fn.log_prob(values).double()
+    size, event = site.fn.batch_shape[0], site.fn.event_shape
+    values, log_p = values.reshape(len(values), size, -1, *event), log_p.reshape(len(log_p), size, -1)
+    return [(values[:, p, lane], log_p[:, p, lane]) for p in range(size)]
+
+
+def _completions(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
+    """A completion: (tokens [S, T], log p [S]) for each assignment, one tree per distinct prompt."""
+    index = site.fn.index.reshape(site.fn.batch_shape[0], -1)[:, lane].tolist()
+    trees = {i: enumerate_completions(site.fn, i, lambda n: engine._check(n, site.name)) for i in set(index)}
+    return [trees[i] for i in index]
+
+
+@torch.no_grad()
+def enumerate_completions(source: CompletionDistribution, prompt: int, check: Any) -> tuple[Tensor, Tensor]:
+    """All sequences of positive probability after one prompt: ``(tokens [S, T], log_p [S])``; each prefix read once."""
+    lm, length = source.lm, source.max_new_tokens
+    terminal = torch.zeros(lm.vocab_size, dtype=torch.bool)
+    terminal[list(source.terminal)] = True
+    prefixes, log_p = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
+    leaves: list[tuple[Tensor, Tensor]] = []
+    found = 0
+    decoder = lm.start([source.prompts[prompt]])
+    for t in range(length):
+        scores = source.warp(decoder.log_probs).double().cpu()
+        rows, tokens = torch.nonzero(scores > -torch.inf, as_tuple=True)
+        check(found + len(rows))
+        prefixes = torch.cat([prefixes[rows], tokens[:, None]], 1)
+        log_p = log_p[rows] + scores[rows, tokens]
+        ended = terminal[tokens] if t + 1 < length else torch.ones(len(tokens), dtype=torch.bool)
+        padding = torch.full((int(ended.sum()), length - t - 1), source.pad_id)
+        leaves.append((torch.cat([prefixes[ended], padding], 1), log_p[ended]))
+        found += int(ended.sum())
+        running = ~ended
+        if not bool(running.any()):
+            break
+        prefixes, log_p = prefixes[running], log_p[running]
+        decoder = decoder.extend(rows[running], tokens[running])
+    return torch.cat([tokens for tokens, _ in leaves]), torch.cat([log_p for _, log_p in leaves])

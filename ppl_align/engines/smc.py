@@ -1,0 +1,173 @@
+"""Sequential Monte Carlo: importance sampling that notices on the way which prefixes are worth continuing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.engines.base import Engine, Task, at_least, one_of
+from ppl_align.engines.boundaries import Schedule, check_schedule
+from ppl_align.engines.proposals import as_proposal
+from ppl_align.engines.resampling import SCHEMES
+from ppl_align.engines.sweep import Sweep, all_dead
+from ppl_align.errors import AllDeadError, InputError
+from ppl_align.lm.decoding import Population
+from ppl_align.posterior import Posterior
+from ppl_align.program import Program, Site
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SMC(Engine):
+    """Particles that are weighed while they grow, and resampled when few of them carry the weight.
+
+    ``num_particles``   particles of each population, N       ``num_replicates``  independent populations, R
+    ``ess_threshold``   resample a population when its ESS falls below this share of N (0: never, 1: always)
+    ``resampling``      "systematic" (default), "stratified", "residual", "multinomial"
+    ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program), or
+                        "prefix": what the rest of the program says of the text so far
+    ``every``           when psi is refreshed: a number of tokens, "word" or "sentence"
+    ``proposal``        as for importance sampling
+    ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
+                        eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat
+
+    Weights: increment psi_t - psi_{t-1} + log p - log q; a finished particle has its final potential and increment 0.
+    Never resamples after the last step, so the weights returned are honest. E[Zhat] = Z for every setting.
+    Sources: Naesseth et al. 2019 (arXiv:1903.04797); Lew et al. 2023 (arXiv:2306.03081); Zhao et al. 2024
+    (arXiv:2404.17546).
+    """
+
+    num_particles: int = 64
+    num_replicates: int = 4
+    ess_threshold: float = 0.5
+    resampling: str = "systematic"
+    twist: str | None = None
+    every: int | str = 1
+    proposal: Any = None
+    prefix_floor: float = -2.0
+
+    name: ClassVar[str] = "smc"
+
+    def __post_init__(self) -> None:
+        at_least(1, num_particles=self.num_particles, num_replicates=self.num_replicates)
+        if not 0 <= self.ess_threshold <= 1:
+            raise InputError(f"ess_threshold is a share of the particles, between 0 and 1; got {self.ess_threshold}")
+        if not np.isfinite(self.prefix_floor):
+            raise InputError(f"prefix_floor must be finite, got {self.prefix_floor}")
+        one_of("resampling", self.resampling, list(SCHEMES))
+        one_of("twist", self.twist, [None, "prefix"])
+        check_schedule(self.every)
+        as_proposal(self.proposal)
+
+    def _infer(self, task: Task) -> Posterior:
+        size = self.num_replicates * self.num_particles
+        program = Program(task.model, task.args, task.kwargs, size)
+        sweep = Sweep(program, self.num_replicates, self.num_particles, as_proposal(self.proposal), task.progress)
+        steering = _Steering(self, sweep)
+        execution = sweep.run(during=steering.during if self.twist else None, between=steering.between)
+        if not steering.events:
+            log.warning(
+                "SMC had no weights before the end (twist=None and a single completion): this run is importance sampling"
+            )
+        return sweep.posterior(execution, independent=not steering.resampled, history=steering.history())
+
+
+class _Steering:
+    """What SMC adds to a sweep: refresh the potentials of prefixes, resample, and keep the history."""
+
+    def __init__(self, config: SMC, sweep: Sweep) -> None:
+        self.config, self.sweep = config, sweep
+        self.events: list[dict[str, Any]] = []
+        self.evidence = sweep.current_log_evidence()
+        self.step = 0
+        self.stale = np.ones(len(sweep.psi), dtype=bool)
+        self.schedule: Schedule | None = None
+
+    @property
+    def resampled(self) -> bool:
+        return any(bool(event["resampled"].any()) for event in self.events)
+
+    def between(self, sweep: Sweep) -> None:
+        """Before a completion starts: factors met so far may already tell particles apart."""
+        self.schedule = None
+        self.stale[:] = True
+        if bool((sweep.log_weight != sweep.log_weight[0]).any()):
+            self._maybe_resample(None, "before the first token")
+
+    def during(self, sweep: Sweep, site: Site, population: Population) -> None:
+        """After a token, before the forward: refresh the particles that are due, then maybe resample."""
+        self.step += 1
+        self.schedule = self.schedule or Schedule(self.config.every, site.fn.lm)
+        size = len(sweep.psi)
+        alive = population.alive.reshape(size, -1).any(-1)
+        due = self.schedule.due(population).reshape(size, -1).any(-1) & alive
+        due |= ~alive & self.stale
+        if not due.any():
+            return
+        self.stale = alive
+        chosen = torch.from_numpy(np.flatnonzero(due))
+        psi = sweep.psi.clone()
+        psi[chosen] = self._prefix_potential(site, population, chosen, torch.from_numpy(alive)[chosen])
+        sweep.reweight(psi, sweep.per_particle(population.log_p - population.log_q))
+        self._maybe_resample(population, f"after {population.t} tokens of {site.name!r}")
+
+    def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
+        """Run the rest of the program on the prefixes of the chosen particles, [m] nats."""
+        sweep = self.sweep
+        values = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
+        tokens = sweep.prefix(site, population, population.t)
+        values[site.name] = tokens[chosen.to(tokens.device)]
+        execution = sweep.program.with_particles(len(chosen)).run(values, draw=False)
+        return torch.where(
+            running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential
+        )
+
+    def _maybe_resample(self, population: Population | None, where: str) -> None:
+        sweep, config = self.sweep, self.config
+        log_weight = sweep.log_weight.reshape(sweep.shape)
+        best = log_weight.amax(-1, keepdim=True)
+        if bool(best.isneginf().all()):
+            dead = sweep.program.run(sweep.values, draw=False)
+            raise AllDeadError(all_dead(where, dead))
+        weights = (log_weight - best.clamp_min(-1e300)).exp()
+        total = weights.sum(-1, keepdim=True)
+        weights = weights / total.clamp_min(1e-300)
+        ess = torch.where(total[:, 0] > 0, 1 / weights.square().sum(-1).clamp_min(1e-300), torch.zeros(()))
+        chosen = (ess < config.ess_threshold * config.num_particles) & (total[:, 0] > 0)
+        own = torch.arange(config.num_particles).expand(sweep.shape)
+        ancestors = own
+        evidence = sweep.current_log_evidence()
+        if bool(chosen.any()):
+            drawn = SCHEMES[config.resampling](torch.where(chosen[:, None], weights, torch.ones(())), None)
+            ancestors = torch.where(chosen[:, None], drawn, own)
+            sweep.resample(ancestors, chosen, population)
+            flat = (ancestors + torch.arange(sweep.shape[0])[:, None] * config.num_particles).reshape(-1)
+            self.stale = self.stale[flat.numpy()]
+        self.events.append(
+            {
+                "step": self.step,
+                "ess": ess,
+                "resampled": chosen,
+                "log_evidence_increment": evidence - self.evidence,
+                "ancestors": ancestors,
+            }
+        )
+        self.evidence = evidence
+
+    def history(self) -> dict[str, Any]:
+        """Stacked over the S times the weights were looked at: see ``Posterior.history``."""
+        replicates, particles = self.sweep.shape
+        names = {"ess": (replicates,), "resampled": (replicates,), "log_evidence_increment": (replicates,)}
+        stacked: dict[str, Any] = {
+            name: torch.stack([event[name] for event in self.events]) if self.events else torch.zeros(0, *shape)
+            for name, shape in {**names, "ancestors": (replicates, particles)}.items()
+        }
+        stacked["step"] = torch.tensor([event["step"] for event in self.events], dtype=torch.long)
+        stacked["lineage"] = self.sweep.lineage.reshape(self.sweep.shape)
+        return stacked

@@ -1,0 +1,109 @@
+"""Stochastic variational inference: KL-regularised RL, said in Pyro.
+
+Maximises  ELBO(q) = E_q[log p(x, data) - log q(x)] = log Z - KL(q || p*)  over a trainable guide q, with Pyro's SVI.
+In the words of RLHF: beta * ELBO = E_q[r] - beta KL(q || p0) (Korbak, Perez & Buckley 2022, arXiv:2205.11275).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyro
+import torch
+
+from ppl_align.engines.base import Engine, Task, at_least, one_of
+from ppl_align.engines.elbo import LeaveOneOutELBO
+from ppl_align.engines.proposals import FromPrior
+from ppl_align.engines.sweep import Sweep
+from ppl_align.errors import InputError
+from ppl_align.guides.auto import KINDS, AutoGuide
+from ppl_align.guides.program import ProgramGuide
+from ppl_align.lm.memo import remembered_scores
+from ppl_align.posterior import Posterior
+from ppl_align.program import Program
+
+
+@dataclass(frozen=True)
+class SVI(Engine):
+    """Train a guide, then draw from it, each draw weighted by p*/q, so that the guide's error stays visible.
+
+    ``num_steps``       steps of Adam          ``num_particles``   draws per step and per replicate of the result
+    ``num_replicates``  independent sets of draws of the *one* trained guide
+    ``learning_rate``   default: 1e-3 for networks (head, lora), 1e-1 for tables, latents and a guide of your own
+    ``guide``           "auto" (head where the LM has hidden states, else a table per prefix), "head", "lora", "table",
+                        or a Pyro program with the model's arguments
+    ``rank``            of the head or the adapters
+
+    ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
+    Raises ``RunError`` where the program's log-density is -inf on a draw: a hard rejection has no gradient.
+    """
+
+    num_steps: int = 60
+    num_particles: int = 16
+    num_replicates: int = 4
+    learning_rate: float | None = None
+    guide: str | Callable[..., Any] = "auto"
+    rank: int = 8
+
+    name: ClassVar[str] = "svi"
+
+    def __post_init__(self) -> None:
+        at_least(1, num_steps=self.num_steps, num_replicates=self.num_replicates, rank=self.rank)
+        at_least(2, num_particles=self.num_particles)
+        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not callable(self.guide):
+            one_of("guide", self.guide, list(KINDS))
+
+    def _infer(self, task: Task) -> Posterior:
+        guide = self._guide(task)
+        nesting = self._pilot(task)
+        losses = self.train(task, guide, nesting)
+        program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
+        program.nesting = nesting
+        shape = (self.num_replicates, self.num_particles)
+        if isinstance(guide, ProgramGuide):
+            guide.parameters = pyro.get_param_store().get_state()
+            sweep = Sweep(program, *shape, FromPrior(), task.progress)
+            sweep.adopt(*guide.draw(program))
+        else:
+            sweep = Sweep(program, *shape, guide, _quiet)
+        posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
+        posterior.guide = guide
+        return posterior
+
+    def _guide(self, task: Task) -> AutoGuide | ProgramGuide:
+        if isinstance(self.guide, str):
+            return AutoGuide(task.model, self.guide, self.rank)
+        return ProgramGuide(self.guide)
+
+    def _pilot(self, task: Task) -> int:
+        """Two draws from the prior: are the program's sites and plates as SVI needs them? Returns its plate nesting."""
+        program = Program(task.model, task.args, task.kwargs, 2)
+        sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
+        sweep.run()
+        return program.nesting
+
+    def train(self, task: Task, guide: Any, nesting: int) -> list[float]:
+        """Pyro's SVI, ``num_steps`` times; the loss of each step."""
+        optimiser = pyro.optim.ClippedAdam(lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0})
+        elbo = LeaveOneOutELBO(self.num_particles, nesting)
+        svi = pyro.infer.SVI(task.model, guide, optimiser, elbo)
+        losses = []
+        for step in range(self.num_steps):
+            with remembered_scores():
+                losses.append(float(svi.step(*task.args, **task.kwargs)))
+            task.progress(step + 1, self.num_steps, f"ELBO {-losses[-1]:.3f}")
+        return losses
+
+    def rate_of(self, parameter: str) -> float:
+        """The learning rate of a parameter: networks want small steps, tables and latents large ones."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if parameter.endswith((".left", ".right")) or ".lora_" in parameter else 1e-1
+
+
+def _quiet(done: int, total: int, note: str) -> None:
+    """The last sweep is short beside the training: no progress of its own."""

@@ -1,0 +1,187 @@
+"""Particles sweeping through a program, once: what importance sampling and SMC have in common.
+
+Each particle holds a value for every site reached so far. Write ``psi`` for the log-potential of the program on these
+values and ``log p - log q`` for prior against proposal. Its log-weight is ``log p - log q + psi``, brought up to date
+whenever ``psi`` is refreshed, minus what was already taken into account at the last resampling::
+
+    log_weight += (log p - log q + psi) - absorbed;   absorbed = log p - log q + psi
+
+Any finite ``psi`` on the way leaves E[Zhat] = Z (the telescope closes with the true potential of the whole program);
+a good one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:1903.04797.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.completion import Completion
+from ppl_align.engines.base import Progress
+from ppl_align.engines.proposals import Proposal
+from ppl_align.errors import AllDeadError, ModelError
+from ppl_align.lm.decoding import Population
+from ppl_align.posterior import Posterior
+from ppl_align.program import Execution, Program, Site
+
+Observer = Callable[["Sweep", Site, Population], None]
+"""Called after every step of the decoding of a site, before the network moves on."""
+
+
+class Sweep:
+    """R replicates of N particles, flat: P = R * N. Tensors [P], on the CPU, float64."""
+
+    def __init__(
+        self, program: Program, replicates: int, particles: int, proposal: Proposal, progress: Progress
+    ) -> None:
+        self.program, self.proposal, self.progress = program, proposal, progress
+        self.shape = (replicates, particles)
+        size = replicates * particles
+        self.values: dict[str, Tensor] = {}
+        self.log_prior: dict[str, Tensor] = {}
+        self.log_proposal: dict[str, Tensor] = {}
+        self.psi = torch.zeros(size, dtype=torch.float64)
+        self.absorbed = torch.zeros(size, dtype=torch.float64)
+        self.log_weight = torch.zeros(size, dtype=torch.float64)
+        self.log_evidence = torch.zeros(replicates, dtype=torch.float64)  # of the populations already resampled
+        self.lineage = torch.arange(particles).repeat(replicates)
+        self.unscored: set[str] = set()
+
+    def adopt(self, values: dict[str, Tensor], log_proposal: dict[str, Tensor]) -> None:
+        """Start from values drawn elsewhere (a user's own guide); the program will score them under the prior."""
+        self.values |= values
+        self.log_proposal |= log_proposal
+        self.unscored |= set(values)
+
+    def run(self, during: Observer | None = None, between: Callable[[Sweep], None] | None = None) -> Execution:
+        """To the end of the program. ``during``: see :data:`Observer`; ``between``: after a site, before the next."""
+        execution = self._execute()
+        while execution.pending is not None:
+            if between is not None:
+                between(self)
+            self._decode(execution.pending, during)
+            execution = self._execute()
+        return execution
+
+    def _execute(self) -> Execution:
+        """Run the program on what is known: draws ordinary latents, brings the weights up to date."""
+        execution = self.program.run(self.values, draw=True, propose=self.proposal.latent, score=self.unscored)
+        self.unscored -= set(execution.log_prior)
+        self.values |= execution.drawn
+        self.log_prior |= execution.log_prior
+        self.log_proposal |= execution.log_proposal
+        self.reweight(execution.log_potential)
+        return execution
+
+    def reweight(self, psi: Tensor, log_ratio: Tensor | float = 0.0) -> None:
+        """Bring the log-weights up to date; ``log_ratio``: log p - log q of the site being decoded."""
+        self.psi = psi
+        total = psi + log_ratio
+        for name, log_prior in self.log_prior.items():
+            total = total + log_prior - self.log_proposal[name]
+        gain = total - self.absorbed
+        # A particle of weight zero stays there: -inf - -inf is not a number.
+        self.log_weight = torch.where(self.log_weight.isneginf(), self.log_weight, self.log_weight + gain)
+        self.absorbed = total
+
+    def _decode(self, site: Site, during: Observer | None) -> None:
+        population = Population(site.fn, self.proposal.tokens(site.name))
+        while not population.done:
+            population.step()
+            if during is not None and not population.done:
+                during(self, site, population)
+            population.advance()
+            self.progress(population.t, site.fn.max_new_tokens, site.name)
+        self.values[site.name] = self.prefix(site, population, site.fn.max_new_tokens)
+        self.log_prior[site.name] = self.per_particle(population.log_p)
+        self.log_proposal[site.name] = self.per_particle(population.log_q)
+
+    def prefix(self, site: Site, population: Population, width: int) -> Tensor:
+        """The tokens drawn so far as the program sees them: [P, plates..., width]."""
+        return population.tokens[:, :width].reshape(*site.fn.batch_shape, width)
+
+    def per_particle(self, value: Tensor) -> Tensor:
+        """Sum over the lanes (plates of the program) of each particle: [P * K] -> [P]."""
+        return value.reshape(len(self.psi), -1).sum(-1).cpu()
+
+    def resample(self, ancestors: Tensor, chosen: Tensor, population: Population | None) -> None:
+        """Replicates ``chosen [R]`` continue as copies of ``ancestors [R, N]``; weights there start anew."""
+        replicates, particles = self.shape
+        own = torch.arange(particles).expand(replicates, particles)
+        offset = torch.arange(replicates)[:, None] * particles
+        flat = (torch.where(chosen[:, None], ancestors, own) + offset).reshape(-1)
+        if population is not None:
+            lanes = len(population.row) // len(flat)
+            population.resample((flat[:, None] * lanes + torch.arange(lanes)).reshape(-1))
+        for group in (self.values, self.log_prior, self.log_proposal):
+            group.update({name: value[flat.to(value.device)] for name, value in group.items()})
+        self.psi, self.absorbed, self.lineage = self.psi[flat], self.absorbed[flat], self.lineage[flat]
+        weights = self.log_weight.reshape(self.shape)
+        self.log_evidence = torch.where(chosen, self.log_evidence + log_mean_exp(weights), self.log_evidence)
+        self.log_weight = torch.where(chosen[:, None], torch.zeros_like(weights), weights).reshape(-1)
+
+    def current_log_evidence(self) -> Tensor:
+        """log Zhat of the program as far as it was seen, [R]."""
+        return self.log_evidence + log_mean_exp(self.log_weight.reshape(self.shape))
+
+    def posterior(self, execution: Execution, **fields: Any) -> Posterior:
+        """The result, in the shape users see: [R, N, ...]."""
+        log_weight = self.log_weight.reshape(self.shape) + self.log_evidence[:, None]
+        if bool(log_weight.isneginf().all()):
+            raise AllDeadError(all_dead("at the end of the program", execution))
+        return assemble(execution, self.values, log_weight, self.log_prior, self.log_proposal, **fields)
+
+
+def assemble(
+    execution: Execution,
+    values: dict[str, Tensor],
+    log_weight: Tensor,
+    log_prior: dict[str, Tensor],
+    log_proposal: dict[str, Tensor],
+    **fields: Any,
+) -> Posterior:
+    """A :class:`Posterior` from flat values [P, ...] and log-weights [R, N]."""
+    shape = tuple(log_weight.shape)
+    if not values:
+        raise ModelError("the program has no latent site: there is nothing to infer; add a completion(...)")
+
+    def view(value: Tensor) -> Tensor:
+        return value.detach().cpu().reshape(*shape, *value.shape[1:])
+
+    particles: dict[str, Completion | Tensor] = {}
+    for name, value in values.items():
+        source = execution.sources.get(name)
+        if source is None:
+            particles[name] = view(value)
+        else:
+            particles[name] = Completion(view(value), source.reshaped((*shape, *source.batch_shape[1:])))
+    lm_names = sorted({source.lm.name for source in execution.sources.values()})
+    return Posterior(
+        engine="",
+        log_weight=log_weight,
+        particles=particles,
+        rewards={k: view(v) for k, v in execution.rewards.items()},
+        scales=dict(execution.scales),
+        factors={k: view(v) for k, v in execution.factors.items()},
+        log_prior={k: view(v) for k, v in log_prior.items()},
+        log_proposal=view(sum(log_proposal.values(), torch.zeros(log_weight.numel(), dtype=torch.float64))),
+        lm=", ".join(lm_names),
+        **fields,
+    )
+
+
+def all_dead(where: str, execution: Execution) -> str:
+    """Which factor killed them all, and what to try."""
+    killers = [name for name, value in execution.factors.items() if bool(value.isneginf().all())]
+    blame = f" ({killers[0]!r} is -inf for each of them)" if killers else ""
+    return (
+        f"every particle has weight zero {where}{blame}: no draw satisfies the program. Try more particles, a softer "
+        f"reward than -inf, or a proposal= that knows what is wanted"
+    )
+
+
+def log_mean_exp(log_weight: Tensor) -> Tensor:
+    """log of the mean weight over the last dimension."""
+    return torch.logsumexp(log_weight, -1) - torch.log(torch.tensor(float(log_weight.shape[-1])))

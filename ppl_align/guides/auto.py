@@ -1,0 +1,147 @@
+"""A guide for any program: the program itself, with every latent drawn from something trainable.
+
+Reading the guide off the program means that prompts which depend on upstream latents, plates and control flow need no
+second definition. As a Pyro guide it is trained by Pyro's SVI; as a :class:`~ppl_align.engines.proposals.Proposal` it
+serves every other engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppl_align.errors import InputError
+from ppl_align.guides.head import HeadGuide
+from ppl_align.guides.latents import LatentGuide
+from ppl_align.guides.lora import LoRAGuide
+from ppl_align.guides.table import TableGuide
+from ppl_align.guides.tokens import TokenGuide
+from ppl_align.lm.base import LM
+from ppl_align.lm.decoding import TokenProposal
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.memo import remember
+
+KINDS = ("auto", "head", "lora", "table")
+
+
+class AutoGuide:
+    """``guide(*args)`` is a Pyro guide of ``model(*args)``; ``kind``: "auto", "head", "lora" or "table".
+
+    "auto" is the head where the LM has hidden states and a table where it has not."""
+
+    def __init__(self, model: Callable[..., Any], kind: str = "auto", rank: int = 8) -> None:
+        self.model, self.kind, self.rank = model, kind, rank
+        self.sites: dict[str, nn.Module] = {}
+        self._adapters: dict[int, LoRAGuide] = {}  # one adapted network for all the sites of one LM
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]), _Substitute(self):
+            self.model(*args, **kwargs)
+
+    # -- as a proposal of other engines -------------------------------------------------------------------
+
+    def tokens(self, site: str) -> TokenProposal | LM | None:
+        guide = self.sites.get(site)
+        return guide.proposal() if isinstance(guide, TokenGuide) else None
+
+    def latent(self, site: str, prior: Any) -> Any:
+        guide = self.sites.get(site)
+        return prior if guide is None else guide(prior)
+
+    # -- parts --------------------------------------------------------------------------------------------
+
+    def part(self, name: str, fn: Any) -> nn.Module:
+        """The trainable part for a site, made when it is first met."""
+        if name not in self.sites:
+            self.sites[name] = self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn)
+        return self.sites[name]
+
+    def _make(self, source: CompletionDistribution) -> TokenGuide:
+        kind = self.kind
+        if kind == "auto":
+            kind = "table" if source.lm.hidden_size is None else "head"
+        if kind == "table":
+            return TableGuide(source)
+        if kind == "head":
+            return HeadGuide(source, self.rank)
+        if id(source.lm) not in self._adapters:
+            self._adapters[id(source.lm)] = LoRAGuide(source, self.rank)
+        return self._adapters[id(source.lm)]
+
+    def save(self, folder: str | Path) -> None:
+        """A LoRA guide as a PEFT adapter folder. Other guides live in memory: ``InputError``."""
+        if len(self._adapters) != 1:
+            raise InputError('only a trained guide="lora" over one LM saves as an adapter')
+        next(iter(self._adapters.values())).save(folder)
+
+    def __repr__(self) -> str:
+        return f"AutoGuide({self.kind!r}, rank={self.rank}, sites={sorted(self.sites)})"
+
+
+class _Substitute(Messenger):
+    """Every latent of the program is drawn from the guide; its parameters are registered with Pyro."""
+
+    def __init__(self, guide: AutoGuide) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        part = self.guide.part(msg["name"], msg["fn"])
+        if isinstance(part, TokenGuide):
+            part.prepare(msg["fn"])
+        register(msg["name"], part)
+        msg["fn"] = GuidedCompletion(part, msg["fn"]) if isinstance(part, TokenGuide) else part(msg["fn"])
+
+
+def register(name: str, part: nn.Module) -> None:
+    """Pyro's optimiser sees what passes through ``pyro.param``; the tensors stay the module's own."""
+    for key, parameter in part.named_parameters():
+        if parameter.requires_grad:
+            pyro.param(f"{name}.{key}", parameter)
+
+
+class GuidedCompletion(TorchDistribution):
+    """A completion site of a guide: draws from q, scores with the gradient of log q."""
+
+    has_rsample = False
+    arg_constraints: dict[str, constraints.Constraint] = {}
+
+    def __init__(self, part: TokenGuide, source: CompletionDistribution) -> None:
+        self.part, self.source = part, source
+        self._score: tuple[Tensor, Callable[[], Tensor]] | None = None
+        super().__init__(source.batch_shape, source.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return self.source.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> GuidedCompletion:
+        return GuidedCompletion(self.part, self.source.expand(batch_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        expanded = self.source.expand(shape)
+        draw = self.part.draw(expanded.reshaped((shape.numel(),)))
+        tokens = draw.tokens.reshape(*shape, -1)
+        if draw.log_p is not None:
+            remember(expanded, tokens, draw.log_p.reshape(shape))
+        self._score = None if draw.score is None else (tokens, draw.score)
+        return tokens
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._score is not None and torch.equal(self._score[0], value):
+            return self._score[1]().reshape(value.shape[:-1])
+        flat = self.source.expand(value.shape[:-1]).reshaped((value[..., 0].numel(),))
+        return self.part.log_prob(flat, value.reshape(-1, value.shape[-1])).reshape(value.shape[:-1])

@@ -1,0 +1,59 @@
+"""Guides for ordinary latents: the prior, tilted where that is possible, a Gaussian otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+from torch.distributions import biject_to, constraints
+
+
+class LatentGuide(nn.Module):
+    """q for one site, built from its prior at the moment it is reached (so it follows upstream latents).
+
+    * Categorical, OneHotCategorical, Bernoulli: the prior's logits plus a learned tilt, initially 0;
+    * continuous: a Gaussian, in units of the prior's standard deviation where the support is the real line, on the
+      unconstrained scale otherwise;
+    * anything else (Poisson, ...): the prior itself, which costs no bias, only variance.
+    """
+
+    def __init__(self, prior: Any) -> None:
+        super().__init__()
+        self.base = type(_unwrap(prior)).__name__
+        shape = prior.batch_shape
+        if self.base in ("Categorical", "OneHotCategorical"):
+            self.tilt = nn.Parameter(torch.zeros(*shape, _unwrap(prior).logits.shape[-1]))
+        elif self.base == "Bernoulli":
+            self.tilt = nn.Parameter(torch.zeros(shape))
+        elif prior.has_rsample and not prior.support.is_discrete:
+            self.loc = nn.Parameter(torch.zeros(prior.shape()))
+            self.log_scale = nn.Parameter(torch.zeros(prior.shape()))
+
+    def forward(self, prior: Any) -> Any:
+        """The distribution to draw from, of the prior's batch shape."""
+        if self.base in ("Categorical", "OneHotCategorical", "Bernoulli"):
+            family = getattr(dist, self.base)
+            return family(logits=_unwrap(prior).logits + self.tilt).expand(prior.batch_shape)
+        if not hasattr(self, "loc"):
+            return prior
+        scale, event_dim = self.log_scale.exp(), len(prior.event_shape)
+        if _is_real(prior.support):
+            return dist.Normal(prior.mean + prior.stddev * self.loc, prior.stddev * scale).to_event(event_dim)
+        base = dist.Normal(self.loc, scale).expand(prior.shape()).to_event(event_dim)
+        return dist.TransformedDistribution(base, [biject_to(prior.support)])
+
+
+def _unwrap(prior: Any) -> Any:
+    """The distribution below ``expand``'s and ``mask``'s wrappers."""
+    while hasattr(prior, "base_dist") and not hasattr(prior, "transforms"):
+        prior = prior.base_dist
+    return prior
+
+
+def _is_real(support: Any) -> bool:
+    base = getattr(support, "base_constraint", support)
+    return base is constraints.real
+
+

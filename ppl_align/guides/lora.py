@@ -1,0 +1,90 @@
+"""The language model itself, fine-tuned through low-rank adapters (``peft``), as a guide.
+
+More expressive than the head, and each step costs more: generation, a scoring pass with gradient, and a pass of the
+prior. The adapted network shares every frozen weight with the prior; only its module tree and adapters are its own,
+so the prior is never touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_align.errors import InputError
+from ppl_align.guides.tokens import Draw, TokenGuide
+from ppl_align.lm.base import LM
+from ppl_align.lm.causal import CausalLM
+from ppl_align.lm.decoding import Population, Rows
+from ppl_align.lm.distribution import CompletionDistribution
+
+
+class LoRAGuide(TokenGuide):
+    """q = the LM with LoRA adapters of rank ``rank`` (Hu et al. 2021, arXiv:2106.09685), initially the prior.
+
+    Temperature, top-k and top-p of the declared prior apply to q as well, so that q covers no less than p0 does.
+    Raises ``InputError`` for LMs that are not a ``CausalLM``, or where ``peft`` is missing."""
+
+    def __init__(self, source: CompletionDistribution, rank: int) -> None:
+        super().__init__()
+        if not isinstance(source.lm, CausalLM):
+            raise InputError(f'guide="lora" adapts a CausalLM; {source.lm.name} has no weights to adapt: use "auto"')
+        try:
+            import peft
+        except ImportError as error:
+            raise InputError('guide="lora" needs peft: pip install "ppl-align[lora]"') from error
+        prior = source.lm
+        twin = twin_of(prior.model)
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", base_model_name_or_path=prior.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice about modules that this model does not have
+            self.adapted = peft.get_peft_model(twin, config).eval()
+        self._lm = [adapted_lm(prior, self.adapted)]
+
+    @property
+    def lm(self) -> CausalLM:
+        return self._lm[0]
+
+    def log_q(self, rows: Rows) -> Tensor:
+        raise TypeError("a LoRA guide reads prefixes with its own network: use proposal()")
+
+    def proposal(self) -> LM:
+        return self.lm
+
+    def adapt(self, source: CompletionDistribution) -> CompletionDistribution:
+        """The same completion, written by the adapted network."""
+        return CompletionDistribution(
+            self.lm, source.prompts, source.index, source.max_new_tokens, source.warp, source.stop_ids
+        )
+
+    def draw(self, source: CompletionDistribution) -> Draw:
+        with torch.no_grad():
+            population = Population(self.adapt(source)).run()
+        return Draw(population.tokens, population.log_p)
+
+    def log_prob(self, source: CompletionDistribution, tokens: Tensor) -> Tensor:
+        return self.adapt(source).token_log_probs(tokens).double().sum(-1)
+
+    def save(self, folder: str | Path) -> None:
+        """A PEFT adapter that ``peft.PeftModel.from_pretrained(base, folder)`` loads, with no ppl-align installed."""
+        self.adapted.save_pretrained(str(folder))
+
+
+def twin_of(model: nn.Module) -> Any:
+    """A copy of the module tree that shares every parameter and buffer."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = {id(m.forward): m.forward for m in model.modules() if "forward" in m.__dict__}
+    return copy.deepcopy(model, {**shared, **packed})
+
+
+def adapted_lm(prior: CausalLM, adapted: nn.Module) -> CausalLM:
+    """The prior with another network inside: same tokenizer, same vocabulary, same limits."""
+    lm = copy.copy(prior)
+    lm.model = adapted
+    lm.unembedding = adapted.get_output_embeddings()  # type: ignore[operator]
+    lm.name = f"{prior.name}+lora"
+    return lm

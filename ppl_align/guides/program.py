@@ -1,0 +1,57 @@
+"""A guide that the user wrote: any Pyro program with the model's latent sites and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_align.errors import ModelError
+from ppl_align.program import Program
+from ppl_align.program.compiled import PARTICLES
+
+
+class ProgramGuide:
+    """Draws whole sequences (or any subset of the latents); what it leaves out is drawn from the prior.
+
+    It proposes values, not tokens: importance sampling can use it, SMC cannot steer with it."""
+
+    def __init__(self, guide: Callable[..., Any], parameters: Mapping[str, Any] | None = None) -> None:
+        self.guide = guide
+        self.parameters = parameters
+
+    @property
+    def __name__(self) -> str:
+        return getattr(self.guide, "__name__", type(self.guide).__name__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.guide(*args, **kwargs)
+
+    def draw(self, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``(values [P, ...], log_q [P])`` by site."""
+        with pyro.get_param_store().scope(self.parameters) if self.parameters else _as_is(), torch.no_grad():
+            with program.plate():
+                trace = poutine.trace(self.guide).get_trace(*program.args, **program.kwargs)
+            trace.compute_log_prob()
+        size = program.num_particles
+        values, log_q = {}, {}
+        for name, node in trace.nodes.items():
+            if node["type"] != "sample" or node["is_observed"] or name == PARTICLES:
+                continue
+            if type(node["fn"]).__name__ == "_Subsample":
+                continue
+            if node["value"].shape[:1] != (size,):
+                raise ModelError(f"the guide draws {name!r} without a particle dimension: it must vectorise over plates")
+            values[name] = node["value"].detach()
+            log_q[name] = node["log_prob"].detach().double().cpu().reshape(size, -1).sum(-1)
+        return values, log_q
+
+
+def _as_is() -> Any:
+    from contextlib import nullcontext
+
+    return nullcontext()

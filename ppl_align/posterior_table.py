@@ -1,0 +1,143 @@
+"""A posterior as rows: distinct draws with probabilities, equal-weight draws, one paragraph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.completion import Completion
+from ppl_align.errors import InputError
+from ppl_align.frames import TextFrame
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+
+def site_texts(posterior: Posterior, name: str) -> list[str]:
+    """The text of one completion site for each of the R*N particles, flat (elements of a plate on lines of their own)."""
+    texts, size = posterior.completions[name].texts(), posterior.log_weight.numel()
+    each = len(texts) // size
+    return texts if each == 1 else ["\n".join(texts[i * each : (i + 1) * each]) for i in range(size)]
+
+
+def flat_tokens(posterior: Posterior, name: str) -> Tensor:
+    """Token ids of one completion site, [R*N, T] (plates laid end to end)."""
+    return posterior.completions[name].tokens.reshape(posterior.log_weight.numel(), -1)
+
+
+def _latent_column(posterior: Posterior, value: Tensor) -> list[Any]:
+    rows = value.reshape(posterior.log_weight.numel(), -1).tolist()
+    return [row[0] if len(row) == 1 else tuple(row) for row in rows]
+
+
+def identity(posterior: Posterior, *, latents: bool = True) -> np.ndarray:
+    """Which distinct draw each particle is, [R*N] int: equal where the ids of all completions (and the latents) are."""
+    size = posterior.log_weight.numel()
+    columns = [flat_tokens(posterior, name).double() for name in posterior.completions]
+    if latents:
+        columns += [value.reshape(size, -1).double() for value in posterior.latents.values()]
+    if not columns:
+        return np.zeros(size, dtype=np.int64)
+    return np.unique(torch.cat(columns, 1).numpy(), axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def _columns(posterior: Posterior) -> TextFrame:
+    """Every particle as a row, flat over [R, N]."""
+    from ppl_align.diagnostics.estimates import log_prior
+
+    frame = TextFrame({"log_prior": log_prior(posterior).reshape(-1).numpy()})
+    for name, r in posterior.rewards.items():
+        frame[name] = r.reshape(-1).double().numpy()
+    for name, z in posterior.latents.items():
+        frame[name] = _latent_column(posterior, z)
+    for name in posterior.completions:
+        frame[name] = site_texts(posterior, name)
+    return frame
+
+
+def table(posterior: Posterior, by: Literal["ids", "text"] = "ids") -> TextFrame:
+    """See :meth:`ppl_align.Posterior.table`."""
+    if by not in ("ids", "text"):
+        raise InputError(f'table(by={by!r}): by is "ids" or "text"')
+    frame = _columns(posterior)
+    frame.insert(0, "probability", posterior.weights.reshape(-1).numpy())
+    frame["_id"] = identity(posterior)
+    frame = frame[frame["probability"] > 0]
+    # Particles with the same ids agree in everything but their weight.
+    total = frame.groupby("_id")["probability"].sum()
+    frame = frame.drop_duplicates("_id").set_index("_id")
+    frame["probability"] = total
+    if by == "text":
+        frame = _merge_spellings(frame, [*posterior.latents, *posterior.completions], list(posterior.rewards))
+    return TextFrame(frame.sort_values("probability", ascending=False, kind="stable").reset_index(drop=True))
+
+
+def _merge_spellings(frame: TextFrame, keys: list[str], rewards: list[str]) -> TextFrame:
+    order = list(frame.columns)
+    rows = []
+    for _, same in frame.groupby(keys, sort=False, dropna=False):
+        row = same.iloc[0].to_dict()
+        row["probability"] = same["probability"].sum()
+        row["log_prior"] = float(np.logaddexp.reduce(same["log_prior"].to_numpy()))
+        for name in rewards:
+            row[name] = float((same[name] * same["probability"]).sum(skipna=False) / row["probability"])
+        rows.append(row)
+    return TextFrame(rows, columns=order)
+
+
+def systematic(weights: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """``n`` indices with E[count_i] = n w_i, |count_i - n w_i| < 1, in random order (Kitagawa 1996)."""
+    points = (generator.random() + np.arange(n)) / n
+    cumulative = np.cumsum(weights)
+    index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
+    # Rounding may leave the last point beyond the last particle that carries weight.
+    return generator.permutation(np.minimum(index, np.flatnonzero(weights)[-1]))
+
+
+def draw_indices(posterior: Posterior, n: int, seed: int = 0) -> np.ndarray:
+    """Particles (flat over [R, N]) of ``n`` equal-weight draws from the pooled posterior."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InputError(f"draws({n!r}): the number of draws must be a whole number of at least 1")
+    return systematic(posterior.weights.reshape(-1).numpy(), n, np.random.default_rng(seed))
+
+
+def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
+    """See :meth:`ppl_align.Posterior.draws`."""
+    index = draw_indices(posterior, n, seed)
+    frame = _columns(posterior)
+    order = [*posterior.completions, *posterior.latents, *posterior.rewards, "log_prior"]
+    return TextFrame(frame.iloc[index][order].reset_index(drop=True))
+
+
+def paragraph(posterior: Posterior) -> str:
+    """See :meth:`ppl_align.Posterior.summary`."""
+    from ppl_align.diagnostics import diversity, evidence, weights
+
+    replicates, particles = posterior.log_weight.shape
+    what = ", ".join(posterior.completions) or "latents"
+    of = f" of {posterior.model}" if posterior.model else ""
+    by = f" ({posterior.lm})" if posterior.lm else ""
+    spread = evidence.spread(posterior)
+    parts = [
+        f"Posterior{of} by {posterior.engine}: {replicates} x {particles} weighted draws of {what}{by}.",
+        f"log Z = {evidence.log_evidence(posterior):.4g}"
+        + ("." if spread is None else f", spread {spread:.2g} over replicates."),
+    ]
+    parts += [f"E[{name}] = {posterior.mean(name)}." for name in posterior.rewards]
+    distinct = diversity.distinct_completions(posterior)
+    if posterior.exact:
+        parts.append(f"Exact: all {distinct:.0f} completions of positive probability.")
+    else:
+        parts.append(
+            f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
+            f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
+        )
+    cost = posterior.cost
+    parts.append(
+        f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "
+        f"{cost.reward_calls:,} reward calls, {cost.seconds:.1f} s."
+    )
+    return " ".join(parts)

@@ -1,0 +1,84 @@
+"""Small wrappers that turn other kinds of functions into rewards. They pickle if what they wrap does."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+from ppl_align.errors import InputError
+from ppl_align.rewards.cache import identity
+from ppl_align.rewards.convention import call, plain_text
+
+
+class _Adapter:
+    """Wraps ``fn`` and goes by its name."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        if not callable(fn):
+            raise InputError(f"{type(self).__name__}(...) wraps a function, got {type(fn).__name__}")
+        self.fn = fn
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+
+    def identity_parts(self) -> tuple[Hashable, ...]:
+        """What makes two adapters the same one (see :func:`ppl_align.rewards.cache.identity`)."""
+        return (identity(self.fn),)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.__name__})"
+
+
+class each(_Adapter):
+    """A function of one text as a reward: ``each(f)(texts) == [f(text) for text in texts]``; ``f`` may be async.
+
+    >>> each(len)(["a", "bcd"])
+    [1, 3]
+    """
+
+    def __call__(self, completions: Sequence[Any], **_: Any) -> Any:
+        texts = [plain_text(c) for c in completions]
+        return self._gather(texts) if inspect.iscoroutinefunction(self.fn) else [self.fn(text) for text in texts]
+
+    async def _gather(self, texts: Sequence[str]) -> list[Any]:
+        return list(await asyncio.gather(*map(self.fn, texts)))
+
+
+class chat(_Adapter):
+    """A TRL reward written for chat messages, which reads ``completions[i][0]["content"]``.
+
+    Rewards get plain strings; this wraps every completion as one assistant message and every prompt as one user
+    message (its text as it was rendered, template included).
+
+    >>> def length(completions, **kwargs):
+    ...     return [len(messages[0]["content"]) for messages in completions]
+    >>> chat(length)(completions=["a", "bcd"])
+    [1, 3]
+    """
+
+    def __call__(self, completions: Sequence[str], **kwargs: Any) -> Any:
+        if "prompts" in kwargs:
+            kwargs["prompts"] = [[{"role": "user", "content": text}] for text in kwargs["prompts"]]
+        messages = [[{"role": "assistant", "content": text}] for text in completions]
+        return call(self.fn, {**kwargs, "completions": messages})
+
+
+class columns(_Adapter):
+    """A TRL reward that reads columns of a data set: gives it one value of each, repeated over the batch.
+
+    >>> def exact_match(completions, answer, **kwargs):
+    ...     return [float(text == a) for text, a in zip(completions, answer)]
+    >>> columns(exact_match, answer="42")(completions=["42", "43"])
+    [1.0, 0.0]
+    """
+
+    def __init__(self, fn: Callable[..., Any], **values: Any) -> None:
+        super().__init__(fn)
+        self.values = values
+
+    def __call__(self, completions: Sequence[str], **kwargs: Any) -> Any:
+        repeated = {name: [value] * len(completions) for name, value in self.values.items()}
+        return call(self.fn, {**kwargs, **repeated, "completions": completions})
+
+    def identity_parts(self) -> tuple[Hashable, ...]:
+        return (*super().identity_parts(), *((k, identity(v)) for k, v in sorted(self.values.items())))

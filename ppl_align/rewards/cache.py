@@ -1,0 +1,79 @@
+"""Answers of rewards, remembered for the length of an engine run.
+
+Sequential engines ask for the reward of every particle at every token, and resampled particles share their text:
+most questions have been asked before. A reward is a fixed function while an engine runs, so its answers can be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import CodeType, FunctionType
+from typing import Any
+
+Row = tuple[Any, ...]
+"""What a reward saw of one completion: ``(text,)``, or ``(prompt, text, ids)``."""
+
+_tables: ContextVar[dict[Hashable, dict[Row, float]] | None] = ContextVar("ppl_align_reward_cache", default=None)
+
+
+@contextmanager
+def reward_cache() -> Iterator[None]:
+    """Remember every reward's answers inside the block; a block inside a block shares the outer one's memory."""
+    token = _tables.set({}) if _tables.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _tables.reset(token)
+
+
+def answers_of(name: str, fn: Any) -> dict[Row, float]:
+    """The answers known so far of this reward under this name: outside of a :func:`reward_cache`, none."""
+    tables = _tables.get()
+    return {} if tables is None else tables.setdefault((name, identity(fn)), {})
+
+
+class _Same:
+    """Equal to itself only, and keeps its object alive so that no other can take over its id."""
+
+    __slots__ = ("thing",)
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.thing is other.thing
+
+    def __hash__(self) -> int:
+        return id(self.thing)
+
+
+def identity(fn: Any) -> Hashable:
+    """A key that is equal for two objects only if they are the same function.
+
+    A model's body runs once per step, so ``lambda texts: ...`` and ``Vader()`` written in it are new objects each
+    time. Functions are therefore compared by their code and the very objects they hold on to (closure, defaults),
+    adapters by what they wrap, and everything else by its own ``==``.
+    """
+    if isinstance(fn, FunctionType):
+        held = [*(_contents(cell) for cell in fn.__closure__ or ()), *(fn.__defaults__ or ())]
+        held += [*(fn.__kwdefaults__ or {}).values(), *vars(fn).values()]
+        code: CodeType = fn.__code__
+        return (_Same(code), _Same(fn.__globals__), *map(_Same, held))
+    parts = getattr(fn, "identity_parts", None)
+    if parts is not None:
+        return (type(fn), *parts())
+    try:
+        hash(fn)
+    except TypeError:
+        return _Same(fn)
+    return fn
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that has no value yet
+        return cell

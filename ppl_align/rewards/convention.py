@@ -1,0 +1,144 @@
+"""How a reward function wants to be called: with TRL's keywords, or with the texts alone.
+
+TRL calls ``f(prompts=[...], completions=[...], completion_ids=[...], **columns)``, keyword arguments only, every
+list of the batch size (``trl/trainer/grpo_trainer.py``, ``_calculate_rewards``). A function whose signature names
+``completions`` or ``prompts`` is called like that; anything else gets the texts as its one positional argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ppl_align.errors import InputError
+
+OWN_COLUMNS = ("prompts", "completions", "completion_ids")
+
+
+def _log_extra(column: str, values: Sequence[Any]) -> None:
+    """TRL's hook for an extra column of the completions table; there is none here."""
+
+
+def _log_metric(name: str, value: float) -> None:
+    """TRL's hook for a training metric; nothing is trained here."""
+
+
+_SERVICES: dict[str, Any] = {
+    "log_extra": _log_extra,
+    "log_metric": _log_metric,
+    "trainer_state": SimpleNamespace(global_step=0),
+}
+
+
+@dataclass
+class Convention:
+    """What the signature of a reward says.
+
+    ``trl``       it takes TRL's keywords; otherwise the list of texts is its only argument
+    ``named``     parameters it names; ``required``: those of them without a default
+    ``open``      it takes any keyword, and may read it. By Python's habit a catch-all whose name starts with an
+                  underscore (``**_``) is there to be ignored, so that such a reward depends on what it names only
+    """
+
+    trl: bool = False
+    named: frozenset[str] = frozenset()
+    required: frozenset[str] = frozenset()
+    open: bool = False
+    warned: bool = False
+
+    def reads(self, column: str) -> bool:
+        """Can the answer depend on this column?"""
+        return column in self.named or self.open
+
+    def check(self, name: str, available: Sequence[str]) -> None:
+        """Raise ``InputError`` for a column that the reward needs and nobody has; warn of a moving reward."""
+        missing = sorted(self.required - {*available, *_SERVICES})
+        if missing and missing[0] in OWN_COLUMNS:
+            raise InputError(f"reward {name!r} reads {missing[0]}: give it the completion itself, not only its text")
+        if missing:
+            column = missing[0]
+            raise InputError(
+                f"reward {name!r} needs the column {column!r}: bind it, ppl_align.rewards.columns(fn, {column}=...)"
+            )
+        if "trainer_state" in self.named and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"reward {name!r} reads trainer_state: a reward that changes during inference is not a likelihood. "
+                "It always sees global_step=0 here",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+_conventions: WeakKeyDictionary[Any, Convention] = WeakKeyDictionary()
+
+
+def convention(fn: Callable[..., Any]) -> Convention:
+    """The convention of ``fn``, remembered as long as ``fn`` lives."""
+    try:
+        known = _conventions.get(fn)
+    except TypeError:  # not hashable, or not weakly referable
+        return _inspect(fn)
+    if known is None:
+        known = _conventions[fn] = _inspect(fn)
+    return known
+
+
+def _inspect(fn: Callable[..., Any]) -> Convention:
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # builtins without a signature
+        return Convention()
+    by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    catch_all = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+    named = frozenset(p.name for p in by_keyword)
+    only_keywords = bool(catch_all) and len(parameters) == 1
+    return Convention(
+        trl=bool(named & {"completions", "prompts"}) or only_keywords,
+        named=named,
+        required=frozenset(p.name for p in by_keyword if p.default is p.empty),
+        open=bool(catch_all) and not catch_all[0].name.startswith("_"),
+    )
+
+
+def call(fn: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> Any:
+    """Call ``fn`` in its own convention; keywords that it does not take are dropped, awaitables are awaited."""
+    how = convention(fn)
+    if how.trl:
+        offered = {**columns, **_SERVICES}
+        result = fn(**{k: v for k, v in offered.items() if how.reads(k)})
+    else:
+        result = fn(columns["completions"])
+    return _wait_for(result) if inspect.isawaitable(result) else result
+
+
+def _wait_for(awaitable: Any) -> Any:
+    async def finish() -> Any:
+        return await awaitable
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(finish())
+    # A loop is running already (a notebook): it cannot be entered twice, so wait in a thread with its own.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(copy_context().run, asyncio.run, finish()).result()
+
+
+def plain_text(completion: Any) -> str:
+    """The text of one completion in either of TRL's formats: a string, or chat messages.
+
+    >>> plain_text("hello"), plain_text([{"role": "assistant", "content": "hello"}])
+    ('hello', 'hello')
+    """
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] for message in completion)
