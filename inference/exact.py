@@ -1,4 +1,4 @@
-"""Every sequence enumerated: the truth, for toys and for one or two tokens of a real LM.
+"""Every sequence enumerated: the truth, where there are few.
 
 Use it where the support is small enough to list (a toy LM, or a real one with max_new_tokens=1): log Z and all
 expectations come without error, and every other engine can be held against it. It refuses, before any work, to go

@@ -1,4 +1,4 @@
-"""SMC that weighs every prefix, token by token.
+"""Particles weighed at every token: for hard constraints.
 
 Right for constraints that can be judged on any prefix (a forbidden word, a length, a format, a prefix-closed reward):
 particles that have failed are replaced at once. Wrong for a sentiment or a classifier, which read half a sentence

@@ -1,4 +1,7 @@
-"""A topic and a sentence on it, chosen together for their good mood: a latent variable upstream of the text."""
+"""A topic and a sentence on it, chosen for their good mood.
+
+A latent variable upstream of the text: particles have different prompts.
+"""
 
 import pyro
 import torch
@@ -13,7 +16,7 @@ TOPICS = ("weather", "dentists", "birthdays", "war")
 
 
 def topic(opening: str = "Here is a true story about", beta: float = 0.2, max_new_tokens: int = 20):
-    """A topic and a sentence on it, chosen together for their good mood.
+    """p(topic) p(story | topic) exp(mood / beta): the topic and the story are inferred together.
 
     The posterior of "topic" says which topics lend themselves to it: uniform before, no longer so after.
     """

@@ -1,18 +1,68 @@
-"""ppl-align: language-model alignment as Bayesian inference."""
+"""ppl-align: language-model alignment as Bayesian inference.
 
-from ppl_align.completion import Completion
-from ppl_align.lm import CallableLM, CausalLM, MarkovLM
-from ppl_align.posterior import Posterior
-from ppl_align.program import choose, completion, reward
+Write the distribution over text that you want as a Pyro program; swap inference engines; compare them.
+
+The public names are imported when they are first used, so that ``import ppl_align`` (and the command line's help)
+does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_align.completions import Completion
+    from ppl_align.diagnostics.comparison import Comparison, compare
+    from ppl_align.engines import SMC, SVI, Engine, Exact, ImportanceSampling
+    from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM
+    from ppl_align.posterior import Posterior
+    from ppl_align.program import choose, completion, reward
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Completion": "ppl_align.completions",
+    "Comparison": "ppl_align.diagnostics.comparison",
+    "compare": "ppl_align.diagnostics.comparison",
+    "Engine": "ppl_align.engines",
+    "Exact": "ppl_align.engines",
+    "ImportanceSampling": "ppl_align.engines",
+    "SMC": "ppl_align.engines",
+    "SVI": "ppl_align.engines",
+    "LM": "ppl_align.lm",
+    "CallableLM": "ppl_align.lm",
+    "CausalLM": "ppl_align.lm",
+    "MarkovLM": "ppl_align.lm",
+    "Posterior": "ppl_align.posterior",
+    "choose": "ppl_align.program",
+    "completion": "ppl_align.program",
+    "reward": "ppl_align.program",
+}
+
 __all__ = [
+    "LM",
+    "SMC",
+    "SVI",
     "CallableLM",
     "CausalLM",
+    "Comparison",
     "Completion",
+    "Engine",
+    "Exact",
+    "ImportanceSampling",
     "MarkovLM",
     "Posterior",
     "choose",
+    "compare",
     "completion",
     "reward",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ppl_align' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # a submodule of the same name (ppl_align.completions) must not shadow it
+    return value

@@ -1,5 +1,8 @@
 """Named errors, each one line a user can act on.
 
+They derive from neither ``ValueError`` nor ``RuntimeError`` on purpose: Pyro rewrites those when they pass through a
+trace, and appends a page of shapes to the line.
+
 The command line turns them into an exit code: everything a user can mend before an engine starts
 is an :class:`InputError` (exit 2); what goes wrong while an engine works is a :class:`RunError` (exit 1).
 """
@@ -11,7 +14,7 @@ class PplAlignError(Exception):
     """Root of every error this library raises on purpose."""
 
 
-class InputError(PplAlignError, ValueError):
+class InputError(PplAlignError):
     """Something the user wrote cannot be run: a value out of range, a file that is not there."""
 
 
@@ -31,7 +34,7 @@ class BatchTextError(ModelError, TypeError):
     """A string habit on a batch of strings, where it would silently mean something else."""
 
 
-class RunError(PplAlignError, RuntimeError):
+class RunError(PplAlignError):
     """An engine started and could not go on."""
 
 

@@ -98,7 +98,7 @@ def load_file(path: Path) -> ModuleType:
     except PplAlignError:
         sys.modules.pop(name, None)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise ModelError(f"cannot load {describe(error, path)}") from error
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Posterior:
     @property
     def log_evidence(self) -> Tensor:
         """log Zhat of each replicate, [R] nats; E[Zhat] = Z."""
-        return torch.logsumexp(self.log_weight, -1) - torch.log(torch.tensor(float(self.log_weight.shape[-1])))
+        return torch.logsumexp(self.log_weight, -1) - math.log(self.log_weight.shape[-1])
 
     @property
     def weights(self) -> Tensor:

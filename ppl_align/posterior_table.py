@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.completion import Completion
 from ppl_align.errors import InputError
 from ppl_align.frames import TextFrame
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def site_texts(posterior: Posterior, name: str) -> list[str]:
-    """The text of one completion site for each of the R*N particles, flat (elements of a plate on lines of their own)."""
+    """The text of one completion site for each of the R*N particles, flat; elements of a plate on their own lines."""
     texts, size = posterior.completions[name].texts(), posterior.log_weight.numel()
     each = len(texts) // size
     return texts if each == 1 else ["\n".join(texts[i * each : (i + 1) * each]) for i in range(size)]

@@ -90,9 +90,7 @@ def compare(
 
 
 @app.command()
-def check(
-    model: ModelName, prompt: Prompt = None, set_: Set = None, seed: Seed = 0, debug: Debug = False
-) -> int:
+def check(model: ModelName, prompt: Prompt = None, set_: Set = None, seed: Seed = 0, debug: Debug = False) -> int:
     """Is this spec sound? Run MODEL on a few particles."""
     from ppl_align.cli.check import check as execute
 
@@ -117,7 +115,7 @@ def engines() -> int:
 
 @app.command()
 def fetch(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="smollm2-135m (weights) or prompts (RealToxicityPrompts)")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="smollm2-135m (weights), prompts (RealToxicityPrompts)")],
     debug: Debug = False,
 ) -> int:
     """Download what the examples need, once."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ppl_align.cli.console import exit_code, note, report, show, user_code
+from ppl_align.cli.console import exit_code, note, report, show, user_code, waiting
 from ppl_align.cli.plan import Plan, make_plan
 from ppl_align.loading import source_file
 
@@ -24,10 +24,10 @@ WIDE = 12.0  # nats from the typical draw to the best one: beyond this the prior
 
 def check(model: str, prompt: str | None, settings: Sequence[str], seed: int, debug: bool) -> int:
     """Print sites, draws from the prior with their rewards, and warnings; returns the exit code."""
-    with user_code():
+    with user_code(), waiting(f"loading {model}"):
         plan = make_plan(model, [], prompt, None, settings, seed)
     try:
-        with user_code():
+        with user_code(), waiting("drawing from the prior"):
             draws = Draws(plan)
     except Exception as error:
         report(error, debug, source_file(plan.model))
@@ -118,7 +118,7 @@ class Draws:
     def _texts(self) -> list[str]:
         if not self.completions:
             return []
-        from ppl_align.completion import Completion
+        from ppl_align.completions import Completion
 
         name = self.completions[0]
         return Completion(self.values[name], self.nodes[name]["fn"]).texts()[:PARTICLES]

@@ -87,6 +87,13 @@ def user_code() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on a terminal, nothing elsewhere."""
+    with err.status(f"{what} ...") if err.is_terminal else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """``progress(done, total, note)``: a bar on a terminal, a line now and then elsewhere."""
     if not err.is_terminal:

@@ -29,7 +29,8 @@ and `reward(...)` (the likelihood). `inference/` says *how*: one file for each e
 def new(folder: Path) -> int:
     """Write the project; prints the files."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is {'not empty' if folder.is_dir() else 'a file'}: name a folder that does not exist")
+        what = "not empty" if folder.is_dir() else "a file"
+        raise InputError(f"{folder} is {what}: name a folder that does not exist yet")
     examples: list[tuple[gallery.Kind, str]] = [("models", MODEL), ("inference", ENGINE)]
     sources = [(kind, gallery.find(kind, name)) for kind, name in examples]
     try:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_align.cli.console import exit_code, note, progress, report, user_code
+from ppl_align.cli.console import exit_code, note, progress, report, user_code, waiting
 from ppl_align.cli.output import OutputFolder
 from ppl_align.cli.plan import DEFAULT_ENGINES, Job, Plan, make_plan
-from ppl_align.cli.results import Group, compare_groups, save_groups, show_groups
+from ppl_align.cli.results import Group, Results
 from ppl_align.errors import AllDeadError
 from ppl_align.loading import source_file
 
@@ -30,7 +30,7 @@ def run(
     folder = None if out is None else OutputFolder(out, force)
     if folder is not None:
         folder.check()
-    with user_code():
+    with user_code(), waiting(f"loading {model}"):
         plan = make_plan(model, engines or DEFAULT_ENGINES, prompt, data, settings, seed)
     if plan.ignored:
         note(f"columns that {plan.spec} has no argument for are ignored: {', '.join(plan.ignored)}")
@@ -41,16 +41,30 @@ def run(
     done = [group for group in session.groups if group.runs]
     if done:
         try:
-            comparisons = compare_groups(done)
-            if folder is not None:
-                save_groups(comparisons, folder)
-            show_groups(comparisons, as_json)
+            with user_code():
+                results = Results(done)
         except Exception as error:
             report(error, debug)
-            session.code = session.code or 1
-    if folder is not None and done:
-        note(f"saved in {folder.root}")
+            return session.code or 1
+        if folder is not None:
+            saved = _save(results, folder, debug)
+            session.code = session.code or saved
+        if as_json:
+            print(results.to_json())
+        else:
+            results.show()
     return session.code
+
+
+def _save(results: Results, folder: OutputFolder, debug: bool) -> int:
+    """Save the comparison; what goes wrong here must not cost the user the table on the screen."""
+    try:
+        results.save(folder)
+    except Exception as error:
+        report(error, debug)
+        return 1
+    note(f"saved in {folder.root}")
+    return 0
 
 
 class _Session:

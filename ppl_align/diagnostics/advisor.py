@@ -47,7 +47,7 @@ class Advice:
 
 
 def best_run(runs: Mapping[str, Posterior]) -> str:
-    """The run that stands for the posterior: an exact one; else the most precise log Z among those that miss nothing."""
+    """The run that stands for the posterior: exact, else the most precise log Z among those that miss nothing."""
     for name, run in runs.items():
         if run.exact:
             return name
@@ -82,9 +82,8 @@ def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:
     leader = max(sound, key=lambda name: precision[name])
     plain = [name for name in sound if drew_from_prior(runs[name])]
     if not plain:
-        return f"Use {leader}" + (
-            ": the only run without a complaint." if len(sound) == 1 else ": the most precise of the sound runs per token."
-        )
+        why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
+        return f"Use {leader}: {why}."
     simple = max(plain, key=lambda name: precision[name])
     effective = float(weights.ess_by_replicate(runs[simple].log_weight.reshape(1, -1)))
     verdict = f"Importance sampling is enough here ({simple}: {effective:,.0f} effective draws in all)"
@@ -108,15 +107,18 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
 
 
 def _shortfall(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
-    """Is there a run whose log Z lies significantly above this one's?"""
+    """Is there a run whose log Z lies significantly above this one's? If one is exact, it alone decides."""
+    others = {name: other for name, other in runs.items() if other.exact} or runs
     own, own_error = evidence.log_evidence(run), _error(run)
     worst: tuple[float, str] | None = None
-    for name, other in runs.items():
+    for name, other in others.items():
         gap = evidence.log_evidence(other) - own
         noise = math.hypot(own_error, _error(other))
         if other is not run and gap > max(SIGNIFICANT * noise, NEGLIGIBLE) and (worst is None or gap > worst[0]):
             worst = gap, name
-    return None if worst is None else f"log Z is {worst[0]:.2g} nats below {worst[1]}, so it misses part of the posterior"
+    if worst is None:
+        return None
+    return f"log Z is {worst[0]:.2g} nats below {worst[1]}, so it misses part of the posterior"
 
 
 def _error(run: Posterior) -> float:
@@ -140,15 +142,17 @@ def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> s
 
 def _few_draws(run: Posterior) -> str | None:
     if weights.perplexity(run.log_weight) < evidence.FEW_DRAWS:
-        carrying = completions_carrying(run)
-        return f"all weight on {carrying} completion{'s' if carrying > 1 else ''}"
+        share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9
+        carrying = completions_carrying(run, share)
+        much = "all" if share > 0.9 else f"{share:.0%} of the"
+        return f"{much} weight on {carrying} completion{'s' if carrying > 1 else ''}"
     ancestors = evidence.ancestors_by_replicate(run)
     if ancestors is not None and sum(ancestors) < evidence.FEW_DRAWS:
         return f"all particles descend from {sum(ancestors)} of the first ones"
     return None
 
 
-def completions_carrying(run: Posterior, share: float = 0.99) -> int:
+def completions_carrying(run: Posterior, share: float) -> int:
     """The fewest distinct completions that hold ``share`` of the pooled weight."""
     ids = torch.as_tensor(identity(run, latents=False))
     mass = torch.zeros(int(ids.max()) + 1, dtype=torch.float64).index_add(0, ids, run.weights.reshape(-1))
@@ -171,7 +175,7 @@ def _replicates(run: Posterior) -> str | None:
 
 def _notes(run: Posterior) -> list[str]:
     resampled = run.history.get("resampled")
-    if not run.independent and resampled is not None and not np.asarray(resampled).any():
+    if resampled is not None and not np.asarray(resampled).any():
         return ["it never resampled, so it is importance sampling under another name"]
     return []
 
@@ -180,8 +184,9 @@ def _remedy(best: Posterior) -> str:
     kl = evidence.kl_to_prior(best)
     if math.isfinite(kl.value) and kl.lower_bound:
         return (
-            f"The posterior lies at least {kl.value:.1f} nats from the prior: draws of the prior would have to number "
-            f"well over {math.exp(kl.value):,.0f}. Raise beta, draw more, or use a twist or a trained guide as proposal."
+            f"The posterior lies at least {kl.value:.1f} nats from the prior: it takes well "
+            f"over {math.exp(kl.value):,.0f} draws of the prior. Raise beta, draw more, or use a twist or a trained "
+            "guide as proposal."
         )
     return "Raise num_particles and num_replicates, or use a trained guide as proposal."
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,9 +74,7 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 0.x warns of large k-hat; the caller shows it
         if is_v1():
-            from arviz_stats.base import array_stats
-
-            smoothed, k = array_stats.psislw(-log_weights, axis=-1)
+            smoothed, k = import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
         else:
             smoothed, k = _arviz().psislw(log_weights)
     return np.asarray(smoothed), np.asarray(k)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ppl_align.diagnostics.estimates import with_error
+
 
 def is_missing(value: Any) -> bool:
+    """None or NaN: the number has no meaning for that run."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -48,15 +51,15 @@ class Column:
     beside: str | None = None
     bound: str | None = None
 
-    def text(self, row: dict[str, Any]) -> str:
+    def text(self, row: Mapping[str, Any]) -> str:
         """The cell of one row; a dash where the number has no meaning."""
-        value = row.get(self.key)
+        value: Any = row.get(self.key)
         if is_missing(value):
             return "-"
-        shown = ("≥ " if self.bound and row.get(self.bound) else "") + self.show(value)
         if self.error is not None:
-            shown += " ± " + ("?" if is_missing(row.get(self.error)) else number(2)(row[self.error]))
-        if self.beside is not None and not is_missing(row.get(self.beside)):
+            return with_error(value, row[self.error])
+        shown = ("≥ " if self.bound and row.get(self.bound) else "") + self.show(value)
+        if self.beside is not None and not is_missing(row[self.beside]):
             shown += " / " + self.show(row[self.beside])
         return shown
 
@@ -72,29 +75,39 @@ BLOCKS = {
 COLUMNS = (
     Column("log_evidence", "log Z", ANSWER, "pooled log of the mean Zhat over replicates, nats", fixed(3)),
     Column(
-        "kl_to_prior", "KL(p*||p0)", ANSWER,
-        "nats the posterior lies from the prior; ≥ where fewer than 10 draws carry the estimate", number(3),
+        "kl_to_prior",
+        "KL(p*||p0)",
+        ANSWER,
+        "nats the posterior lies from the prior; ≥ where fewer than 10 draws carry the estimate",
+        number(3),
         bound="kl_is_lower_bound",
     ),
-    Column("elbo", "ELBO", ANSWER, "mean log-weight of a trained guide's draws, nats", number(4)),
     Column("elbo_gap", "ELBO gap", ANSWER, "best log Z of all runs - ELBO: estimates KL(guide||p*), nats", number(3)),
     Column("num_replicates", "R", TRUST, "independent replicates", whole),
     Column("num_particles", "N", TRUST, "particles of each replicate", whole),
-    Column("log_evidence_spread", "log Z spread", TRUST, "standard deviation of log Zhat over replicates, nats", number(2)),
+    Column("log_evidence_spread", "spread", TRUST, "standard deviation of log Zhat over replicates, nats", number(2)),
     Column("unique_ancestors", "ancestors", TRUST, "first particles with living descendants, per replicate", whole),
     Column("distinct_completions", "distinct", TRUST, "completions of positive weight, per replicate", whole),
-    Column("ess", "ESS", TRUST, "effective sample size of the weights, per replicate; sees only what was visited", fixed(1)),
-    Column("khat", "k-hat", TRUST, "Pareto tail index of the weights (good below 0.7); sees only what was visited", fixed(2)),
-    Column("largest_weight", "largest w", TRUST, "largest normalised weight, per replicate", number(2)),
+    Column("ess", "ESS", TRUST, "effective draws by the weights, per replicate; sees only what was visited", fixed(1)),
+    Column(
+        "khat", "k-hat", TRUST, "Pareto tail index of the weights, good below 0.7; sees only what was visited", fixed(2)
+    ),
+    Column("largest_weight", "max w", TRUST, "largest normalised weight, per replicate", number(2)),
     Column("rhat", "R-hat", TRUST, "agreement of replicates on each E[r] (worst reward); 1 is agreement", fixed(3)),
     Column(
-        "entropy", "entropy", DIVERSITY,
-        "of 100 equal-weight draws, nats / the most that 100 draws of the posterior can show", fixed(2),
+        "entropy",
+        "entropy",
+        DIVERSITY,
+        "of 100 equal-weight draws, nats / the most that 100 draws of the posterior can show",
+        fixed(2),
         beside="entropy_posterior",
     ),
     Column(
-        "distinct2", "distinct-2", DIVERSITY,
-        "different token pairs / all pairs in 100 draws / the same for the best run", fixed(2),
+        "distinct2",
+        "distinct-2",
+        DIVERSITY,
+        "different token pairs / all pairs in 100 draws / the same for the best run",
+        fixed(2),
         beside="distinct2_posterior",
     ),
     Column("lm_tokens", "LM tokens", COST, "rows decoded by the network, all replicates", whole),
@@ -103,8 +116,11 @@ COLUMNS = (
     Column("reward_calls", "reward calls", COST, "texts a reward was asked about", whole),
     Column("seconds", "seconds", COST, "wall time", fixed(1)),
     Column(
-        "precision_per_1000_tokens", "precision/1k", COST,
-        "1 / relative variance of one replicate's Zhat, per 1000 tokens (decoded + scored) of one replicate", number(3),
+        "precision_per_1000_tokens",
+        "precision/1k",
+        COST,
+        "1 / relative variance of one replicate's Zhat, per 1000 tokens (decoded + scored) of one replicate",
+        number(3),
     ),
 )
 
@@ -112,5 +128,10 @@ COLUMNS = (
 def reward_column(name: str) -> Column:
     """The column of one reward."""
     return Column(
-        f"E[{name}]", f"E[{name}]", ANSWER, "posterior mean of the reward ± standard error", number(3), error=f"se[{name}]"
+        f"E[{name}]",
+        f"E[{name}]",
+        ANSWER,
+        "posterior mean of the reward ± standard error",
+        number(3),
+        error=f"se[{name}]",
     )

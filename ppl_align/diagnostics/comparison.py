@@ -18,6 +18,7 @@ from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_co
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
+from ppl_align.posterior_groups import prompt_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,7 @@ class Comparison:
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
         """The table as plain dictionaries, by run."""
-        return {str(name): row.to_dict() for name, row in self.table.iterrows()}
+        return {str(name): {str(k): v for k, v in row.items()} for name, row in self.table.iterrows()}
 
     def __str__(self) -> str:
         from ppl_align.report.terminal import comparison
@@ -75,7 +76,7 @@ class Comparison:
             "advice": {"verdict": self.advice.verdict, "reasons": list(self.advice.reasons)},
             "reference": self.reference,
             "runs": {
-                name: row | {"engine": run.engine, "config": dict(run.config), "seed": run.seed, "cost": run.cost.as_dict()}
+                name: row | {"config": dict(run.config), "seed": run.seed, "cost": run.cost.as_dict()}
                 for (name, row), run in zip(self.rows.items(), self.runs.values(), strict=True)
             },
             "columns": {c.key: c.meaning for c in self.columns},
@@ -200,10 +201,8 @@ def _named(runs: Runs) -> dict[str, Posterior]:
 
 
 def _prompts(run: Posterior) -> set[str]:
-    try:
-        return {text for site in run.completions.values() for text in site.texts("prompt")}
-    except ValueError:
-        return set()  # a completion that was built by hand need not know its prompt
+    """Distinct prompts of all completions, as text."""
+    return {text for site in run.completions.values() for text in prompt_texts(site)}
 
 
 def _same_target(named: Mapping[str, Posterior]) -> None:
@@ -221,7 +220,8 @@ def _same_target(named: Mapping[str, Posterior]) -> None:
             differs["prompts"] = prompts
         for what, (a, b) in differs.items():
             if a != b:
-                raise InputError(f"runs of different targets cannot be compared: {what} {a} in {first_name!r}, {b} in {name!r}")
+                where = f"{what} {a} in {first_name!r}, {b} in {name!r}"
+                raise InputError(f"runs of different targets cannot be compared: {where}")
 
 
 def _rounded(scales: Mapping[str, float]) -> dict[str, float]:

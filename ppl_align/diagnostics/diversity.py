@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 NUM_DRAWS = 100
-"""Equal-weight draws that every run is judged by: diversity grows with the number of draws, so it must be one number."""
+"""Equal-weight draws that every run is judged by: diversity grows with their number, so it must be the same for all."""
 
 
 def distinct_completions(posterior: Posterior) -> float:

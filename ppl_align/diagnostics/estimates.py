@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,8 +27,21 @@ class Estimate(NamedTuple):
     standard_error: float
 
     def __str__(self) -> str:
-        error = "no error estimate" if math.isnan(self.standard_error) else f"{self.standard_error:.2g}"
-        return f"{self.value:.4g} ± {error}"
+        return with_error(self.value, self.standard_error)
+
+
+def with_error(value: float, error: float) -> str:
+    """Value and error to the error's second digit; a question mark where there is no error.
+
+    >>> with_error(0.86712, 0.00591), with_error(-4.6, math.nan), with_error(0.5, 0.0)
+    ('0.8671 ± 0.0059', '-4.6 ± ?', '0.5 ± 0')
+    """
+    if math.isnan(error) or not math.isfinite(value):
+        return f"{value:.4g} ± ?"
+    if error == 0:
+        return f"{value:.4g} ± 0"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
@@ -70,9 +83,9 @@ def _jackknife(w: Tensor, f: Tensor) -> float:
 
 
 def functionals(posterior: Posterior) -> dict[str, Tensor]:
-    """The named numbers of a posterior, each [R, N] float64: rewards, scalar latents, log_prior, log_likelihood, length.
+    """The named numbers of a posterior, each [R, N] float64: rewards, scalar latents, and what is built in.
 
-    A site of the program that uses one of the built-in names keeps it."""
+    Built in: log_prior, log_likelihood, length. A site of the program that uses one of these names keeps it."""
     named = {name: r.double() for name, r in posterior.rewards.items()}
     shape = posterior.log_weight.shape
     named |= {name: z.double() for name, z in posterior.latents.items() if z.shape == shape}

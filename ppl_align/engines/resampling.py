@@ -46,14 +46,13 @@ def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tenso
     size = weights.shape[-1]
     expected = size * weights.double() / weights.double().sum(-1, keepdim=True)
     certain = expected.floor()
-    u = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    rows = []
-    for copies, left, points in zip(certain.long(), expected - certain, u, strict=True):
-        fixed = torch.repeat_interleave(torch.arange(size), copies)
-        missing = size - len(fixed)
-        drawn = _invert(left[None], points[None, :missing])[0] if missing else fixed[:0]
-        rows.append(torch.cat([fixed, drawn]))
-    return torch.stack(rows)
+    slots = torch.arange(size, dtype=torch.float64).expand(weights.shape)
+    ends = certain.cumsum(-1)  # slots below ends[:, -1] are taken by certain copies, in order
+    fixed = torch.searchsorted(ends, slots.contiguous(), right=True)
+    left = expected - certain
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, torch.ones(()))  # nothing left: nobody looks at it
+    drawn = _invert(left, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
+    return torch.where(slots < ends[:, -1:], fixed, drawn)
 
 
 SCHEMES: dict[str, Resampler] = {

@@ -60,6 +60,8 @@ class SVI(Engine):
     def _infer(self, task: Task) -> Posterior:
         guide = self._guide(task)
         nesting = self._pilot(task)
+        if isinstance(guide, AutoGuide):
+            guide.nesting = nesting
         losses = self.train(task, guide, nesting)
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting

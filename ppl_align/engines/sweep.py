@@ -12,13 +12,14 @@ a good one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:19
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.engines.base import Progress
 from ppl_align.engines.proposals import Proposal
 from ppl_align.errors import AllDeadError, ModelError
@@ -184,4 +185,4 @@ def all_dead(where: str, execution: Execution) -> str:
 
 def log_mean_exp(log_weight: Tensor) -> Tensor:
     """log of the mean weight over the last dimension."""
-    return torch.logsumexp(log_weight, -1) - torch.log(torch.tensor(float(log_weight.shape[-1])))
+    return torch.logsumexp(log_weight, -1) - math.log(log_weight.shape[-1])

@@ -49,5 +49,5 @@ def summary(path: Path) -> str:
     except (SyntaxError, UnicodeDecodeError) as error:
         return f"(cannot be read: {error})"
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
-    docs = [ast.get_docstring(node) for node in (tree, *functions)]
+    docs = [ast.get_docstring(tree), *map(ast.get_docstring, functions)]
     return next((doc.splitlines()[0] for doc in docs if doc), "")

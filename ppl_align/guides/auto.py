@@ -40,6 +40,7 @@ class AutoGuide:
 
     def __init__(self, model: Callable[..., Any], kind: str = "auto", rank: int = 8) -> None:
         self.model, self.kind, self.rank = model, kind, rank
+        self.nesting = 0  # plates of the program, found out by a pilot run
         self.sites: dict[str, nn.Module] = {}
         self._adapters: dict[int, LoRAGuide] = {}  # one adapted network for all the sites of one LM
 
@@ -62,7 +63,7 @@ class AutoGuide:
     def part(self, name: str, fn: Any) -> nn.Module:
         """The trainable part for a site, made when it is first met."""
         if name not in self.sites:
-            self.sites[name] = self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn)
+            self.sites[name] = self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn, self.nesting)
         return self.sites[name]
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:

@@ -19,17 +19,18 @@ class LatentGuide(nn.Module):
     * anything else (Poisson, ...): the prior itself, which costs no bias, only variance.
     """
 
-    def __init__(self, prior: Any) -> None:
+    def __init__(self, prior: Any, nesting: int = 0) -> None:
+        """``nesting``: plates of the program; what lies left of them are particles, which share the parameters."""
         super().__init__()
         self.base = type(_unwrap(prior)).__name__
-        shape = prior.batch_shape
+        shape = prior.batch_shape[max(0, len(prior.batch_shape) - nesting) :]
         if self.base in ("Categorical", "OneHotCategorical"):
             self.tilt = nn.Parameter(torch.zeros(*shape, _unwrap(prior).logits.shape[-1]))
         elif self.base == "Bernoulli":
             self.tilt = nn.Parameter(torch.zeros(shape))
         elif prior.has_rsample and not prior.support.is_discrete:
-            self.loc = nn.Parameter(torch.zeros(prior.shape()))
-            self.log_scale = nn.Parameter(torch.zeros(prior.shape()))
+            self.loc = nn.Parameter(torch.zeros(*shape, *prior.event_shape))
+            self.log_scale = nn.Parameter(torch.zeros(*shape, *prior.event_shape))
 
     def forward(self, prior: Any) -> Any:
         """The distribution to draw from, of the prior's batch shape."""

@@ -21,12 +21,16 @@ Ids = tuple[int, ...]
 class Decoder(Protocol):
     """A set of prefixes (*rows*) and what the LM says comes next.
 
-    ``log_probs``  [rows, V] normalised next-token log-probabilities (no warp applied)
+    ``logits``     [rows, V] next-token log-probabilities up to a constant of each row (no warp applied)
+    ``log_probs``  [rows, V] the same, normalised (computed when asked for)
     ``hidden``     [rows, d] last hidden state, or None where the LM has none
     """
 
-    log_probs: Tensor
+    logits: Tensor
     hidden: Tensor | None
+
+    @property
+    def log_probs(self) -> Tensor: ...
 
     def extend(self, parents: Tensor, tokens: Tensor) -> Decoder:
         """Row i of the result continues row ``parents[i]`` with ``tokens[i]`` (both ``[m]``, on the CPU).

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ppl_align.cost import count, network
 from ppl_align.errors import PromptError
@@ -187,13 +188,22 @@ class CausalLM(LM):
         if width == 1:
             count(scored_tokens=len(prompts))
             return first, hidden
-        cache.batch_select_indices(where)
+        select_rows(cache, where)
         if mask is not None:
             mask = torch.cat([mask[where], mask.new_ones(len(prompts), width - 1)], -1)
         positions = lengths[:, None] + torch.arange(width - 1, device=self.device)
         logits, states = self.forward(tokens[:, :-1], cache, mask, positions, keep=width - 1)
         count(scored_tokens=tokens.numel(), lm_forwards=1)
         return torch.cat([first, logits], 1), torch.cat([hidden, states], 1)
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a KV cache, in this order (``index_select``: a quarter of the time of indexing)."""
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+        else:
+            layer.batch_select_indices(rows)
 
 
 class CausalDecoder:
@@ -209,17 +219,21 @@ class CausalDecoder:
         self._show(logits, hidden)
 
     def _show(self, logits: Tensor, hidden: Tensor) -> None:
-        self.log_probs = log_normalise(logits)
+        self.logits = logits.float()
         self.hidden: Tensor | None = hidden
+
+    @property
+    def log_probs(self) -> Tensor:
+        return log_normalise(self.logits)
 
     @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> CausalDecoder:
         device = self.lm.device
-        rows = self.log_probs.shape[0]
+        rows = self.logits.shape[0]
         tokens = tokens.to(device, non_blocking=True)
         if len(parents) != rows or not torch.equal(parents, torch.arange(rows)):
             parents = parents.to(device, non_blocking=True)
-            self.cache.batch_select_indices(parents)
+            select_rows(self.cache, parents)
             self.lengths = self.lengths[parents]
             self.mask = None if self.mask is None else self.mask[parents]
         if self.mask is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.lm.base import LM, Decoder, Ids
-from ppl_align.lm.sampling import sample_rows
+from ppl_align.lm.sampling import cumulative, sample_rows
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
@@ -75,6 +75,7 @@ class Population:
         self.log_q = torch.zeros(size, dtype=torch.float64, device=lm.device)
         self.alive = np.ones(size, dtype=bool)
         self.last = np.zeros(size, dtype=np.int64)
+        self.scratch: Tensor | None = None  # fresh memory for the CDF at every step would cost as much as the CDF
         self.t = 0
         self.terminal = np.zeros(lm.vocab_size, dtype=bool)
         self.terminal[list(source.terminal)] = True
@@ -88,21 +89,28 @@ class Population:
     def step(self) -> None:
         """Draw one token for every running particle and add its log-probabilities."""
         log_p, log_q = self._next_token()
+        if self.scratch is None or self.scratch.shape[0] < len(log_q):
+            self.scratch = torch.empty_like(log_q)
+        cdf, log_total = cumulative(log_q, self.scratch)
         running = np.flatnonzero(self.alive)
         moved = torch.as_tensor(running, device=self.tokens.device)
         u = torch.rand(len(self.row), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
         row = self.row[running]
-        drawn = sample_rows(log_q.exp().cumsum_(-1), row, u[moved])
+        drawn = sample_rows(cdf, row, u[moved])
         at = torch.as_tensor(row, device=drawn.device)
         self.tokens[moved, self.t] = drawn
-        self.log_p[moved] += log_p[at, drawn].double()
-        self.log_q[moved] += log_q[at, drawn].double()
+        picked = (log_q[at, drawn] - log_total[at]).double()
+        self.log_q[moved] += picked
+        self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
         self.last[running] = drawn.cpu().numpy()  # the one transfer from device to host of a step
         self.alive[running] = ~self.terminal[self.last[running]]
         self.t += 1
 
     def _next_token(self) -> tuple[Tensor, Tensor]:
-        """``(log p, log q)`` of the next token, each ``[rows, V]``."""
+        """``(log p, log q)`` of the next token, each ``[rows, V]``; one unnormalised tensor where both are the prior."""
+        undisturbed = self.proposal is None and self.proposal_decoder is None and self.source.warp.is_identity
+        if undisturbed:
+            return self.decoder.logits, self.decoder.logits
         log_p = self.source.warp(self.decoder.log_probs)
         if self.proposal_decoder is not None:
             return log_p, self.source.warp(self.proposal_decoder.log_probs)

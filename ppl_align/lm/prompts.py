@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.errors import PromptError
 from ppl_align.text import Texts
 

@@ -7,6 +7,22 @@ import torch
 from torch import Tensor
 
 
+def cumulative(logits: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``(cdf [rows, V], log_total [rows])`` of unnormalised log-probabilities, in three passes over them.
+
+    ``scratch``: memory to write the CDF to, at least as large as ``logits``.
+    The sum is accumulated in double precision by ``cumsum``, so ``logits - log_total`` is normalised to rounding.
+
+    >>> cdf, log_total = cumulative(torch.tensor([[0.0, 0.0]]))
+    >>> cdf.tolist(), round(log_total.exp().item(), 4)
+    ([[1.0, 2.0]], 2.0)
+    """
+    highest = logits.amax(-1, keepdim=True)
+    out = None if scratch is None else scratch[: logits.shape[0]]
+    cdf = torch.sub(logits, highest, out=out).exp_().cumsum_(-1)
+    return cdf, highest[:, 0] + cdf[:, -1].log()
+
+
 def invert_cdf(cdf: Tensor, u: Tensor) -> Tensor:
     """Smallest v with ``cdf[row, v] > u * total``: ``cdf [rows, V]``, ``u [rows, k]`` in [0, 1) -> ids ``[rows, k]``.
 

@@ -20,7 +20,7 @@ class ToyDecoder:
 
     def __init__(self, lm: ToyLM, prefixes: list[Ids], offset: list[int]) -> None:
         self.lm, self.prefixes, self.offset = lm, prefixes, offset
-        self.log_probs = lm.next_log_probs(prefixes, offset)
+        self.logits = self.log_probs = lm.next_log_probs(prefixes, offset)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> ToyDecoder:
         grown = [
@@ -108,10 +108,10 @@ class CallableLM(ToyLM):
         self.fn = fn
 
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
-        by_length: dict[int, list[int]] = {}
+        by_length: dict[int, list[int]] = {}  # fn sees one length at a time; prompts may differ in length
         for i, prefix in enumerate(prefixes):
             by_length.setdefault(len(prefix), []).append(i)
-        rows: list[Tensor] = [torch.empty(0)] * len(prefixes)
+        parts, order = [], []
         for length, members in by_length.items():
             batch = torch.tensor([prefixes[i] for i in members], dtype=torch.long).reshape(len(members), length)
             with network():
@@ -122,9 +122,9 @@ class CallableLM(ToyLM):
                     f"fn of {self.name} must return logits of shape [{len(members)}, {self.vocab_size}], "
                     f"got {list(logits.shape)}"
                 )
-            for i, row in zip(members, logits.log_softmax(-1), strict=True):
-                rows[i] = row
-        return torch.stack(rows)
+            parts.append(logits.log_softmax(-1))
+            order += members
+        return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
 class MarkovLM(ToyLM):

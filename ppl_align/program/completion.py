@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
@@ -36,7 +36,7 @@ def completion(
                      token ids, becomes a likelihood (whatever comes after is summed out)
     ``max_new_tokens`` defaults to 32, or to the observation's length.
 
-    Returns a :class:`~ppl_align.completion.Completion` with ``.tokens [..., T]``, ``.text`` and ``.lengths``.
+    Returns a :class:`~ppl_align.completions.Completion` with ``.tokens [..., T]``, ``.text`` and ``.lengths``.
     Raises ``InputError`` for values out of range or observations the LM cannot produce.
     """
     warp: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import Unit
 from torch import Tensor
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.errors import InputError
 from ppl_align.rewards.calling import evaluate
 from ppl_align.text import Texts

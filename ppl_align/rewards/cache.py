@@ -13,7 +13,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 Row = tuple[Any, ...]
-"""What a reward saw of one completion: ``(text,)``, or ``(prompt, text, ids)``."""
+"""What a reward saw of one completion: ``(text,)``, or ``(text, prompt, ids)``."""
 
 _tables: ContextVar[dict[Hashable, dict[Row, float]] | None] = ContextVar("ppl_align_reward_cache", default=None)
 

@@ -12,7 +12,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from ppl_align.completion import Completion
+from ppl_align.completions import Completion
 from ppl_align.cost import count
 from ppl_align.errors import InputError, PplAlignError, RewardError
 from ppl_align.rewards.answers import check_number, read_answers, shorten

@@ -1,0 +1,108 @@
+"""What a completion site returns: token ids, and the text they spell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.text import Texts
+
+if TYPE_CHECKING:
+    from ppl_align.lm.distribution import CompletionDistribution
+
+
+def sequence_lengths(tokens: Tensor, terminal: Sequence[int]) -> Tensor:
+    """Tokens that belong to each sequence, its terminal token included: ``[..., T] -> [...]`` int64.
+
+    >>> sequence_lengths(torch.tensor([[5, 2, 2], [5, 6, 7]]), (2,)).tolist()
+    [2, 3]
+    """
+    width = tokens.shape[-1]
+    if not terminal or width == 0:
+        return torch.full(tokens.shape[:-1], width, dtype=torch.long, device=tokens.device)
+    ends = torch.isin(tokens, torch.tensor(terminal, device=tokens.device))
+    first = torch.where(ends.any(-1), ends.to(torch.int8).argmax(-1) + 1, width)
+    return first
+
+
+class Completion:
+    """A batch of completions, or one.
+
+    ``tokens``   [..., T] ids, padded after the terminal token
+    ``lengths``  [...]    tokens that belong, terminal token included
+    ``text``     :class:`Texts` of shape [...], or a plain ``str`` when there is no batch
+    ``prompt``   the prompts' text, same shape
+    ``ids``      the tokens of each element without EOS and padding: a flat list of tuples
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        source: CompletionDistribution | None = None,
+        *,
+        text: Texts | None = None,
+        prompt: Texts | None = None,
+        terminal: Sequence[int] = (),
+    ) -> None:
+        self.tokens = tokens
+        self.source = source
+        self._given = {"text": text, "prompt": prompt}
+        self._terminal = tuple(source.terminal if source is not None else terminal)
+
+    @property
+    def lm(self) -> Any:
+        return None if self.source is None else self.source.lm
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tokens.shape[:-1]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        return sequence_lengths(self.tokens, self._terminal)
+
+    @cached_property
+    def ids(self) -> list[tuple[int, ...]]:
+        rows = self.tokens.reshape(-1, self.tokens.shape[-1]).tolist()
+        eos = None if self.lm is None else self.lm.eos_id
+        kept = [tuple(row[:n]) for row, n in zip(rows, self.lengths.reshape(-1).tolist(), strict=True)]
+        return [row[:-1] if row and row[-1] == eos else row for row in kept]
+
+    def _texts(self, which: str) -> Texts | str:
+        texts = self._given[which]
+        if texts is None:
+            if self.source is None:
+                raise ValueError(f"this completion carries no {which}")
+            lm = self.source.lm
+            rows = self.ids if which == "text" else self.source.prompt_rows(self.shape)
+            texts = self._given[which] = Texts(lm.decode_batch(rows), self.shape)
+        return texts if self.shape else texts.flat[0]
+
+    @property
+    def text(self) -> Any:
+        return self._texts("text")
+
+    @property
+    def prompt(self) -> Any:
+        return self._texts("prompt")
+
+    def texts(self, which: str = "text") -> list[str]:
+        """The batch as a flat list of plain strings."""
+        texts = self._texts(which)
+        return [texts] if isinstance(texts, str) else texts.flat
+
+    def reshape(self, *shape: int) -> Completion:
+        """The same completions with another batch shape."""
+        given = {k: None if v is None else v.reshape(*shape) for k, v in self._given.items()}
+        source = None if self.source is None else self.source.reshaped(shape)
+        tokens = self.tokens.reshape(*shape, self.tokens.shape[-1])
+        return Completion(tokens, source, terminal=self._terminal, **given)
+
+    def __repr__(self) -> str:
+        first = self.texts()[0] if self.tokens.numel() or self._given["text"] is not None else ""
+        shown = first if len(first) <= 60 else first[:57] + "..."
+        return f'Completion({len(self.lengths.reshape(-1))} particles, "{shown}")'

@@ -1,0 +1,217 @@
+"""A posterior as named xarray datasets, in ArviZ's schema: what ``to_arviz`` shows and ``save`` writes.
+
+``weighted``, ``history`` and the attributes of ``"/"`` hold everything ``load`` needs. All other groups are views for
+ArviZ, made of equal-weight draws with dimensions (chain = replicate, draw).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ppl_align.completions import Completion
+from ppl_align.diagnostics.estimates import functionals, log_likelihood, log_prior
+from ppl_align.diagnostics.prior import drew_from_prior
+from ppl_align.posterior_table import systematic
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+FORMAT = 1
+"""Version of the file layout, raised when an older ``load`` could not read a newer file."""
+EXACT_DRAWS = 1000  # an exact posterior has no particles that would suggest a number of draws
+_RESERVED = {"chain", "draw", "particle", "step", "iteration"}
+_AXES = {  # of the histories that ArviZ should show by step, in our order
+    "step": ("step",),
+    "ess": ("step", "chain"),
+    "resampled": ("step", "chain"),
+    "log_evidence_increment": ("step", "chain"),
+    "loss": ("iteration",),
+}
+
+
+def escape(name: str) -> str:
+    """A site name as a netCDF name, where a slash would mean a group; :func:`unescape` undoes it."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def unescape(name: str) -> str:
+    """Undo :func:`escape`."""
+    return name.replace("%2F", "/").replace("%25", "%")
+
+
+def to_groups(posterior: Posterior) -> dict[str, xr.Dataset]:
+    """All groups by name; ``"/"`` carries the attributes."""
+    attrs = {"inference_library": "ppl_align", "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    groups = {
+        **_equal_weight(posterior),
+        "constant_data": _constants(posterior),
+        "weighted": _weighted(posterior),
+        "history": _history(posterior),
+    }
+    groups = {name: data.assign_attrs(attrs) for name, data in groups.items() if data.variables}
+    return {"/": xr.Dataset(attrs=attrs | _provenance(posterior)), **groups}
+
+
+def _provenance(posterior: Posterior) -> dict[str, Any]:
+    from ppl_align import __version__
+
+    def text(value: Any) -> str:
+        return json.dumps(value, default=str, ensure_ascii=False)
+
+    other = {k: v for k, v in posterior.history.items() if _array(v) is None}
+    return {
+        "ppl_align_format": FORMAT,
+        "inference_library_version": __version__,
+        "engine": posterior.engine,
+        "engine_config": text(dict(posterior.config)),
+        "seed": posterior.seed,
+        "model": posterior.model,
+        "lm": posterior.lm,
+        "cost": text(posterior.cost.as_dict()),
+        "scales": text(dict(posterior.scales)),
+        "independent": int(posterior.independent),
+        "exact": int(posterior.exact),
+        "sites": text(list(posterior.particles)),
+        "terminal": text({name: list(site._terminal) for name, site in posterior.completions.items()}),
+        "history_other": text(other),
+        "sampling_time": posterior.cost.seconds,
+    }
+
+
+def _numpy(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """History entries that are arrays of numbers; anything else travels as JSON."""
+    array = _numpy(value)
+    return array if array.dtype.kind in "biuf" and array.ndim else None
+
+
+def _storable(texts: list[str]) -> np.ndarray:
+    """Strings that HDF5 can hold: no NUL, no lone surrogate. The token ids keep the exact truth."""
+    clean = [t.replace("\x00", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode("utf-8") for t in texts]
+    array = np.empty(len(clean), dtype=object)
+    array[:] = clean
+    return array
+
+
+def _weighted(posterior: Posterior) -> xr.Dataset:
+    """The particles as they are, (chain, particle), each variable named ``kind.site``."""
+    lead = ("chain", "particle")
+    data: dict[str, Any] = {"log_weight": (lead, _numpy(posterior.log_weight))}
+    if posterior.log_proposal is not None:
+        data["log_proposal"] = (lead, _numpy(posterior.log_proposal))
+    for kind, parts in (
+        ("reward", posterior.rewards),
+        ("factor", posterior.factors),
+        ("log_prior", posterior.log_prior),
+    ):
+        data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
+    for name, value in posterior.latents.items():
+        data[f"latent.{escape(name)}"] = ((*lead, *_inner(name, value.dim() - 2)), _numpy(value))
+    for name, site in posterior.completions.items():
+        key, dims = escape(name), (*lead, *_inner(name, len(site.shape) - 2))
+        data[f"tokens.{key}"] = ((*dims, f"{key}_position"), _numpy(site.tokens).astype(np.int32))
+        data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
+        prompts = prompt_texts(site)
+        if prompts:
+            distinct, index = np.unique(np.array(prompts, dtype=object), return_inverse=True)
+            data[f"prompts.{key}"] = ((f"{key}_prompt",), _storable(list(distinct)))
+            data[f"prompt_index.{key}"] = (dims, index.reshape(site.shape).astype(np.int32))
+    return xr.Dataset(data)
+
+
+def prompt_texts(site: Completion) -> list[str]:
+    """Prompts of all elements, flat; empty for a completion that was built without them."""
+    try:
+        return site.texts("prompt")
+    except ValueError:
+        return []
+
+
+def _inner(name: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{escape(name)}_dim_{i}" for i in range(count))
+
+
+def _history(posterior: Posterior) -> xr.Dataset:
+    arrays = {name: _array(value) for name, value in posterior.history.items()}
+    data = {
+        escape(name): (tuple(f"{escape(name)}_axis_{i}" for i in range(array.ndim)), array)
+        for name, array in arrays.items()
+        if array is not None
+    }
+    return xr.Dataset(data)
+
+
+def _constants(posterior: Posterior) -> xr.Dataset:
+    names = list(posterior.scales)
+    scales = xr.DataArray([posterior.scales[n] for n in names], dims=["reward"], coords={"reward": names})
+    return xr.Dataset({"nats_per_unit": scales}) if names else xr.Dataset()
+
+
+def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
+    """Shuffled equal-weight draws of every replicate; a replicate that died has none and is left out."""
+    replicates, particles = posterior.log_weight.shape
+    generator = np.random.default_rng(posterior.seed)
+    chains = [r for r in range(replicates) if bool(posterior.log_weight[r].isfinite().any())]
+    weights = torch.softmax(posterior.log_weight, -1).numpy()
+    n = EXACT_DRAWS if posterior.exact else particles
+    index = np.stack([systematic(weights[r], n, generator) for r in chains])
+    rows = np.array(chains)[:, None]
+    coords = {"chain": chains, "draw": np.arange(n)}
+
+    def pick(value: Any, *extra: str) -> tuple[tuple[str, ...], np.ndarray]:
+        return ("chain", "draw", *extra), _numpy(value)[rows, index]
+
+    numbers = functionals(posterior)
+    draws: dict[str, Any] = {_safe(name): pick(value) for name, value in numbers.items()}
+    for name, value in posterior.latents.items():
+        draws[_safe(name)] = pick(value, *_inner(name, value.dim() - 2))
+    texts: dict[str, Any] = {}
+    for name, site in posterior.completions.items():
+        inner = _inner(name, len(site.shape) - 2)
+        texts[f"{escape(name)}_tokens"] = pick(_numpy(site.tokens).astype(np.int32), *inner, f"{escape(name)}_position")
+        texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
+    joint = log_prior(posterior) + log_likelihood(posterior)
+    stats: dict[str, Any] = {"lp": pick(joint), "log_weight": pick(posterior.log_weight)}
+    stats["log_evidence"] = (("chain",), _numpy(posterior.log_evidence)[chains])
+    stats |= _steps(posterior.history, chains, replicates)
+    groups = {
+        "posterior": xr.Dataset(draws, coords),
+        "sample_stats": xr.Dataset(stats, coords),
+        "log_likelihood": xr.Dataset({_safe(n): pick(v) for n, v in posterior.factors.items()}, coords),
+        "log_prior": xr.Dataset({_safe(n): pick(v) for n, v in posterior.log_prior.items()}, coords),
+        "completions": xr.Dataset(texts, coords),
+    }
+    if drew_from_prior(posterior):
+        raw = {_safe(name): (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
+        groups["prior"] = xr.Dataset(raw, {"chain": np.arange(replicates), "draw": np.arange(particles)})
+    return groups
+
+
+def _steps(history: Mapping[str, Any], chains: list[int], replicates: int) -> dict[str, Any]:
+    """What engines record step by step, chains first as ArviZ expects."""
+    found: dict[str, Any] = {}
+    for name, dims in _AXES.items():
+        array = _array(history[name]) if name in history else None
+        if array is None or array.ndim != len(dims):
+            continue
+        if dims[-1] == "chain":
+            if array.shape[1] == replicates:
+                found[f"step_{name}"] = (("chain", "step"), array.T[chains])
+        else:
+            found["step_number" if name == "step" else name] = (dims, array)
+    return found
+
+
+def _safe(name: str) -> str:
+    """No variable may share a dimension's name."""
+    return escape(name) + "_" if name in _RESERVED else escape(name)

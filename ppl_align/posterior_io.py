@@ -1,0 +1,115 @@
+"""Posteriors as netCDF files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import Cost
+from ppl_align.errors import InputError
+from ppl_align.posterior_groups import FORMAT, escape, to_groups, unescape
+from ppl_align.text import Texts
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+_ENGINE: Literal["h5netcdf"] = "h5netcdf"
+
+
+def save(posterior: Posterior, path: str | Path) -> Path:
+    """See :meth:`ppl_align.Posterior.save`."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"cannot save to {path}: it is a folder; give a file name such as {path / 'posterior.nc'}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        xr.DataTree.from_dict(to_groups(posterior)).to_netcdf(temporary, engine=_ENGINE)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot save to {path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: str | Path) -> Posterior:
+    """See :meth:`ppl_align.Posterior.load`."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no saved posterior at {path}")
+    try:
+        with xr.open_datatree(path, engine=_ENGINE) as opened:
+            tree = opened.load()
+    except Exception as error:  # h5py, h5netcdf and xarray each have their own for a broken file
+        raise InputError(f"{path} cannot be read as a saved posterior ({_first_line(error)})") from None
+    attrs = tree.attrs
+    if attrs.get("inference_library") != "ppl_align" or "weighted" not in tree.children:
+        raise InputError(f"{path} was not written by Posterior.save")
+    if int(attrs["ppl_align_format"]) > FORMAT:
+        version = attrs["inference_library_version"]
+        raise InputError(f"{path} was written by a newer ppl-align ({version}): upgrade to read it")
+    try:
+        return _rebuild(attrs, tree["weighted"].to_dataset(), tree)
+    except KeyError as error:
+        raise InputError(f"{path} is incomplete: {error.args[0]} is missing") from None
+
+
+def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
+    from ppl_align.posterior import Posterior
+
+    def of_kind(kind: str) -> dict[str, Tensor]:
+        names = [str(v) for v in weighted.data_vars if str(v).startswith(kind + ".")]
+        return {unescape(v[len(kind) + 1 :]): _tensor(weighted[v]) for v in names}
+
+    terminal, latents = json.loads(attrs["terminal"]), of_kind("latent")
+    particles: dict[str, Completion | Tensor] = {
+        name: latents[name] if name in latents else _completion(weighted, name, terminal[name])
+        for name in json.loads(attrs["sites"])
+    }
+    history: dict[str, Any] = json.loads(attrs["history_other"])
+    if "history" in tree.children:
+        arrays = tree["history"].to_dataset()
+        history |= {unescape(str(name)): _tensor(arrays[name]) for name in arrays.data_vars}
+    return Posterior(
+        engine=str(attrs["engine"]),
+        log_weight=_tensor(weighted["log_weight"]),
+        particles=particles,
+        rewards=of_kind("reward"),
+        scales=json.loads(attrs["scales"]),
+        factors=of_kind("factor"),
+        log_prior=of_kind("log_prior"),
+        log_proposal=_tensor(weighted["log_proposal"]) if "log_proposal" in weighted else None,
+        config=json.loads(attrs["engine_config"]),
+        seed=int(attrs["seed"]),
+        model=str(attrs["model"]),
+        lm=str(attrs["lm"]),
+        cost=Cost(**json.loads(attrs["cost"])),
+        history=history,
+        independent=bool(attrs["independent"]),
+        exact=bool(attrs["exact"]),
+    )
+
+
+def _completion(weighted: xr.Dataset, name: str, terminal: list[int]) -> Completion:
+    key = escape(name)
+    prompt = None
+    if f"prompts.{key}" in weighted:
+        prompt = Texts(weighted[f"prompts.{key}"].values[weighted[f"prompt_index.{key}"].values].astype(object))
+    text = Texts(weighted[f"text.{key}"].values.astype(object))
+    return Completion(_tensor(weighted[f"tokens.{key}"]).long(), text=text, prompt=prompt, terminal=terminal)
+
+
+def _tensor(array: xr.DataArray) -> Tensor:
+    return torch.tensor(array.values)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

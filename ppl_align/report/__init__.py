@@ -1,0 +1,1 @@
+"""What a person reads: tables for a terminal, plots, a self-contained HTML page."""

@@ -1,0 +1,130 @@
+"""``report.html``: a comparison as one self-contained page, no network needed to read it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
+from ppl_align.report.plots import colours
+from ppl_align.report.terminal import headline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ppl_align.diagnostics.comparison import Comparison
+    from ppl_align.posterior import Posterior
+
+BEST = 6
+"""Completions shown per run."""
+BLIND_SPOTS = (
+    "Weight ESS, k-hat and the largest weight see only what was visited. A mode with prior mass 1e-4 and half of the "
+    "posterior is missed by 1,000 draws nine times in ten, and all three look perfect.",
+    "Every estimate of log Z is low on average, the more so the wider its spread. Agreement of several runs is "
+    "evidence, not proof: they may all miss the same mode.",
+    "After a late resampling the weights of SMC look even whatever happened before: look at ancestors and at the "
+    "spread over replicates.",
+    "A trained guide is judged on its own draws; what it never writes does not show. The ELBO gap to another "
+    "engine's log Z does see it.",
+    "All runs share one target. Nothing here says whether the reward is the right one.",
+)
+
+
+def render(compared: Comparison) -> str:
+    """The whole page as a string."""
+    environment = Environment(
+        loader=PackageLoader("ppl_align.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    colour = colours(compared)
+    blocks = []
+    for key, title in BLOCKS.items():
+        columns = [c for c in compared.columns if c.block == key]
+        rows = [(name, [c.text(row) for c in columns]) for name, row in compared.rows.items()]
+        blocks.append({"title": title, "columns": columns, "rows": rows})
+    lines = headline(compared)
+    return environment.get_template("report.html.j2").render(
+        title=lines[0],
+        facts=lines[1:],
+        created_at=compared.reference["created_at"],
+        advice=compared.advice,
+        trusted=not compared.advice.verdict.startswith("No run"),
+        blocks=blocks,
+        colour=colour,
+        figures={name: _data_uri(figure) for name, figure in compared.figures().items()},
+        runs=[_run(name, run, colour[name]) for name, run in compared.runs.items()],
+        rewards=compared.rewards,
+        blind_spots=BLIND_SPOTS,
+    )
+
+
+def _data_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    # no date: the same comparison gives the same page
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
+    table = run.table(by="text")
+    shades = {reward: _shades(run, reward) for reward in run.rewards}
+    completions = []
+    for row in table.head(BEST).to_dict("records"):
+        rewards = [
+            {
+                "name": reward,
+                "shown": "-" if is_missing(row[reward]) else number(3)(row[reward]),
+                "style": shades[reward](row[reward]),
+            }
+            for reward in run.rewards
+        ]
+        latents = [f"{latent} = {row[latent]}" for latent in run.latents]
+        completions.append(
+            {
+                "probability": f"{row['probability']:.4f}",
+                "width": f"{100 * row['probability'] / table['probability'].iloc[0]:.1f}",
+                "log_prior": fixed(1)(row["log_prior"]),
+                "rewards": rewards,
+                "latents": latents,
+                "texts": [str(row[site]) for site in run.completions],
+            }
+        )
+    replicates, particles = run.log_weight.shape
+    size = "the whole support" if run.exact else f"{replicates} replicates of {particles} particles"
+    config = json.dumps(
+        {"engine": run.engine, **run.config, "seed": run.seed}, indent=2, default=str, ensure_ascii=False
+    )
+    return {
+        "name": name,
+        "colour": colour,
+        "size": size,
+        "completions": completions,
+        "distinct": len(table),
+        "config": config,
+    }
+
+
+def _shades(run: Posterior, name: str) -> Any:
+    """Background of a reward: red below, green above the middle of what this run's posterior holds."""
+    values = run.rewards[name][(run.weights > 0) & run.rewards[name].isfinite()].numpy()
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    # a negative scale means that the program wants little of it
+    wants_more = run.scales.get(name, 1.0) >= 0
+
+    def style(value: float) -> str:
+        if is_missing(value) or not np.isfinite(value) or high - low < 1e-12:
+            return "background:#eef0f3"
+        share = (value - low) / (high - low)
+        share = share if wants_more else 1 - share
+        hue = 8 + 132 * share  # red to green, the middle a quiet yellow
+        return f"background:hsl({hue:.0f} 62% 88%)"
+
+    return style

@@ -1,0 +1,166 @@
+"""Comparisons and completions for a terminal, readable at 80 columns.
+
+Everything here returns a :class:`Printable`: ``print`` gives plain text of 80 columns, a rich console its own width.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
+from ppl_align.diagnostics.diversity import NUM_DRAWS
+
+if TYPE_CHECKING:
+    from ppl_align.diagnostics.comparison import Comparison
+    from ppl_align.posterior import Posterior
+
+WIDTH = 80
+_WIDEST = 140  # on a wider screen, lines of text get too long to read
+_GAP = 2  # between two columns: one of padding, one that SIMPLE_HEAD draws
+
+
+class Printable:
+    """Something to print: laid out for the width it is printed at."""
+
+    def __init__(self, layout: Callable[[int], RenderableType]) -> None:
+        self._layout = layout
+
+    def __str__(self) -> str:
+        buffer = io.StringIO()
+        console = Console(file=buffer, width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
+        console.print(self._layout(WIDTH))
+        return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
+
+    __repr__ = __str__
+
+    def __rich_console__(self, console: Console, options: Any) -> Any:
+        yield self._layout(min(options.max_width, _WIDEST))
+
+
+def comparison(compared: Comparison) -> Printable:
+    """The tables of a comparison, block by block, and the advice."""
+
+    def layout(width: int) -> RenderableType:
+        parts: list[RenderableType] = [
+            Text(line, style="dim" if i else "bold") for i, line in enumerate(headline(compared))
+        ]
+        for block, title in BLOCKS.items():
+            columns = [c for c in compared.columns if c.block == block]
+            cells = {c.header: [c.text(row) for row in compared.rows.values()] for c in columns}
+            parts += [Text(), Text(title, style="bold"), *_grids(list(compared.rows), cells, width)]
+        return Group(*parts, Text(), _advice(compared))
+
+    return Printable(layout)
+
+
+def headline(compared: Comparison) -> list[str]:
+    """What is compared: the target, then the prior's means, then what "posterior" refers to."""
+    reference = compared.reference
+    target = f"{reference['model'] or 'one target'}" + (f" with {reference['lm']}" if reference["lm"] else "")
+    prompts = reference["prompts"]
+    if prompts and prompts != [""]:
+        target += f", prompt {prompts[0]!r}" + (f" and {len(prompts) - 1} more" if len(prompts) > 1 else "")
+    lines = [f"{len(compared.runs)} run{'s' if len(compared.runs) > 1 else ''} of {target}"]
+    known = {name: value for name, value in reference["prior_mean"].items() if not is_missing(value)}
+    if known:
+        lines.append(
+            "under the prior: " + ", ".join(f"E[{name}] = {number(3)(value)}" for name, value in known.items())
+        )
+    entropy = reference["posterior_entropy"]
+    about = "" if entropy is None else f": {entropy:.2f} nats of entropy; {NUM_DRAWS} draws can show {_LOG_DRAWS:.2f}"
+    lines.append(f'"posterior" is as {reference["best_run"]} sees it{about}')
+    return lines
+
+
+_LOG_DRAWS = math.log(NUM_DRAWS)
+
+
+def _advice(compared: Comparison) -> RenderableType:
+    bad = compared.advice.verdict.startswith("No run")
+    verdict = Text("=> " + compared.advice.verdict, style="bold red" if bad else "bold green")
+    return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in compared.advice.reasons))
+
+
+def _grids(rows: Sequence[str], cells: dict[str, list[str]], width: int) -> list[RenderableType]:
+    """One table, or as many as it takes to keep each within ``width``; each begins with the run's name."""
+    first = max(cell_len(name) for name in ["run", *rows])
+    tables, used = [], width
+    for header, column in cells.items():
+        needed = max(map(cell_len, [header, *column])) + _GAP
+        if used + needed > width:
+            tables.append({header: column})
+            used = first + 1 + needed
+        else:
+            tables[-1][header] = column
+            used += needed
+    return [_grid(rows, columns) for columns in tables]
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold cyan")
+
+
+def _grid(rows: Sequence[str], columns: dict[str, list[str]]) -> Table:
+    table = _table()
+    table.add_column("run", no_wrap=True)
+    for header in columns:
+        table.add_column(Text(header), justify="right", no_wrap=True)
+    for i, name in enumerate(rows):
+        table.add_row(Text(name), *(Text(column[i]) for column in columns.values()))
+    return table
+
+
+def best_completions(posterior: Posterior, n: int = 5) -> Printable:
+    """The ``n`` most probable texts of a posterior, with their probability and rewards."""
+    return Printable(lambda width: _texts(posterior.table(by="text").head(n)))
+
+
+def frame(data: pd.DataFrame) -> Printable:
+    """A pandas frame with its texts wrapped instead of cut."""
+    return Printable(lambda width: _texts(data, index=True))
+
+
+def _texts(data: pd.DataFrame, index: bool = False) -> Table:
+    """Numbers to the left at their own width, texts to the right in what is left."""
+    texts = [c for c in data.columns if data[c].map(lambda value: isinstance(value, str)).any()]
+    numbers = [c for c in data.columns if c not in texts]
+    table = _table()
+    if index:
+        table.add_column("", justify="right", style="dim", no_wrap=True)
+    for name in numbers:
+        table.add_column(Text(str(name)), justify="right", no_wrap=True)
+    for name in texts:
+        table.add_column(Text(str(name)), overflow="fold", ratio=1)
+    for label, row in zip(data.index, data.to_dict("records"), strict=True):
+        shown = [Text(_cell(str(name), row[name])) for name in numbers]
+        table.add_row(*([str(label)] if index else []), *shown, *(Text(_visible(str(row[name]))) for name in texts))
+    return table
+
+
+def _cell(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return "(" + ", ".join(_cell("", v) for v in value) + ")"
+    if is_missing(value):
+        return "-"
+    if name == "probability":
+        return f"{value:.4f}"
+    if name == "log_prior":
+        return fixed(1)(value)
+    return number(3)(value) if isinstance(value, float) else str(value)
+
+
+def _visible(text: str) -> str:
+    """Line ends as signs, so that one completion stays one row; an empty completion says so."""
+    shown = text.replace("\r", "").replace("\n", "⏎ ").strip()
+    return shown or "(empty)"

@@ -1,0 +1,48 @@
+"""Every test starts from a known state and leaves the global one alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyro
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ppl_align import CausalLM
+
+
+@pytest.fixture(autouse=True)
+def clean_state() -> Iterator[None]:
+    torch.manual_seed(20221122)
+    pyro.clear_param_store()
+    yield
+    assert dict(pyro.get_param_store().items()) == {}, "a test left parameters in Pyro's global store"
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> CausalLM:
+    """A random transformer small enough to enumerate: V=7, EOS=6, float32, rather peaked so that prefixes matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = LlamaConfig(
+            vocab_size=7,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            eos_token_id=6,
+            bos_token_id=None,
+            pad_token_id=6,
+            tie_word_embeddings=False,
+            initializer_range=0.6,
+        )
+        model = LlamaForCausalLM(config)
+    return CausalLM(model)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> CausalLM:
+    return CausalLM("smollm2-135m")

@@ -1,0 +1,370 @@
+"""Every engine against enumeration: unbiased evidence, proper weighting, and the contract they share."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pyro
+import pytest
+import torch
+from oracles import canonical_sequences, evidence_z, probabilities, weighting_chi2
+from programs import EOS, FIXED, LADDER, MEMORY, PROGRAMS
+
+from ppl_align import SMC, SVI, Exact, ImportanceSampling, completion, reward
+from ppl_align.cost import measure
+from ppl_align.engines.resampling import SCHEMES
+from ppl_align.errors import AllDeadError, InputError, RunError
+
+# About 150 z-tests with fixed seeds: at 4.5 standard errors the suite's false-alarm rate over seeds is 1e-3.
+Z = 4.5
+
+SETTINGS = {
+    "importance": ImportanceSampling(16, 300),
+    "prefix, every token": SMC(16, 300, twist="prefix", ess_threshold=0.9),
+    "prefix, always resample": SMC(16, 300, twist="prefix", ess_threshold=1.0, resampling="stratified"),
+    "prefix, every 2": SMC(16, 300, twist="prefix", every=2, resampling="residual", ess_threshold=0.8),
+    "prefix, every word": SMC(16, 300, twist="prefix", every="word", resampling="multinomial", ess_threshold=0.7),
+    "never resample": SMC(16, 300, twist="prefix", ess_threshold=0.0),
+    "no twist": SMC(16, 300, ess_threshold=1.0),
+    "a guide hardly trained": SVI(num_steps=2, num_particles=16, num_replicates=300, learning_rate=0.2),
+}
+WIDE = {"fixed_length": 64, "whole_prefix": 64, "upstream_latent": 24, "plated": 64}  # particles for a spread below .6
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return {name: Exact().run(program) for name, program in PROGRAMS.items()}
+
+
+# -- the judge ------------------------------------------------------------------------------------------------
+
+
+def brute_force(source, log_factor):
+    """log Z by itertools, without trees, programs or engines."""
+    sequences = canonical_sequences(source.lm.vocab_size, source.max_new_tokens, source.terminal, source.pad_id)
+    return torch.logsumexp(source.log_prob(sequences) + log_factor(sequences), 0).item()
+
+
+def test_exact_equals_brute_force(exact):
+    got = exact["with_eos"].log_evidence.item()
+    want = brute_force(EOS.completion([], 4), lambda t: (0.8 * (t == 1).sum(-1) + 0.3 * (t == 0).sum(-1)) / 0.7)
+    assert got == pytest.approx(want, abs=1e-7)
+    got = exact["whole_prefix"].log_evidence.item()
+    want = brute_force(MEMORY.completion([1, 2], 4), lambda t: LADDER[t].sum(-1) * 1.3 / 0.8)
+    assert got == pytest.approx(want, abs=1e-7)
+    got = exact["tempered"].log_evidence.item()
+    want = brute_force(EOS.completion([], 3, temperature=0.7), lambda t: 0.6 * (t == 1).sum(-1))
+    assert got == pytest.approx(want, abs=1e-7)
+
+
+def test_exact_equals_brute_force_with_a_latent_upstream(exact):
+    total = []
+    for z, p in enumerate((0.2, 0.5, 0.3)):
+        source = FIXED.completion([z, 1], 3)
+        factor = lambda t, z=z: LADDER[t].sum(-1) / 0.7 + 0.4 * (t[..., 0] == z)  # noqa: E731
+        total.append(math.log(p) + brute_force(source, factor))
+    assert exact["upstream_latent"].log_evidence.item() == pytest.approx(
+        torch.logsumexp(torch.tensor(total, dtype=torch.float64), 0).item(), abs=1e-7
+    )
+
+
+def test_exact_equals_brute_force_with_an_observed_ending(exact):
+    source = EOS.completion([0], 3)
+    total = 0.0
+    for row in canonical_sequences(3, 3, (2,), 2):
+        ids = [v for v in row.tolist() if v != 2]
+        ending = EOS.completion([0, *ids], 2).log_prob(torch.tensor([1, 0]))
+        total += float((source.log_prob(row) + ending).exp())
+    assert exact["observed_ending"].log_evidence.item() == pytest.approx(math.log(total), abs=1e-10)
+
+
+def test_pyros_own_enumeration_agrees(exact):
+    """TraceEnum_ELBO on the raw program, with the completion written as an enumerable categorical over sequences."""
+    source = EOS.completion([], 3)
+    sequences = canonical_sequences(3, 3, source.terminal, source.pad_id)
+
+    def as_categorical():
+        k = pyro.sample("k", pyro.distributions.Categorical(logits=source.log_prob(sequences)))
+        x = sequences[k]
+        pyro.factor("f", 0.9 * (x == 1).sum(-1))
+        pyro.sample("y", pyro.distributions.Normal((x == 0).sum(-1).double(), 1.0), obs=torch.tensor(1.3))
+
+    elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=0)
+    log_z = -elbo.loss(pyro.infer.config_enumerate(as_categorical), lambda: None)
+    assert exact["raw_pyro"].log_evidence.item() == pytest.approx(log_z, abs=1e-6)
+
+
+def test_exact_on_a_transformer(tiny_llama):
+    def program():
+        x = completion("x", tiny_llama, [1, 2], max_new_tokens=3)
+        reward("r", lambda t: 0.5 * (t == 3).sum(-1), x.tokens, beta=0.6)
+
+    with measure() as cost:
+        posterior = Exact().run(program)
+    want = brute_force(tiny_llama.completion([1, 2], 3), lambda t: 0.5 * (t == 3).sum(-1) / 0.6)
+    assert posterior.log_evidence.item() == pytest.approx(want, abs=1e-5)
+    assert cost.lm_tokens == 6 + 36  # each running prefix is read once
+
+
+# -- engines against the judge ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unbiased_evidence_and_proper_weighting(name, setting, exact):
+    if setting.startswith("a guide") and name == "hard_rejection":
+        return  # SVI refuses it: see below
+    engine = dataclasses.replace(SETTINGS[setting], num_particles=WIDE.get(name, 16))
+    posterior = engine.run(PROGRAMS[name], seed=sum(map(ord, name + setting)))
+    z, spread = evidence_z(posterior, exact[name].log_evidence.item())
+    assert spread < 0.6, "a z-test of Zhat/Z misleads at this spread"
+    assert abs(z) < Z
+    chi2, freedom = weighting_chi2(posterior, exact[name])
+    assert chi2 < freedom + Z * math.sqrt(2 * freedom) + 5
+
+
+@pytest.mark.parametrize("name", [n for n in PROGRAMS if n != "hard_rejection"])
+def test_a_trained_guide_is_the_posterior_and_its_weights_are_honest(name, exact):
+    posterior = SVI(num_steps=150, num_particles=32, num_replicates=40).run(PROGRAMS[name], seed=1)
+    log_z = exact[name].log_evidence.item()
+    gap = log_z - posterior.log_weight.mean().item()  # KL(q || p*)
+    noise = posterior.log_weight.std().item() / math.sqrt(posterior.log_weight.numel())
+    joint = exact[name].log_weight - exact[name].log_evidence  # log p* + log N
+    log_p0 = sum(exact[name].log_prior.values()) + math.log(joint.numel())
+    start = float((log_p0.exp() * (log_p0 - joint)).mean())  # KL(p0 || p*): where training began
+    # q is close to p*: each probability is known to binomial error, up to what so many draws may never visit.
+    want, got = probabilities(exact[name]), probabilities(posterior)
+    draws = posterior.log_weight.numel()
+    unvisited = sum(p for p in want.values() if p * draws < 10)
+    assert -Z * noise - unvisited <= gap < 0.15 * start + Z * noise
+    assert gap < 0.1
+    for row, p in want.items():
+        assert abs(got.get(row, 0.0) - p) < Z * math.sqrt(p * (1 - p) / draws) * (1 + gap) + unvisited
+
+
+@pytest.mark.parametrize("name", ["with_eos", "upstream_latent", "two_completions", "downstream_latent"])
+def test_a_guide_serves_the_other_engines(name, exact):
+    guide = SVI(num_steps=60, num_particles=16, num_replicates=1).run(PROGRAMS[name], seed=3).guide
+    plain = ImportanceSampling(16, 300).run(PROGRAMS[name], seed=4)
+    for engine in (
+        ImportanceSampling(16, 300, proposal=guide),
+        SMC(16, 300, proposal=guide, twist="prefix", ess_threshold=0.9),
+    ):
+        posterior = engine.run(PROGRAMS[name], seed=5)
+        z, spread = evidence_z(posterior, exact[name].log_evidence.item())
+        assert abs(z) < Z
+        assert spread < evidence_z(plain, exact[name].log_evidence.item())[1]
+
+
+def test_another_lm_or_a_function_as_a_proposal(exact):
+    def flat(rows):
+        return torch.full_like(rows.log_probs, -math.log(rows.log_probs.shape[-1]))
+
+    for proposal in (MEMORY, flat):
+        posterior = ImportanceSampling(128, 300, proposal=proposal).run(PROGRAMS["fixed_length"], seed=2)
+        z, spread = evidence_z(posterior, exact["fixed_length"].log_evidence.item())
+        assert abs(z) < Z
+        assert 0 < spread < 0.6
+
+
+# -- the contract of every engine ---------------------------------------------------------------------------------
+
+ENGINES = {
+    "exact": Exact(),
+    "importance": ImportanceSampling(6, 3),
+    "smc": SMC(6, 3, twist="prefix", ess_threshold=0.9),
+    "svi": SVI(num_steps=3, num_particles=6, num_replicates=3),
+}
+
+
+@pytest.mark.parametrize("name", ["with_eos", "upstream_latent", "two_completions", "text_reward"])
+@pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+class TestContract:
+    def test_shapes_and_names(self, engine, name):
+        posterior = engine.run(PROGRAMS[name], seed=0)
+        replicates, particles = posterior.log_weight.shape
+        assert posterior.engine == engine.name
+        assert posterior.log_evidence.shape == (replicates,)
+        for site, value in posterior.particles.items():
+            tensor = getattr(value, "tokens", value)
+            assert tensor.shape[:2] == (replicates, particles), site
+            assert posterior.log_prior[site].shape == (replicates, particles)
+            if hasattr(value, "tokens"):
+                assert value.text.shape == (replicates, particles)
+                assert value.lengths.shape == (replicates, particles)
+        for r in posterior.rewards.values():
+            assert r.shape == (replicates, particles)
+        assert posterior.cost.seconds > 0
+        assert posterior.seed == 0
+        assert posterior.model == name
+
+    def test_same_seed_same_posterior(self, engine, name):
+        one, two = engine.run(PROGRAMS[name], seed=7), engine.run(PROGRAMS[name], seed=7)
+        torch.testing.assert_close(one.log_weight, two.log_weight, rtol=0, atol=0)
+        if engine.name != "exact":
+            other = engine.run(PROGRAMS[name], seed=8)
+            assert not torch.equal(one.log_weight, other.log_weight)
+
+    def test_the_global_rng_and_the_parameter_store_are_untouched(self, engine, name):
+        torch.manual_seed(99)
+        pyro.param("mine", torch.tensor(1.5))
+        before = torch.get_rng_state()
+        engine.run(PROGRAMS[name], seed=1)
+        assert torch.equal(before, torch.get_rng_state())
+        assert [k for k, _ in pyro.get_param_store().items()] == ["mine"]
+        pyro.clear_param_store()
+
+    def test_log_prior_and_factors_are_the_programs_own(self, engine, name):
+        """Rescoring what was returned gives the numbers that were returned."""
+        posterior = engine.run(PROGRAMS[name], seed=2)
+        for site, value in posterior.particles.items():
+            if not hasattr(value, "tokens"):
+                continue
+            rescored = value.source.log_prob(value.tokens)
+            torch.testing.assert_close(rescored.double(), posterior.log_prior[site], atol=1e-9, rtol=0)
+
+
+# -- what SMC promises ----------------------------------------------------------------------------------------------
+
+
+def test_smc_never_resamples_after_the_last_step():
+    for seed in range(20):
+        posterior = SMC(8, 4, twist="prefix", ess_threshold=1.0).run(PROGRAMS["fixed_length"], seed=seed)
+        assert int(posterior.history["step"].max()) == 3  # of four tokens
+        spread = posterior.log_weight.std(-1)
+        assert bool((spread > 0).any()), "equal weights at the end: somebody resampled"
+
+
+def test_evidence_increments_add_up():
+    posterior = SMC(8, 4, twist="prefix", ess_threshold=0.9).run(PROGRAMS["fixed_length"], seed=3)
+    history = posterior.history
+    assert history["ess"].shape == history["resampled"].shape == history["log_evidence_increment"].shape
+    assert history["ancestors"].shape == (*history["ess"].shape, 8)
+    own = torch.arange(8).expand_as(history["ancestors"])
+    assert torch.equal(history["ancestors"][~history["resampled"]], own[~history["resampled"]])
+    assert bool((history["ess"] <= 8 + 1e-9).all())
+    assert bool((history["ess"][history["resampled"]] < 0.9 * 8).all())
+
+
+def test_lineages_are_traced_to_the_first_ancestor():
+    posterior = SMC(8, 4, twist="prefix", ess_threshold=1.0).run(PROGRAMS["fixed_length"], seed=3)
+    lineage = torch.arange(8).expand(4, 8)
+    for ancestors in posterior.history["ancestors"]:
+        lineage = lineage.gather(1, ancestors)
+    assert torch.equal(lineage, posterior.history["lineage"])
+
+
+def test_a_finished_particle_costs_no_forward_and_keeps_its_potential():
+    posterior = SMC(64, 1, twist="prefix", ess_threshold=0.0).run(PROGRAMS["with_eos"], seed=0)
+    torch.testing.assert_close(posterior.log_weight, posterior.factors["r"], rtol=0, atol=1e-12)
+
+
+def test_importance_sampling_from_the_prior_never_scores_its_own_draws(tiny_llama):
+    def program():
+        x = completion("x", tiny_llama, [1], max_new_tokens=3)
+        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
+
+    posterior = ImportanceSampling(20, 2).run(program)
+    assert posterior.cost.scored_tokens == 0
+    assert posterior.cost.lm_forwards == 3
+
+
+def test_smc_is_better_than_importance_sampling_where_it_should_be(exact):
+    """An additive reward on a fixed-length chain: the prefix says much of what is to come."""
+
+    def program():
+        x = completion("x", FIXED, [0], max_new_tokens=12)
+        reward("r", lambda t: LADDER[t].sum(-1), x.tokens, beta=0.5)
+
+    smc = SMC(32, 200, twist="prefix", ess_threshold=0.7).run(program, seed=0)
+    plain = ImportanceSampling(32, 200).run(program, seed=0)
+    assert smc.log_evidence.std() < 0.7 * plain.log_evidence.std()
+
+
+def test_without_a_twist_smc_says_that_it_is_importance_sampling(caplog):
+    SMC(4, 1).run(PROGRAMS["with_eos"])
+    assert "this run is importance sampling" in caplog.text
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_resamplers_are_unbiased(scheme):
+    """E[counts] = N W, with zero weights never chosen; systematic counts are within one of N W."""
+    weights = torch.tensor([[0.05, 0.0, 0.5, 0.3, 0.15], [0.2, 0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
+    size, repeats = weights.shape[1], 4000
+    counts = torch.zeros(repeats, 2, size)
+    for i in range(repeats):
+        ancestors = scheme(weights, None)
+        assert ancestors.shape == weights.shape
+        counts[i] = torch.stack([torch.bincount(row, minlength=size) for row in ancestors]).float()
+    error = counts.mean(0) - size * weights
+    sd = counts.std(0) / math.sqrt(repeats)
+    assert bool((error.abs() <= 5 * sd + 1e-9).all())
+    assert bool((counts[:, 0, 1] == 0).all())
+    if scheme is SCHEMES["systematic"]:
+        assert bool(((counts - size * weights).abs() < 1).all())
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def impossible():
+    x = completion("x", FIXED, [0], max_new_tokens=2)
+    reward("never", lambda t: torch.full(t.shape[:-1], -torch.inf), x.tokens)
+
+
+@pytest.mark.parametrize("engine", [Exact(), ImportanceSampling(8, 2), SMC(8, 2, twist="prefix")], ids=str)
+def test_all_dead_is_an_error_that_says_where(engine):
+    with pytest.raises(AllDeadError, match=r"every particle has weight zero.*'never'.*Try"):
+        engine.run(impossible)
+
+
+def test_a_prefix_closed_rejection_kills_on_the_way():
+    def program():
+        x = completion("x", FIXED, [0], max_new_tokens=3)
+        reward("no", lambda t: torch.full(t.shape[:-1], -torch.inf), x.tokens, prefix_closed=True)
+
+    with pytest.raises(AllDeadError, match="after 1 tokens of 'x'"):
+        SMC(8, 2, twist="prefix").run(program)
+
+
+def test_svi_refuses_hard_rejections():
+    with pytest.raises(RunError, match=r"hard rejection.*'has a 2'"):
+        SVI(num_steps=2).run(PROGRAMS["hard_rejection"])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ImportanceSampling(0), "num_particles"),
+        (lambda: ImportanceSampling(num_replicates=0), "num_replicates"),
+        (lambda: ImportanceSampling(proposal=3), "proposal"),
+        (lambda: SMC(num_particles=2.5), "num_particles"),
+        (lambda: SMC(ess_threshold=1.5), "ess_threshold"),
+        (lambda: SMC(resampling="sistematic"), "did you mean 'systematic'"),
+        (lambda: SMC(twist="prefx"), "did you mean 'prefix'"),
+        (lambda: SMC(every="sentences"), "did you mean 'sentence'"),
+        (lambda: SMC(every=0), "every"),
+        (lambda: SVI(num_particles=1), "num_particles"),
+        (lambda: SVI(guide="haed"), "did you mean 'head'"),
+        (lambda: SVI(learning_rate=-1.0), "learning_rate"),
+        (lambda: Exact(max_sequences=0), "max_sequences"),
+        (lambda: Exact(max_sequences=10).run(PROGRAMS["fixed_length"]), "more than 10"),
+        (lambda: ImportanceSampling().run("positive_review"), "a Pyro program"),
+        (lambda: SVI(guide="head").run(PROGRAMS["with_eos"]), "no hidden states"),
+        (lambda: SVI(guide="lora").run(PROGRAMS["with_eos"]), "no weights to adapt"),
+        (lambda: ImportanceSampling().run(lambda: None), "no latent site"),
+    ],
+)
+def test_bad_configurations_are_one_clear_line(make, says):
+    with pytest.raises(InputError, match=says) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_engines_print_as_they_are_written():
+    assert repr(Exact()) == "Exact(max_sequences=100000)"
+    with pytest.raises(AttributeError):
+        Exact().max_sequences = 3
+    assert len({e.name for e in itertools.chain(ENGINES.values())}) == 4

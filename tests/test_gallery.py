@@ -1,0 +1,117 @@
+"""Every file in ``models/`` is one short, runnable model."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppl_align
+from ppl_align.completions import Completion
+from ppl_align.errors import WeightsNotFound
+from ppl_align.program import Program
+
+MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
+PARTICLES = 4
+each_model = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+
+
+def test_the_gallery_is_there():
+    assert {path.stem for path in MODELS} >= {"positive_review", "less_toxic", "infill", "topic"}
+
+
+@each_model
+def test_a_file_is_one_short_documented_model(path):
+    source = path.read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    assert [f.name for f in functions] == [path.stem]
+    assert ast.get_docstring(functions[0])
+    arguments = functions[0].args
+    assert len(arguments.defaults) == len(arguments.args), "a gallery model runs with no argument"
+    assert len(source.splitlines()) <= 40
+    first = ast.get_docstring(tree).splitlines()[0]
+    assert first.endswith(".")
+    assert len(first) <= 120
+
+
+@pytest.fixture(scope="module")
+def lm():
+    try:
+        return ppl_align.CausalLM("smollm2-135m")
+    except WeightsNotFound as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def load(lm, monkeypatch):
+    """The model of a gallery file, on the one language model of this test run."""
+    monkeypatch.setattr(ppl_align, "CausalLM", lambda name: lm)
+
+    def model_in(path):
+        spec = importlib.util.spec_from_file_location(f"gallery_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return getattr(module, path.stem)
+
+    return model_in
+
+
+@pytest.fixture(autouse=True)
+def _fixed_random_numbers():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.mark.lm
+@each_model
+def test_a_model_compiles_into_a_program(path, load):
+    program = Program(load(path), (), {}, PARTICLES)
+    values = {}
+    execution = program.run(values, draw=True)
+    assert execution.pending.is_completion, "it stops at its completion"
+    drawn = dict(execution.drawn)
+    while execution.pending is not None:
+        values[execution.pending.name] = execution.pending.fn.sample()
+        execution = program.run({**drawn, **values}, draw=True)
+    assert execution.factors, "a model without reward or observation is its prior"
+    for factor in execution.factors.values():
+        assert factor.shape == (PARTICLES,)
+        assert factor.isfinite().all()
+        assert factor.unique().numel() > 1, "the particles differ"
+
+
+@pytest.mark.lm
+def test_less_toxic_says_which_prompt_it_takes(load):
+    model = load(next(path for path in MODELS if path.stem == "less_toxic"))
+    execution = Program(model, (), {}, 1).run({}, draw=True)
+    source = execution.pending.fn
+    assert source.lm.decode(source.prompts[0]) in model.__doc__
+
+
+@pytest.mark.lm
+def test_infill_prefers_the_middle_that_leads_to_the_ending(load, lm):
+    model = load(next(path for path in MODELS if path.stem == "infill"))
+    middles = [" ate a whole roast chicken", " of the of the of"]
+    ids = [lm.encode(text) for text in middles]
+    width = max(map(len, ids))
+    eos = lm.eos_id
+    tokens = torch.tensor([[*row, *[eos] * (width + 1 - len(row))] for row in ids])
+    fits, does_not = (
+        Program(model, (), {"max_new_tokens": width + 1}, 2).run({"middle": tokens}, draw=True).factors["ending"]
+    )
+    assert fits > does_not + 3
+
+
+@pytest.mark.lm
+def test_the_topic_is_part_of_the_prompt(load):
+    model = load(next(path for path in MODELS if path.stem == "topic"))
+    topics = torch.tensor([0, 3])
+    source = Program(model, (), {}, 2).run({"topic": topics}, draw=True).pending.fn
+    first, second = Completion(source.sample(), source).texts("prompt")
+    assert "weather" in first
+    assert "war" in second

