@@ -42,7 +42,7 @@ def load_model(spec: str) -> Model:
     Raises ``ModelError`` saying what was looked for; whatever this library raises while the file is loaded
     (say, ``WeightsNotFound``) passes through.
     """
-    where, _, attribute = spec.partition(":") if ".py:" in spec or not spec.endswith(".py") else (spec, "", "")
+    where, _, attribute = spec.rpartition(":") if ":" in spec and not spec.endswith(".py") else (spec, "", "")
     path = Path(where).expanduser()
     if path.suffix == ".py":
         if not path.is_file():

@@ -33,7 +33,9 @@ def find_python312() -> str | None:
     """A Python of 3.12 or later that runs: a shim on PATH may only say that it does not."""
     candidates = [sys.executable, *(shutil.which(f"python3.{minor}") for minor in (12, 13, 14))]
     roots = {os.environ.get("PYENV_ROOT"), output_of("pyenv", "root")} - {None}
-    candidates += [str(p) for root in sorted(roots) for p in sorted(Path(root, "versions").glob("3.1[2-9]*/bin/python"))]
+    candidates += [
+        str(p) for root in sorted(roots) for p in sorted(Path(root, "versions").glob("3.1[2-9]*/bin/python"))
+    ]
     for python in filter(None, candidates):
         if output_of(python, "-c", "import sys, venv; print(sys.version_info >= (3, 12))") == "True":
             return python

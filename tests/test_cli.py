@@ -373,3 +373,8 @@ def test_the_installed_command_and_its_exit_code(here: Path) -> None:
     done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "compare" in done.stdout
+    done = subprocess.run(
+        [*command, "run", "toy.py", "--engine", "few.py", "--out", "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (here / "out/few.nc").is_file()

@@ -94,9 +94,10 @@ class Draws:
             elif kind == "Unit":
                 kind, source = "factor", "pyro.factor"
             elif kind == "CompletionDistribution":
-                prompts = f"{len(fn.prompts)} prompts" if len(fn.prompts) > 1 else repr(fn.lm.decode(fn.prompts[0]))
-                kind = "observed completion" if node["is_observed"] else "completion"
-                source = f"{fn.lm.name}, prompt {textwrap.shorten(prompts, 40)}, at most {fn.max_new_tokens} tokens"
+                one = textwrap.shorten(repr(fn.lm.decode(fn.prompts[0])), 40, placeholder="...")
+                prompt = f"{len(fn.prompts)} different prompts" if len(fn.prompts) > 1 else f"prompt {one}"
+                kind, most = ("observed completion", "") if node["is_observed"] else ("completion", "at most ")
+                source = f"{fn.lm.name}, {prompt}, {most}{fn.max_new_tokens} tokens"
             else:
                 kind, source = "observed" if node["is_observed"] else "latent", kind
             plates = [f.size for f in node["cond_indep_stack"] if f.dim is not None and f.name[:9] != "ppl_align"]

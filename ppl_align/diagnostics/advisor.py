@@ -4,7 +4,9 @@
 2. evidence: a run whose log Z lies significantly below another's has missed what the other has seen
    (every log Zhat is a lower bound in expectation), and replicates must agree;
 3. support: how many draws, and how many first ancestors, the answer rests on;
-4. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad.
+4. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
+5. a run is called good only if something independent confirms it: enough replicates, or another sound engine. The
+   replicates of a trained guide confirm nothing (what the guide never writes, none of them sees).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -37,10 +39,11 @@ CAVEAT = "No diagnostic here can see a mode that no run has visited."
 
 @dataclass(frozen=True)
 class Advice:
-    """``verdict``: one line. ``reasons``: what it rests on, one line each."""
+    """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all."""
 
     verdict: str
     reasons: tuple[str, ...]
+    standing: Literal["good", "unconfirmed", "bad"]
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
@@ -69,12 +72,24 @@ def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
     if runs[best].exact:
         sampled = [name for name in sound if not runs[name].exact]
         agree = f" {_list(sampled)} agree{'s' if len(sampled) == 1 else ''} with it." if sampled else ""
-        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons))
+        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "good")
     if not sound:
         first = found[best][0]
         remedy = _remedy(runs[best])
-        return Advice(f"No run can be trusted: {first} ({best}, the best of them).", (*reasons, remedy, CAVEAT))
-    return Advice(_choice(runs, sound), (*reasons, CAVEAT))
+        return Advice(f"No run can be trusted: {first} ({best}, the best of them).", (*reasons, remedy, CAVEAT), "bad")
+    confirmed = [name for name in sound if _is_confirmed(runs[name], sound, runs)]
+    if not confirmed:
+        verdict = f"Nothing speaks against {_list(sound)}, but nothing confirms it either."
+        remedy = f"Run another engine, or {MIN_REPLICATES} replicates or more of one that does not train a guide."
+        return Advice(verdict, (*reasons, remedy, CAVEAT), "unconfirmed")
+    return Advice(_choice(runs, confirmed), (*reasons, CAVEAT), "good")
+
+
+def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior]) -> bool:
+    """By its own replicates, or by a sound run of another engine (sound runs agree on log Z within their errors)."""
+    if "loss" not in run.history and len(run.log_weight) >= MIN_REPLICATES:
+        return True
+    return any(runs[name].engine != run.engine for name in sound)
 
 
 def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:

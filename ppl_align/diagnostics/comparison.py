@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ class Comparison:
     def to_json(self) -> str:
         """Table, reference and advice as JSON; null where a number has no meaning."""
         content = {
-            "advice": {"verdict": self.advice.verdict, "reasons": list(self.advice.reasons)},
+            "advice": asdict(self.advice),
             "reference": self.reference,
             "runs": {
                 name: row | {"config": dict(run.config), "seed": run.seed, "cost": run.cost.as_dict()}

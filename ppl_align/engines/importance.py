@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ppl_align.engines.base import Engine, Task, at_least
 from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.sweep import Sweep
+from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
 
@@ -37,4 +38,6 @@ class ImportanceSampling(Engine):
     def _infer(self, task: Task) -> Posterior:
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         sweep = Sweep(program, self.num_replicates, self.num_particles, as_proposal(self.proposal), task.progress)
+        if isinstance(self.proposal, ProgramGuide):
+            sweep.adopt(*self.proposal.draw(program))
         return sweep.posterior(sweep.run(), independent=True)

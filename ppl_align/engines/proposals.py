@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 from ppl_align.errors import InputError
+from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import TokenProposal
 
@@ -44,8 +45,8 @@ class FromTokens(FromPrior):
 
 def as_proposal(proposal: Any) -> Proposal:
     """``None`` (the prior), a trained guide, another LM over the same vocabulary, or ``Rows -> log_q [rows, V]``."""
-    if proposal is None:
-        return FromPrior()
+    if proposal is None or isinstance(proposal, ProgramGuide):
+        return FromPrior()  # a program proposes whole values before the sweep; what it leaves out comes from the prior
     if isinstance(proposal, Proposal) and not isinstance(proposal, LM):
         return proposal
     if isinstance(proposal, LM) or callable(proposal):

@@ -16,6 +16,7 @@ from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.resampling import SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
 from ppl_align.errors import AllDeadError, InputError
+from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.decoding import Population
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program, Site
@@ -64,6 +65,8 @@ class SMC(Engine):
         one_of("twist", self.twist, [None, "prefix"])
         check_schedule(self.every)
         as_proposal(self.proposal)
+        if isinstance(self.proposal, ProgramGuide):
+            raise InputError("this guide proposes whole values, not tokens: SMC cannot steer with it; use importance")
 
     def _infer(self, task: Task) -> Posterior:
         size = self.num_replicates * self.num_particles

@@ -68,7 +68,7 @@ class SVI(Engine):
         shape = (self.num_replicates, self.num_particles)
         if isinstance(guide, ProgramGuide):
             guide.parameters = pyro.get_param_store().get_state()
-            sweep = Sweep(program, *shape, FromPrior(), task.progress)
+            sweep = Sweep(program, *shape, FromPrior(), _quiet)
             sweep.adopt(*guide.draw(program))
         else:
             sweep = Sweep(program, *shape, guide, _quiet)

@@ -65,7 +65,7 @@ class HeadGuide(TokenGuide):
         population = Population(source, propose)
         hidden, slopes = [], []
         while not population.done:
-            running = torch.as_tensor(population.alive, device=source.lm.device)
+            running = torch.tensor(population.alive, device=source.lm.device)  # a copy: step() changes it in place
             row = torch.as_tensor(population.row * population.alive, device=source.lm.device)
             before = population.decoder.hidden
             assert before is not None

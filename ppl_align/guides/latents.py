@@ -29,8 +29,8 @@ class LatentGuide(nn.Module):
         elif self.base == "Bernoulli":
             self.tilt = nn.Parameter(torch.zeros(shape))
         elif prior.has_rsample and not prior.support.is_discrete:
-            self.loc = nn.Parameter(torch.zeros(*shape, *prior.event_shape))
-            self.log_scale = nn.Parameter(torch.zeros(*shape, *prior.event_shape))
+            self.loc = nn.Parameter(torch.zeros(shape + prior.event_shape))
+            self.log_scale = nn.Parameter(torch.zeros(shape + prior.event_shape))
 
     def forward(self, prior: Any) -> Any:
         """The distribution to draw from, of the prior's batch shape."""

@@ -71,7 +71,9 @@ class LoRAGuide(TokenGuide):
 
     def save(self, folder: str | Path) -> None:
         """A PEFT adapter that ``peft.PeftModel.from_pretrained(base, folder)`` loads, with no ppl-align installed."""
-        self.adapted.save_pretrained(str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, nothing a user can mend
+            self.adapted.save_pretrained(str(folder))
 
 
 def twin_of(model: nn.Module) -> Any:

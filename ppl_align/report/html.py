@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import rc_context
 
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
-from ppl_align.report.plots import colours
+from ppl_align.report.plots import STYLE, colours
 from ppl_align.report.terminal import headline
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def render(compared: Comparison) -> str:
         facts=lines[1:],
         created_at=compared.reference["created_at"],
         advice=compared.advice,
-        trusted=not compared.advice.verdict.startswith("No run"),
         blocks=blocks,
         colour=colour,
         figures={name: _data_uri(figure) for name, figure in compared.figures().items()},
@@ -68,8 +68,9 @@ def render(compared: Comparison) -> str:
 
 def _data_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
-    # no date: the same comparison gives the same page
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    # no date, salted ids: the same comparison gives the same page
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

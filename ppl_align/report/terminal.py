@@ -78,7 +78,9 @@ def headline(compared: Comparison) -> list[str]:
             "under the prior: " + ", ".join(f"E[{name}] = {number(3)(value)}" for name, value in known.items())
         )
     entropy = reference["posterior_entropy"]
-    about = "" if entropy is None else f": {entropy:.2f} nats of entropy; {NUM_DRAWS} draws can show {_LOG_DRAWS:.2f}"
+    about = "" if entropy is None else f", with {entropy:.2f} nats of entropy"
+    if entropy is not None and entropy > _LOG_DRAWS:
+        about += f" ({NUM_DRAWS} draws can show {_LOG_DRAWS:.2f})"
     lines.append(f'"posterior" is as {reference["best_run"]} sees it{about}')
     return lines
 
@@ -87,8 +89,8 @@ _LOG_DRAWS = math.log(NUM_DRAWS)
 
 
 def _advice(compared: Comparison) -> RenderableType:
-    bad = compared.advice.verdict.startswith("No run")
-    verdict = Text("=> " + compared.advice.verdict, style="bold red" if bad else "bold green")
+    colour = {"good": "green", "unconfirmed": "yellow", "bad": "red"}[compared.advice.standing]
+    verdict = Text("=> " + compared.advice.verdict, style=f"bold {colour}")
     return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in compared.advice.reasons))
 
 

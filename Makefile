@@ -1,0 +1,63 @@
+# Two commands: `make demo` and `make test`. Both are enough on a fresh clone; both are quick when repeated.
+#
+#   PYTHON       the interpreter to build .venv with (3.11 or newer)
+#   TORCH_INDEX  another package index for torch: where your default index serves torch with gigabytes of CUDA,
+#                give the address of PyTorch's own index of CPU builds
+#   PIP_ARGS     anything else for pip
+PYTHON      ?= python3
+TORCH_INDEX ?=
+PIP_ARGS    ?=
+
+BIN   := .venv/bin
+STAMP := .venv/installed
+PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+TORCH := $(shell grep '^torch==' constraints.txt)
+DEMO  := runs/demo
+
+.PHONY: demo demo-again test lint types bench bench-peers clean
+
+demo: $(STAMP) .venv/weights
+	@if [ -f $(DEMO)/report.html ]; then \
+	  echo "$(DEMO) is there already: here is its comparison again (make demo-again runs it anew)"; \
+	  $(BIN)/ppl-align compare $(DEMO); \
+	else $(MAKE) --no-print-directory demo-again; fi
+
+demo-again: $(STAMP) .venv/weights
+	$(BIN)/ppl-align run models/positive_review.py --engine importance --engine smc --engine svi --out $(DEMO) --force
+
+test: $(STAMP) .venv/weights
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP) .venv/weights
+	$(BIN)/python benchmarks/decoding.py
+
+bench-peers: .venv-peers/installed
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv/weights: $(STAMP)
+	$(BIN)/ppl-align fetch smollm2-135m
+	$(BIN)/ppl-align fetch prompts
+	@touch $@
+
+# The libraries we compare with, in an environment of their own (about 2 GB).
+.venv-peers/installed: benchmarks/requirements-peers.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet $(PIP_ARGS) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	.venv-peers/bin/python -m pip install --quiet $(PIP_ARGS) $(TORCH) -r benchmarks/requirements-peers.txt
+	.venv-peers/bin/python -m pip install --quiet $(PIP_ARGS) --no-deps llamppl==0.2.3
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-peers .venv-arviz1 runs build dist

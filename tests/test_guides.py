@@ -1,0 +1,263 @@
+"""Guides: gradients against enumerated gradients, and what a trained guide is good for.
+
+"The loss goes down" would have missed both silent zero gradients that are known of Pyro's estimators."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from oracles import canonical_sequences, evidence_z
+from programs import EOS, PROGRAMS
+
+from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align.cost import measure
+from ppl_align.engines.elbo import LeaveOneOutELBO
+from ppl_align.errors import InputError
+from ppl_align.guides import AutoGuide
+from ppl_align.lm.memo import remembered_scores
+
+
+@pytest.fixture(scope="module")
+def transformer_program(tiny_llama: CausalLM):
+    def program():
+        x = completion("x", tiny_llama, [1, 2], max_new_tokens=3)
+        reward("r", lambda t: 0.7 * (t == 3).sum(-1) - 0.4 * (t[..., 0] == 5), x.tokens, beta=0.6)
+
+    return program
+
+
+def exact_gradient(program, guide, source):
+    """d(-ELBO)/d(parameters) by enumeration: ELBO(q) = sum_x q(x) (log p(x, data) - log q(x))."""
+    exact = Exact().run(program)
+    tokens = exact.particles["x"].tokens[0]
+    log_joint = (exact.log_weight[0] - math.log(len(tokens))).detach()
+    log_q = guide.sites["x"].log_prob(source.expand([len(tokens)]), tokens)
+    assert float(log_q.detach().exp().sum()) == pytest.approx(1.0, abs=1e-5), "the guide is a distribution"
+    elbo = (log_q.exp() * (log_joint - log_q)).sum()
+    parameters = [p for p in guide.sites["x"].parameters() if p.requires_grad]
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(-elbo, parameters)]).double(), float(elbo.detach())
+
+
+def estimated_gradients(program, guide, draws, repeats):
+    elbo = LeaveOneOutELBO(draws, 0)
+    parameters = [p for p in guide.sites["x"].parameters() if p.requires_grad]
+    gradients, losses = [], []
+    for _ in range(repeats):
+        with pyro.get_param_store().scope(), remembered_scores():
+            loss, surrogate = elbo.loss_and_surrogate(program, guide, (), {})
+        gradients.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(surrogate, parameters)]).double())
+        losses.append(loss)
+    return torch.stack(gradients), torch.tensor(losses)
+
+
+def check_unbiased(program, guide, source, draws, repeats):
+    want, elbo = exact_gradient(program, guide, source)
+    got, losses = estimated_gradients(program, guide, draws, repeats)
+    assert want.abs().max() > 1e-3, "a gradient of zero proves nothing"
+    error = got.std(0) / math.sqrt(repeats)
+    often = error > 0.1 * error.max()  # a rarely visited prefix has no normal limit at this many repeats
+    z = ((got.mean(0) - want) / error)[often]
+    assert float(z.abs().max()) < 4.5 + 0.3 * math.log10(len(z))  # Bonferroni over the coordinates
+    # and all coordinates at once, along the true gradient, where noise is smallest
+    along = got @ want / want.norm()
+    assert float((along.mean() - want.norm()).abs()) < 4.5 * float(along.std()) / math.sqrt(repeats)
+    assert float((losses.mean() + elbo).abs()) < 4.5 * float(losses.std()) / math.sqrt(repeats)
+
+
+def make_guide(program, kind, rank=2):
+    guide = AutoGuide(program, kind, rank)
+    with pyro.get_param_store().scope():
+        guide()
+    return guide
+
+
+def test_gradient_of_the_table_guide():
+    program = PROGRAMS["with_eos"]
+    guide = make_guide(program, "table")
+    with torch.no_grad():
+        for p in guide.sites["x"].parameters():
+            p.copy_(0.5 * torch.randn_like(p))
+    check_unbiased(program, guide, EOS.completion([], 4), draws=8, repeats=600)
+
+
+def test_gradient_of_the_head_guide_comes_from_decoding_alone(tiny_llama, transformer_program):
+    guide = make_guide(transformer_program, "head")
+    with torch.no_grad():
+        guide.sites["x"].left.copy_(0.3 * torch.randn_like(guide.sites["x"].left))
+    check_unbiased(transformer_program, guide, tiny_llama.completion([1, 2], 3), draws=8, repeats=600)
+    with measure() as cost:
+        estimated_gradients(transformer_program, guide, 8, 1)
+    assert cost.scored_tokens == 0
+    assert cost.lm_forwards <= 3  # the decode itself: log q, log p0 and the gradient come with it
+
+
+def test_gradient_of_the_lora_guide(tiny_llama, transformer_program):
+    guide = make_guide(transformer_program, "lora")
+    with torch.no_grad():
+        for name, p in guide.sites["x"].named_parameters():
+            if "lora_B" in name:
+                p.copy_(0.3 * torch.randn_like(p))
+    check_unbiased(transformer_program, guide, tiny_llama.completion([1, 2], 3), draws=8, repeats=300)
+
+
+def test_stored_score_is_the_log_probability_and_its_gradient(tiny_llama, transformer_program):
+    """The surrogate of the head, against autograd through a second reading of the same draws."""
+    guide = make_guide(transformer_program, "head").sites["x"]
+    with torch.no_grad():
+        guide.left.copy_(0.3 * torch.randn_like(guide.left))
+    source = tiny_llama.completion([1, 2], 3).expand([20])
+    draw = guide.draw(source)
+    score, reread = draw.score(), guide.log_prob(source, draw.tokens)
+    torch.testing.assert_close(score, reread, atol=1e-5, rtol=1e-5)
+    weight = torch.randn(20, dtype=torch.float64)
+    for one, two in zip(
+        torch.autograd.grad((score * weight).sum(), list(guide.parameters())),
+        torch.autograd.grad((reread * weight).sum(), list(guide.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-3)
+
+
+def test_leave_one_out_has_less_variance_than_no_baseline():
+    program = PROGRAMS["with_eos"]
+    guide = make_guide(program, "table")
+    quiet, _ = estimated_gradients(program, guide, 8, 150)
+
+    class NoBaseline(LeaveOneOutELBO):
+        def loss_and_surrogate(self, model, guide, args, kwargs):
+            model_trace, guide_trace = next(iter(self._get_traces(model, guide, args, kwargs)))
+            f = (self._per_draw(model_trace) - self._per_draw(guide_trace)).detach()
+            return -f.mean().item(), -(f * self._per_draw(guide_trace, only_scored=True)).mean()
+
+    elbo, noisy = NoBaseline(8, 0), []
+    parameters = list(guide.sites["x"].parameters())
+    for _ in range(150):
+        with pyro.get_param_store().scope(), remembered_scores():
+            _, surrogate = elbo.loss_and_surrogate(program, guide, (), {})
+        noisy.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(surrogate, parameters)]))
+    assert quiet.var(0).sum() < 0.7 * torch.stack(noisy).var(0).sum()
+
+
+@pytest.mark.parametrize("kind", ["head", "lora"])
+def test_network_guides_move_towards_the_posterior(kind, tiny_llama, transformer_program):
+    exact = Exact().run(transformer_program)
+    trained = SVI(num_steps=80, num_particles=16, num_replicates=60, guide=kind, rank=4, learning_rate=0.02)
+    posterior = trained.run(transformer_program, seed=0)
+    prior_kl = exact.log_evidence.item() - Exact().run(transformer_program).factors["r"][0].dot(
+        exact.log_prior["x"][0].exp()
+    )
+    gap = exact.log_evidence.item() - posterior.log_weight.mean().item()
+    assert gap < 0.5 * float(prior_kl)
+    z, spread = evidence_z(posterior, exact.log_evidence.item())
+    assert abs(z) < 4.5
+    assert spread < 0.6
+    improved = ImportanceSampling(16, 60, proposal=posterior.guide).run(transformer_program, seed=1)
+    plain = ImportanceSampling(16, 60).run(transformer_program, seed=1)
+    assert improved.log_evidence.std() < plain.log_evidence.std()
+    steered = SMC(16, 60, proposal=posterior.guide, twist="prefix").run(transformer_program, seed=2)
+    assert abs(evidence_z(steered, exact.log_evidence.item())[0]) < 4.5
+
+
+def test_the_prior_is_untouched_by_its_lora_guide(tiny_llama, transformer_program):
+    source = tiny_llama.completion([1, 2], 3)
+    tokens = canonical_sequences(7, 3, (6,), 6)
+    before = source.log_prob(tokens)
+    posterior = SVI(num_steps=5, num_particles=4, num_replicates=2, guide="lora", learning_rate=0.1).run(
+        transformer_program
+    )
+    torch.testing.assert_close(source.log_prob(tokens), before, rtol=0, atol=0)
+    guide = posterior.guide.sites["x"]
+    assert not torch.allclose(guide.log_prob(source.expand([len(tokens)]), tokens).float(), before)
+    shared = {p.data_ptr() for p in tiny_llama.model.parameters()}
+    frozen = [p for n, p in guide.adapted.named_parameters() if "lora" not in n]
+    assert all(p.data_ptr() in shared for p in frozen), "the frozen weights are one copy"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # transformers, while peft loads
+def test_a_lora_guide_saves_as_a_peft_adapter(tmp_path, tiny_llama, transformer_program):
+    import peft
+    from transformers import LlamaForCausalLM
+
+    posterior = SVI(num_steps=5, num_particles=4, num_replicates=2, guide="lora", learning_rate=0.1).run(
+        transformer_program
+    )
+    posterior.guide.save(tmp_path / "adapter")
+    base = LlamaForCausalLM(tiny_llama.model.config)
+    base.load_state_dict(tiny_llama.model.state_dict())
+    loaded = CausalLM(peft.PeftModel.from_pretrained(base, tmp_path / "adapter"), prepack=False)
+    tokens = canonical_sequences(7, 3, (6,), 6)
+    want = posterior.guide.sites["x"].log_prob(tiny_llama.completion([1, 2], 3).expand([len(tokens)]), tokens)
+    torch.testing.assert_close(loaded.completion([1, 2], 3).log_prob(tokens).double(), want.detach(), atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="lora"):
+        SVI(num_steps=1, num_particles=4).run(PROGRAMS["with_eos"]).guide.save(tmp_path / "no")
+
+
+def test_a_guide_of_ones_own():
+    """Any Pyro program with the model's latent sites; what it leaves out is drawn from the prior."""
+    source = EOS.completion([], 3)
+    sequences = canonical_sequences(3, 3, source.terminal, source.pad_id)
+
+    class Whole(dist.TorchDistribution):
+        """A categorical over whole sequences."""
+
+        has_rsample = False
+        arg_constraints = {}
+        support = dist.constraints.independent(dist.constraints.nonnegative_integer, 1)
+
+        def __init__(self, logits, batch_shape=torch.Size()):
+            self.pick = dist.Categorical(logits=logits)
+            super().__init__(batch_shape, torch.Size([3]), validate_args=False)
+
+        def expand(self, batch_shape, _instance=None):
+            return Whole(self.pick.logits, torch.Size(batch_shape))
+
+        def sample(self, sample_shape=torch.Size()):
+            return sequences[self.pick.sample(torch.Size(sample_shape) + self.batch_shape)]
+
+        def log_prob(self, value):
+            at = (value[..., None, :] == sequences).all(-1).int().argmax(-1)
+            return self.pick.log_prob(at)
+
+    def guide():
+        logits = pyro.param("logits", torch.zeros(len(sequences), dtype=torch.float64))
+        pyro.sample("x", Whole(logits))
+
+    program = PROGRAMS["raw_pyro"]
+    exact = Exact().run(program)
+    posterior = SVI(num_steps=200, num_particles=16, num_replicates=60, guide=guide).run(program, seed=0)
+    assert exact.log_evidence.item() - posterior.log_weight.mean().item() < 0.02
+    assert abs(evidence_z(posterior, exact.log_evidence.item())[0]) < 4.5
+    again = ImportanceSampling(16, 60, proposal=posterior.guide).run(program, seed=5)
+    assert abs(evidence_z(again, exact.log_evidence.item())[0]) < 4.5
+    with pytest.raises(InputError, match="proposes whole values"):
+        SMC(8, 1, proposal=posterior.guide, twist="prefix").run(program)
+
+
+def test_continuous_latents_are_learned_with_pathwise_gradients():
+    """A Gaussian latent upstream: log Z and the posterior mean are known from quadrature."""
+
+    def program():
+        z = pyro.sample("z", dist.Normal(0.5, 1.2))
+        x = completion("x", EOS, [], max_new_tokens=2)
+        ones = (x.tokens == 1).sum(-1).double()
+        pyro.sample("y", dist.Normal(z + ones, 0.8), obs=torch.tensor(1.7))
+
+    exact_x = Exact().run(lambda: completion("x", EOS, [], max_new_tokens=2))
+    ones = (exact_x.particles["x"].tokens[0] == 1).sum(-1).double()
+    log_joint = exact_x.log_prior["x"][0] + dist.Normal(0.5 + ones, (1.2**2 + 0.8**2) ** 0.5).log_prob(
+        torch.tensor(1.7)
+    )
+    log_z = torch.logsumexp(log_joint, 0).item()
+    trained = SVI(num_steps=300, num_particles=32, num_replicates=50, learning_rate=0.05).run(program, seed=0)
+    plain = ImportanceSampling(32, 50).run(program, seed=0)
+    for posterior in (trained, plain):
+        z, spread = evidence_z(posterior, log_z)
+        assert abs(z) < 4.5
+        assert spread < 0.6
+    assert log_z - trained.log_weight.mean() < 0.3 * (log_z - plain.log_weight.mean())
+    with pytest.raises(InputError, match="cannot enumerate 'z'"):
+        Exact().run(program)
