@@ -78,8 +78,12 @@ class Completion:
             if self.source is None:
                 raise ValueError(f"this completion carries no {which}")
             lm = self.source.lm
-            rows = self.ids if which == "text" else self.source.prompt_rows(self.shape)
-            texts = self._given[which] = Texts(lm.decode_batch(rows), self.shape)
+            if which == "text":
+                found = lm.decode_batch(self.ids)
+            else:  # distinct prompts are decoded once
+                distinct = lm.decode_batch(self.source.prompts)
+                found = [distinct[i] for i in self.source.index.expand(self.shape).reshape(-1).tolist()]
+            texts = self._given[which] = Texts(found, self.shape)
         return texts if self.shape else texts.flat[0]
 
     @property
@@ -94,6 +98,10 @@ class Completion:
         """The batch as a flat list of plain strings."""
         texts = self._texts(which)
         return [texts] if isinstance(texts, str) else texts.flat
+
+    def prompt_texts(self) -> list[str]:
+        """Prompts of all elements, flat; empty where they are not known."""
+        return self.texts("prompt") if self._given["prompt"] is not None or self.source is not None else []
 
     def reshape(self, *shape: int) -> Completion:
         """The same completions with another batch shape."""

@@ -28,7 +28,7 @@ class Texts:
     ['a b!', 'c!']
     >>> "a" in t
     Traceback (most recent call last):
-    ppl_align.errors.BatchTextError: this text is a batch of 2 strings, one per particle: use .map(lambda s: ...) (elementwise) or .tolist()
+    ppl_align.errors.BatchTextError: this text is a batch of 2 strings, one per particle: ...
     """
 
     __slots__ = ("array",)
@@ -81,7 +81,7 @@ class Texts:
     def _refuse(self, *_: Any) -> Any:
         raise BatchTextError(_HINT.format(n=self.array.size))
 
-    __contains__ = __len__ = __bool__ = __eq__ = __ne__ = __lt__ = __gt__ = __format__ = _refuse  # type: ignore
+    __contains__ = __len__ = __bool__ = __eq__ = __ne__ = __lt__ = __gt__ = __format__ = _refuse
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(str, name) and not name.startswith("__"):

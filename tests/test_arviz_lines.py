@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from synthetic import importance, smc
 
-from ppl_align.diagnostics import arviz_adapter
-from ppl_align.posterior import Posterior
+from ppl_align.posterior import Posterior, arviz_adapter
 
 TESTS = Path(__file__).parent
 REQUIREMENTS = TESTS / "requirements-arviz1.txt"

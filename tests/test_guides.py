@@ -205,7 +205,7 @@ def test_a_guide_of_ones_own():
         """A categorical over whole sequences."""
 
         has_rsample = False
-        arg_constraints = {}
+        arg_constraints = {}  # noqa: RUF012
         support = dist.constraints.independent(dist.constraints.nonnegative_integer, 1)
 
         def __init__(self, logits, batch_shape=torch.Size()):

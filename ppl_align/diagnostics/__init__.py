@@ -2,6 +2,6 @@
 
 from ppl_align.diagnostics.advisor import Advice, advise
 from ppl_align.diagnostics.comparison import Comparison, compare
-from ppl_align.diagnostics.estimates import Estimate
+from ppl_align.posterior.estimates import Estimate
 
 __all__ = ["Advice", "Comparison", "Estimate", "advise", "compare"]

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from ppl_align.diagnostics import evidence, weights
-from ppl_align.diagnostics.arviz_adapter import GOOD_K
-from ppl_align.diagnostics.estimates import MIN_REPLICATES
-from ppl_align.diagnostics.prior import drew_from_prior
-from ppl_align.posterior_table import identity
+from ppl_align.posterior.arviz_adapter import GOOD_K
+from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.table import identity
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

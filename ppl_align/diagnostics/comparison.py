@@ -18,7 +18,6 @@ from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_co
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
-from ppl_align.posterior_groups import prompt_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,7 +201,7 @@ def _named(runs: Runs) -> dict[str, Posterior]:
 
 def _prompts(run: Posterior) -> set[str]:
     """Distinct prompts of all completions, as text."""
-    return {text for site in run.completions.values() for text in prompt_texts(site)}
+    return {text for site in run.completions.values() for text in site.prompt_texts()}
 
 
 def _same_target(named: Mapping[str, Posterior]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ppl_align.diagnostics import evidence
-from ppl_align.diagnostics.estimates import log_likelihood, log_prior
-from ppl_align.posterior_table import draw_indices, flat_tokens, identity
+from ppl_align.posterior.estimates import log_likelihood, log_prior
+from ppl_align.posterior.table import draw_indices, flat_tokens, identity
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.diagnostics import weights
-from ppl_align.diagnostics.estimates import MIN_REPLICATES, functionals, log_likelihood
+from ppl_align.posterior.estimates import MIN_REPLICATES, functionals, log_likelihood
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.diagnostics import arviz_adapter
+from ppl_align.posterior import arviz_adapter
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -52,5 +52,6 @@ def as_proposal(proposal: Any) -> Proposal:
     if isinstance(proposal, LM) or callable(proposal):
         return FromTokens(proposal)
     raise InputError(
-        f"proposal must be a trained guide (posterior.guide), an LM or a function of Rows, got {type(proposal).__name__}"
+        f"proposal must be a trained guide (posterior.guide), an LM or a function of Rows, "
+        f"got {type(proposal).__name__}"
     )

@@ -76,7 +76,7 @@ class SMC(Engine):
         execution = sweep.run(during=steering.during if self.twist else None, between=steering.between)
         if not steering.events:
             log.warning(
-                "SMC had no weights before the end (twist=None and a single completion): this run is importance sampling"
+                "SMC had no weights before the end (twist=None, one completion): this run is importance sampling"
             )
         return sweep.posterior(execution, independent=not steering.resampled, history=steering.history())
 
@@ -108,9 +108,9 @@ class _Steering:
         self.step += 1
         self.schedule = self.schedule or Schedule(self.config.every, site.fn.lm)
         size = len(sweep.psi)
-        alive = population.alive.reshape(size, -1).any(-1)
+        alive = np.asarray(population.alive.reshape(size, -1).any(-1))
         due = self.schedule.due(population).reshape(size, -1).any(-1) & alive
-        due |= ~alive & self.stale
+        due = due | (~alive & self.stale)
         if not due.any():
             return
         self.stale = alive
@@ -127,9 +127,7 @@ class _Steering:
         tokens = sweep.prefix(site, population, population.t)
         values[site.name] = tokens[chosen.to(tokens.device)]
         execution = sweep.program.with_particles(len(chosen)).run(values, draw=False)
-        return torch.where(
-            running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential
-        )
+        return torch.where(running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential)
 
     def _maybe_resample(self, population: Population | None, where: str) -> None:
         sweep, config = self.sweep, self.config

@@ -90,7 +90,8 @@ class SVI(Engine):
 
     def train(self, task: Task, guide: Any, nesting: int) -> list[float]:
         """Pyro's SVI, ``num_steps`` times; the loss of each step."""
-        optimiser = pyro.optim.ClippedAdam(lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0})
+        settings: Any = lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0}  # noqa: E731
+        optimiser = pyro.optim.ClippedAdam(settings)
         elbo = LeaveOneOutELBO(self.num_particles, nesting)
         svi = pyro.infer.SVI(task.model, guide, optimiser, elbo)
         losses = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -63,7 +63,9 @@ class AutoGuide:
     def part(self, name: str, fn: Any) -> nn.Module:
         """The trainable part for a site, made when it is first met."""
         if name not in self.sites:
-            self.sites[name] = self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn, self.nesting)
+            self.sites[name] = (
+                self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn, self.nesting)
+            )
         return self.sites[name]
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:
@@ -116,7 +118,7 @@ class GuidedCompletion(TorchDistribution):
     """A completion site of a guide: draws from q, scores with the gradient of log q."""
 
     has_rsample = False
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
 
     def __init__(self, part: TokenGuide, source: CompletionDistribution) -> None:
         self.part, self.source = part, source

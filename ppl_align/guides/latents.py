@@ -56,5 +56,3 @@ def _unwrap(prior: Any) -> Any:
 def _is_real(support: Any) -> bool:
     base = getattr(support, "base_constraint", support)
     return base is constraints.real
-
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -20,7 +20,7 @@ class ProgramGuide:
 
     It proposes values, not tokens: importance sampling can use it, SMC cannot steer with it."""
 
-    def __init__(self, guide: Callable[..., Any], parameters: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, guide: Callable[..., Any], parameters: Any = None) -> None:
         self.guide = guide
         self.parameters = parameters
 
@@ -44,10 +44,13 @@ class ProgramGuide:
                 continue
             if type(node["fn"]).__name__ == "_Subsample":
                 continue
-            if node["value"].shape[:1] != (size,):
-                raise ModelError(f"the guide draws {name!r} without a particle dimension: it must vectorise over plates")
-            values[name] = node["value"].detach()
-            log_q[name] = node["log_prob"].detach().double().cpu().reshape(size, -1).sum(-1)
+            value, log_prob = node["value"], node["log_prob"]
+            assert value is not None
+            assert log_prob is not None
+            if value.shape[:1] != (size,):
+                raise ModelError(f"the guide draws {name!r} without a particle dimension: it must follow the plates")
+            values[name] = value.detach()
+            log_q[name] = log_prob.detach().double().cpu().reshape(size, -1).sum(-1)
         return values, log_q
 
 

@@ -26,11 +26,14 @@ class Decoder(Protocol):
     ``hidden``     [rows, d] last hidden state, or None where the LM has none
     """
 
-    logits: Tensor
-    hidden: Tensor | None
+    @property
+    def logits(self) -> Tensor: ...
 
     @property
     def log_probs(self) -> Tensor: ...
+
+    @property
+    def hidden(self) -> Tensor | None: ...
 
     def extend(self, parents: Tensor, tokens: Tensor) -> Decoder:
         """Row i of the result continues row ``parents[i]`` with ``tokens[i]`` (both ``[m]``, on the CPU).

@@ -42,6 +42,7 @@ class CausalLM(LM):
         prepack: bool = True,
         **kwargs: Any,
     ) -> None:
+        model: Any
         if isinstance(name_or_path, nn.Module):
             model = name_or_path
             self.name = getattr(model.config, "_name_or_path", "") or type(model).__name__
@@ -55,7 +56,7 @@ class CausalLM(LM):
             self.name = str(name_or_path)
         if device is not None:
             model.to(device)
-        self.model = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         config = model.config.get_text_config()
         self.device = next(model.parameters()).device
@@ -199,8 +200,9 @@ class CausalLM(LM):
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
     """Keep these rows of a KV cache, in this order (``index_select``: a quarter of the time of indexing)."""
+    layer: Any
     for layer in cache.layers:
-        if type(layer) is DynamicLayer and layer.is_initialized:
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
         else:
             layer.batch_select_indices(rows)

@@ -107,7 +107,7 @@ class Population:
         self.t += 1
 
     def _next_token(self) -> tuple[Tensor, Tensor]:
-        """``(log p, log q)`` of the next token, each ``[rows, V]``; one unnormalised tensor where both are the prior."""
+        """``(log p, log q)`` of the next token, ``[rows, V]``; where both are the prior, one unnormalised tensor."""
         undisturbed = self.proposal is None and self.proposal_decoder is None and self.source.warp.is_identity
         if undisturbed:
             return self.decoder.logits, self.decoder.logits

@@ -50,7 +50,7 @@ def prepack(model: nn.Module) -> int:
     layers = [m for m in model.modules() if type(m) is nn.Linear]
     try:
         for layer in layers:
-            layer.forward = PackedForward(layer)  # type: ignore[method-assign]
+            layer.forward = PackedForward(layer)  # type: ignore[assignment]
     except RuntimeError:  # an oneDNN without this kernel: leave the model as it was
         unpack(model)
         return 0

@@ -38,8 +38,8 @@ def _part(lm: LM, part: Any) -> tuple[list[Ids], torch.Size]:
     if isinstance(part, Completion):
         return part.ids, part.shape
     if isinstance(part, Tensor) and not part.is_floating_point():
-        rows = part.reshape(-1, part.shape[-1]) if part.dim() else part
-        return [_check_ids(lm, row) for row in rows.tolist()], part.shape[:-1]
+        listed = part.reshape(-1, part.shape[-1]).tolist()
+        return [_check_ids(lm, row) for row in listed], part.shape[:-1]
     if isinstance(part, (list, tuple)):
         if all(isinstance(item, int) and not isinstance(item, bool) for item in part):
             return [_check_ids(lm, part)], torch.Size()
@@ -72,7 +72,5 @@ def _join(parts: list[tuple[list[Ids], torch.Size]]) -> tuple[list[Ids], torch.S
         raise PromptError(f"the parts of a prompt have batch shapes {shapes}, which do not fit together") from None
     expanded = [torch.arange(len(rows)).reshape(s).expand(shape).reshape(-1).tolist() for rows, s in parts]
     size = int(torch.Size(shape).numel())
-    joined = [
-        tuple(i for (rows, _), at in zip(parts, expanded, strict=True) for i in rows[at[n]]) for n in range(size)
-    ]
+    joined = [tuple(i for (rows, _), at in zip(parts, expanded, strict=True) for i in rows[at[n]]) for n in range(size)]
     return joined, torch.Size(shape)

@@ -23,9 +23,7 @@ class ToyDecoder:
         self.logits = self.log_probs = lm.next_log_probs(prefixes, offset)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> ToyDecoder:
-        grown = [
-            (*self.prefixes[p], v) for p, v in zip(parents.tolist(), tokens.tolist(), strict=True)
-        ]
+        grown = [(*self.prefixes[p], v) for p, v in zip(parents.tolist(), tokens.tolist(), strict=True)]
         count(lm_tokens=len(grown))
         return ToyDecoder(self.lm, grown, [self.offset[p] for p in parents.tolist()])
 
@@ -169,7 +167,9 @@ class MarkovLM(ToyLM):
             else:
                 position = [len(p) - n for p, n in zip(prefixes, offset, strict=True)]
                 if max(position) >= len(self.log_table):
-                    raise InputError(f"{self.name} has a table for {len(self.log_table)} positions: lower max_new_tokens")
+                    raise InputError(
+                        f"{self.name} has a table for {len(self.log_table)} positions: lower max_new_tokens"
+                    )
                 rows = self.log_table[torch.tensor(position, device=self.device), previous]
             if self.log_initial is not None:
                 empty = torch.tensor([not p for p in prefixes], device=self.device)

@@ -83,8 +83,14 @@ class _Deeper(BaseException):
 class _Execute(Messenger):
     """Gives values to latents, collects what observed sites and factors say."""
 
-    def __init__(self, program: Program, values: Mapping[str, Tensor], draw: bool, propose: LatentProposal | None,
-                 score: Collection[str]):
+    def __init__(
+        self,
+        program: Program,
+        values: Mapping[str, Tensor],
+        draw: bool,
+        propose: LatentProposal | None,
+        score: Collection[str],
+    ):
         super().__init__()
         self.program, self.values, self.draw, self.propose, self.score = program, values, draw, propose, score
         self.result = Execution(num_particles=program.num_particles)

@@ -23,7 +23,7 @@ def completion(
     max_new_tokens: int | None = None,
     *,
     obs: str | Sequence[int] | None = None,
-    starts_with: str | Sequence[int] | Completion | None = None,
+    starts_with: str | Sequence[int] | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -41,7 +41,9 @@ def completion(
     """
     warp: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}
     if obs is not None and starts_with is not None:
-        raise InputError(f"completion {name!r}: give obs= (is exactly this) or starts_with= (goes on like this), not both")
+        raise InputError(
+            f"completion {name!r}: give obs= (is exactly this) or starts_with= (goes on like this), not both"
+        )
     if obs is None and starts_with is None:
         source = lm.completion(prompt, 32 if max_new_tokens is None else max_new_tokens, **warp)
         return Completion(pyro.sample(name, source), source)
@@ -53,7 +55,8 @@ def completion(
         raise InputError(f"completion {name!r}: the observation is empty")
     if max_new_tokens is not None and len(observed) > max_new_tokens:
         raise InputError(
-            f"completion {name!r}: the observation has {len(observed)} tokens, more than max_new_tokens={max_new_tokens}"
+            f"completion {name!r}: the observation has {len(observed)} tokens, more than "
+            f"max_new_tokens={max_new_tokens}"
         )
     length = len(observed) if obs is None or max_new_tokens is None else max_new_tokens
     source = lm.completion(prompt, length, **warp)
@@ -70,8 +73,6 @@ def _observe(name: str, source: CompletionDistribution, row: Tensor) -> Tensor:
 def _ids(lm: LM, observed: Any) -> tuple[int, ...]:
     if isinstance(observed, str):
         return tuple(lm.encode(observed))
-    if isinstance(observed, Completion):
-        return observed.ids[0]
     return tuple(int(i) for i in observed)
 
 

@@ -44,6 +44,7 @@ def reward(
     scale = weight / beta
     log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
     unit = Unit(log_factor)
-    notes = {"reward": r, "scale": scale, "prefix_closed": prefix_closed}
-    pyro.sample(name, unit, obs=unit.sample(), infer={"is_auxiliary": True, "ppl_align": notes})
+    notes: Any = {"reward": r, "scale": scale, "prefix_closed": prefix_closed}
+    infer: Any = {"is_auxiliary": True, "ppl_align": notes}
+    pyro.sample(name, unit, obs=unit.sample(), infer=infer)
     return r

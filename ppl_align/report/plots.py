@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ppl_align.diagnostics import evidence, weights
-from ppl_align.diagnostics.prior import best_view_of_prior, prior_log_weight
+from ppl_align.diagnostics.prior import best_view_of_prior
+from ppl_align.posterior.prior import prior_log_weight
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.errors import InputError
-from ppl_align.frames import TextFrame
+from ppl_align.posterior.frames import TextFrame
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -45,7 +45,7 @@ def identity(posterior: Posterior, *, latents: bool = True) -> np.ndarray:
 
 def _columns(posterior: Posterior) -> TextFrame:
     """Every particle as a row, flat over [R, N]."""
-    from ppl_align.diagnostics.estimates import log_prior
+    from ppl_align.posterior.estimates import log_prior
 
     frame = TextFrame({"log_prior": log_prior(posterior).reshape(-1).numpy()})
     for name, r in posterior.rewards.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.errors import InputError
-from ppl_align.posterior_groups import FORMAT, escape, to_groups, unescape
+from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.text import Texts
 
 if TYPE_CHECKING:

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_align.completions import Completion
-from ppl_align.diagnostics.estimates import functionals, log_likelihood, log_prior
-from ppl_align.diagnostics.prior import drew_from_prior
-from ppl_align.posterior_table import systematic
+from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
+from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.table import systematic
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -121,20 +120,12 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
         key, dims = escape(name), (*lead, *_inner(name, len(site.shape) - 2))
         data[f"tokens.{key}"] = ((*dims, f"{key}_position"), _numpy(site.tokens).astype(np.int32))
         data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
-        prompts = prompt_texts(site)
+        prompts = site.prompt_texts()
         if prompts:
             distinct, index = np.unique(np.array(prompts, dtype=object), return_inverse=True)
             data[f"prompts.{key}"] = ((f"{key}_prompt",), _storable(list(distinct)))
             data[f"prompt_index.{key}"] = (dims, index.reshape(site.shape).astype(np.int32))
     return xr.Dataset(data)
-
-
-def prompt_texts(site: Completion) -> list[str]:
-    """Prompts of all elements, flat; empty for a completion that was built without them."""
-    try:
-        return site.texts("prompt")
-    except ValueError:
-        return []
 
 
 def _inner(name: str, count: int) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 
 if TYPE_CHECKING:
-    from ppl_align.diagnostics.estimates import Estimate
-    from ppl_align.frames import TextFrame
+    from ppl_align.posterior.estimates import Estimate
+    from ppl_align.posterior.frames import TextFrame
 
 
 @dataclass(eq=False, repr=False)
@@ -93,7 +93,7 @@ class Posterior:
 
         Raises ``InputError`` for an unknown name or a function that returns another shape.
         """
-        from ppl_align.diagnostics.estimates import mean
+        from ppl_align.posterior.estimates import mean
 
         return mean(self, what, of)
 
@@ -104,7 +104,7 @@ class Posterior:
         text of each completion. Distinct means distinct token ids; ``by="text"`` adds up the ids that spell the
         same text (there ``log_prior`` is that of the ids that were visited, rewards are averaged by weight).
         """
-        from ppl_align.posterior_table import table
+        from ppl_align.posterior.table import table
 
         return table(self, by)
 
@@ -114,7 +114,7 @@ class Posterior:
         Pooled over replicates, systematic resampling, shuffled; repeats are to be expected where few particles
         carry the weight. A local generator: the global random stream is untouched, same seed same draws.
         """
-        from ppl_align.posterior_table import draws
+        from ppl_align.posterior.table import draws
 
         return draws(self, n, seed)
 
@@ -125,8 +125,8 @@ class Posterior:
         ``az.summary(..., kind="stats")`` and the plots see numbers only. Do not use the ESS columns of
         ``az.summary``: resampled draws carry no order that an autocorrelation could be read from.
         """
-        from ppl_align.diagnostics.arviz_adapter import to_arviz
-        from ppl_align.posterior_groups import to_groups
+        from ppl_align.posterior.arviz_adapter import to_arviz
+        from ppl_align.posterior.groups import to_groups
 
         return to_arviz(to_groups(self))
 
@@ -134,20 +134,20 @@ class Posterior:
         """Write everything but the guide and the LM to a netCDF file, which ArviZ opens too. Returns the path.
 
         Written beside its place and renamed, so that an interrupted save leaves no broken file behind."""
-        from ppl_align.posterior_io import save
+        from ppl_align.posterior.storage import save
 
         return save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Posterior:
         """Read what :meth:`save` wrote. Raises ``InputError`` for a file that is missing, broken or not ours."""
-        from ppl_align.posterior_io import load
+        from ppl_align.posterior.storage import load
 
         return load(path)
 
     def summary(self) -> str:
         """One paragraph: what it is, what it says, whether to believe it, what it cost."""
-        from ppl_align.posterior_table import paragraph
+        from ppl_align.posterior.table import paragraph
 
         return paragraph(self)
 

@@ -1,1 +1,0 @@
-raise ImportError("the module was renamed: import from ppl_align.completions")

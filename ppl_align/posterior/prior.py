@@ -1,0 +1,34 @@
+"""The same particles, weighted for the prior instead of the posterior."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.posterior.estimates import log_likelihood, log_prior
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+
+def prior_log_weight(posterior: Posterior) -> Tensor:
+    """log-weights [R, N] under which the particles represent p0.
+
+    log p0 - log q for independent draws; the posterior's weights without the likelihood otherwise (what the
+    likelihood forbids is then missing)."""
+    if posterior.independent and not posterior.exact and posterior.log_proposal is not None:
+        return log_prior(posterior) - posterior.log_proposal
+    if posterior.exact:
+        return log_prior(posterior)
+    without = posterior.log_weight - log_likelihood(posterior)
+    return torch.where(posterior.log_weight.isfinite(), without, -torch.inf)
+
+
+def drew_from_prior(posterior: Posterior) -> bool:
+    """The particles are i.i.d. draws of p0 as they are."""
+    if posterior.exact or not posterior.independent or posterior.log_proposal is None:
+        return False
+    log_weight = prior_log_weight(posterior)
+    return bool((log_weight.abs() < 1e-3).all())
