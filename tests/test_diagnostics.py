@@ -13,6 +13,7 @@ from ppl_align.cost import Cost
 from ppl_align.diagnostics import compare, diversity, evidence, prior, weights
 from ppl_align.diagnostics.advisor import advise, best_run, complaints, completions_carrying
 from ppl_align.errors import InputError
+from ppl_align.posterior.prior import drew_from_prior
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +163,8 @@ def test_every_kind_of_run_knows_the_prior(target):
     assert prior.prior_mean(exact(), exact().rewards["praise"]) == pytest.approx(mean, abs=1e-9)
     for run in (importance(particles=2000), smc(particles=2000), svi(particles=2000)):
         assert prior.prior_mean(run, run.rewards["praise"]) == pytest.approx(mean, abs=0.1)
-    assert prior.drew_from_prior(importance())
-    assert not prior.drew_from_prior(svi())
+    assert drew_from_prior(importance())
+    assert not drew_from_prior(svi())
     assert prior.best_view_of_prior([svi(), importance()]).engine == "importance"
 
 
