@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.warp import Warp, log_normalise
 
+_LOADED: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
 _SCORING_ELEMENTS = 2**26  # rows are scored in chunks of at most this many logits (256 MB in float32)
 
 
@@ -29,6 +31,8 @@ class CausalLM(LM):
     ``dtype``         default: float32 on the CPU, bfloat16 on CUDA
     ``prepack``       lay out frozen linear layers for the CPU (see :mod:`ppl_align.lm.prepack`)
     other keywords    passed to ``from_pretrained``
+
+    The weights are frozen, and two LMs of the same name and settings share them.
 
     Raises ``WeightsNotFound`` where the weights are neither here nor reachable.
     """
@@ -51,9 +55,13 @@ class CausalLM(LM):
 
             device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-            model, loaded_tokenizer = load_causal(str(name_or_path), dtype=dtype, **kwargs)
-            tokenizer = tokenizer or loaded_tokenizer
             self.name = str(name_or_path)
+            key = (self.name, str(device), dtype, prepack, repr(sorted(kwargs.items())))
+            model = _LOADED.get(key)
+            if model is None:
+                model, model.tokenizer_ = load_causal(self.name, dtype=dtype, **kwargs)
+                _LOADED[key] = model
+            tokenizer = tokenizer or model.tokenizer_
         if device is not None:
             model.to(device)
         self.model: Any = model.eval().requires_grad_(False)

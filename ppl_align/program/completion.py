@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_align.completions import Completion
@@ -67,6 +68,8 @@ def completion(
 
 def _observe(name: str, source: CompletionDistribution, row: Tensor) -> Tensor:
     value = row.expand(*source.batch_shape, len(row))
+    if not am_i_wrapped():  # run by hand, outside any inference: there is nobody to tell
+        return value
     return pyro.sample(name, source, obs=value)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Unit
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_align.completions import Completion
@@ -40,6 +41,8 @@ def reward(
     if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
         raise InputError(f"reward {name!r}: weight must be finite, got {weight!r}")
     r = evaluate(name, fn, completion)
+    if not am_i_wrapped():  # the program is run by hand, outside any inference: there is nobody to tell
+        return r
     applies = ~r.isnan()
     scale = weight / beta
     log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
