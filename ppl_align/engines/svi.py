@@ -34,7 +34,7 @@ class SVI(Engine):
     ``learning_rate``   default: 1e-3 for networks (head, lora), 1e-1 for tables, latents and a guide of your own
     ``guide``           "auto" (head where the LM has hidden states, else a table per prefix), "head", "lora", "table",
                         or a Pyro program with the model's arguments
-    ``rank``            of the head or the adapters
+    ``rank``            of the head or the adapters: the fewer draws to learn from, the lower
 
     ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
     Raises ``RunError`` where the program's log-density is -inf on a draw: a hard rejection has no gradient.
@@ -45,7 +45,7 @@ class SVI(Engine):
     num_replicates: int = 4
     learning_rate: float | None = None
     guide: str | Callable[..., Any] = "auto"
-    rank: int = 8
+    rank: int = 4
 
     name: ClassVar[str] = "svi"
 
