@@ -3,8 +3,7 @@
 Right when the same posterior will be drawn from many times, or when the prior hardly ever finds what the rewards
 ask for: the training is paid once. The proposal is a low-rank head on the frozen LM (for toys, a table of prefixes).
 The draws carry weights p*/q, so what the guide got wrong is visible on what it visits. Rewards of -inf cannot be
-trained on: use `smc_every_token` for hard constraints. Rank 1 learns fastest from few draws; with ten times as many
-steps, a rank of 4 to 8 goes further.
+trained on: use `smc_every_token` for hard constraints. A low rank learns fastest from few draws.
 """
 
 from ppl_align import SVI
