@@ -26,7 +26,7 @@ demo-again: $(STAMP) .venv/weights
 	$(BIN)/ppl-align run models/positive_review.py --engine importance --engine smc --engine svi --out $(DEMO) --force
 
 test: $(STAMP) .venv/weights
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
