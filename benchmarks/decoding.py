@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import ENTRIES, PEERS_PYTHON, Entry, Process
+from processes import ENTRIES, PEERS_PYTHON, Entry, Machine, Process
 from transformers import AutoConfig, AutoTokenizer
 
 from ppl_align.lm.names import smollm2_folder
@@ -187,7 +187,7 @@ def main() -> int:
     if peers and not PEERS_PYTHON.exists():
         print("no .venv-peers here: the peers are left out (make bench-peers installs them)\n")
         peers = False
-    load = os.getloadavg()[0]
+    machine = Machine()
     settings = target_settings(chosen.device, chosen.dtype or ("bfloat16" if chosen.sweep else "float32"))
     processes: list[Process] = []
     everything: dict[int, Results] = {}
@@ -202,10 +202,14 @@ def main() -> int:
             process.close()
     where = torch.cuda.get_device_name() if chosen.device == "cuda" else f"{os.cpu_count()} cores"
     threads = "/".join(str(n) for n in sorted({process.threads for process in processes}))
-    print(
-        f"{where}, {threads} threads, torch {torch.__version__}, {settings['dtype']}, load {load:.1f} before the start"
-    )
-    print(f"SmolLM2-135M, T={chosen.tokens}, {chosen.repetitions} interleaved repetitions\n")
+    others = machine.others()
+    shared = "" if others is None else f", {others:.0%} of the cores were used by others meanwhile"
+    print(f"{where}, {threads} threads, torch {torch.__version__}, {settings['dtype']}")
+    print(f"SmolLM2-135M, T={chosen.tokens}, {chosen.repetitions} interleaved repetitions")
+    print(f"load before the start {machine.load:.1f}{shared}")
+    if others is not None and others > 0.05:
+        print("the machine was not quiet: these times mean little")
+    print()
     titles = {process.entry.key: process.entry.title for process in processes}
     show([row(titles[key], n, r) for n, results in everything.items() for key, r in results.items()])
     passed = True

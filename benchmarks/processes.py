@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +45,45 @@ ENTRIES = [
     ),
     Entry("llamppl", "llamppl, as it comes", "peer_llamppl.py", peer=True),
 ]
+
+
+class Machine:
+    """Whether we have it to ourselves: two benchmarks at once on few cores slow each other down twenty times.
+
+    Waits for another run of this benchmark to end; ``others()`` is the share of all cores that processes other
+    than this one and its children used since then (None where the system does not say)."""
+
+    def __init__(self) -> None:
+        self.lock = (Path(tempfile.gettempdir()) / "ppl-align-benchmark.lock").open("w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another benchmark on this machine to end", file=sys.stderr, flush=True)
+            fcntl.flock(self.lock, fcntl.LOCK_EX)
+        self.load = os.getloadavg()[0]
+        self.before = self._busy(), self._own(), time.monotonic()
+
+    def others(self) -> float | None:
+        """To be asked when the children have ended."""
+        self.lock.close()
+        busy, own, now = self._busy(), self._own(), time.monotonic()
+        if busy is None or self.before[0] is None:
+            return None
+        foreign = (busy - self.before[0]) - (own - self.before[1])
+        return max(0.0, foreign / (now - self.before[2]) / (os.cpu_count() or 1))
+
+    @staticmethod
+    def _busy() -> float | None:
+        """CPU seconds of the whole machine since it started: user, nice and system of Linux."""
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        return sum(map(int, stat.read_text().split("\n", 1)[0].split()[1:4])) / os.sysconf("SC_CLK_TCK")
+
+    @staticmethod
+    def _own() -> float:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 class Process:
@@ -82,4 +125,8 @@ class Process:
         """Closing its stdin ends it."""
         if self.child.stdin is not None:
             self.child.stdin.close()
-        self.child.wait(timeout=60)
+        try:
+            self.child.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()

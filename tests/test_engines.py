@@ -125,6 +125,20 @@ def test_unbiased_evidence_and_proper_weighting(name, setting, exact):
     assert chi2 < freedom + Z * math.sqrt(2 * freedom) + 5
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["two_completions", "two_rewards"])
+def test_every_scheme_at_every_threshold(name, scheme, threshold, exact):
+    engine = SMC(12, 300, twist="prefix", ess_threshold=threshold, resampling=scheme)
+    posterior = engine.run(PROGRAMS[name], seed=int(100 * threshold) + len(scheme))
+    z, spread = evidence_z(posterior, exact[name].log_evidence.item())
+    assert spread < 0.6
+    assert abs(z) < Z
+    chi2, freedom = weighting_chi2(posterior, exact[name])
+    assert chi2 < freedom + Z * math.sqrt(2 * freedom) + 5
+    assert bool(posterior.history["resampled"].any()) or threshold < 0.5
+
+
 @pytest.mark.parametrize("name", [n for n in PROGRAMS if n != "hard_rejection"])
 def test_a_trained_guide_is_the_posterior_and_its_weights_are_honest(name, exact):
     posterior = SVI(num_steps=150, num_particles=32, num_replicates=40).run(PROGRAMS[name], seed=1)

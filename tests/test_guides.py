@@ -196,35 +196,36 @@ def test_a_lora_guide_saves_as_a_peft_adapter(tmp_path, tiny_llama, transformer_
         SVI(num_steps=1, num_particles=4).run(PROGRAMS["with_eos"]).guide.save(tmp_path / "no")
 
 
+class WholeSequences(dist.TorchDistribution):
+    """A categorical over listed sequences: the plainest guide there is."""
+
+    has_rsample = False
+    arg_constraints = {}  # noqa: RUF012
+    support = dist.constraints.independent(dist.constraints.nonnegative_integer, 1)
+
+    def __init__(self, logits, sequences, batch_shape=torch.Size()):
+        self.pick, self.sequences = dist.Categorical(logits=logits), sequences
+        super().__init__(batch_shape, sequences.shape[1:], validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return WholeSequences(self.pick.logits, self.sequences, torch.Size(batch_shape))
+
+    def sample(self, sample_shape=torch.Size()):
+        return self.sequences[self.pick.sample(torch.Size(sample_shape) + self.batch_shape)]
+
+    def log_prob(self, value):
+        at = (value[..., None, :] == self.sequences).all(-1).int().argmax(-1)
+        return self.pick.logits.log_softmax(-1)[at]
+
+
 def test_a_guide_of_ones_own():
     """Any Pyro program with the model's latent sites; what it leaves out is drawn from the prior."""
     source = EOS.completion([], 3)
     sequences = canonical_sequences(3, 3, source.terminal, source.pad_id)
 
-    class Whole(dist.TorchDistribution):
-        """A categorical over whole sequences."""
-
-        has_rsample = False
-        arg_constraints = {}  # noqa: RUF012
-        support = dist.constraints.independent(dist.constraints.nonnegative_integer, 1)
-
-        def __init__(self, logits, batch_shape=torch.Size()):
-            self.pick = dist.Categorical(logits=logits)
-            super().__init__(batch_shape, torch.Size([3]), validate_args=False)
-
-        def expand(self, batch_shape, _instance=None):
-            return Whole(self.pick.logits, torch.Size(batch_shape))
-
-        def sample(self, sample_shape=torch.Size()):
-            return sequences[self.pick.sample(torch.Size(sample_shape) + self.batch_shape)]
-
-        def log_prob(self, value):
-            at = (value[..., None, :] == sequences).all(-1).int().argmax(-1)
-            return self.pick.log_prob(at)
-
     def guide():
         logits = pyro.param("logits", torch.zeros(len(sequences), dtype=torch.float64))
-        pyro.sample("x", Whole(logits))
+        pyro.sample("x", WholeSequences(logits, sequences))
 
     program = PROGRAMS["raw_pyro"]
     exact = Exact().run(program)
@@ -261,3 +262,30 @@ def test_continuous_latents_are_learned_with_pathwise_gradients():
     assert log_z - trained.log_weight.mean() < 0.3 * (log_z - plain.log_weight.mean())
     with pytest.raises(InputError, match="cannot enumerate 'z'"):
         Exact().run(program)
+
+
+def test_pyros_trace_graph_elbo_sees_a_reward_that_left_torch():
+    """ids -> text -> float loses the dependency that TraceGraph_ELBO prunes by; without care its gradient is zero."""
+    source = EOS.completion([], 2)
+    sequences = canonical_sequences(3, 2, source.terminal, source.pad_id)
+
+    def program():
+        x = completion("x", EOS, [], max_new_tokens=2)
+        reward("ones", lambda texts: [1.3 * text.count("1") for text in texts], x)
+
+    logits = torch.randn(len(sequences), dtype=torch.float64, requires_grad=True)
+    log_q = logits.log_softmax(-1)
+    r = torch.tensor([1.3 * text.count("1") for text in EOS.decode_batch(sequences.tolist())])
+    elbo = (log_q.exp() * (source.log_prob(sequences) + r - log_q)).sum()
+    want = torch.autograd.grad(-elbo, logits)[0]
+
+    estimator = pyro.infer.TraceGraph_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=0)
+    gradients = []
+    for _ in range(60):
+        guide = lambda: pyro.sample("x", WholeSequences(logits, sequences))  # noqa: E731
+        _, surrogate = estimator._loss_and_surrogate_loss(program, guide, (), {})
+        gradients.append(torch.autograd.grad(surrogate, logits)[0])
+    got = torch.stack(gradients)
+    z = (got.mean(0) - want) / (got.std(0) / math.sqrt(60))
+    assert float(z.abs().max()) < 4.5
+    assert float(want.abs().max()) > 0.1

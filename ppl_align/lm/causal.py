@@ -18,8 +18,15 @@ from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.warp import Warp, log_normalise
 
-_LOADED: WeakValueDictionary[Any, Any] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
+_LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
 _SCORING_ELEMENTS = 2**26  # rows are scored in chunks of at most this many logits (256 MB in float32)
+
+
+class Loaded:
+    """A network and its tokenizer, as they were read from disk."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
 
 
 class CausalLM(LM):
@@ -57,11 +64,11 @@ class CausalLM(LM):
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
             self.name = str(name_or_path)
             key = (self.name, str(device), dtype, prepack, repr(sorted(kwargs.items())))
-            model = _LOADED.get(key)
-            if model is None:
-                model, model.tokenizer_ = load_causal(self.name, dtype=dtype, **kwargs)
-                _LOADED[key] = model
-            tokenizer = tokenizer or model.tokenizer_
+            pair = _LOADED.get(key)
+            if pair is None:
+                pair = _LOADED[key] = Loaded(*load_causal(self.name, dtype=dtype, **kwargs))
+            self._keep = pair  # as long as one LM holds it, others of the same name share it
+            model, tokenizer = pair.model, tokenizer or pair.tokenizer
         if device is not None:
             model.to(device)
         self.model: Any = model.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import Unit
+from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
@@ -46,8 +47,16 @@ def reward(
     applies = ~r.isnan()
     scale = weight / beta
     log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
+    # A reward that leaves torch (ids -> text -> float) has lost the trace of what it depends on, and Pyro's
+    # TraceGraph_ELBO would then drop it without a word: its gradient is exactly zero. Attach the trace again.
+    log_factor = track_provenance(log_factor, get_provenance(_tensor_of(completion)))
     unit = Unit(log_factor)
     notes: Any = {"reward": r, "scale": scale, "prefix_closed": prefix_closed}
     infer: Any = {"is_auxiliary": True, "ppl_align": notes}
     pyro.sample(name, unit, obs=unit.sample(), infer=infer)
     return r
+
+
+def _tensor_of(completion: Completion | Texts | Tensor | str) -> Any:
+    """What Pyro's provenance is tracked on: the tokens, where there are any."""
+    return completion.tokens if isinstance(completion, Completion) else completion
