@@ -179,6 +179,7 @@ def test_scoring_reads_a_shared_prompt_once(tiny_llama: CausalLM):
         (lambda: EOS.completion([7], 2), "token id 7"),
         (lambda: EOS.completion(3.0, 2), "a prompt is text"),
         (lambda: EOS.completion("hello", 2), "no words"),
+        (lambda: EOS.completion("0 7", 2), "from 0 to 2"),
         (lambda: EOS.completion([], 2, temperature=0), "temperature"),
         (lambda: EOS.completion([], 2, top_k=0), "top_k"),
         (lambda: EOS.completion([], 2, top_p=1.5), "top_p"),

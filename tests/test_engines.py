@@ -12,7 +12,7 @@ import torch
 from oracles import canonical_sequences, evidence_z, probabilities, weighting_chi2
 from programs import EOS, FIXED, LADDER, MEMORY, PROGRAMS
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, Exact, ImportanceSampling, Posterior, completion, reward
 from ppl_align.cost import measure
 from ppl_align.engines.resampling import SCHEMES
 from ppl_align.errors import AllDeadError, InputError, RunError
@@ -229,6 +229,27 @@ class TestContract:
         assert torch.equal(before, torch.get_rng_state())
         assert [k for k, _ in pyro.get_param_store().items()] == ["mine"]
         pyro.clear_param_store()
+
+    @pytest.mark.filterwarnings("ignore")  # ArviZ's and matplotlib's own
+    def test_arviz_and_netcdf_take_it(self, engine, name, tmp_path):
+        import arviz
+        import matplotlib
+
+        matplotlib.use("Agg")
+        posterior = engine.run(PROGRAMS[name], seed=0)
+        data = posterior.to_arviz()
+        summary = arviz.summary(data, kind="stats")
+        assert {"log_prior", "log_likelihood"} <= set(summary.index)
+        arviz.plot_forest(data)
+        (arviz.plot_posterior if hasattr(arviz, "plot_posterior") else arviz.plot_dist)(data)
+        matplotlib.pyplot.close("all")
+        posterior.save(tmp_path / "run.nc")
+        again = Posterior.load(tmp_path / "run.nc")
+        torch.testing.assert_close(again.log_weight, posterior.log_weight, rtol=0, atol=0)
+        for site, value in posterior.particles.items():
+            torch.testing.assert_close(
+                getattr(again.particles[site], "tokens", again.particles[site]), getattr(value, "tokens", value)
+            )
 
     def test_log_prior_and_factors_are_the_programs_own(self, engine, name):
         """Rescoring what was returned gives the numbers that were returned."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,9 +47,9 @@ class ToyLM(LM):
         self.name = name
         self.device = torch.device("cpu")
 
+    @abstractmethod
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
         """Normalised ``[rows, V]``; ``offset`` is the length of each row's prompt."""
-        raise NotImplementedError
 
     def start(self, prompts: Sequence[Ids]) -> ToyDecoder:
         count(prompt_tokens=sum(map(len, prompts)))
@@ -66,10 +67,11 @@ class ToyLM(LM):
 
     def encode(self, text: str) -> Ids:
         if self.tokens is None:
-            try:
-                return tuple(int(word) for word in text.split())
-            except ValueError:
-                raise PromptError(f"{self.name} has no words: write the prompt as ids, e.g. '0 2'") from None
+            words = text.split()
+            if not all(word.isdecimal() and int(word) < self.vocab_size for word in words):
+                last = self.vocab_size - 1
+                raise PromptError(f"{self.name} has no words: write the prompt as ids from 0 to {last}")
+            return tuple(map(int, words))
         ids: list[int] = []
         while text:
             fitting = [v for v, token in enumerate(self.tokens) if token and text.startswith(token)]
