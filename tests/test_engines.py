@@ -49,14 +49,16 @@ def brute_force(source, log_factor):
 
 def test_exact_equals_brute_force(exact):
     got = exact["with_eos"].log_evidence.item()
-    want = brute_force(EOS.completion([], 4), lambda t: (0.8 * (t == 1).sum(-1) + 0.3 * (t == 0).sum(-1)) / 0.7)
-    assert got == pytest.approx(want, abs=1e-7)
+    want = brute_force(
+        EOS.completion([], 4), lambda t: (0.8 * (t == 1).sum(-1) + 0.3 * (t == 0).sum(-1)).double() / 0.7
+    )
+    assert got == pytest.approx(want, abs=1e-10)
     got = exact["whole_prefix"].log_evidence.item()
     want = brute_force(MEMORY.completion([1, 2], 4), lambda t: LADDER[t].sum(-1) * 1.3 / 0.8)
-    assert got == pytest.approx(want, abs=1e-7)
+    assert got == pytest.approx(want, abs=1e-10)
     got = exact["tempered"].log_evidence.item()
     want = brute_force(EOS.completion([], 3, temperature=0.7), lambda t: 0.6 * (t == 1).sum(-1))
-    assert got == pytest.approx(want, abs=1e-7)
+    assert got == pytest.approx(want, abs=1e-10)
 
 
 def test_exact_equals_brute_force_with_a_latent_upstream(exact):
