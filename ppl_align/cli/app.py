@@ -98,6 +98,27 @@ def check(model: ModelName, prompt: Prompt = None, set_: Set = None, seed: Seed 
 
 
 @app.command()
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="claims to study [all of them]")] = None,
+    lm: Annotated[bool, typer.Option("--lm", help="also on SmolLM2-135M, where a claim has such a part")] = False,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="one figure per claim, DIR/<id>.png")
+    ] = None,
+    book: Annotated[
+        Path | None, typer.Option("--book", metavar="FILE", help="write all of it as one Markdown document")
+    ] = None,
+    seed: Seed = 0,
+    list_: Annotated[bool, typer.Option("--list", help="name the claims, study none")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """The theory, as studies that could refute it; exit code 1 if one does."""
+    from ppl_align.cli.claims import claims as execute
+
+    return execute(names or [], lm, figures, book, seed, list_, json)
+
+
+@app.command()
 def models() -> int:
     """List the gallery of models."""
     from ppl_align.cli.listing import listing

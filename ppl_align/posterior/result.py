@@ -118,6 +118,14 @@ class Posterior:
 
         return draws(self, n, seed)
 
+    def take(self, index: Tensor, **fields: Any) -> Posterior:
+        """The particles at ``index [R', N']`` (flat over replicates and particles), as draws of equal weight Zhat.
+
+        What they are draws of is up to how the index was drawn; ``fields`` overrides fields of the result."""
+        from ppl_align.posterior.selection import take
+
+        return take(self, index, **fields)
+
     def to_arviz(self) -> Any:
         """For ArviZ: ``InferenceData`` (ArviZ 0.x) or ``DataTree`` (1.x). Chain = replicate, draw = equal-weight draws.
 

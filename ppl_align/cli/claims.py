@@ -1,0 +1,115 @@
+"""``ppl-align claims``: run the studies, print what they found."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ppl_align.claims import CHAPTERS, CLAIMS, load, statement
+from ppl_align.claims.running import Result, run
+from ppl_align.cli.console import note, show, user_code, waiting
+from ppl_align.errors import InputError
+
+
+def claims(
+    names: Sequence[str],
+    lm: bool,
+    figures: Path | None,
+    book: Path | None,
+    seed: int,
+    listing: bool,
+    json: bool,
+) -> int:
+    """Returns 0 if every claim that was studied holds, else 1."""
+    if listing:
+        return _list()
+    chosen = list(dict.fromkeys(names)) or list(CLAIMS)
+    for name in chosen:
+        load(name)
+    if book is not None and len(chosen) < len(CLAIMS):
+        raise InputError("--book writes the whole book: name no claims with it")
+    model = _language_model() if lm else None
+    folder = figures
+    if book is not None and folder is None:
+        folder = book.with_suffix("")
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write figures to {folder}: {error.strerror}") from None
+    results = []
+    studies = run(chosen, seed, model)
+    for count, name in enumerate(chosen, 1):
+        with user_code(), waiting(f"{name} ({count}/{len(chosen)})"):
+            result = next(studies)
+            if folder is not None and not result.failure:
+                load(name).figure(result.found).savefig(folder / f"{name}.png", dpi=150)
+        results.append(result)
+        if not json:
+            _print(result)
+    if json:
+        show(json_module.dumps([_plain(result) for result in results], indent=2, ensure_ascii=False))
+    if book is not None and folder is not None:
+        from ppl_align.claims.book import write
+
+        write(book, folder, results)
+        note(f"wrote {book}")
+    failed = [result.name for result in results if not result.passed]
+    checks = sum(len(result.found.lines) for result in results)
+    seconds = sum(result.seconds for result in results)
+    verdict = f"FAILED: {', '.join(failed)}" if failed else "all hold"
+    note(f"{len(results)} claims, {checks} checks, {seconds:.0f} s: {verdict}")
+    return 1 if failed else 0
+
+
+def _language_model() -> Any:
+    from ppl_align import CausalLM
+
+    with user_code(), waiting("loading smollm2-135m"):
+        return CausalLM("smollm2-135m")
+
+
+def _list() -> int:
+    for title, (_, names) in CHAPTERS.items():
+        show(title)
+        for name in names:
+            show(f"  {name:22}{statement(load(name))}")
+    return 0
+
+
+def _print(result: Result) -> None:
+    out = Console(markup=False, highlight=False, emoji=False)
+    head = Text(result.name, style="bold")
+    head.append(f"  {statement(load(result.name))}", style="not bold")
+    head.append(f"  ({result.seconds:.1f} s)", style="dim")
+    out.print(head)
+    table = Table(box=None, padding=(0, 1, 0, 0), show_header=False, expand=False)
+    table.add_column(max_width=36)
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for line in result.found.lines:
+        style = "" if line.passed else "red"
+        table.add_row(
+            f"  {line.what}", line.expected, line.measured, line.error, "ok" if line.passed else "FAILED", style=style
+        )
+    out.print(table)
+    if result.failure:
+        out.print(f"  stopped: {result.failure}", style="red")
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        "claim": result.name,
+        "statement": statement(load(result.name)),
+        "passed": result.passed,
+        "seconds": result.seconds,
+        "failure": result.failure,
+        "checks": [vars(line) for line in result.found.lines],
+    }

@@ -1,0 +1,55 @@
+"""Particles picked from a posterior by index, as draws of equal weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import Cost
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+
+def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
+    """Draws at ``index [R', N']`` (flat over replicates and particles); every weight is the pooled Zhat.
+
+    The draws are independent if the indices were drawn independently; ``fields`` overrides those of the result."""
+
+    def pick(value: Tensor) -> Tensor:
+        flat = value.reshape(-1, *value.shape[2:])
+        return flat[index.reshape(-1)].reshape(*index.shape, *flat.shape[1:])
+
+    def pick_completion(site: Completion) -> Completion:
+        if site.source is not None:
+            where = pick(site.source.index.expand(site.shape))
+            return Completion(pick(site.tokens), site.source.with_index(where))
+        chosen: dict[str, Any] = {}
+        for which in ("text", "prompt"):
+            texts = site._given[which]
+            chosen[which] = None if texts is None else texts.reshape(-1)[index.numpy()]
+        return Completion(pick(site.tokens), None, terminal=site._terminal, **chosen)
+
+    pooled = torch.logsumexp(posterior.log_evidence, 0) - torch.log(torch.tensor(float(len(posterior.log_evidence))))
+    particles = {
+        name: pick_completion(value) if isinstance(value, Completion) else pick(value)
+        for name, value in posterior.particles.items()
+    }
+    by_name = {
+        part: {name: pick(value) for name, value in getattr(posterior, part).items()}
+        for part in ("rewards", "factors", "log_prior")
+    }
+    defaults: dict[str, Any] = {
+        "log_weight": pooled.double().expand(index.shape).clone(),
+        "particles": particles,
+        "log_proposal": None if posterior.log_proposal is None else pick(posterior.log_proposal),
+        "history": {},
+        "cost": Cost(),
+        "exact": False,
+        "independent": True,
+    }
+    return replace(posterior, **(defaults | by_name | fields))
