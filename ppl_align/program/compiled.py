@@ -7,6 +7,7 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,7 @@ class Execution:
 
     ``pending``    the site where it stopped, or None if it ran to its end
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
+    ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
@@ -51,6 +53,7 @@ class Execution:
 
     pending: Site | None = None
     factors: dict[str, Tensor] = field(default_factory=dict)
+    log_upper: dict[str, float | None] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     prefix_closed: dict[str, bool] = field(default_factory=dict)
@@ -131,6 +134,8 @@ class _Execute(Messenger):
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
         self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
+        lanes = log_prob.shape[-self.program.nesting :] if self.program.nesting else ()
+        self.result.log_upper[msg["name"]] = _log_upper(msg, math.prod(lanes))
         if "reward" in notes:
             self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
             self.result.scales[msg["name"]] = notes["scale"]
@@ -149,6 +154,28 @@ class _Execute(Messenger):
             )
         full = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * nesting)))
         return full.reshape(size, -1).sum(-1)
+
+
+def _log_upper(msg: Any, count: int) -> float | None:
+    """The supremum of a log-factor that is a sum of ``count`` terms (over the plates of the program), None: not known.
+
+    A probability is at most 1, a density may be anything; of a reward its bounds say."""
+    notes = msg["infer"].get("ppl_align", {})
+    each = notes.get("log_upper", 0.0 if _is_discrete(msg["fn"]) else None)
+    if each is None or each == 0:
+        return each
+    scale = msg["scale"]
+    if isinstance(scale, Tensor) and scale.dim():
+        return None  # it may differ from draw to draw
+    largest = each if msg["mask"] is None else max(each, 0.0)  # what is masked is 0
+    return largest * float(scale) * count
+
+
+def _is_discrete(fn: Any) -> bool:
+    try:
+        return bool(fn.support.is_discrete)
+    except (AttributeError, NotImplementedError):
+        return False
 
 
 def _is_bookkeeping(msg: Any) -> bool:

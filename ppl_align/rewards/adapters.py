@@ -13,13 +13,14 @@ from ppl_align.rewards.convention import call, plain_text
 
 
 class _Adapter:
-    """Wraps ``fn`` and goes by its name."""
+    """Wraps ``fn`` and goes by its name, and by its bounds."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         if not callable(fn):
             raise InputError(f"{type(self).__name__}(...) wraps a function, got {type(fn).__name__}")
         self.fn = fn
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self.upper, self.lower = getattr(fn, "upper", None), getattr(fn, "lower", None)  # r is fn's own
 
     def identity_parts(self) -> tuple[Hashable, ...]:
         """What makes two adapters the same one (see :func:`ppl_align.rewards.cache.identity`)."""

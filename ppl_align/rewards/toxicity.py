@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class Toxicity:
     """
 
     __name__ = "toxicity"
+    upper: ClassVar[float] = 0.0
+    lower: ClassVar[float] = -1.0
 
     def __call__(self, completions: Sequence[Any], **_: Any) -> list[float]:
         # The model's own lower-casing would follow the machine's locale (see _session), so it is done here.

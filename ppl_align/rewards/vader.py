@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from ppl_align.rewards.convention import plain_text
 
@@ -23,6 +23,8 @@ class Vader:
     """
 
     __name__ = "vader"
+    upper: ClassVar[float] = 1.0
+    lower: ClassVar[float] = -1.0
 
     def __call__(self, completions: Sequence[Any], **_: Any) -> list[float]:
         score = _analyzer().polarity_scores

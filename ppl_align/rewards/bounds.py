@@ -1,0 +1,93 @@
+"""What is known of a reward before it is asked: its largest and its smallest value.
+
+Rejection sampling accepts a draw with probability exp(log-factor - its supremum), so it needs the supremum; no other
+engine does. A bound that turns out to be wrong is an error and not a warning: what was accepted until then follows
+another distribution than the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.errors import InputError, RewardError
+from ppl_align.rewards.answers import shorten
+from ppl_align.text import Texts
+
+ROUNDING = 1e-6  # relative to the bound (at least 1): what float32 arithmetic may be off by
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """lower <= r <= upper in reward units; infinite where nothing is known. A rejection (-inf) may lie below."""
+
+    lower: float = -math.inf
+    upper: float = math.inf
+
+    def log_upper(self, scale: float) -> float | None:
+        """sup of ``scale * r`` in nats (``scale`` = weight / beta); None where the bound it takes is not known."""
+        if scale == 0:
+            return 0.0
+        bound = self.upper if scale > 0 else self.lower
+        return scale * bound if math.isfinite(bound) else None
+
+    def check(self, name: str, r: Tensor, scale: float, completion: Any) -> None:
+        """Raise ``RewardError`` for a value outside. ``None`` (NaN here) counts as a log-factor of 0."""
+        high, low = self.upper + _slack(self.upper), self.lower - _slack(self.lower)
+        rejected = r.isneginf() if scale >= 0 else torch.zeros_like(r, dtype=torch.bool)
+        outside = (r > high) | ((r < low) & ~rejected)
+        if bool(outside.any()):
+            at = int(outside.reshape(-1).nonzero()[0])
+            known = ", ".join(f"{k}={v:g}" for k, v in vars(self).items() if math.isfinite(v))
+            raise RewardError(
+                f"reward {name!r} is {float(r.reshape(-1)[at]):.6g} for {_element(completion, r, at)}, outside of what "
+                f"is known of it ({known}): correct the bound, reward(..., upper=, lower=)"
+            )
+        log_upper = self.log_upper(scale)
+        if log_upper is not None and log_upper < 0 and bool(r.isnan().any()):
+            at = int(r.isnan().reshape(-1).nonzero()[0])
+            side, sign = ("upper", "at least") if scale > 0 else ("lower", "at most")
+            raise RewardError(
+                f"reward {name!r} is None, a factor of 1, for {_element(completion, r, at)}, but by its bound no "
+                f"factor reaches 1: a reward that may be None needs {side}= of {sign} 0"
+            )
+
+
+def bounds_of(name: str, fn: Any, upper: float | None, lower: float | None) -> Bounds:
+    """The bounds given with a reward, else those its function carries as attributes ``upper`` and ``lower``.
+
+    Raises ``InputError`` for something that is no number, or a lower bound above the upper one."""
+    high = _number(name, "upper", upper, getattr(fn, "upper", None), math.inf)
+    low = _number(name, "lower", lower, getattr(fn, "lower", None), -math.inf)
+    if low > high or low == math.inf or high == -math.inf:
+        raise InputError(f"reward {name!r}: lower={low:g} and upper={high:g} leave no value for it")
+    return Bounds(low, high)
+
+
+def _slack(bound: float) -> float:
+    return ROUNDING * max(1.0, abs(bound))
+
+
+def _number(name: str, side: str, given: Any, attribute: Any, unknown: float) -> float:
+    if given is None:
+        given = None if callable(attribute) else attribute  # an object may have a method of that name
+    if given is None:
+        return unknown
+    if isinstance(given, bool) or not isinstance(given, Real) or math.isnan(given):
+        raise InputError(f"reward {name!r}: {side} must be a number in reward units, got {given!r}")
+    return float(given)
+
+
+def _element(completion: Any, r: Tensor, at: int) -> str:
+    """The element of a batch of completions that has reward number ``at``."""
+    if isinstance(completion, Tensor):
+        return f"the value {shorten(completion.detach().cpu().reshape(r.numel(), -1)[at].tolist())}"
+    if isinstance(completion, Completion):
+        return f"the text {shorten(completion.texts()[at])}"
+    return f"the text {shorten(completion.flat[at] if isinstance(completion, Texts) else completion)}"
