@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import pyro
 import torch
+from torch import Tensor
 
 from ppl_align.cost import measure
 from ppl_align.errors import InputError
@@ -23,12 +24,16 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What an engine is asked to do: a Pyro program with its arguments."""
+    """What an engine is asked to do: a Pyro program with its arguments.
+
+    ``retained``: values by latent site, [R, ...], that the first particle of each replicate must have
+    (:class:`~ppl_align.engines.conditional.Conditional`)."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     progress: Progress
+    retained: Mapping[str, Tensor] | None = None
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from ppl_align.engines.base import Engine, Task, at_least
 from ppl_align.engines.sweep import all_dead, assemble
 from ppl_align.errors import AllDeadError, InputError
-from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.base import Ids
+from ppl_align.lm.tree import as_sequence, enumerate_completions, score_completions
 from ppl_align.posterior import Posterior
-from ppl_align.program import Program, Site
+from ppl_align.program import Execution, Program, Site
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,22 @@ class Exact(Engine):
     assignment; ``log_weight`` holds log p(x, data) + log N, so that ``log_evidence`` is log Z.
 
     ``max_sequences``  refuse politely (``InputError``) beyond this many assignments
+    ``candidates``     by completion site: the only answers to consider (texts or ids), for classification and short
+                       answers with a real LM. Each is scored exactly, EOS included, prefixes shared; the posterior is
+                       that of the program *given that the answer is one of them*, and ``log_evidence`` the log of the
+                       mass they hold together: sum over candidates of p0(c) w(c)
     """
 
     max_sequences: int = 100_000
+    candidates: Mapping[str, Sequence[str | Sequence[int]]] | None = None
 
     name: ClassVar[str] = "exact"
 
     def __post_init__(self) -> None:
         at_least(1, max_sequences=self.max_sequences)
+        for site, listed in (self.candidates or {}).items():
+            if isinstance(listed, str) or not listed:
+                raise InputError(f"candidates[{site!r}] is a list of at least one answer, got {listed!r}")
 
     def _infer(self, task: Task) -> Posterior:
         program = Program(task.model, task.args, task.kwargs, 1)
@@ -44,6 +54,7 @@ class Exact(Engine):
             execution = program.with_particles(size).run(values, draw=False)
             site = execution.pending
             if site is None:
+                self._check_candidates(execution)
                 break
             program.nesting = max(program.nesting, len(site.fn.batch_shape) - 1)
             parent, value, log_p = self._expand(site, size)
@@ -76,6 +87,14 @@ class Exact(Engine):
         assert held is not None
         return parent, held.reshape(len(parent), *lanes, *held.shape[2:]), log_p
 
+    def _check_candidates(self, execution: Execution) -> None:
+        unknown = sorted(set(self.candidates or ()) - set(execution.sources))
+        if unknown:
+            raise InputError(
+                f"candidates for {unknown[0]!r}: the program has no completion of that name (it has "
+                f"{', '.join(map(repr, execution.sources)) or 'none'})"
+            )
+
     def _check(self, count: int, name: str) -> None:
         if count > self.max_sequences:
             raise InputError(
@@ -98,33 +117,28 @@ def _support(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]
 def _completions(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
     """A completion: (tokens [S, T], log p [S]) for each assignment, one tree per distinct prompt."""
     index = site.fn.index.reshape(site.fn.batch_shape[0], -1)[:, lane].tolist()
-    trees = {i: enumerate_completions(site.fn, i, lambda n: engine._check(n, site.name)) for i in set(index)}
+    listed = (engine.candidates or {}).get(site.name)
+    if listed is None:
+        trees = {i: enumerate_completions(site.fn, i, lambda n: engine._check(n, site.name)) for i in set(index)}
+    else:
+        sequences = _sequences(site, listed)
+        trees = {i: score_completions(site.fn, i, sequences) for i in set(index)}
     return [trees[i] for i in index]
 
 
-@torch.no_grad()
-def enumerate_completions(source: CompletionDistribution, prompt: int, check: Any) -> tuple[Tensor, Tensor]:
-    """All sequences of positive probability after one prompt: ``(tokens [S, T], log_p [S])``; each prefix read once."""
-    lm, length = source.lm, source.max_new_tokens
-    terminal = torch.zeros(lm.vocab_size, dtype=torch.bool)
-    terminal[list(source.terminal)] = True
-    prefixes, log_p = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
-    leaves: list[tuple[Tensor, Tensor]] = []
-    found = 0
-    decoder = lm.start([source.prompts[prompt]])
-    for t in range(length):
-        scores = source.warp(decoder.log_probs).double().cpu()
-        rows, tokens = torch.nonzero(scores > -torch.inf, as_tuple=True)
-        check(found + len(rows))
-        prefixes = torch.cat([prefixes[rows], tokens[:, None]], 1)
-        log_p = log_p[rows] + scores[rows, tokens]
-        ended = terminal[tokens] if t + 1 < length else torch.ones(len(tokens), dtype=torch.bool)
-        padding = torch.full((int(ended.sum()), length - t - 1), source.pad_id)
-        leaves.append((torch.cat([prefixes[ended], padding], 1), log_p[ended]))
-        found += int(ended.sum())
-        running = ~ended
-        if not bool(running.any()):
-            break
-        prefixes, log_p = prefixes[running], log_p[running]
-        decoder = decoder.extend(rows[running], tokens[running])
-    return torch.cat([tokens for tokens, _ in leaves]), torch.cat([log_p for _, log_p in leaves])
+def _sequences(site: Site, listed: Sequence[str | Sequence[int]]) -> list[Ids]:
+    """The candidates as whole sequences of ids; raises ``InputError`` for one that is impossible or there twice."""
+    source = site.fn
+    found: dict[Ids, Any] = {}
+    for answer in listed:
+        ids = source.lm.encode(answer) if isinstance(answer, str) else answer
+        whole = as_sequence(source, ids)
+        if not whole:
+            raise InputError(
+                f"candidate {answer!r} of {site.name!r} cannot be an answer: it has {len(ids)} tokens and must "
+                f"{'end within' if source.terminal else 'have exactly'} max_new_tokens={source.max_new_tokens}"
+            )
+        if whole in found:
+            raise InputError(f"candidates of {site.name!r}: {answer!r} and {found[whole]!r} are the same tokens")
+        found[whole] = answer
+    return list(found)

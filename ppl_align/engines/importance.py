@@ -37,7 +37,8 @@ class ImportanceSampling(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
-        sweep = Sweep(program, self.num_replicates, self.num_particles, as_proposal(self.proposal), task.progress)
+        shape = (self.num_replicates, self.num_particles)
+        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained)
         if isinstance(self.proposal, ProgramGuide):
             sweep.adopt(*self.proposal.draw(program))
         return sweep.posterior(sweep.run(), independent=True)

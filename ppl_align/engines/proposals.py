@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
@@ -41,6 +44,36 @@ class FromTokens(FromPrior):
 
     def tokens(self, site: str) -> TokenProposal | LM | None:
         return self.proposal
+
+
+class Retaining:
+    """Another proposal, except that the first particle of each replicate gets a given value (conditional SMC).
+
+    What is retained is scored under the proposal like everybody else."""
+
+    def __init__(self, inner: Proposal, retained: Mapping[str, Tensor], num_particles: int) -> None:
+        self.inner, self.retained, self.num_particles = inner, retained, num_particles
+
+    def tokens(self, site: str) -> TokenProposal | LM | None:
+        return self.inner.tokens(site)
+
+    def latent(self, site: str, prior: Any) -> Any:
+        return _Held(self.inner.latent(site, prior), self.retained[site], self.num_particles)
+
+
+class _Held:
+    """A distribution whose draws have every ``num_particles``-th row replaced."""
+
+    def __init__(self, base: Any, value: Tensor, num_particles: int) -> None:
+        self.base, self.value, self.num_particles = base, value, num_particles
+
+    def sample(self) -> Tensor:
+        drawn = self.base.sample()
+        drawn[:: self.num_particles] = self.value.to(drawn)
+        return drawn
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base.log_prob(value)
 
 
 def as_proposal(proposal: Any) -> Proposal:

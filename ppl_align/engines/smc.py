@@ -13,9 +13,10 @@ from torch import Tensor
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
 from ppl_align.engines.proposals import as_proposal
-from ppl_align.engines.resampling import SCHEMES
+from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
-from ppl_align.errors import AllDeadError, InputError
+from ppl_align.engines.twists import Prefixes, Twist, check_twist, evaluate_twist
+from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.decoding import Population
 from ppl_align.posterior import Posterior
@@ -31,8 +32,10 @@ class SMC(Engine):
     ``num_particles``   particles of each population, N       ``num_replicates``  independent populations, R
     ``ess_threshold``   resample a population when its ESS falls below this share of N (0: never, 1: always)
     ``resampling``      "systematic" (default), "stratified", "residual", "multinomial"
-    ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program), or
-                        "prefix": what the rest of the program says of the text so far
+    ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program),
+                        "prefix": what the rest of the program says of the text so far, or a function
+                        ``Prefixes -> log psi [m]``: what it is expected to say of the finished text
+                        (:mod:`ppl_align.engines.twists`)
     ``every``           when psi is refreshed: a number of tokens, "word" or "sentence"
     ``proposal``        as for importance sampling
     ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
@@ -48,7 +51,7 @@ class SMC(Engine):
     num_replicates: int = 4
     ess_threshold: float = 0.5
     resampling: str = "systematic"
-    twist: str | None = None
+    twist: str | Twist | None = None
     every: int | str = 1
     proposal: Any = None
     prefix_floor: float = -2.0
@@ -62,7 +65,7 @@ class SMC(Engine):
         if not np.isfinite(self.prefix_floor):
             raise InputError(f"prefix_floor must be finite, got {self.prefix_floor}")
         one_of("resampling", self.resampling, list(SCHEMES))
-        one_of("twist", self.twist, [None, "prefix"])
+        check_twist(self.twist)
         check_schedule(self.every)
         as_proposal(self.proposal)
         if isinstance(self.proposal, ProgramGuide):
@@ -71,7 +74,8 @@ class SMC(Engine):
     def _infer(self, task: Task) -> Posterior:
         size = self.num_replicates * self.num_particles
         program = Program(task.model, task.args, task.kwargs, size)
-        sweep = Sweep(program, self.num_replicates, self.num_particles, as_proposal(self.proposal), task.progress)
+        shape = (self.num_replicates, self.num_particles)
+        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained)
         steering = _Steering(self, sweep)
         execution = sweep.run(during=steering.during if self.twist else None, between=steering.between)
         if not steering.events:
@@ -121,13 +125,38 @@ class _Steering:
         self._maybe_resample(population, f"after {population.t} tokens of {site.name!r}")
 
     def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
-        """Run the rest of the program on the prefixes of the chosen particles, [m] nats."""
-        sweep = self.sweep
-        values = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
+        """The potential of the chosen particles' prefixes, [m] nats; of finished ones it is the true one."""
+        sweep, twist = self.sweep, self.config.twist
+        upstream = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
         tokens = sweep.prefix(site, population, population.t)
-        values[site.name] = tokens[chosen.to(tokens.device)]
-        execution = sweep.program.with_particles(len(chosen)).run(values, draw=False)
+        tokens = tokens[chosen.to(tokens.device)]
+        if callable(twist):
+            return self._twisted(twist, site, upstream, tokens, running)
+        program = sweep.program.with_particles(len(chosen))
+        execution = program.run({**upstream, site.name: tokens}, draw=False)
         return torch.where(running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential)
+
+    def _twisted(
+        self, twist: Twist, site: Site, upstream: dict[str, Tensor], tokens: Tensor, running: Tensor
+    ) -> Tensor:
+        """A twist for the prefixes that are running; finished ones never see it."""
+        program = self.sweep.program
+        ended = program.with_particles(int((~running).sum()))
+        psi = torch.zeros(len(running), dtype=torch.float64)
+        if ended.num_particles:
+            whole = {
+                name: value[(~running).to(value.device)] for name, value in {**upstream, site.name: tokens}.items()
+            }
+            psi[~running] = ended.run(whole, draw=False).log_potential
+        if bool(running.any()):
+            before = {name: value[running.to(value.device)] for name, value in upstream.items()}
+            reached = program.with_particles(int(running.sum())).run(before, draw=False)
+            assert reached.pending is not None
+            prompts = reached.pending.fn.prompt_rows(reached.pending.fn.batch_shape)
+            seen = tokens[running.to(tokens.device)]
+            prefixes = Prefixes(site.name, seen, prompts, before, reached.log_potential)
+            psi[running] = reached.log_potential + evaluate_twist(twist, prefixes)
+        return psi
 
     def _maybe_resample(self, population: Population | None, where: str) -> None:
         sweep, config = self.sweep, self.config
@@ -136,6 +165,8 @@ class _Steering:
         if bool(best.isneginf().all()):
             dead = sweep.program.run(sweep.values, draw=False)
             raise AllDeadError(all_dead(where, dead))
+        if sweep.retained is not None and bool(log_weight[:, 0].isneginf().any()):
+            raise RunError(f"a retained draw has weight zero {where}: it is not a draw of this program's posterior")
         weights = (log_weight - best.clamp_min(-1e300)).exp()
         total = weights.sum(-1, keepdim=True)
         weights = weights / total.clamp_min(1e-300)
@@ -145,7 +176,8 @@ class _Steering:
         ancestors = own
         evidence = sweep.current_log_evidence()
         if bool(chosen.any()):
-            drawn = SCHEMES[config.resampling](torch.where(chosen[:, None], weights, torch.ones(())), None)
+            scheme = (SCHEMES if sweep.retained is None else CONDITIONAL)[config.resampling]
+            drawn = scheme(torch.where(chosen[:, None], weights, torch.ones(())), None)
             ancestors = torch.where(chosen[:, None], drawn, own)
             sweep.resample(ancestors, chosen, population)
             flat = (ancestors + torch.arange(sweep.shape[0])[:, None] * config.num_particles).reshape(-1)

@@ -13,7 +13,7 @@ a good one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:19
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.engines.base import Progress
-from ppl_align.engines.proposals import Proposal
+from ppl_align.engines.proposals import Proposal, Retaining
 from ppl_align.errors import AllDeadError, ModelError
 from ppl_align.lm.decoding import Population
 from ppl_align.posterior import Posterior
@@ -35,9 +35,16 @@ class Sweep:
     """R replicates of N particles, flat: P = R * N. Tensors [P], on the CPU, float64."""
 
     def __init__(
-        self, program: Program, replicates: int, particles: int, proposal: Proposal, progress: Progress
+        self,
+        program: Program,
+        replicates: int,
+        particles: int,
+        proposal: Proposal,
+        progress: Progress,
+        retained: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.program, self.proposal, self.progress = program, proposal, progress
+        self.program, self.progress, self.retained = program, progress, retained
+        self.proposal = proposal if retained is None else Retaining(proposal, retained, particles)
         self.shape = (replicates, particles)
         size = replicates * particles
         self.values: dict[str, Tensor] = {}
@@ -89,6 +96,8 @@ class Sweep:
 
     def _decode(self, site: Site, during: Observer | None) -> None:
         population = Population(site.fn, self.proposal.tokens(site.name))
+        if self.retained is not None:
+            population.hold(*self._first_particles(site))
         while not population.done:
             population.step()
             if during is not None and not population.done:
@@ -98,6 +107,13 @@ class Sweep:
         self.values[site.name] = self.prefix(site, population, site.fn.max_new_tokens)
         self.log_prior[site.name] = self.per_particle(population.log_p)
         self.log_proposal[site.name] = self.per_particle(population.log_q)
+
+    def _first_particles(self, site: Site) -> tuple[Tensor, Tensor]:
+        """Where the first particle of each replicate sits among the lanes, and the tokens it has to write."""
+        assert self.retained is not None
+        lanes = site.fn.index.numel() // len(self.psi)
+        first = torch.arange(self.shape[0])[:, None] * self.shape[1] * lanes + torch.arange(lanes)
+        return first.reshape(-1), self.retained[site.name].reshape(-1, site.fn.max_new_tokens)
 
     def prefix(self, site: Site, population: Population, width: int) -> Tensor:
         """The tokens drawn so far as the program sees them: [P, plates..., width]."""

@@ -76,11 +76,16 @@ class Population:
         self.alive = np.ones(size, dtype=bool)
         self.last = np.zeros(size, dtype=np.int64)
         self.scratch: Tensor | None = None  # fresh memory for the CDF at every step would cost as much as the CDF
+        self.held: tuple[Tensor, Tensor] | None = None
         self.t = 0
         self.terminal = np.zeros(lm.vocab_size, dtype=bool)
         self.terminal[list(source.terminal)] = True
         self.decoder: Decoder = lm.start(self.prompts)
         self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
+
+    def hold(self, where: Tensor, tokens: Tensor) -> None:
+        """Particles ``where [m]`` write ``tokens [m, T]`` instead of drawing (scored like any draw)."""
+        self.held = where, tokens.cpu()
 
     @property
     def done(self) -> bool:
@@ -97,6 +102,12 @@ class Population:
         u = torch.rand(len(self.row), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
         row = self.row[running]
         drawn = sample_rows(cdf, row, u[moved])
+        if self.held is not None:
+            where, tokens = self.held
+            forced = self.tokens[:, self.t].clone()
+            forced[moved] = drawn
+            forced[where.to(drawn.device)] = tokens[:, self.t].to(drawn.device)
+            drawn = forced[moved]
         at = torch.as_tensor(row, device=drawn.device)
         self.tokens[moved, self.t] = drawn
         picked = (log_q[at, drawn] - log_total[at]).double()

@@ -32,6 +32,7 @@ class Posterior:
     ``log_proposal`` log q of everything drawn, [R, N]
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
                      ancestors [S, R, N], lineage [R, N]; SVI: loss [K]
+    ``draws_are_exact``  particles are independent draws of the posterior itself (Rejection, an oracle's sample)
     ``independent``  particles of a replicate are i.i.d. draws (IS, SVI), or the whole support (``exact``)
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved
     """
@@ -52,6 +53,7 @@ class Posterior:
     history: Mapping[str, Any] = field(default_factory=dict)
     independent: bool = True
     exact: bool = False
+    draws_are_exact: bool = False
     guide: Any = None
 
     @property

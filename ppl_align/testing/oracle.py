@@ -16,7 +16,6 @@ from ppl_align.completions import Completion
 from ppl_align.engines import Exact
 from ppl_align.engines.twists import Prefixes
 from ppl_align.errors import InputError
-from ppl_align.lm.base import Ids
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
@@ -143,7 +142,7 @@ class Oracle:
         generator = torch.Generator().manual_seed(seed)
         size = num_replicates * num_particles
         index = torch.multinomial(self.log_target.exp(), size, replacement=True, generator=generator)
-        fields = {"engine": "oracle", "config": {}, "seed": seed}
+        fields = {"engine": "oracle", "config": {}, "seed": seed, "draws_are_exact": True}
         log_q = self.log_target[index].reshape(num_replicates, num_particles)
         return self.posterior.take(index.reshape(num_replicates, num_particles), log_proposal=log_q, **fields)
 
@@ -153,6 +152,7 @@ class Oracle:
         """The prior of a completion site, one element for each assignment."""
         name = self._site(site)
         source = self.completions[name].source
+        assert source is not None
         return source.with_index(source.index[0])
 
     def _site(self, site: str | None) -> str:
@@ -192,5 +192,3 @@ def _tensor(value: Completion | Tensor) -> Tensor:
 def _parameters(guide: Any) -> dict[str, Tensor]:
     """Parameters of an AutoGuide, by site."""
     return {f"{site}.{name}": p for site, part in guide.sites.items() for name, p in part.named_parameters()}
-
-

@@ -1,0 +1,140 @@
+"""Conditional runs: the same engine, with an exact posterior draw among its particles. They bound log Z from above.
+
+With x* ~ p* in the first slot, conditional SMC draws all the rest from the law that SMC has *given* that x* survives.
+Its estimate Zhat_c then satisfies (Andrieu, Doucet & Holenstein 2010; Grosse, Ghahramani & Adams 2015,
+arXiv:1511.02543; Zhao et al. 2024, arXiv:2404.17546)::
+
+    E[1 / Zhat_c] = 1 / Z      hence      E[log Zhat] <= log Z <= E[log Zhat_c]
+
+and E[log Zhat_c] - E[log Zhat] is the Jeffreys divergence between what the engine does and what it would do if it
+were right. Importance sampling is the case without resampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.importance import ImportanceSampling
+from ppl_align.engines.smc import SMC
+from ppl_align.errors import InputError
+from ppl_align.guides.program import ProgramGuide
+from ppl_align.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Conditional(Engine):
+    """``engine`` (importance sampling or SMC) with ``retained`` draws in the first slot of each replicate.
+
+    ``retained`` holds exact posterior draws of the *same* target (``Exact``, ``Rejection``, ``Oracle.sample``,
+    ``simulate``): replicate r keeps the r-th of them, so there must be as many as replicates; a draw used twice would
+    make replicates dependent. The result's ``log_evidence`` estimates log Z from above.
+    """
+
+    engine: ImportanceSampling | SMC
+    retained: Posterior
+
+    name: ClassVar[str] = "conditional"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.engine, (ImportanceSampling, SMC)):
+            raise InputError(f"only importance sampling and SMC can be conditional, not {type(self.engine).__name__}")
+        if isinstance(self.engine.proposal, ProgramGuide):
+            raise InputError("a guide that proposes whole values cannot be conditional: use one that proposes tokens")
+        if not isinstance(self.retained, Posterior):
+            raise InputError(f"retained= takes a Posterior of exact draws, got {type(self.retained).__name__}")
+
+    def _infer(self, task: Task) -> Posterior:
+        values = _first_draws(self.retained, self.engine.num_replicates)
+        posterior = self.engine._infer(replace(task, retained=values))
+        posterior.independent = False  # one of the particles came from elsewhere
+        return posterior
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": self.engine.name, **self.engine.describe(), "retained": self.retained.engine}
+
+
+def _first_draws(exact: Posterior, count: int) -> dict[str, Tensor]:
+    """``count`` exact draws by site, [count, ...]."""
+    if exact.exact:  # the enumerated support: draw from it
+        weights = exact.weights.reshape(-1)
+        exact = exact.take(torch.multinomial(weights, count, replacement=True)[None], draws_are_exact=True)
+    elif not exact.draws_are_exact:
+        raise InputError(
+            f"a run of {exact.engine!r} has no exact posterior draws to retain: take Exact, Rejection or simulate()"
+        )
+    available = exact.log_weight.numel()
+    if available < count:
+        raise InputError(f"{count} replicates need {count} exact draws to retain, there are {available}")
+    # Replicate after replicate would take all draws of one engine's replicate first; any fixed order is as good.
+    return {
+        name: (value.tokens if isinstance(value, Completion) else value).reshape(available, *_event(value))[:count]
+        for name, value in exact.particles.items()
+    }
+
+
+def _event(value: Completion | Tensor) -> torch.Size:
+    return (value.tokens if isinstance(value, Completion) else value).shape[2:]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Two-sided bounds on log Z from R replicates: ``lower`` [R] log Zhat, ``upper`` [R] log Zhat_c, nats.
+
+    In expectation ``lower <= log Z <= upper``; each replicate is also a certificate by Markov's inequality:
+    P(log Zhat > log Z + log(1/d)) <= d and P(log Zhat_c < log Z - log(1/d)) <= d, with no other assumption.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def gap(self) -> float:
+        """Mean upper - mean lower bound: the Jeffreys divergence between the engine and its ideal, estimated."""
+        return float(self.upper.mean() - self.lower.mean())
+
+    @property
+    def standard_errors(self) -> tuple[float, float]:
+        """Of the mean of each side."""
+        count = math.sqrt(len(self.lower))
+        return float(self.lower.std()) / count, float(self.upper.std()) / count
+
+    def certificate(self, probability: float = 0.05) -> tuple[float, float]:
+        """An interval that holds log Z with at least ``1 - probability``, whatever the engine did wrong.
+
+        Markov's inequality for the means of Zhat (above) and of 1/Zhat_c (below), half of ``probability`` each."""
+        if not 0 < probability < 1:
+            raise InputError(f"probability must lie between 0 and 1, got {probability}")
+        slack = math.log(2 / probability)
+        count = math.log(len(self.lower))
+        low = float(torch.logsumexp(self.lower, 0)) - count - slack
+        high = -(float(torch.logsumexp(-self.upper, 0)) - count) + slack
+        return low, high
+
+    def __str__(self) -> str:
+        low, high = self.standard_errors
+        return f"log Z between {self.lower.mean():.3f} ± {low:.3f} and {self.upper.mean():.3f} ± {high:.3f} nats"
+
+
+def evidence_bounds(
+    engine: ImportanceSampling | SMC,
+    model: Callable[..., Any],
+    *args: Any,
+    exact: Posterior,
+    seed: int = 0,
+    **kwargs: Any,
+) -> Bounds:
+    """Run ``engine`` as it is (lower bounds) and with exact draws retained (upper bounds); see :class:`Bounds`.
+
+    ``exact``: a posterior with at least ``engine.num_replicates`` exact draws of the same target."""
+    upper = Conditional(engine, exact)
+    lower = engine.run(model, *args, seed=seed, **kwargs)
+    # Another seed: the two runs are independent, and so are their errors.
+    return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed + 1, **kwargs).log_evidence)
