@@ -17,6 +17,7 @@ from ppl_align.cost import measure
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.rewards.cache import reward_cache
+from ppl_align.seeds import mix
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, note)``, called as the work goes on."""
@@ -51,13 +52,14 @@ class Engine(ABC):
     ) -> Posterior:
         """Approximate the posterior of ``model(*args, **kwargs)``.
 
-        Same seed, same result (one build, one machine); the global RNG and Pyro's parameter store are untouched.
+        Same seed, same result (one build, one machine); different engines have different random streams, so that
+        their runs are independent. The global RNG and Pyro's parameter store are untouched.
         Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way.
         """
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
         task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
-        with measure() as cost, isolated(seed), reward_cache():
+        with measure() as cost, isolated(mix(seed, self.name)), reward_cache():
             posterior = self._infer(task)
         posterior.cost = cost
         posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name

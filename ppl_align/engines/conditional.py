@@ -24,9 +24,11 @@ from ppl_align.completions import Completion
 from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
+from ppl_align.engines.sweep import log_mean_exp
 from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.estimates import with_error
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _event(value: Completion | Tensor) -> torch.Size:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Two-sided bounds on log Z from R replicates: ``lower`` [R] log Zhat, ``upper`` [R] log Zhat_c, nats.
+    """Two-sided bounds on log Z: ``lower`` [R] log Zhat, ``upper`` [R'] log Zhat_c, nats.
 
     In expectation ``lower <= log Z <= upper``; each replicate is also a certificate by Markov's inequality:
     P(log Zhat > log Z + log(1/d)) <= d and P(log Zhat_c < log Z - log(1/d)) <= d, with no other assumption.
@@ -102,9 +104,8 @@ class Bounds:
 
     @property
     def standard_errors(self) -> tuple[float, float]:
-        """Of the mean of each side."""
-        count = math.sqrt(len(self.lower))
-        return float(self.lower.std()) / count, float(self.upper.std()) / count
+        """Of the mean of each side; NaN for a single replicate."""
+        return _standard_error(self.lower), _standard_error(self.upper)
 
     def certificate(self, probability: float = 0.05) -> tuple[float, float]:
         """An interval that holds log Z with at least ``1 - probability``, whatever the engine did wrong.
@@ -113,14 +114,16 @@ class Bounds:
         if not 0 < probability < 1:
             raise InputError(f"probability must lie between 0 and 1, got {probability}")
         slack = math.log(2 / probability)
-        count = math.log(len(self.lower))
-        low = float(torch.logsumexp(self.lower, 0)) - count - slack
-        high = -(float(torch.logsumexp(-self.upper, 0)) - count) + slack
-        return low, high
+        return float(log_mean_exp(self.lower)) - slack, slack - float(log_mean_exp(-self.upper))
 
     def __str__(self) -> str:
         low, high = self.standard_errors
-        return f"log Z between {self.lower.mean():.3f} ± {low:.3f} and {self.upper.mean():.3f} ± {high:.3f} nats"
+        lower, upper = with_error(float(self.lower.mean()), low), with_error(float(self.upper.mean()), high)
+        return f"log Z between {lower} and {upper} nats"
+
+
+def _standard_error(side: Tensor) -> float:
+    return float(side.std()) / math.sqrt(len(side)) if len(side) > 1 else math.nan
 
 
 def evidence_bounds(
@@ -133,8 +136,9 @@ def evidence_bounds(
 ) -> Bounds:
     """Run ``engine`` as it is (lower bounds) and with exact draws retained (upper bounds); see :class:`Bounds`.
 
-    ``exact``: a posterior with at least ``engine.num_replicates`` exact draws of the same target."""
-    upper = Conditional(engine, exact)
+    ``exact``: a posterior of exact draws of the same target. Each upper bound needs its own, so there are as many of
+    them as there are draws, and at most ``engine.num_replicates``."""
+    available = engine.num_replicates if exact.exact else exact.log_weight.numel()
+    upper = Conditional(replace(engine, num_replicates=min(engine.num_replicates, available)), exact)
     lower = engine.run(model, *args, seed=seed, **kwargs)
-    # Another seed: the two runs are independent, and so are their errors.
-    return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed + 1, **kwargs).log_evidence)
+    return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, **kwargs).log_evidence)

@@ -117,6 +117,32 @@ def plot_khat(k: Sequence[float], **options: Any) -> Any:
     return _figure(plot(values, **options))
 
 
+def plot_pit(values: Mapping[str, np.ndarray]) -> Any:
+    """ECDFs of values that should be uniform on (0, 1), minus the diagonal, in a 99% simultaneous band.
+
+    ``plot_ecdf`` (0.x; Säilynoja, Bürkner & Vehtari 2022), ``plot_ecdf_pit`` (1.x). Returns the matplotlib figure."""
+    if is_v1():
+        data = {name: (("chain", "draw"), np.asarray(v)[None]) for name, v in values.items()}
+        tree = xr.DataTree.from_dict({"prior_sbc": xr.Dataset(data)})
+        return _figure(_plot("", "plot_ecdf_pit")(tree, envelope_prob=0.99))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(values), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(values), squeeze=False)[0]
+    for ax, (name, v) in zip(axes, values.items(), strict=True):
+        _plot("plot_ecdf", "")(
+            np.asarray(v),
+            eval_points=np.linspace(0, 1, 101),
+            cdf=lambda x: x,
+            difference=True,
+            confidence_bands="optimized",
+            ci_prob=0.99,
+            ax=ax,
+        )
+        ax.set(title=name, xlabel="rank / number of draws", ylabel="ECDF - uniform")
+    return figure
+
+
 def _plot(v0: str, v1: str) -> Any:
     function = getattr(_arviz(), v1 if is_v1() else v0)
 

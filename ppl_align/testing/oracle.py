@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align import seeds
 from ppl_align.completions import Completion
 from ppl_align.engines import Exact
 from ppl_align.engines.twists import Prefixes
@@ -139,7 +140,7 @@ class Oracle:
 
     def sample(self, num_particles: int = 64, num_replicates: int = 4, seed: int = 0) -> Posterior:
         """Independent exact draws of the posterior, as a :class:`~ppl_align.Posterior` of equal weights Z."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeds.generator(seed, "oracle")
         size = num_replicates * num_particles
         index = torch.multinomial(self.log_target.exp(), size, replacement=True, generator=generator)
         fields = {"engine": "oracle", "config": {}, "seed": seed, "draws_are_exact": True}
