@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, SupportsFloat
 
 Z = 4.5
 
@@ -44,28 +44,36 @@ class Findings:
         """Something was found, and all of it as expected."""
         return bool(self.lines) and all(line.passed for line in self.lines)
 
-    def equal(self, what: str, measured: float, expected: float, tolerance: float = 1e-9) -> None:
+    def equal(self, what: str, measured: SupportsFloat, expected: SupportsFloat, tolerance: float = 1e-9) -> None:
         """Two exact computations agree: ``|measured - expected| <= tolerance``."""
-        off = abs(float(measured) - float(expected))
-        self._add(what, _short(expected), _short(measured), f"≤ {tolerance:.0e}", off <= tolerance)
+        got, want = float(measured), float(expected)
+        off = abs(got - want)
+        self._add(what, _short(want), _short(got), f"≤ {tolerance:.0e}", off <= tolerance)
 
-    def rounds_to(self, what: str, measured: float, published: str) -> None:
+    def rounds_to(self, what: str, measured: SupportsFloat, published: str) -> None:
         """``measured`` rounds to a published figure, given as text: ``"0.700567"`` means six decimals."""
         digits = -int(Decimal(published).as_tuple().exponent)
         half = 0.5 * 10.0**-digits
-        shown = f"{measured:.{max(digits, 0)}f}"
-        self._add(what, published, shown, f"≤ {half:.0e}", abs(measured - float(published)) <= half * (1 + 1e-6))
+        got = float(measured)
+        shown = f"{got:.{max(digits, 0)}f}"
+        self._add(what, published, shown, f"≤ {half:.0e}", abs(got - float(published)) <= half * (1 + 1e-6))
 
-    def agrees(self, what: str, measured: float, standard_error: float, expected: float) -> None:
+    def agrees(
+        self, what: str, measured: SupportsFloat, standard_error: SupportsFloat, expected: SupportsFloat
+    ) -> None:
         """An estimate lies within 4.5 standard errors of the exact value; a standard error of zero proves nothing."""
-        sound = math.isfinite(standard_error) and standard_error > 0
-        near = sound and abs(measured - expected) <= Z * standard_error
-        self._add(what, _short(expected), _short(measured), f"se {standard_error:.2g}", near)
+        got, error, want = float(measured), float(standard_error), float(expected)
+        sound = math.isfinite(error) and error > 0
+        near = sound and abs(got - want) <= Z * error
+        self._add(what, _short(want), _short(got), f"se {error:.2g}", near)
 
-    def less(self, what: str, smaller: float, larger: float, standard_error: float = 0.0) -> None:
+    def less(
+        self, what: str, smaller: SupportsFloat, larger: SupportsFloat, standard_error: SupportsFloat = 0.0
+    ) -> None:
         """``smaller < larger``, by more than 4.5 standard errors of the difference (0: both are exact)."""
-        error = f"se {standard_error:.2g}" if standard_error else "exact"
-        self._add(what, f"< {_short(larger)}", _short(smaller), error, larger - smaller > Z * standard_error)
+        low, high, error = float(smaller), float(larger), float(standard_error)
+        shown = f"se {error:.2g}" if error else "exact"
+        self._add(what, f"< {_short(high)}", _short(low), shown, high - low > Z * error)
 
     def holds(self, what: str, condition: bool, seen: str = "") -> None:
         """A statement is true; ``seen`` says what was looked at."""

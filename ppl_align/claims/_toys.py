@@ -1,0 +1,41 @@
+"""Two language models small enough to list everything they can write, with words one can read."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppl_align import CallableLM, MarkovLM
+
+WORDS = (".", " fine", " dull", " very")
+
+
+def _critic() -> MarkovLM:
+    """P(next | previous); the full stop ends the review, so its own row is never read."""
+    start = [0.05, 0.35, 0.40, 0.20]
+    after = [[1.0, 1.0, 1.0, 1.0], [0.60, 0.05, 0.15, 0.20], [0.70, 0.10, 0.05, 0.15], [0.02, 0.30, 0.50, 0.18]]
+    chances = torch.tensor([start, *after], dtype=torch.float64)
+    return MarkovLM(chances[1:].log(), chances[0].log(), eos_id=0, tokens=WORDS, name="critic")
+
+
+def _rambler(prefix: Tensor) -> Tensor:
+    """Logits that depend on every token so far: no two prefixes are alike."""
+    state = (prefix.double() * torch.arange(1, prefix.shape[1] + 1, dtype=torch.float64)).sum(-1)
+    return torch.stack([1.3 * torch.sin(state * (v + 1) + v) for v in range(3)], -1)
+
+
+CRITIC = _critic()
+"""Film reviews of a few words that end with a full stop (EOS)."""
+RAMBLER = CallableLM(3, _rambler, name="rambler")
+"""Three tokens, no EOS: completions have a fixed length."""
+
+
+def praise(texts: list[str]) -> list[float]:
+    """+1 for each "fine", -1 for each "dull"; "very" doubles what it precedes."""
+    return [1.0 * (t.count("fine") + t.count("very fine")) - (t.count("dull") + t.count("very dull")) for t in texts]
+
+
+def pattern(tokens: Tensor) -> Tensor:
+    """A reward of ids [..., t] that is not a sum over tokens: ones pay, a two pays once it follows a zero."""
+    pairs = (tokens[..., :-1] == 0) & (tokens[..., 1:] == 2)
+    return 0.6 * (tokens == 1).double().sum(-1) + 1.5 * pairs.double().sum(-1) - 0.4 * (tokens == 2).double().sum(-1)
