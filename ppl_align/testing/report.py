@@ -1,0 +1,151 @@
+"""What a series of checks found: one result for each subject and check, readable at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ppl_align.errors import PplAlignError
+from ppl_align.report.terminal import Printable
+
+Status = Literal["passed", "failed", "inconclusive", "refused"]
+_SIGNS: dict[str, str] = {"passed": "ok", "failed": "FAIL", "inconclusive": "?", "refused": "-"}
+_GAP = 2  # between two columns: one of padding, one that SIMPLE_HEAD draws
+
+
+class ContractError(PplAlignError, AssertionError):
+    """Something that was checked does not keep its contract; the lines say what was expected and what was measured."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check of one subject (a program, a reward): its ``status``, and a ``line`` that says why.
+
+    ``p_value``: of a statistical check, how often a correct subject would deviate this much; None for the others."""
+
+    subject: str
+    check: str
+    status: Status
+    line: str = ""
+    p_value: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject}, {self.check}: {self.line or self.status}"
+
+
+class Report:
+    """The results of :func:`~ppl_align.testing.check_engine` or :func:`~ppl_align.testing.check_reward`.
+
+    True if every check passed (a refused program does not count, as long as another one ran). ``print`` shows the
+    table; ``failures``, ``inconclusive``, ``refused`` are the results that did not pass.
+    """
+
+    def __init__(self, title: str, results: Iterable[Result]) -> None:
+        self.title = title
+        self.results = tuple(results)
+
+    def _with(self, status: Status) -> tuple[Result, ...]:
+        return tuple(result for result in self.results if result.status == status)
+
+    @property
+    def failures(self) -> tuple[Result, ...]:
+        """Checks whose answer is no."""
+        return self._with("failed")
+
+    @property
+    def inconclusive(self) -> tuple[Result, ...]:
+        """Checks that could not be judged: not a pass either."""
+        return self._with("inconclusive")
+
+    @property
+    def refused(self) -> tuple[Result, ...]:
+        """Subjects that were declined with a proper error: allowed."""
+        return self._with("refused")
+
+    def __bool__(self) -> bool:
+        return bool(self._with("passed")) and not self.failures and not self.inconclusive
+
+    def raise_if_failed(self) -> Report:
+        """Raise :class:`ContractError` unless everything passed; returns the report, so that it can be chained."""
+        if not self:
+            raise ContractError("\n".join([self.verdict, *self.lines()]))
+        return self
+
+    @property
+    def verdict(self) -> str:
+        """One line: how many checks passed, and what became of the others."""
+        passed = len(self._with("passed"))
+        if self:
+            said = f"all {passed} checks passed"
+        elif not passed and not self.failures and not self.inconclusive:
+            said = "nothing could be checked"
+        else:
+            said = f"{len(self.failures)} of {len(self.results) - len(self.refused)} checks failed"
+            said += f", {len(self.inconclusive)} inconclusive" if self.inconclusive else ""
+        return f"{self.title}: {said}" + (f"; {len(self.refused)} refused" if self.refused else "")
+
+    def lines(self) -> Iterator[str]:
+        """One line for everything that did not pass; subjects with the same story share it."""
+        told: dict[tuple[str, str, str], list[str]] = {}
+        for result in (*self.failures, *self.inconclusive, *self.refused):
+            told.setdefault((result.status, result.check, result.line), []).append(result.subject)
+        for (status, check, line), subjects in told.items():
+            who = ", ".join(subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
+            where = who if status == "refused" else f"{who}, {check}"
+            yield f"{where}: {line}" if status == "failed" else f"{where}: {status}: {line}"
+
+    # -- print --------------------------------------------------------------------------------------------------
+
+    def _layout(self, width: int) -> RenderableType:
+        subjects = list(dict.fromkeys(result.subject for result in self.results))
+        checks = list(dict.fromkeys(result.check for result in self.results))
+        cells = {(result.subject, result.check): _SIGNS[result.status] for result in self.results}
+        if len(subjects) == 1:  # one column of checks reads better than one row of them
+            tables = [_table("check", checks, {subjects[0]: [cells[subjects[0], check] for check in checks]})]
+        else:
+            tables = []
+            for group in _fitting(checks, width - max(map(len, subjects))):
+                columns = {check: [cells.get((subject, check), "-") for subject in subjects] for check in group}
+                tables.append(_table("program", subjects, columns))
+        colour = "green" if self else "red"
+        notes = [Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in self.lines()]
+        return Group(*tables, Text(), Text(f"=> {self.verdict}", style=f"bold {colour}"), *notes)
+
+    def __str__(self) -> str:
+        return str(Printable(self._layout))
+
+    __repr__ = __str__
+
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        yield Printable(self._layout)
+
+
+def _fitting(checks: list[str], width: int) -> list[list[str]]:
+    """The columns in groups that fit into ``width`` each."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    for check in checks:
+        needed = max(len(check), max(map(len, _SIGNS.values()))) + _GAP
+        if groups[-1] and used + needed > width:
+            groups.append([])
+            used = 0
+        groups[-1].append(check)
+        used += needed
+    return groups
+
+
+def _table(corner: str, rows: list[str], columns: dict[str, list[str]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold cyan")
+    table.add_column(corner, no_wrap=True)
+    for header in columns:
+        table.add_column(Text(header), justify="right", no_wrap=True)
+    for i, row in enumerate(rows):
+        table.add_row(Text(row), *(Text(column[i]) for column in columns.values()))
+    return table
