@@ -49,20 +49,28 @@ class TokenGuide(nn.Module, ABC):
     def log_prob(self, source: CompletionDistribution, tokens: Tensor) -> Tensor:
         """log q of given completions ``[M, T] -> [M]``, differentiable; re-reads them with the frozen LM."""
         columns = []
-        for t, rows in enumerate(forced_rows(source, tokens)):
-            columns.append(self.log_q(rows).gather(-1, tokens[:, t : t + 1])[:, 0])
+        for t, (rows, where) in enumerate(forced_rows(source, tokens)):
+            columns.append(self.log_q(rows)[where, tokens[:, t]])
         scored = torch.stack(columns, -1).double()
         return torch.where(source.ended_before(tokens), torch.zeros_like(scored), scored).sum(-1)
 
 
-def forced_rows(source: CompletionDistribution, tokens: Tensor) -> Iterator[Rows]:
-    """What the LM knows before each token of given completions, one row per completion."""
-    prompts = source.prompt_rows((len(tokens),))
+def forced_rows(source: CompletionDistribution, tokens: Tensor) -> Iterator[tuple[Rows, Tensor]]:
+    """What the LM knows before each token of given completions [M, T]: its rows, and the row of each completion [M].
+
+    A row for every *distinct* prefix: a support of thousands of completions has few of them."""
+    vocab = source.lm.vocab_size
+    used, where = torch.unique(source.index.expand(len(tokens)).to(tokens.device), return_inverse=True)
+    prompts = [source.prompts[i] for i in used.tolist()]
+    prefixes = tokens.new_zeros(len(prompts), 0)
     with torch.no_grad():
         decoder = source.lm.start(prompts)
-    every = torch.arange(len(tokens))
     for t in range(tokens.shape[1]):
-        yield Rows(source.warp(decoder.log_probs), decoder.hidden, prompts, tokens[:, :t])
+        yield Rows(source.warp(decoder.log_probs), decoder.hidden, prompts, prefixes), where
         if t + 1 < tokens.shape[1]:
+            distinct, where = torch.unique(where * vocab + tokens[:, t], return_inverse=True)
+            parents, drawn = distinct // vocab, distinct % vocab
+            prompts = [prompts[p] for p in parents.tolist()]
+            prefixes = torch.cat([prefixes[parents], drawn[:, None]], 1)
             with torch.no_grad():
-                decoder = decoder.extend(every, tokens[:, t].cpu())
+                decoder = decoder.extend(parents.cpu(), drawn.cpu())
