@@ -19,6 +19,7 @@ from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.errors import InputError
 from ppl_align.guides import AutoGuide
 from ppl_align.lm.memo import remembered_scores
+from ppl_align.testing.oracle import Oracle
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +233,9 @@ def test_a_guide_of_ones_own():
     posterior = SVI(num_steps=200, num_particles=16, num_replicates=60, guide=guide).run(program, seed=0)
     assert exact.log_evidence.item() - posterior.log_weight.mean().item() < 0.02
     assert abs(evidence_z(posterior, exact.log_evidence.item())[0]) < 4.5
+    weights = posterior.log_weight.reshape(-1)
+    scored = Oracle(program).elbo(posterior.guide).item()  # of the trained guide, though its run is over
+    assert abs(scored - weights.mean().item()) < 4.5 * weights.std().item() / len(weights) ** 0.5
     again = ImportanceSampling(16, 60, proposal=posterior.guide).run(program, seed=5)
     assert abs(evidence_z(again, exact.log_evidence.item())[0]) < 4.5
     with pytest.raises(InputError, match="proposes whole values"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -33,7 +34,7 @@ class ProgramGuide:
 
     def draw(self, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """``(values [P, ...], log_q [P])`` by site."""
-        with pyro.get_param_store().scope(self.parameters) if self.parameters else _as_is(), torch.no_grad():
+        with self.trained(), torch.no_grad():
             with program.plate():
                 trace = poutine.trace(self.guide).get_trace(*program.args, **program.kwargs)
             trace.compute_log_prob()
@@ -53,8 +54,6 @@ class ProgramGuide:
             log_q[name] = log_prob.detach().double().cpu().reshape(size, -1).sum(-1)
         return values, log_q
 
-
-def _as_is() -> Any:
-    from contextlib import nullcontext
-
-    return nullcontext()
+    def trained(self) -> Any:
+        """A context: Pyro's parameters as training left them; before that, those of the run."""
+        return pyro.get_param_store().scope(self.parameters) if self.parameters else nullcontext()

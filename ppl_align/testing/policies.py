@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -62,10 +63,11 @@ def _score_program(oracle: Oracle, guide: AutoGuide | ProgramGuide) -> Tensor:
     size = len(oracle.log_prior)
     program = Program(oracle.model, oracle.args, oracle.kwargs, size)
     program.run(oracle.values, draw=False)  # finds out how many plates the program has
-    with program.plate():
-        held = poutine.condition(guide, data=oracle.values)
-        trace = poutine.trace(held).get_trace(*oracle.args, **oracle.kwargs)
-    trace.compute_log_prob()
+    with guide.trained() if isinstance(guide, ProgramGuide) else pyro.get_param_store().scope():
+        with program.plate():
+            held = poutine.condition(guide, data=oracle.values)
+            trace = poutine.trace(held).get_trace(*oracle.args, **oracle.kwargs)
+        trace.compute_log_prob()
     total = torch.zeros(size, dtype=torch.float64)
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and name in oracle.values:
