@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pyro
@@ -11,10 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppl_align import CausalLM
 
+SEED = int(os.environ.get("SEED", "0"))
+"""``SEED=7 make test`` runs every statistical test with other random numbers."""
+
 
 @pytest.fixture(autouse=True)
 def clean_state() -> Iterator[None]:
-    torch.manual_seed(20221122)
+    torch.manual_seed(20221122 + SEED)
     pyro.clear_param_store()
     yield
     assert dict(pyro.get_param_store().items()) == {}, "a test left parameters in Pyro's global store"

@@ -70,9 +70,7 @@ def calibrate(
 
     ``statistics``: ``Posterior -> {name: [R, N]}``, by default its named numbers (scalar latents, log prior, log
     likelihood, length). Raises ``InputError`` for an engine whose draws are not exact."""
-    simulations = simulate(
-        model, *args, observed=observed, num_simulations=num_simulations, seed=seed, **kwargs
-    )
+    simulations = simulate(model, *args, observed=observed, num_simulations=num_simulations, seed=seed, **kwargs)
     generator = seeds.generator(seed, "calibrate")
     ranks: dict[str, list[int]] = {}
     for number, simulation in enumerate(simulations):

@@ -113,15 +113,17 @@ class Oracle:
         everything not fixed. -inf for a prefix that cannot succeed; ``InputError`` for one of probability zero.
         """
         name = self._site(site)
+        if len(prefix) > self.values[name].shape[-1]:
+            raise InputError(f"the prefix has {len(prefix)} tokens, {name!r} at most {self.values[name].shape[-1]}")
         here = self._under(name, torch.tensor([list(prefix)], dtype=torch.long).reshape(1, -1), upstream)[0]
         if not bool(here.any()):
             raise InputError(f"the prefix {list(prefix)} of {name!r} has probability zero under the prior")
-        return float(self._value(here))
+        return float(self._value(here[None]))
 
     def twist(self, prefixes: Prefixes) -> Tensor:
         """The optimal twist, for ``SMC(twist=oracle.twist)``: the soft value of each prefix beyond what is known."""
         members = self._under(prefixes.site, prefixes.tokens, prefixes.values)
-        return torch.stack([self._value(here) for here in members]) - prefixes.log_potential
+        return self._value(members) - prefixes.log_potential
 
     def proposal(self, rows: Rows) -> Tensor:
         """The optimal proposal, p*(v | prefix): importance sampling with it has no variance. One completion only."""
@@ -178,12 +180,11 @@ class Oracle:
             members &= (self.values[other].reshape(1, size, -1) == given).all(-1)
         return members
 
-    def _value(self, here: Tensor) -> Tensor:
-        """log E_p0[w | here], for a subset of the support."""
-        if not bool(here.any()):
-            return torch.tensor(NEVER, dtype=torch.float64)
-        prior = self.log_prior[here]
-        return torch.logsumexp(prior + self.log_potential[here], 0) - torch.logsumexp(prior, 0)
+    def _value(self, members: Tensor) -> Tensor:
+        """log E_p0[w | members], for subsets of the support: bool [m, S] -> [m]; -inf for an empty one."""
+        prior = torch.where(members, self.log_prior, NEVER).logsumexp(-1)
+        joint = torch.where(members, self.log_prior + self.log_potential, NEVER).logsumexp(-1)
+        return torch.where(joint > NEVER, joint - prior, NEVER)
 
 
 def _tensor(value: Completion | Tensor) -> Tensor:
