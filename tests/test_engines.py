@@ -293,6 +293,17 @@ def test_lineages_are_traced_to_the_first_ancestor():
     assert torch.equal(lineage, posterior.history["lineage"])
 
 
+@pytest.mark.parametrize("twist", [None, "prefix"])
+def test_a_prompt_follows_its_particle_when_resampled_between_sites(twist):
+    """The second completion continues the first one: resampled before it starts, its prompts must be permuted too."""
+    posterior = SMC(16, 50, twist=twist, ess_threshold=1.0, resampling="multinomial").run(PROGRAMS["two_completions"])
+    second = posterior.particles["second"]
+    assert bool(posterior.history["resampled"][-1].any() if twist is None else posterior.history["resampled"].any())
+    assert bool((posterior.history["lineage"] != torch.arange(16)).any())
+    rescored = second.source.log_prob(second.tokens)
+    torch.testing.assert_close(rescored.double(), posterior.log_prior["second"], atol=1e-9, rtol=0)
+
+
 def test_a_finished_particle_costs_no_forward_and_keeps_its_potential():
     posterior = SMC(64, 1, twist="prefix", ess_threshold=0.0).run(PROGRAMS["with_eos"], seed=0)
     torch.testing.assert_close(posterior.log_weight, posterior.factors["r"], rtol=0, atol=1e-12)

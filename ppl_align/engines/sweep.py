@@ -56,6 +56,7 @@ class Sweep:
         self.log_evidence = torch.zeros(replicates, dtype=torch.float64)  # of the populations already resampled
         self.lineage = torch.arange(particles).repeat(replicates)
         self.unscored: set[str] = set()
+        self.waiting: Site | None = None  # the completion that comes next
 
     def adopt(self, values: dict[str, Tensor], log_proposal: dict[str, Tensor]) -> None:
         """Start from values drawn elsewhere (a user's own guide); the program will score them under the prior."""
@@ -67,9 +68,10 @@ class Sweep:
         """To the end of the program. ``during``: see :data:`Observer`; ``between``: after a site, before the next."""
         execution = self._execute()
         while execution.pending is not None:
+            self.waiting = execution.pending
             if between is not None:
                 between(self)
-            self._decode(execution.pending, during)
+            self._decode(self.waiting, during)
             execution = self._execute()
         return execution
 
@@ -132,6 +134,9 @@ class Sweep:
         if population is not None:
             lanes = len(population.row) // len(flat)
             population.resample((flat[:, None] * lanes + torch.arange(lanes)).reshape(-1))
+        elif self.waiting is not None:  # its prompts may hold what has just been permuted
+            index = self.waiting.fn.index
+            self.waiting = Site(self.waiting.name, self.waiting.fn.with_index(index[flat.to(index.device)]))
         for group in (self.values, self.log_prior, self.log_proposal):
             group.update({name: value[flat.to(value.device)] for name, value in group.items()})
         self.psi, self.absorbed, self.lineage = self.psi[flat], self.absorbed[flat], self.lineage[flat]
