@@ -1,0 +1,179 @@
+"""Finite automata over token ids, and the reward that asks whether one accepts a completion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import sequence_lengths
+from ppl_align.errors import InputError
+from ppl_align.rewards.spelling import Characters, contains_characters, regex_characters, spell
+from ppl_align.rewards.tokens import as_ids, checked_tokens, freeze
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Automaton:
+    """A deterministic finite automaton that reads token ids.
+
+    ``transitions``  [S, V] int64, the state after reading token v in state s
+    ``start``        the state before the first token        ``accepting``  [S] bool
+
+    Compared and hashed by identity. Raises ``InputError`` for tables that do not fit together.
+
+    >>> a = Automaton.contains([1, 2], vocab_size=4)  # somewhere a 1 that is followed by a 2
+    >>> a, a.accepting[a.run(torch.tensor([[0, 1, 2], [1, 0, 2]]))].tolist()
+    (Automaton(3 states, V=4), [True, False])
+    """
+
+    transitions: Tensor
+    start: int
+    accepting: Tensor
+
+    def __post_init__(self) -> None:
+        transitions = torch.as_tensor(self.transitions).detach().long().cpu().clone()
+        accepting = torch.as_tensor(self.accepting).detach().bool().cpu().clone()
+        if transitions.dim() != 2 or transitions.numel() == 0:
+            raise InputError(f"Automaton: transitions must have shape [S, V], got {list(transitions.shape)}")
+        states = len(transitions)
+        if accepting.shape != (states,):
+            raise InputError(f"Automaton: accepting must have shape [{states}], got {list(accepting.shape)}")
+        if not (0 <= self.start < states and bool(((transitions >= 0) & (transitions < states)).all())):
+            raise InputError(f"Automaton: states run from 0 to {states - 1}; start or a transition lies outside")
+        freeze(self, transitions=transitions, accepting=accepting, start=int(self.start))
+
+    @property
+    def num_states(self) -> int:
+        return len(self.transitions)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.transitions.shape[1]
+
+    @classmethod
+    def contains(cls, ids: Sequence[int], vocab_size: int) -> Automaton:
+        """Accepts the sequences with ``ids`` somewhere in them, next to each other (Knuth, Morris & Pratt 1977)."""
+        wanted = [int(i) for i in ids]
+        if not wanted or not all(0 <= i < vocab_size for i in wanted):
+            raise InputError(f"Automaton.contains needs ids from 0 to {vocab_size - 1}, at least one, got {wanted}")
+        table = torch.zeros(len(wanted) + 1, vocab_size, dtype=torch.long)
+        border = 0  # the state of what was read without its first token: where a mismatch falls back to
+        for matched, token in enumerate(wanted):
+            table[matched] = table[border]
+            fallback = int(table[border, token])
+            table[matched, token] = matched + 1
+            border = fallback if matched else 0
+        table[-1] = len(wanted)
+        return cls(table, 0, torch.arange(len(table)) == len(wanted))
+
+    @classmethod
+    def contains_text(cls, text: str, lm: LM) -> Automaton:
+        """Accepts the completions of ``lm`` whose text contains ``text``, however it is cut into tokens.
+
+        >>> from ppl_align import MarkovLM
+        >>> lm = MarkovLM(torch.zeros(3, 3), tokens=["a", "b", "ab"])
+        >>> a = Automaton.contains_text("bab", lm)
+        >>> a.accepting[a.run(torch.tensor([[1, 2], [2, 0]]))].tolist()
+        [True, False]
+        """
+        if not text:
+            raise InputError("Automaton.contains_text needs a text of at least one character")
+        return cls._of_characters(lm, contains_characters(text))
+
+    @classmethod
+    def regex(cls, pattern: str, lm: LM) -> Automaton:
+        r"""Accepts the completions of ``lm`` whose *whole* text matches, as ``re.fullmatch(pattern, text, re.ASCII)``.
+
+        The text is ``Completion.text``: EOS has none, a stop token has its own. A token that is only a part of a
+        character (byte-level vocabularies) counts as the character U+FFFD.
+
+        Needs the package ``interegular`` (``pip install ppl-align[oracles]``). Raises ``InputError`` where it is
+        missing, for patterns that are not regular or that it gets wrong (anchors, ``\b``, back-references, look
+        around, possessive quantifiers), and for an LM whose text is not its tokens' texts one after the other.
+
+        >>> from ppl_align import MarkovLM
+        >>> lm = MarkovLM(torch.zeros(3, 3), tokens=["a", "b", "."])
+        >>> a = Automaton.regex(r"[ab]*\.", lm)
+        >>> a.accepting[a.run(torch.tensor([[0, 1, 2], [2, 0, 2]]))].tolist()
+        [True, False]
+        """
+        return cls._of_characters(lm, regex_characters(pattern))
+
+    @classmethod
+    def _of_characters(cls, lm: LM, characters: Characters) -> Automaton:
+        transitions = torch.from_numpy(spell(lm, characters))
+        return cls(transitions, characters.start, torch.from_numpy(characters.accepting)).minimal()
+
+    def minimal(self) -> Automaton:
+        """The smallest automaton that accepts the same sequences (Moore's refinement of states that differ)."""
+        reached = torch.zeros(self.num_states, dtype=torch.bool)
+        reached[self.start] = True
+        while True:
+            grown = reached.clone()
+            grown[self.transitions[reached].unique()] = True
+            if bool((grown == reached).all()):
+                break
+            reached = grown
+        name = reached.long().cumsum(0) - 1
+        table, accepting = name[self.transitions[reached]], self.accepting[reached]
+        group, count = accepting.unique(return_inverse=True)[1], 0
+        while count < int(group.max()) + 1:  # two states differ if a token leads them into different groups
+            count = int(group.max()) + 1
+            group = torch.cat([group[:, None], group[table]], 1).unique(dim=0, return_inverse=True)[1]
+        member = torch.zeros(count, dtype=torch.long).scatter_(0, group, torch.arange(len(group)))
+        return Automaton(group[table[member]], int(group[name[self.start]]), accepting[member])
+
+    def run(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The state after the tokens, ``[..., t] -> [...]`` int64; of each row only the first ``lengths [...]``."""
+        tokens = checked_tokens(self, tokens, self.vocab_size)
+        state = torch.full(tokens.shape[:-1], self.start, dtype=torch.long)
+        for t in range(tokens.shape[-1]):
+            moved = self.transitions[state, tokens[..., t]]
+            state = moved if lengths is None else torch.where(t < lengths, moved, state)
+        return state
+
+    def __repr__(self) -> str:
+        return f"Automaton({self.num_states} states, V={self.vocab_size})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Accepts:
+    """r = 0 if the automaton accepts the tokens of a sequence, terminal token included, else ``reject``.
+
+    ``reject``    reward units, at most 0; ``-inf`` makes it a hard constraint
+    ``terminal``  the ids that end a sequence: EOS and the stop tokens of the completion
+    ``upper``     the largest value that r can have
+
+    Compared and hashed by identity. Raises ``InputError`` for a ``reject`` above 0.
+
+    >>> r = Accepts(Automaton.contains([1], vocab_size=3), reject=-2.0, terminal=(2,))
+    >>> r, r(torch.tensor([[0, 1], [0, 2]])).tolist()
+    (Accepts(Automaton(2 states, V=3), reject=-2.0, terminal=(2,)), [0.0, -2.0])
+    """
+
+    automaton: Automaton
+    reject: float = -math.inf
+    terminal: tuple[int, ...] = ()
+
+    upper: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.reject <= 0:
+            raise InputError(f"Accepts: reject must be at most 0 (-inf: a hard constraint), got {self.reject}")
+        freeze(self, reject=float(self.reject), terminal=as_ids(self.terminal))
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """``[..., t] -> [...]`` float64, reward units."""
+        tokens = checked_tokens(self, tokens, self.automaton.vocab_size)
+        accepted = self.automaton.accepting[self.automaton.run(tokens, sequence_lengths(tokens, self.terminal))]
+        return torch.where(accepted, 0.0, self.reject).double()
+
+    def __repr__(self) -> str:
+        return f"Accepts({self.automaton}, reject={self.reject}, terminal={self.terminal})"
