@@ -45,7 +45,7 @@ def test_essays_are_essays(name):
 def test_the_book_says_what_the_code_says(name):
     """The prose of docs/claims.md is that of the modules, and its tables show no failure."""
     text = BOOK.read_text(encoding="utf-8")
-    assert book.prose(name) in text, "run: make claims"
+    assert book.prose(name) in text, "run: make book"
     assert (BOOK.parent / "claims" / f"{name}.png").is_file()
     assert "FAILED" not in text
 
