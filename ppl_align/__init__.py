@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_align.completions import Completion
     from ppl_align.diagnostics.comparison import Comparison, compare
-    from ppl_align.engines import SMC, SVI, Engine, Exact, ImportanceSampling
+    from ppl_align.engines import SMC, SVI, Engine, Exact, ImportanceSampling, Rejection
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM
     from ppl_align.posterior import Posterior
     from ppl_align.program import choose, completion, reward
@@ -28,6 +28,7 @@ _HOME = {
     "Engine": "ppl_align.engines",
     "Exact": "ppl_align.engines",
     "ImportanceSampling": "ppl_align.engines",
+    "Rejection": "ppl_align.engines",
     "SMC": "ppl_align.engines",
     "SVI": "ppl_align.engines",
     "LM": "ppl_align.lm",
@@ -53,6 +54,7 @@ __all__ = [
     "ImportanceSampling",
     "MarkovLM",
     "Posterior",
+    "Rejection",
     "choose",
     "compare",
     "completion",

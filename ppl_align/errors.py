@@ -44,3 +44,7 @@ class RewardError(RunError):
 
 class AllDeadError(RunError):
     """Every particle has weight zero: nothing that was drawn is allowed by the program."""
+
+
+class TooManyDrawsError(RunError):
+    """Rejection sampling would draw, or has drawn, from the prior more often than it may. Other engines need not."""

@@ -10,7 +10,7 @@ from ppl_align.cli.console import exit_code, note, progress, report, user_code, 
 from ppl_align.cli.output import OutputFolder
 from ppl_align.cli.plan import DEFAULT_ENGINES, Job, Plan, make_plan
 from ppl_align.cli.results import Group, Results
-from ppl_align.errors import AllDeadError
+from ppl_align.errors import AllDeadError, TooManyDrawsError
 from ppl_align.loading import source_file
 
 
@@ -70,8 +70,8 @@ def _save(results: Results, folder: OutputFolder, debug: bool) -> int:
 class _Session:
     """Runs the jobs of a plan one after the other and keeps whatever was finished.
 
-    Where one engine lost all its particles the others go on: they may fare better. Any other failure would meet
-    the other engines too, and ends the run."""
+    Where one engine lost all its particles, or would have to draw too often, the others go on: they may fare better.
+    Any other failure would meet the other engines too, and ends the run."""
 
     def __init__(self, plan: Plan, folder: OutputFolder | None, debug: bool) -> None:
         self.plan, self.folder, self.debug = plan, folder, debug
@@ -106,7 +106,7 @@ class _Session:
             report(error, self.debug, self.source)
             started = self._finished() > 0 or self.code
             self.code = 1 if started else exit_code(error)
-            return isinstance(error, AllDeadError)
+            return isinstance(error, (AllDeadError, TooManyDrawsError))
         note(f"{label}: done in {posterior.cost.seconds:.1f} s")
         return True
 

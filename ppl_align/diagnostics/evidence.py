@@ -38,13 +38,23 @@ def relative_variance(posterior: Posterior) -> float | None:
     """Var(Zhat_r) / Z^2 of *one replicate*.
 
     Independent draws: Zhat_r is a mean of N weights, so it is the relative variance of a weight over N, estimated
-    from all R * N weights. SMC: from the replicates, None below four. Underestimates where a tail was not visited."""
+    from all R * N weights. SMC: from the replicates, None below four. Underestimates where a tail was not visited.
+    Rejection: its weights say nothing, the draws it took do."""
     if posterior.exact:
         return None
     replicates, particles = posterior.log_weight.shape
+    if "num_draws" in posterior.history:
+        return _relvar_of_waiting(torch.as_tensor(posterior.history["num_draws"]).double(), particles)
     if posterior.independent:
         return None if posterior.log_weight.numel() < 2 else _relvar(posterior.log_weight.reshape(-1)) / particles
     return None if replicates < MIN_REPLICATES else _relvar(posterior.log_evidence)
+
+
+def _relvar_of_waiting(num_draws: Tensor, wanted: int) -> float:
+    """Of a = (N-1)/(n-1), n draws until N successes: a (1-a) / (n-2) is unbiased for its variance (Finney 1949)."""
+    share = (wanted - 1) / (num_draws - 1)
+    variance = share * (1 - share) / (num_draws - 2).clamp_min(1)  # n = 2 means a = 1, and a variance of 0
+    return float(variance.mean() / share.mean() ** 2)
 
 
 def _relvar(log_values: Tensor) -> float:

@@ -3,7 +3,8 @@
 from ppl_align.engines.base import Engine
 from ppl_align.engines.exact import Exact
 from ppl_align.engines.importance import ImportanceSampling
+from ppl_align.engines.rejection import Rejection
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.svi import SVI
 
-__all__ = ["SMC", "SVI", "Engine", "Exact", "ImportanceSampling"]
+__all__ = ["SMC", "SVI", "Engine", "Exact", "ImportanceSampling", "Rejection"]

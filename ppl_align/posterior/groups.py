@@ -77,6 +77,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "scales": text(dict(posterior.scales)),
         "independent": int(posterior.independent),
         "exact": int(posterior.exact),
+        "draws_are_exact": int(posterior.draws_are_exact),
         "sites": text(list(posterior.particles)),
         "terminal": text({name: list(site._terminal) for name, site in posterior.completions.items()}),
         "history_other": text(other),

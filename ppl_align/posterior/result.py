@@ -29,9 +29,10 @@ class Posterior:
     ``rewards``      by reward: raw r [R, N], NaN where it does not apply; ``scales``: nats per unit (weight / beta)
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
     ``log_prior``    by latent site: log p0 [R, N]
-    ``log_proposal`` log q of everything drawn, [R, N]
+    ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
-                     ancestors [S, R, N], lineage [R, N]; SVI: loss [K]
+                     ancestors [S, R, N], lineage [R, N]; SVI: loss [K]; Rejection: num_draws [R] and, by its
+                     pilot, acceptance and acceptance_se
     ``draws_are_exact``  particles are independent draws of the posterior itself (Rejection, an oracle's sample)
     ``independent``  particles of a replicate are i.i.d. draws (IS, SVI), or the whole support (``exact``)
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved

@@ -95,6 +95,7 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         history=history,
         independent=bool(attrs["independent"]),
         exact=bool(attrs["exact"]),
+        draws_are_exact=bool(attrs.get("draws_are_exact", False)),  # files of older versions do not say
     )
 
 

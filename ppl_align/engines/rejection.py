@@ -1,0 +1,259 @@
+"""Rejection sampling: draw from the prior, accept in proportion to the likelihood. What is accepted is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_align.cost import measure
+from ppl_align.engines.base import Engine, Task, at_least, isolated
+from ppl_align.engines.proposals import FromPrior
+from ppl_align.engines.sweep import Sweep, assemble
+from ppl_align.errors import InputError, ModelError, RunError, TooManyDrawsError
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.posterior import Posterior
+from ppl_align.program import Execution, Program
+from ppl_align.rewards.cache import reward_cache
+from ppl_align.seeds import mix
+
+BATCH = 512  # particles decoded together at most: memory
+ROUNDING = 1e-4  # nats: a log-probability of float32 arithmetic may lie above 0 by rounding
+REMEDY = "raise beta, give a tighter upper=, raise max_draws, or use another engine"
+
+
+@dataclass(frozen=True)
+class Rejection(Engine):
+    """Independent draws of the posterior itself, where the likelihood has a known bound.
+
+    x ~ p0 is accepted with probability exp(psi(x) - B), where psi is the sum of all log-factors and B the sum of
+    their largest values: 0 for an observed site that is discrete, ``weight * upper / beta`` for a reward
+    (``reward(..., upper=)``, or the function's own bounds). Accepted draws have density proportional to
+    p0 exp(psi): they are draws of p*, and the acceptance is a = Z / exp(B).
+
+    A replicate draws until its N-th acceptance, which is the n_r-th of its draws, and Zhat_r = exp(B) (N-1)/(n_r-1):
+
+    1. n_r is negative binomial, so E[(N-1)/(n_r-1)] = a and E[Zhat_r] = Z (Haldane 1945; this takes N >= 2);
+    2. what is accepted does not depend on when: given n_r, the values are still independent draws of p*;
+    3. hence E[Zhat_r (1/N) sum_i f(x_i)] = Z E_p*[f]: with log_weight[r, :] = log Zhat_r they are properly weighted.
+
+    The mean of exp(psi) over all draws would vary less, but it depends on the very values that were accepted: its
+    product with their mean would be biased, and so would be the evidence, since it is stopped by a success.
+
+    ``num_particles``   accepted draws of each replicate, N (two or more)
+    ``num_replicates``  independent repeats, R
+    ``max_draws``       stop (``TooManyDrawsError``) rather than draw more often than this, all replicates together
+    ``num_pilot``       the first draws predict the price of all; they are used as well
+
+    Runs that are stopped are not part of the expectations above. Raises ``InputError`` for a factor without a bound.
+    """
+
+    num_particles: int = 16
+    num_replicates: int = 4
+    max_draws: int = 20_000
+    num_pilot: int = 64
+
+    name: ClassVar[str] = "rejection"
+
+    def __post_init__(self) -> None:
+        at_least(2, num_particles=self.num_particles, num_pilot=self.num_pilot)
+        at_least(1, num_replicates=self.num_replicates)
+        at_least(max(self.num_pilot, self._wanted), max_draws=self.max_draws)
+
+    @property
+    def _wanted(self) -> int:
+        return self.num_particles * self.num_replicates
+
+    def forecast(self, model: Callable[..., Any], *args: Any, seed: int = 0, **kwargs: Any) -> Forecast:
+        """What ``run`` with the same arguments would cost, by its own first ``num_pilot`` draws."""
+        if not callable(model):
+            raise InputError(f"forecast() takes a Pyro program (a function), got {type(model).__name__}")
+        with isolated(mix(seed, self.name)), reward_cache():
+            return self._pilot(_Stream(Task(model, args, dict(kwargs), lambda done, total, note: None)))
+
+    def _pilot(self, stream: _Stream) -> Forecast:
+        with measure() as cost:
+            while stream.num_draws < self.num_pilot:
+                stream.draw(min(BATCH, self.num_pilot - stream.num_draws))
+        acceptance, error = stream.acceptance()
+        draws = max(float(self.num_pilot), self._wanted / acceptance) if acceptance > 0 else math.inf
+        each = draws / self.num_pilot
+        tokens, calls = cost.lm_tokens + cost.scored_tokens, cost.reward_calls
+        return Forecast(acceptance, error, draws, tokens * each, calls * each, cost.seconds * each, self._wanted)
+
+    def _infer(self, task: Task) -> Posterior:
+        stream = _Stream(task)
+        forecast = self._pilot(stream)
+        if forecast.num_draws > self.max_draws:
+            raise TooManyDrawsError(self._refusal(forecast))
+        while stream.num_accepted < self._wanted:
+            share = stream.acceptance()[0]
+            task.progress(stream.num_accepted, self._wanted, f"accepts {share:.1%}")
+            left = self.max_draws - stream.num_draws
+            if left == 0:
+                raise TooManyDrawsError(
+                    f"Rejection accepted {stream.num_accepted} of {self._wanted} particles in "
+                    f"max_draws={self.max_draws} draws (its pilot promised {forecast.share}): {REMEDY}"
+                )
+            stream.draw(min(BATCH, left, math.ceil((self._wanted - stream.num_accepted) / share)))
+        task.progress(self._wanted, self._wanted, f"accepts {stream.acceptance()[0]:.1%}")
+        return self._posterior(stream, forecast)
+
+    def _refusal(self, forecast: Forecast) -> str:
+        if math.isinf(forecast.num_draws):
+            return f"Rejection could accept none of its {self.num_pilot} pilot draws: raise num_pilot, or {REMEDY}"
+        return (
+            f"Rejection would take about {forecast.num_draws:,.0f} draws ({forecast.share} are accepted), more than "
+            f"max_draws={self.max_draws}: {REMEDY}"
+        )
+
+    def _posterior(self, stream: _Stream, forecast: Forecast) -> Posterior:
+        """One stream of draws, cut after every N-th acceptance: the pieces are independent and alike."""
+        last = torch.cat(stream.places)[self.num_particles - 1 : self._wanted : self.num_particles]
+        num_draws = torch.diff(last, prepend=torch.zeros(1, dtype=torch.long))
+        log_evidence = stream.log_bound + ((self.num_particles - 1) / (num_draws - 1).double()).log()
+        log_weight = log_evidence[:, None].expand(-1, self.num_particles).clone()
+        values, log_prior, execution = stream.accepted(self._wanted)
+        history = {
+            "num_draws": num_draws,
+            "acceptance": forecast.acceptance,
+            "acceptance_se": forecast.standard_error,
+        }
+        posterior = assemble(
+            execution, values, log_weight, log_prior, {}, independent=True, draws_are_exact=True, history=history
+        )
+        posterior.log_proposal = None  # they were drawn from p*, whose density is known up to Z only
+        return posterior
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The price of a run of :class:`Rejection`, for all its replicates together, pilot included.
+
+    ``acceptance``, ``standard_error``   share of the prior's draws that is accepted: mean of exp(psi - B) in the pilot
+    ``num_draws``   ``num_particles / acceptance`` (infinite if the pilot saw nothing that could be accepted)
+    ``lm_tokens``   decoded and scored. Like ``reward_calls`` (distinct texts) and ``seconds`` what the pilot's draws
+                    took on average, though the prefixes and texts that draws share make large batches cheaper
+    """
+
+    acceptance: float
+    standard_error: float
+    num_draws: float
+    lm_tokens: float
+    reward_calls: float
+    seconds: float
+    num_particles: int
+
+    @property
+    def share(self) -> str:
+        """The acceptance in percent, with its standard error."""
+        return f"{100 * self.acceptance:.2g}% ± {100 * self.standard_error:.1g}%"
+
+    def __str__(self) -> str:
+        if math.isinf(self.num_draws):
+            return "none of the pilot's draws could be accepted: there is no telling how many it takes"
+        return (
+            f"{self.share} of the draws are accepted: {self.num_particles} particles take about "
+            f"{self.num_draws:,.0f} draws, {self.lm_tokens:,.0f} LM tokens, {self.reward_calls:,.0f} reward calls, "
+            f"{self.seconds:.1f} s"
+        )
+
+
+class _Stream:
+    """Draws of the prior, one after the other; the accepted ones are kept, with their place in the order (from 1)."""
+
+    def __init__(self, task: Task) -> None:
+        self.program = Program(task.model, task.args, task.kwargs, 1)
+        self.log_upper: dict[str, float] | None = None
+        self.num_draws = self.num_accepted = 0
+        self.shares: list[Tensor] = []
+        self.places: list[Tensor] = []
+        self.kept: list[tuple[dict[str, Tensor], dict[str, Tensor], Execution]] = []
+
+    @property
+    def log_bound(self) -> float:
+        """B, nats."""
+        return sum((self.log_upper or {}).values())
+
+    def acceptance(self) -> tuple[float, float]:
+        """Mean of exp(psi - B) over all draws so far, and its standard error."""
+        shares = torch.cat(self.shares)
+        return float(shares.mean()), float(shares.std()) / math.sqrt(len(shares))
+
+    def draw(self, count: int) -> None:
+        """``count`` more draws; each stays with probability exp(psi - B)."""
+        self.program = self.program.with_particles(count)
+        sweep = Sweep(self.program, 1, count, FromPrior(), lambda done, total, note: None)
+        execution = sweep.run()
+        self._check_bounds(execution)
+        share = (execution.log_potential - self.log_bound).clamp_max(0.0).exp()
+        chosen = (torch.rand(count, dtype=torch.float64) < share).nonzero()[:, 0]
+        self.shares.append(share)
+        self.places.append(self.num_draws + 1 + chosen)
+        self.num_draws += count
+        self.num_accepted += len(chosen)
+        if len(chosen):
+            self.kept.append((_pick(sweep.values, chosen), _pick(sweep.log_prior, chosen), _rows(execution, chosen)))
+
+    def _check_bounds(self, execution: Execution) -> None:
+        for name, bound in execution.log_upper.items():
+            if bound is None:
+                raise InputError(_no_bound(name, execution))
+            # Rewards are held to their bounds where they are called.
+            if name not in execution.scales and bool((execution.factors[name] > bound + ROUNDING).any()):
+                most = float(execution.factors[name].max())
+                raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {bound:.4g}")
+        if self.log_upper not in (None, execution.log_upper):
+            raise ModelError("the bounds of the rewards change from run to run: Rejection needs upper= to be constant")
+        self.log_upper = {name: bound for name, bound in execution.log_upper.items() if bound is not None}
+
+    def accepted(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Execution]:
+        """The first ``count`` accepted draws: values, log-priors, and what the program said of them."""
+        values, log_priors, runs = (list(parts) for parts in zip(*self.kept, strict=True))
+        whole = Execution(
+            factors=_join([run.factors for run in runs]),
+            rewards=_join([run.rewards for run in runs]),
+            scales=runs[0].scales,
+            sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
+        )
+        first = torch.arange(count)
+        return _pick(_join(values), first), _pick(_join(log_priors), first), _rows(whole, first)
+
+
+def _no_bound(name: str, execution: Execution) -> str:
+    if name not in execution.scales:
+        return f"factor {name!r} has no known largest value, which Rejection needs: write it as reward(..., upper=...)"
+    side, which = ("largest", "upper") if execution.scales[name] > 0 else ("smallest", "lower")
+    return f"reward {name!r}: Rejection needs its {side} value: reward(..., {which}=...)"
+
+
+def _pick(group: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
+    return {name: value[chosen.to(value.device)] for name, value in group.items()}
+
+
+def _rows(execution: Execution, chosen: Tensor) -> Execution:
+    """What an execution said of the chosen particles."""
+    return Execution(
+        factors=_pick(execution.factors, chosen),
+        rewards=_pick(execution.rewards, chosen),
+        scales=execution.scales,
+        sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
+        num_particles=len(chosen),
+    )
+
+
+def _join(groups: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
+
+
+def _join_sources(sources: list[CompletionDistribution]) -> CompletionDistribution:
+    """One distribution for the particles of several; each batch may have had prompts of its own."""
+    first = sources[0]
+    rows = [prompt for source in sources for prompt in source.prompt_rows(source.batch_shape)]
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(rows))}
+    index = torch.tensor([number[prompt] for prompt in rows]).reshape(-1, *first.batch_shape[1:])
+    return CompletionDistribution(first.lm, tuple(number), index, first.max_new_tokens, first.warp, first.stop_ids)
