@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_align.completions import Completion
     from ppl_align.diagnostics.comparison import Comparison, compare
-    from ppl_align.engines import SMC, SVI, Engine, Exact, ImportanceSampling, Rejection
+    from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM
     from ppl_align.posterior import Posterior
     from ppl_align.program import choose, completion, reward
@@ -25,12 +25,14 @@ _HOME = {
     "Completion": "ppl_align.completions",
     "Comparison": "ppl_align.diagnostics.comparison",
     "compare": "ppl_align.diagnostics.comparison",
+    "Conditional": "ppl_align.engines",
     "Engine": "ppl_align.engines",
     "Exact": "ppl_align.engines",
     "ImportanceSampling": "ppl_align.engines",
     "Rejection": "ppl_align.engines",
     "SMC": "ppl_align.engines",
     "SVI": "ppl_align.engines",
+    "evidence_bounds": "ppl_align.engines",
     "LM": "ppl_align.lm",
     "CallableLM": "ppl_align.lm",
     "CausalLM": "ppl_align.lm",
@@ -49,6 +51,7 @@ __all__ = [
     "CausalLM",
     "Comparison",
     "Completion",
+    "Conditional",
     "Engine",
     "Exact",
     "ImportanceSampling",
@@ -58,6 +61,7 @@ __all__ = [
     "choose",
     "compare",
     "completion",
+    "evidence_bounds",
     "reward",
 ]
 

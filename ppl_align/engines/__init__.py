@@ -1,10 +1,21 @@
 """Inference engines, one algorithm per file."""
 
 from ppl_align.engines.base import Engine
+from ppl_align.engines.conditional import Bounds, Conditional, evidence_bounds
 from ppl_align.engines.exact import Exact
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.rejection import Rejection
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.svi import SVI
 
-__all__ = ["SMC", "SVI", "Engine", "Exact", "ImportanceSampling", "Rejection"]
+__all__ = [
+    "SMC",
+    "SVI",
+    "Bounds",
+    "Conditional",
+    "Engine",
+    "Exact",
+    "ImportanceSampling",
+    "Rejection",
+    "evidence_bounds",
+]
