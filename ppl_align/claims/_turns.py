@@ -31,7 +31,8 @@ class Turns:
 
     def play(self, policy: Policy) -> Tensor:
         """log q [S] of the episodes when the agent follows the policy and the world is as it is."""
-        return sum(policy.values(), self.log_world)
+        never = self.oracle.log_prior.isneginf()  # after what cannot happen, policies are not defined
+        return torch.where(never, -torch.inf, sum(policy.values(), self.log_world))
 
     def policy_of(self, log_p: Tensor) -> Policy:
         """What an agent does that reads its conditionals off a joint distribution log p [S]."""
@@ -53,10 +54,15 @@ class Turns:
                 value = sum_by(torch.where(log_prior.isneginf(), 0.0, (log_prior - mass).exp() * value), here)
         return policy, float(value[0])
 
-    def divergences(self, policy: Policy, other: Policy) -> dict[str, Tensor]:
-        """KL(policy || other) at each of the agent's turns, averaged over the histories that ``policy`` visits."""
-        q = self.play(policy).exp()
-        return {a: torch.where(q > 0, q * (policy[a] - other[a]), 0.0).sum() for a in self.agent}
+    def divergences(self, policy: Policy, other: Policy, visitor: Policy | None = None) -> dict[str, Tensor]:
+        """KL(policy || other) at each of the agent's turns, averaged over the histories that ``policy`` visits.
+
+        ``visitor``: over the histories that this policy visits instead."""
+        found = {}
+        for a in self.agent:
+            q = self.play({**(visitor or policy), a: policy[a]}).exp()
+            found[a] = torch.where(q > 0, q * (policy[a] - other[a]), 0.0).sum()
+        return found
 
 
 def sum_by(x: Tensor, group: Tensor) -> Tensor:
