@@ -4,8 +4,9 @@
 2. evidence: a run whose log Z lies significantly below another's has missed what the other has seen
    (every log Zhat is a lower bound in expectation), and replicates must agree;
 3. support: how many draws, and how many first ancestors, the answer rests on;
-4. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
-5. a run is called good only if something independent confirms it: enough replicates, or another sound engine. The
+4. exact draws of another run (Rejection): do they reach where this one has never been?
+5. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
+6. a run is called good only if something independent confirms it: enough replicates, or another sound engine. The
    replicates of a trained guide confirm nothing (what the guide never writes, none of them sees).
 """
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from ppl_align.diagnostics import evidence, weights
+from ppl_align.diagnostics import evidence, exact_draws, weights
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.prior import drew_from_prior
@@ -50,10 +51,13 @@ class Advice:
 
 
 def best_run(runs: Mapping[str, Posterior]) -> str:
-    """The run that stands for the posterior: exact, else the most precise log Z among those that miss nothing."""
+    """The run that stands for the posterior: exact, else exact draws, else the most precise log Z without a gap."""
     for name, run in runs.items():
         if run.exact:
             return name
+    drawn = exact_draws.source(runs)
+    if drawn is not None and _few_draws(runs[drawn]) is None:
+        return drawn
     candidates = {name: run for name, run in runs.items() if _shortfall(run, runs) is None}
 
     def rank(name: str) -> tuple[float, float]:
@@ -76,17 +80,29 @@ def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
     if not sound:
         first = found[best][0]
         remedy = _remedy(runs[best])
-        return Advice(f"No run can be trusted: {first} ({best}, the best of them).", (*reasons, remedy, CAVEAT), "bad")
+        verdict = f"No run can be trusted: {first} ({best}, the best of them)."
+        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "bad")
     confirmed = [name for name in sound if _is_confirmed(runs[name], sound, runs)]
     if not confirmed:
         verdict = f"Nothing speaks against {_list(sound)}, but nothing confirms it either."
         remedy = f"Run another engine, or {MIN_REPLICATES} replicates or more of one that does not train a guide."
-        return Advice(verdict, (*reasons, remedy, CAVEAT), "unconfirmed")
-    return Advice(_choice(runs, confirmed), (*reasons, CAVEAT), "good")
+        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
+    return Advice(_choice(runs, confirmed), (*reasons, _caveat(runs)), "good")
+
+
+def _caveat(runs: Mapping[str, Posterior]) -> str:
+    """What all of this may still have missed."""
+    name = exact_draws.source(runs)
+    if name is None:
+        return CAVEAT
+    most, total = 100 * exact_draws.unreached(runs[name]), runs[name].log_weight.numel()
+    return f"A mode that none of {name}'s {total} exact draws lies in holds less than {most:.2g}% (95% confidence)."
 
 
 def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior]) -> bool:
     """By its own replicates, or by a sound run of another engine (sound runs agree on log Z within their errors)."""
+    if run.draws_are_exact:  # nothing could confirm it better
+        return True
     if "loss" not in run.history and len(run.log_weight) >= MIN_REPLICATES:
         return True
     return any(runs[name].engine != run.engine for name in sound)
@@ -96,6 +112,9 @@ def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:
     precision = {name: evidence.precision_per_1000_tokens(runs[name]) or 0.0 for name in sound}
     leader = max(sound, key=lambda name: precision[name])
     plain = [name for name in sound if drew_from_prior(runs[name])]
+    drawn = [name for name in sound if runs[name].draws_are_exact]
+    if not plain and drawn:
+        return f"Use {drawn[0]}: its {runs[drawn[0]].log_weight.numel()} draws come from the posterior itself."
     if not plain:
         why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
         return f"Use {leader}: {why}."
@@ -112,7 +131,10 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     """What speaks against a run, gravest first; empty for a sound one."""
     if run.exact:
         return []
-    found = [_shortfall(run, runs), _disagreement_with_exact(run, runs), _few_draws(run), _replicates(run)]
+    if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
+        return [problem for problem in (_few_draws(run), _wide_spread(run)) if problem is not None]
+    found = [_shortfall(run, runs), _disagreement_with_exact(run, runs), _unseen(run, runs)]
+    found += [_few_draws(run), _replicates(run)]
     k = weights.pareto_k(run) if run.independent else None
     if k is not None and k > GOOD_K:
         found.append(f"k-hat {k:.2f} is above {GOOD_K}, its error bars are too small")
@@ -155,6 +177,19 @@ def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> s
     return None
 
 
+def _unseen(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
+    name = exact_draws.source(runs)
+    if name is None:
+        return None
+    missed = exact_draws.unseen(run, runs[name])
+    if not missed.significant:
+        return None
+    return (
+        f"{name}'s exact draws reach a region that it never visited: {missed.share:.0%} of them weigh more than "
+        "anything it saw"
+    )
+
+
 def _few_draws(run: Posterior) -> str | None:
     if weights.perplexity(run.log_weight) < evidence.FEW_DRAWS:
         share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9
@@ -175,10 +210,17 @@ def completions_carrying(run: Posterior, share: float) -> int:
     return int((cumulative < share * float(cumulative[-1])).sum()) + 1
 
 
-def _replicates(run: Posterior) -> str | None:
+def _wide_spread(run: Posterior) -> str | None:
     spread = evidence.spread(run)
     if spread is not None and spread > WIDE_SPREAD:
         return f"log Z spreads by {spread:.2g} nats over its {len(run.log_weight)} replicates"
+    return None
+
+
+def _replicates(run: Posterior) -> str | None:
+    wide = _wide_spread(run)
+    if wide is not None:
+        return wide
     if not bool(run.log_evidence.isfinite().all()):
         return "a replicate died: everything it drew is forbidden"
     for name in run.rewards:

@@ -36,6 +36,11 @@ def whole(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:,.1f}"
 
 
+def percent(value: float) -> str:
+    """A share to two digits: 48%, 1.6%, 0%."""
+    return f"{100 * value:.2g}%" if value < 0.995 else "100%"
+
+
 @dataclass(frozen=True)
 class Column:
     """``key`` in the table, ``header`` on screen, the ``block`` it is shown in, and its meaning in one line.
@@ -94,6 +99,13 @@ COLUMNS = (
     ),
     Column("largest_weight", "max w", TRUST, "largest normalised weight, per replicate", number(2)),
     Column("rhat", "R-hat", TRUST, "agreement of replicates on each E[r] (worst reward); 1 is agreement", fixed(3)),
+    Column(
+        "unseen",
+        "unseen",
+        TRUST,
+        "share of another run's exact draws that weigh more than anything this run visited: what it cannot know of",
+        percent,
+    ),
     Column(
         "entropy",
         "entropy",

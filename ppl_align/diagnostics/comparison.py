@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ppl_align.diagnostics import diversity, evidence, weights
+from ppl_align.diagnostics import diversity, evidence, exact_draws, weights
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
@@ -31,7 +31,8 @@ class Comparison:
 
     ``runs``       the posteriors, by name
     ``table``      pandas, one row per run; NaN where a number has no meaning. ``columns`` explains each
-    ``reference``  what all runs are held against: best run, its log Z, H(p*), prior means of the rewards
+    ``reference``  what all runs are held against: best run, its log Z, H(p*), prior means of the rewards; with exact
+                   draws among the runs, two-sided bounds on log Z
     ``advice``     a verdict and its reasons
     """
 
@@ -130,6 +131,7 @@ def compare(runs: Runs) -> Comparison:
         "best_log_evidence": top,
         "posterior_entropy": diversity.posterior_entropy(named[best]),
         "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
+        "evidence_bounds": _evidence_bounds(named),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": named[best].model,
         "lm": named[best].lm,
@@ -140,6 +142,7 @@ def compare(runs: Runs) -> Comparison:
     rows = {}
     for name, run in named.items():
         rows[name] = _row(run, rewards, top) | {"entropy_posterior": own_entropy, "distinct2_posterior": own_distinct2}
+        rows[name]["unseen"] = _unseen(run, named)
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "run"
     numbers = table.columns.drop(["engine", "kl_is_lower_bound"])
@@ -178,6 +181,33 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
         "reward_calls": run.cost.reward_calls,
         "seconds": run.cost.seconds,
         "precision_per_1000_tokens": evidence.precision_per_1000_tokens(run),
+    }
+
+
+def _unseen(run: Posterior, named: Mapping[str, Posterior]) -> float | None:
+    """None where no run has exact draws, and for those that have."""
+    source = exact_draws.source(named)
+    if source is None or run.exact or run.draws_are_exact:
+        return None
+    return exact_draws.unseen(run, named[source]).share
+
+
+def _evidence_bounds(named: Mapping[str, Posterior]) -> dict[str, Any]:
+    """By run of importance sampling: two-sided bounds on log Z, and whose exact draws they retain."""
+    source = exact_draws.source(named)
+    if source is None:
+        return {}
+    found = {name: exact_draws.evidence_bounds(run, named[source]) for name, run in named.items()}
+    return {
+        name: {
+            "lower": bounds.lower.value,
+            "lower_error": bounds.lower.standard_error,
+            "upper": bounds.upper.value,
+            "upper_error": bounds.upper.standard_error,
+            "retained": source,
+        }
+        for name, bounds in found.items()
+        if bounds is not None
     }
 
 

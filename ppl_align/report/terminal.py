@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
 from ppl_align.diagnostics.diversity import NUM_DRAWS
+from ppl_align.posterior.estimates import with_error
 
 if TYPE_CHECKING:
     from ppl_align.diagnostics.comparison import Comparison
@@ -65,7 +66,7 @@ def comparison(compared: Comparison) -> Printable:
 
 
 def headline(compared: Comparison) -> list[str]:
-    """What is compared: the target, then the prior's means, then what "posterior" refers to."""
+    """What is compared: the target, the prior's means, what "posterior" refers to, bounds on log Z."""
     reference = compared.reference
     target = f"{reference['model'] or 'one target'}" + (f" with {reference['lm']}" if reference["lm"] else "")
     prompts = reference["prompts"]
@@ -82,6 +83,9 @@ def headline(compared: Comparison) -> list[str]:
     if entropy is not None and entropy > _LOG_DRAWS:
         about += f" ({NUM_DRAWS} draws can show {_LOG_DRAWS:.2f})"
     lines.append(f'"posterior" is as {reference["best_run"]} sees it{about}')
+    for name, bounds in reference["evidence_bounds"].items():
+        low, high = (with_error(bounds[side], bounds[f"{side}_error"]) for side in ("lower", "upper"))
+        lines.append(f"log Z between {low} and {high} ({name}, one exact draw of {bounds['retained']} retained)")
     return lines
 
 
@@ -95,18 +99,28 @@ def _advice(compared: Comparison) -> RenderableType:
 
 
 def _grids(rows: Sequence[str], cells: dict[str, list[str]], width: int) -> list[RenderableType]:
-    """One table, or as many as it takes to keep each within ``width``; each begins with the run's name."""
-    first = max(cell_len(name) for name in ["run", *rows])
-    tables, used = [], width
-    for header, column in cells.items():
-        needed = max(map(cell_len, [header, *column])) + _GAP
-        if used + needed > width:
-            tables.append({header: column})
-            used = first + 1 + needed
-        else:
-            tables[-1][header] = column
-            used += needed
-    return [_grid(rows, columns) for columns in tables]
+    """One table, or as many as it takes to keep each within ``width``; each begins with the run's name.
+
+    Several tables are about as wide as each other: no column is left over on its own."""
+    needed = {header: max(map(cell_len, [header, *column])) + _GAP for header, column in cells.items()}
+    room = max([width - 1 - max(cell_len(name) for name in ["run", *rows]), *needed.values()])
+    tables = _fill(needed, room)
+    while len(_fill(needed, room - 1)) == len(tables) and room > max(needed.values(), default=room):
+        room -= 1
+    return [_grid(rows, {header: cells[header] for header in headers}) for headers in _fill(needed, room)]
+
+
+def _fill(needed: dict[str, int], room: int) -> list[list[str]]:
+    """Columns in order, as many to a table as there is room for."""
+    tables: list[list[str]] = []
+    used = room
+    for header, size in needed.items():
+        if used + size > room:
+            tables.append([])
+            used = 0
+        tables[-1].append(header)
+        used += size
+    return tables
 
 
 def _table() -> Table:
