@@ -1,0 +1,187 @@
+"""Training on one's own unfiltered samples changes nothing in expectation, and forgets all the same.
+
+Draw x from the model p and raise log p(x). The expected gradient of that step is
+`E_{x~p}[grad log p(x)] = sum_x grad p(x) = grad 1 = 0`, for every model, every parameter, every prompt. Text that
+nobody has selected carries no information about what text should be like. (This is also why a constant may be taken
+off a reward without changing the policy gradient.)
+
+The lemma hides two things. It is about the expectation of one step, and it says nothing about spread. Refit a table of
+probabilities on n of its own samples: the new table is p on average, but it is a random table, and the next one starts
+from there. This is the Wright-Fisher chain of population genetics. With `H = 1 - sum p^2`, the chance that two draws
+differ, counting with variance `p(1-p)/n` gives `E[H_1] = H_0 (1 - 1/n)`, so after k rounds `E[H_k] = H_0 (1 - 1/n)^k`.
+The mean stands still while almost every single run ends with one token, token i with probability p_i: averaged over
+runs nothing is lost, in each run everything is. What never comes up in n draws is gone for good.
+
+How fast depends on how much is replaced. With a step of size a, `p <- (1-a) p + a (counts/n)`, a round costs only
+`1 - a^2/n`. Keep the old data and add to it, and a becomes `1/(k+1)` in round k: the product of these factors
+converges, and most of H survives for ever. The law is that of a table. A network shares parameters between texts, so
+that refitting it is biased as well as noisy; the lemma still holds for its first step.
+
+The first step is checked on a real model too, along random directions and along one that matters: the
+direction in which samples at temperature 0.7 push. Own samples at temperature 1 do not push there.
+
+**In practice.** A loop of generate, refit, generate needs something from outside: a filter, a reward, a verifier, fresh
+data. Without it the best case is a random walk. Keep the original data in the mix, and watch the diversity of single
+runs, not averages over seeds. And draw at temperature 1 with nothing cut off, or the lemma does not apply at all.
+
+Source: Shumailov et al. 2023 (arXiv:2305.17493); Gerstgrasser et al. 2024, accumulating data (arXiv:2404.01413).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppl_align import SVI, MarkovLM, completion, reward
+from ppl_align.claims._drift import WrightFisher, diversity, walk
+from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.findings import Findings
+from ppl_align.guides.lora import LoRAGuide
+from ppl_align.testing import Oracle
+
+
+def review(beta: float) -> None:
+    """A review that may end early, tilted towards praise."""
+    text = completion("review", CRITIC, "", max_new_tokens=3)
+    reward("praise", praise, text, beta=beta)
+
+
+def ramble(beta: float) -> None:
+    """Three tokens, no more, no less."""
+    x = completion("x", RAMBLER, [2], max_new_tokens=3)
+    reward("pattern", pattern, x.tokens, beta=beta)
+
+
+def speaker(p: Tensor) -> MarkovLM:
+    """A language model that says one word, word v with probability ``p[v]``."""
+    return MarkovLM(torch.zeros(len(p), len(p), dtype=torch.float64), initial=p.log())
+
+
+def refit(p: Tensor, n: int) -> Tensor:
+    """The maximum-likelihood table for n samples of the speaker itself, [V] -> [V]."""
+    words = speaker(p).completion("", max_new_tokens=1).expand([n]).sample()[:, 0]
+    return torch.bincount(words, minlength=len(p)).double() / n
+
+
+P, N, ROUNDS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 20, 50
+
+
+def study(found: Findings) -> None:
+    """The lemma; the chain that it hides, exactly and by refitting; what slows it down."""
+    for program in (review, ramble):
+        oracle, name = Oracle(program, 1.0), program.__name__
+        guide = SVI(num_steps=30, guide="table").run(program, 1.0, seed=found.seed).guide  # some model, not the prior
+        (r,) = oracle.rewards.values()
+        samples = {"all of its own samples": torch.ones_like(r), "those with r > 0": (r > 0).double()}
+        norms = [slope(oracle, guide, kept).abs().max() for kept in samples.values()]
+        found.equal(f"{name}: largest |E grad log q|, {next(iter(samples))}", norms[0], 0.0)
+        found.less(f"{name}: only {list(samples)[1]}", 0.01, norms[1])
+
+    chain = WrightFisher(P, N, ROUNDS)
+    for k, published in ((0, "0.62"), (1, "0.589"), (10, "0.3712"), (50, "0.0477")):
+        found.rounds_to(f"(.5,.3,.2), n=20: H after {k} rounds", chain.diversity[k], published)
+    law = diversity(P) * (1 - 1 / N) ** torch.arange(ROUNDS + 1).double()
+    found.equal("its distance from H_0 (1-1/n)^k, k <= 50", (chain.diversity - law).abs().max(), 0.0)
+    found.equal("distance of the mean from p, k <= 50", (chain.mean - P).abs().max(), 0.0)
+    found.less("P(one token is left after 50 rounds) > 1/2", 0.5, chain.fixed[-1])
+    found.equal("P(the last token is token 0) is p_0", chain.last_token()[0], P[0])
+
+    runs = []
+    for _ in range(40):
+        run = [P]
+        while len(run) <= ROUNDS:
+            run.append(refit(run[-1], N))
+        runs.append(torch.stack(run))
+    shares = torch.stack(runs)  # [runs, rounds + 1, tokens]
+    for k in (1, 10, 20):
+        check(found, f"40 runs of refit(p, 20): H after {k} rounds", diversity(shares[:, k]), chain.diversity[k])
+    check(found, "their share of token 0 after 50 rounds", shares[:, -1, 0], P[0])
+
+    texts = Oracle(ramble, 1.0).log_prior.exp()
+    whole = walk(texts, N, 10, lambda k: 1.0)
+    check(found, "whole texts of ramble: H after 10 rounds", whole[:, 10], diversity(texts) * (1 - 1 / N) ** 10)
+    slow = walk(P, N, ROUNDS, lambda k: 0.2)
+    check(found, "steps a = 0.2: H_0 (1-a^2/n)^50", slow[:, -1], diversity(P) * (1 - 0.04 / N) ** ROUNDS)
+    hoard = walk(P, N, ROUNDS, lambda k: 1 / (k + 1))
+    survives = math.prod(1 - 1 / (N * (k + 1) ** 2) for k in range(1, ROUNDS + 1))
+    check(found, "old data kept: H_0 prod(1-1/(n(k+1)^2))", hoard[:, -1], diversity(P) * survives)
+    limit = math.exp(sum(math.log1p(-1 / (N * (k + 1) ** 2)) for k in range(1, 100_000)))
+    found.less("of which for ever survives more than 95%", 0.95, limit)
+    found.data.update(shares=shares, law=law, hoard=hoard.mean(0))
+
+
+def study_lm(found: Findings, lm: Any) -> None:
+    """Projected LoRA gradients, batch by batch: own samples at temperature 1, and at 0.7."""
+    own, cold = lora_gradients(lm, 1.0), lora_gradients(lm, 0.7)
+    pilot, held_out = cold[::2].mean(0), cold[1::2]  # a direction must not be tested on the draws it came from
+    directions = torch.cat([torch.randn(4, own.shape[1]), pilot[None]])
+    directions /= directions.norm(dim=1, keepdim=True)
+    for i, direction in enumerate(directions):
+        label = f"random direction {i + 1}" if i < 4 else "where colder samples push"
+        check(found, f"SmolLM2: E grad log p, {label}", own @ direction, 0.0)
+    here, there = own @ directions[-1], held_out @ directions[-1]
+    found.less("SmolLM2: the same there at temperature 0.7", 0.0, there.mean(), error(there))
+    found.less(
+        "SmolLM2: the draws suffice to tell them apart", here.mean(), there.mean(), error(here).hypot(error(there))
+    )
+
+
+def lora_gradients(lm: Any, temperature: float, batches: int = 24, size: int = 8) -> Tensor:
+    """The mean gradient of log q of each batch of samples, by LoRA's B (A's is zero as long as B is), [batches, d]."""
+    source = lm.completion("The movie was", max_new_tokens=8)
+    guide = LoRAGuide(source, rank=4)
+    trained = [p for name, p in guide.named_parameters() if "lora_B" in name]
+    drawn = lm.completion("The movie was", max_new_tokens=8, temperature=temperature).expand([batches * size]).sample()
+    rows = []
+    for tokens in drawn.split(size):
+        mean = guide.log_prob(source.expand([size]), tokens).mean()
+        rows.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(mean, trained)]))
+    return torch.stack(rows)
+
+
+def slope(oracle: Oracle, guide: Any, kept: Tensor) -> Tensor:
+    """E_q[kept * grad log q], the expected step of training on own samples, of which only some may be kept."""
+    steps = oracle.gradient(lambda log_q: (log_q.detach().exp() * kept * log_q).sum(), guide)
+    return torch.cat([g.reshape(-1) for g in steps.values()])
+
+
+def error(values: Tensor) -> Tensor:
+    """Standard error of the mean."""
+    return values.std() / math.sqrt(len(values))
+
+
+def check(found: Findings, what: str, values: Tensor, expected: Any) -> None:
+    """The mean of independent values against what it should be."""
+    found.agrees(what, values.mean(), error(values), expected)
+
+
+def figure(found: Findings) -> Figure:
+    """The shares of one run, and the diversity of many."""
+
+    def paint(left: Any, right: Any) -> None:
+        shares, rounds = found.data["shares"], range(ROUNDS + 1)
+        left.stackplot(rounds, shares[0].T.numpy(), colors=PALETTE[:3], alpha=0.85)
+        left.set_xlim(0, ROUNDS)
+        left.set_ylim(0, 1)
+        left.set_xlabel("round of refitting on 20 own samples")
+        left.set_ylabel("share of each of three tokens")
+        left.set_title("One run: shares drift until one is left")
+        for run in shares[:20]:
+            right.plot(rounds, diversity(run), color=GREY, lw=0.7, alpha=0.6)
+        right.plot(rounds, diversity(shares).mean(0), color=PALETTE[0], lw=2)
+        right.plot(rounds, found.data["law"], color=PALETTE[1], lw=1.4, ls="--")
+        right.plot(rounds, found.data["hoard"], color=PALETTE[2], lw=2)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        right.annotate("mean of 40 runs", (31, 0.24), color=PALETTE[0], bbox=box)
+        right.annotate("H0 (1 - 1/n)^k", (39, 0.13), color=PALETTE[1], bbox=box)
+        right.annotate("old data kept", (36, 0.63), color=PALETTE[2])
+        right.set_xlabel("round")
+        right.set_ylabel("P(two draws differ)")
+        right.set_title("Many runs: diversity falls by 1/n a round")
+
+    return draw(paint, columns=2)
