@@ -10,7 +10,7 @@ draws exists, and more replicates help only by being more draws.
 What such a run reports is right about what it saw: log Z without the region (too low by log 2), expectations under the
 visited half, standard errors for those. Zhat is unbiased all the same: the few runs that do hit the mode overshoot, and
 pay for the others. They also look terrible, one draw carries everything. A good ESS and a bad estimate go together.
-SMC misses it in the same way: resampling multiplies what was drawn, and draws nothing that was not.
+SMC misses it in the same way, unless prefixes give the mode away: resampling multiplies only what was drawn.
 
 What does see it has to come from the posterior's side. Half of all exact draws lie in the mode, so ten of them miss it
 with probability 1e-3. Retained in a conditional run they give the upper half of a sandwich of log Z, and its gap opens.
@@ -40,12 +40,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, completion, reward
+from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
 from ppl_align.claims.drawing import PALETTE, draw
 from ppl_align.claims.findings import Findings
 from ppl_align.diagnostics import evidence, weights
-from ppl_align.engines import Rejection
-from ppl_align.engines.conditional import evidence_bounds
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.oracle import Oracle
 

@@ -39,11 +39,10 @@ from matplotlib.figure import Figure
 from scipy.stats import poisson
 from torch import Tensor
 
-from ppl_align import CallableLM, ImportanceSampling, completion, reward
+from ppl_align import CallableLM, ImportanceSampling, Rejection, completion, reward
 from ppl_align.claims._toys import RAMBLER, pattern
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.engines import Rejection
 from ppl_align.errors import PplAlignError
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
