@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from oracles import canonical_sequences
-from programs import EOS, FIXED, MEMORY, markov
 
 from ppl_align import CallableLM, CausalLM, MarkovLM
 from ppl_align.cost import measure
@@ -15,6 +14,7 @@ from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.prepack import unpack
 from ppl_align.lm.warp import Warp
+from ppl_align.testing.programs import EOS, FIXED, MEMORY, markov
 
 PRIORS = {
     "eos": (EOS, {}),

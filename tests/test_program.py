@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import EOS, FIXED, PROGRAMS
 
 from ppl_align import SMC, CausalLM, Completion, ImportanceSampling, choose, completion, reward
 from ppl_align.errors import BatchTextError, InputError, ModelError, RewardError
 from ppl_align.program import Program
+from ppl_align.testing.programs import EOS, FIXED, PROGRAMS
 from ppl_align.text import Texts
 
 

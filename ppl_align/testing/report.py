@@ -37,7 +37,7 @@ class Result:
     p_value: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.subject}, {self.check}: {self.line or self.status}"
+        return f"{self.subject} ({self.check}): {self.line or self.status}"
 
 
 class Report:
@@ -92,14 +92,16 @@ class Report:
         return f"{self.title}: {said}" + (f"; {len(self.refused)} refused" if self.refused else "")
 
     def lines(self) -> Iterator[str]:
-        """One line for everything that did not pass; subjects with the same story share it."""
-        told: dict[tuple[str, str, str], list[str]] = {}
+        """One line for everything that did not pass; subjects and checks with the same story share it."""
+        told: dict[tuple[str, str], list[Result]] = {}
         for result in (*self.failures, *self.inconclusive, *self.refused):
-            told.setdefault((result.status, result.check, result.line), []).append(result.subject)
-        for (status, check, line), subjects in told.items():
+            told.setdefault((result.status, result.line), []).append(result)
+        for (status, line), results in told.items():
+            subjects = list(dict.fromkeys(result.subject for result in results))
             who = ", ".join(subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
-            where = who if status == "refused" else f"{who}, {check}"
-            yield f"{where}: {line}" if status == "failed" else f"{where}: {status}: {line}"
+            checks = ", ".join(dict.fromkeys(result.check for result in results))
+            kind = "" if status == "failed" else f"{status}: "
+            yield (who if status == "refused" else f"{who} ({checks})") + f": {kind}{line}"
 
     # -- print --------------------------------------------------------------------------------------------------
 
@@ -110,10 +112,9 @@ class Report:
         if len(subjects) == 1:  # one column of checks reads better than one row of them
             tables = [_table("check", checks, {subjects[0]: [cells[subjects[0], check] for check in checks]})]
         else:
-            tables = []
-            for group in _fitting(checks, width - max(map(len, subjects))):
-                columns = {check: [cells.get((subject, check), "-") for subject in subjects] for check in group}
-                tables.append(_table("program", subjects, columns))
+            columns = {check: [cells.get((subject, check), "-") for subject in subjects] for check in checks}
+            groups = _fitting(columns, width - max(map(len, subjects)))
+            tables = [_table("program", subjects, group) for group in groups]
         colour = "green" if self else "red"
         notes = [Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in self.lines()]
         return Group(*tables, Text(), Text(f"=> {self.verdict}", style=f"bold {colour}"), *notes)
@@ -127,16 +128,16 @@ class Report:
         yield Printable(self._layout)
 
 
-def _fitting(checks: list[str], width: int) -> list[list[str]]:
+def _fitting(columns: dict[str, list[str]], width: int) -> list[dict[str, list[str]]]:
     """The columns in groups that fit into ``width`` each."""
-    groups: list[list[str]] = [[]]
+    groups: list[dict[str, list[str]]] = [{}]
     used = 0
-    for check in checks:
-        needed = max(len(check), max(map(len, _SIGNS.values()))) + _GAP
+    for header, cells in columns.items():
+        needed = max(map(len, [header, *cells])) + _GAP
         if groups[-1] and used + needed > width:
-            groups.append([])
+            groups.append({})
             used = 0
-        groups[-1].append(check)
+        groups[-1][header] = cells
         used += needed
     return groups
 

@@ -16,6 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ppl_align.completions import Completion
 from ppl_align.posterior import Posterior
 
 RATE = 1e-3
@@ -80,7 +81,7 @@ def key_rows(posterior: Posterior) -> tuple[list[tuple[Any, ...]], tuple[int, in
     columns = []
     for name in sorted(posterior.particles):
         value = posterior.particles[name]
-        tensor = getattr(value, "tokens", value)
+        tensor = value.tokens if isinstance(value, Completion) else value
         columns.append(tensor.reshape(replicates * particles, -1).tolist())
     rows = [tuple(itertools.chain.from_iterable(parts)) for parts in zip(*columns, strict=True)]
     return rows, (replicates, particles)

@@ -1,0 +1,235 @@
+"""The checks of :func:`ppl_align.testing.check_engine`, one function each: a case in, a finding out."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import Cost
+from ppl_align.posterior import Posterior
+from ppl_align.program import Program
+from ppl_align.testing.report import Status
+from ppl_align.testing.statistics import MAX_SPREAD, evidence_z, probabilities, two_sided, weighting_test
+
+if TYPE_CHECKING:
+    from ppl_align.testing.contract import Case
+
+Finding = tuple[Status, str, float | None]
+"""``(status, line, p_value)``, see :class:`~ppl_align.testing.report.Result`."""
+ROUNDING = 1e-4  # nats: what float32 arithmetic may be off by
+EXACTLY = 1e-6
+_RESCORED = 1024  # particles; all of them would tell nothing more
+
+
+def _verdict(complaints: Iterator[str]) -> Finding:
+    found = list(complaints)
+    if not found:
+        return "passed", "", None
+    return "failed", found[0] + (f" (and {len(found) - 1} more such)" if len(found) > 1 else ""), None
+
+
+def tokens_or_tensor(value: Completion | Tensor) -> Tensor:
+    """The tensor of a particle value, [R, N, ...]."""
+    return value.tokens if isinstance(value, Completion) else value
+
+
+# -- deterministic ------------------------------------------------------------------------------------------------
+
+
+def shapes(case: Case) -> Finding:
+    """Shapes and names."""
+    return _verdict(_shapes(case, case.first.posterior, case.oracle.posterior))
+
+
+def _shapes(case: Case, posterior: Posterior, exact: Posterior) -> Iterator[str]:
+    weight = posterior.log_weight
+    if weight.dim() != 2 or weight.dtype != torch.float64:
+        yield f"expected log_weight [R, N] of float64, got {list(weight.shape)} of {weight.dtype}"
+        return
+    if bool((weight.isnan() | weight.isposinf()).any()):
+        yield "expected log_weight below +inf, got NaN or +inf"
+    shape = list(weight.shape)
+    if not posterior.exact and hasattr(case.engine, "num_replicates") and shape[0] != case.num_replicates:
+        yield f"expected {case.num_replicates} replicates, got {shape[0]}"
+    for what in ("particles", "log_prior", "rewards", "factors", "scales"):
+        got, want = getattr(posterior, what), getattr(exact, "particles" if what == "log_prior" else what)
+        if set(got) != set(want):
+            yield f"expected {what} of {sorted(want) or 'nothing'}, got {sorted(got) or 'nothing'}"
+    for what in ("log_prior", "rewards", "factors"):
+        for name, value in getattr(posterior, what).items():
+            if list(value.shape) != shape:
+                yield f"expected {what}[{name!r}] of shape {shape}, got {list(value.shape)}"
+    for name, value in posterior.particles.items():
+        if name not in exact.particles:
+            continue
+        got, inner = list(tokens_or_tensor(value).shape), list(tokens_or_tensor(exact.particles[name]).shape[2:])
+        if got != shape + inner:
+            yield f"expected particles[{name!r}] of shape {shape + inner}, got {got}"
+        elif isinstance(value, Completion) and list(value.lengths.shape) != got[:-1]:
+            yield f"expected lengths of {name!r} of shape {got[:-1]}, got {list(value.lengths.shape)}"
+    if posterior.log_proposal is not None and list(posterior.log_proposal.shape) != shape:
+        yield f"expected log_proposal of shape {shape} or None, got {list(posterior.log_proposal.shape)}"
+    program = getattr(case.oracle.model, "__name__", type(case.oracle.model).__name__)
+    named = {"engine": getattr(case.engine, "name", posterior.engine), "seed": case.seed, "model": program}
+    for what, want in named.items():
+        if getattr(posterior, what) != want:
+            yield f"expected posterior.{what} = {want!r}, got {getattr(posterior, what)!r}"
+    json.dumps(dict(posterior.config))
+
+
+def seed(case: Case) -> Finding:
+    """Same seed, same result; other seed, other result."""
+    one, two = case.small(case.seed), case.small(case.seed)
+    if not _same(one, two):
+        return "failed", f"expected the same result from seed {case.seed} twice, got two different ones", None
+    if not one.exact and _same(one, case.small(case.seed + 1)):
+        line = f"expected different results from the seeds {case.seed} and {case.seed + 1}, got the same"
+        return "failed", line, None
+    return "passed", "", None
+
+
+def _same(one: Posterior, two: Posterior) -> bool:
+    pairs = [(tokens_or_tensor(value), tokens_or_tensor(two.particles[name])) for name, value in one.particles.items()]
+    return all(torch.equal(a, b) for a, b in [(one.log_weight, two.log_weight), *pairs])
+
+
+def state(case: Case) -> Finding:
+    """The caller's state is untouched."""
+    return _verdict(f"expected {what} to be left alone, it changed" for what in case.first.disturbed)
+
+
+def scores(case: Case) -> Finding:
+    """log p0, rewards and factors are the program's own."""
+    return _verdict(_scores(case, case.first.posterior))
+
+
+def _scores(case: Case, posterior: Posterior) -> Iterator[str]:
+    size = min(posterior.log_weight.numel(), _RESCORED)
+
+    def flat(value: Tensor) -> Tensor:
+        return value.reshape(-1, *value.shape[2:])[:size]
+
+    values = {name: flat(tokens_or_tensor(value)) for name, value in posterior.particles.items()}
+    program = Program(case.oracle.model, case.oracle.args, case.oracle.kwargs, size)
+    execution = program.run(values, draw=False, score=set(values))
+    if execution.pending is not None:
+        yield f"expected a value for every latent, got none for {execution.pending.name!r}"
+        return
+    for what in ("log_prior", "rewards", "factors"):
+        for name, want in getattr(execution, what).items():
+            if name not in getattr(posterior, what):
+                yield f"expected {what}[{name!r}], got none"
+                continue
+            got = flat(getattr(posterior, what)[name]).double()
+            # both infinite or both absent (NaN) is agreement
+            off = torch.where((got == want) | (got.isnan() & want.isnan()), 0.0, (got - want).abs())
+            off = off.nan_to_num(math.inf, math.inf)
+            if float(off.max()) > ROUNDING:
+                at = int(off.argmax())
+                yield f"expected {what}[{name!r}] = {float(want[at]):.6g} when scored again, got {float(got[at]):.6g}"
+
+
+def cost(case: Case) -> Finding:
+    """The bill is what was spent."""
+    return _verdict(_cost(case, case.first.posterior.cost, case.first.bill))
+
+
+def _cost(case: Case, billed: Cost, spent: Cost) -> Iterator[str]:
+    for what in ("lm_forwards", "lm_tokens", "prompt_tokens", "scored_tokens", "reward_calls"):
+        got, want = getattr(billed, what), getattr(spent, what)
+        if got != want:
+            yield f"expected cost.{what} = {want}, as counted from outside, got {got}"
+    if case.oracle.completions and not billed.lm_forwards:
+        yield "expected cost.lm_forwards > 0 for a program with a completion, got 0"
+    if not billed.seconds > 0:
+        yield "expected cost.seconds > 0, got 0"
+
+
+def arviz(case: Case) -> Finding:
+    """ArviZ and netCDF take it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ's and its dependencies' own
+        return _verdict(_arviz(case.small(case.seed)))
+
+
+def _arviz(posterior: Posterior) -> Iterator[str]:
+    import arviz as az
+
+    rows = set(az.summary(posterior.to_arviz(), kind="stats").index)
+    missing = {"log_prior", "log_likelihood", *posterior.rewards} - rows
+    if missing:
+        yield f"expected {sorted(missing)} in arviz.summary, got {sorted(rows)}"
+    with tempfile.TemporaryDirectory() as folder:
+        again = Posterior.load(posterior.save(Path(folder) / "run.nc"))
+    if not _same(posterior, again):
+        yield "expected the particles that were saved, got others after loading"
+    for name, value in posterior.completions.items():
+        if value.texts() != again.completions[name].texts():
+            yield f"expected the texts of {name!r} that were saved, got others after loading"
+    for what in ("rewards", "factors", "log_prior"):
+        for name, value in getattr(posterior, what).items():
+            if not torch.equal(value.nan_to_num(0.123), getattr(again, what)[name].nan_to_num(0.123)):
+                yield f"expected the {what}[{name!r}] that were saved, got others after loading"
+
+
+# -- statistical --------------------------------------------------------------------------------------------------
+
+
+def unbiased_evidence(case: Case) -> Finding:
+    """E[Zhat] = Z over replicates."""
+    posterior, log_z = case.pooled, case.oracle.log_evidence
+    if posterior.exact:
+        off = float((posterior.log_evidence - log_z).abs().max())
+        line = f"expected log Z = {log_z:.8g}, got {float(posterior.log_evidence[0]):.8g}"
+        return ("passed", "", None) if off < EXACTLY else ("failed", line, None)
+    z, spread = evidence_z(posterior, log_z)
+    if not spread < MAX_SPREAD:
+        return "inconclusive", f"spread {spread:.2g}, give the engine more particles", None
+    ratio = (posterior.log_evidence - log_z).exp()
+    p = two_sided(z, len(ratio))
+    error = float(ratio.std()) / math.sqrt(len(ratio))
+    line = (
+        f"expected E[Zhat / Z] = 1, measured {float(ratio.mean()):.4g} ± {error:.2g} over {len(ratio)} replicates, "
+        f"p = {p:.1e}"
+    )
+    return ("failed" if p < case.level else "passed"), line, p
+
+
+def proper_weighting(case: Case) -> Finding:
+    """E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x)."""
+    posterior, exact = case.pooled, case.oracle.posterior
+    if posterior.exact:
+        want, got = probabilities(exact), probabilities(posterior)
+        off = max(abs(got.get(row, 0.0) - want.get(row, 0.0)) for row in want | got)
+        line = f"expected the exact probabilities, got one that is off by {off:.2g}"
+        return ("passed", "", None) if off < EXACTLY else ("failed", line, None)
+    _, spread = evidence_z(posterior, case.oracle.log_evidence)
+    if not spread < MAX_SPREAD:
+        return "inconclusive", f"spread {spread:.2g}, give the engine more particles", None
+    z, cells, p = weighting_test(posterior, exact)
+    line = (
+        f"expected the posterior's probabilities, the worst of {cells} is off by {z:.1f} standard errors over "
+        f"{len(posterior.log_weight)} replicates, p = {p:.1e}"
+    )
+    return ("failed" if p < case.level else "passed"), line, p
+
+
+STATISTICAL: dict[str, Callable[[Any], Finding]] = {"Zhat": unbiased_evidence, "weights": proper_weighting}
+CHECKS: dict[str, Callable[[Any], Finding]] = {
+    "shapes": shapes,
+    "seed": seed,
+    "state": state,
+    "scores": scores,
+    "cost": cost,
+    "arviz": arviz,
+    **STATISTICAL,
+}

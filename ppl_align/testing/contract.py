@@ -1,0 +1,229 @@
+"""The contract of an engine, held against enumeration: ``check_engine(MyEngine()).raise_if_failed()``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pickle
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import Cost, measure
+from ppl_align.engines.base import at_least
+from ppl_align.errors import AllDeadError, InputError, RunError
+from ppl_align.posterior import Posterior
+from ppl_align.testing.checks import CHECKS, STATISTICAL
+from ppl_align.testing.oracle import Oracle
+from ppl_align.testing.programs import PROGRAMS
+from ppl_align.testing.report import Report, Result
+from ppl_align.testing.statistics import RATE
+
+FEWEST_REPLICATES = 50  # of fewer values, no p-value below 1e-4 can be believed
+
+
+def check_engine(
+    engine: Any,
+    oracles: Mapping[str, Callable[..., Any] | Oracle] | Iterable[Callable[..., Any] | Oracle] = PROGRAMS,
+    *,
+    seed: int = 0,
+    num_replicates: int = 300,
+) -> Report:
+    """Hold an engine to everything the library promises of engines, on programs whose posterior can be listed.
+
+    ``engine``    anything with ``run(program, seed=) -> Posterior``; its field ``num_replicates`` is raised, and an
+                  engine without one is run with as many seeds instead
+    ``oracles``   programs, or :class:`Oracle` objects (for programs with arguments), by name or in a row
+
+    ==========  ===================================================================================================
+    run         it runs; a program refused with ``InputError`` or ``RunError`` is listed, and allowed
+    shapes      shapes [R, N, ...], names of the sites, rewards and factors, engine, seed, JSON-able configuration
+    seed        same seed, same result; another seed, another one (unless it is exact)
+    state       global random numbers, Pyro's parameter store and torch's switches are untouched
+    scores      log p0, rewards and factors of each particle are the program's own, when scored again
+    cost        the bill is what was really spent
+    arviz       ArviZ summarises it; netCDF gives back what was saved
+    Zhat        E[Zhat] = Z over replicates
+    weights     E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x): properly weighted, for the most probable assignments
+    ==========  ===================================================================================================
+
+    The last two are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
+    together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a pass: give the engine
+    more particles. They see what the engine visits, so bring programs whose prior covers the posterior.
+    Nothing that the engine raises gets out. Raises ``InputError`` where there is no engine, or a program that ``Exact``
+    cannot list.
+    """
+    if isinstance(engine, type) or not callable(getattr(engine, "run", None)):
+        name = getattr(engine, "__name__", type(engine).__name__)
+        raise InputError(f"check_engine() takes an engine, such as SMC(num_particles=64); got {name}")
+    at_least(FEWEST_REPLICATES, num_replicates=num_replicates)
+    named = _named(oracles)
+    level = RATE / (len(STATISTICAL) * len(named))
+    results: list[Result] = []
+    for name, oracle in named.items():
+        results += Case(engine, name, oracle, seed, num_replicates, level).results()
+    return Report(f"contract of {getattr(engine, 'name', type(engine).__name__)}", results)
+
+
+def _named(oracles: Any) -> dict[str, Oracle]:
+    """Programs and oracles, by name, as oracles."""
+    if not isinstance(oracles, Mapping):
+        listed = [oracles] if callable(oracles) or isinstance(oracles, Oracle) else list(oracles)
+        oracles = {getattr(o.model if isinstance(o, Oracle) else o, "__name__", f"program {i}"): o
+                   for i, o in enumerate(listed)}  # fmt: skip
+        if len(oracles) < len(listed):
+            raise InputError("two of the programs have the same name: give a mapping, {name: program}")
+    if not oracles:
+        raise InputError("check_engine() needs at least one program")
+    return {name: o if isinstance(o, Oracle) else Oracle(o) for name, o in oracles.items()}
+
+
+@dataclass
+class Case:
+    """One engine on one program: what the checks look at. Runs are made when they are first asked for.
+
+    ``level``: the p-value below which a statistical check fails."""
+
+    engine: Any
+    name: str
+    oracle: Oracle
+    seed: int = 0
+    num_replicates: int = 300
+    level: float = RATE
+
+    def results(self, checks: Iterable[str] = CHECKS) -> list[Result]:
+        """The run, then each check; nothing else if it did not run."""
+        ran = self.ran
+        return [ran, *(self.judge(check) for check in checks)] if ran.status == "passed" else [ran]
+
+    @cached_property
+    def ran(self) -> Result:
+        """Did the program run at all?"""
+        try:
+            posterior = self.first.posterior
+        except (InputError, RunError) as error:
+            return Result(self.name, "run", "refused", str(error))
+        except Exception as error:
+            return Result(self.name, "run", "failed", f"expected a Posterior, it raised {_one_line(error)}")
+        if not isinstance(posterior, Posterior):
+            return Result(self.name, "run", "failed", f"expected a Posterior, got {type(posterior).__name__}")
+        return Result(self.name, "run", "passed")
+
+    def judge(self, check: str) -> Result:
+        """One of :data:`CHECKS`; an exception in it is a failure, not a crash."""
+        try:
+            finding = CHECKS[check](self)
+        except Exception as error:
+            return Result(self.name, check, "failed", f"raised {_one_line(error)}")
+        return Result(self.name, check, *finding)
+
+    # -- runs ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def first(self) -> Watched:
+        """The run that most checks look at: all replicates at once, where the engine knows replicates."""
+        return watch(self.engine, self.oracle, self.seed, self.num_replicates)
+
+    def small(self, seed: int) -> Posterior:
+        """A run of two replicates, where the engine knows replicates."""
+        return watch(self.engine, self.oracle, seed, 2).posterior
+
+    @cached_property
+    def pooled(self) -> Posterior:
+        """``num_replicates`` independent replicates, from one run or from as many seeds as it takes."""
+        runs = [self.first.posterior]
+        if runs[0].exact:
+            return runs[0]
+        died = 0  # a population that died is an estimate of zero, not a refusal
+        while sum(len(run.log_weight) for run in runs) + died < self.num_replicates:
+            try:
+                runs.append(watch(self.engine, self.oracle, self.seed + len(runs) + died, 2).posterior)
+            except AllDeadError:
+                died += 1
+        return _concatenated(runs, died) if len(runs) > 1 or died else runs[0]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run, the bill as seen from outside, and what of the caller's state it changed."""
+
+    posterior: Posterior
+    bill: Cost
+    disturbed: list[str]
+
+
+def watch(engine: Any, oracle: Oracle, seed: int, num_replicates: int) -> Watched:
+    """Run the engine, looking over its shoulder; the caller's own state is put back."""
+    if dataclasses.is_dataclass(engine) and "num_replicates" in {f.name for f in dataclasses.fields(engine)}:
+        engine = dataclasses.replace(engine, num_replicates=num_replicates)  # type: ignore[type-var]
+    with _own_state():
+        before = _state()
+        with measure() as bill:
+            posterior = engine.run(oracle.model, *oracle.args, seed=seed, **oracle.kwargs)
+        after = _state()
+    return Watched(posterior, bill, [name for name, value in before.items() if after[name] != value])
+
+
+@contextlib.contextmanager
+def _own_state() -> Iterator[None]:
+    """A random state and a parameter store to look after, whatever the engine does to them."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002  the global one is the point
+    switches = torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        with torch.random.fork_rng(), pyro.get_param_store().scope():
+            torch.manual_seed(20221122)
+            pyro.param("somebody's", torch.tensor(1.5))
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+        torch.set_default_dtype(switches[0])
+        torch.set_grad_enabled(switches[1])
+
+
+def _state() -> dict[str, Any]:
+    parameters = {name: value.detach().tolist() for name, value in pyro.get_param_store().items()}
+    return {
+        "torch's global random numbers": torch.get_rng_state().numpy().tobytes(),
+        "numpy's global random numbers": pickle.dumps(np.random.get_state()),  # noqa: NPY002
+        "Python's global random numbers": random.getstate(),
+        "Pyro's parameter store": parameters,
+        "torch's default dtype": torch.get_default_dtype(),
+        "torch's gradient mode": torch.is_grad_enabled(),
+    }
+
+
+def _concatenated(runs: list[Posterior], died: int) -> Posterior:
+    """The replicates of several runs as those of one: weights and latents only."""
+
+    def joined(name: str) -> Completion | Tensor:
+        values = [run.particles[name] for run in runs]
+        values += [_row(values[0])] * died
+        if isinstance(values[0], Completion):
+            tokens = torch.cat([value.tokens for value in values])  # type: ignore[union-attr]
+            return Completion(tokens, terminal=values[0]._terminal)
+        return torch.cat(values)  # type: ignore[arg-type]
+
+    dead = [torch.full_like(runs[0].log_weight[:1], -torch.inf)] * died
+    log_weight = torch.cat([*(run.log_weight for run in runs), *dead])
+    return dataclasses.replace(
+        runs[0], log_weight=log_weight, particles={name: joined(name) for name in runs[0].particles}
+    )
+
+
+def _row(value: Completion | Tensor) -> Completion | Tensor:
+    """The first replicate alone."""
+    return Completion(value.tokens[:1], terminal=value._terminal) if isinstance(value, Completion) else value[:1]
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f": {lines[0]}" if lines else "")
