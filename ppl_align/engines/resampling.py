@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order of the weights
+
 Resampler = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
@@ -20,6 +22,11 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     total = cdf[:, -1:]
     target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cdf, target.contiguous(), right=True)
+
+
+def _expected(weights: Tensor) -> Tensor:
+    """N W, [R, N]."""
+    return weights.shape[-1] * weights.double() / weights.double().sum(-1, keepdim=True)
 
 
 def multinomial(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -44,12 +51,12 @@ def systematic(weights: Tensor, generator: torch.Generator | None = None) -> Ten
 def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """floor(N * W_i) copies for certain, the rest multinomially from what is left over."""
     size = weights.shape[-1]
-    expected = size * weights.double() / weights.double().sum(-1, keepdim=True)
-    certain = expected.floor()
+    expected = _expected(weights)
+    certain = (expected + _TIE).floor()
     slots = torch.arange(size, dtype=torch.float64).expand(weights.shape)
     ends = certain.cumsum(-1)  # slots below ends[:, -1] are taken by certain copies, in order
     fixed = torch.searchsorted(ends, slots.contiguous(), right=True)
-    left = expected - certain
+    left = (expected - certain).clamp_min(0)
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, torch.ones(()))  # nothing left: nobody looks at it
     drawn = _invert(left, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
     return torch.where(slots < ends[:, -1:], fixed, drawn)
@@ -65,9 +72,12 @@ SCHEMES: dict[str, Resampler] = {
 
 # -- with a survivor --------------------------------------------------------------------------------------------
 #
-# Conditional SMC keeps the particle in slot 0 alive. The law it needs is that of the plain scheme, given that slot 0
-# went to particle 0: in proportion to the number of copies that particle 0 would have got. Keeping slot 0 by force
-# after a plain draw is *not* that law (with systematic resampling it biases 1/Zhat by several per cent).
+# Conditional SMC keeps the particle in slot 0 alive: slot 0 goes to particle 0, and the rest has the law that it would
+# have had, given that. Three things make it so. The counts have the law of the plain scheme in proportion to the copies
+# that particle 0 gets. Which of these copies sits in slot 0 is random. And the scheme must treat all slots alike:
+# multinomial and residual draws do not look at the order of the particles; systematic ones look at it as at a circle,
+# so slots are turned, never sorted; stratified ones do depend on it, so the order is drawn anew.
+# Keeping slot 0 by force after a plain draw is *not* that law: it biases 1/Zhat by several per cent.
 # (Andrieu, Doucet & Holenstein 2010; Chopin & Singh 2015, arXiv:1304.1887, for systematic resampling.)
 
 
@@ -78,38 +88,43 @@ def conditional_multinomial(weights: Tensor, generator: torch.Generator | None =
     return ancestors
 
 
-def conditional_stratified(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One slice, chosen by its overlap with [0, W_0), has its point there; the other slices are as ever."""
-    size, first = weights.shape[-1], _first_share(weights)
-    point = _uniform(weights, generator) * first
-    chosen = (point * size).floor().long()
-    u = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    comb = (torch.arange(size) + u) / size
-    return _survivor_first(_invert(weights, comb.scatter(-1, chosen, point)))
-
-
-def conditional_systematic(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A point uniform on [0, W_0) fixes the comb: its phase then has the density of the number of teeth there."""
-    size, first = weights.shape[-1], _first_share(weights)
-    phase = (_uniform(weights, generator) * first * size).frac()
-    return _survivor_first(_invert(weights, (torch.arange(size) + phase) / size))
-
-
 def conditional_residual(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The survivor is one of the certain copies, or (in proportion) the first of the drawn ones."""
-    size = weights.shape[-1]
-    expected = size * weights.double() / weights.double().sum(-1, keepdim=True)
-    certain = expected.floor()
+    expected = _expected(weights)
+    certain = (expected + _TIE).floor()
     ancestors = residual(weights, generator)
     among_drawn = _uniform(weights, generator) * expected[:, :1] >= certain[:, :1]
     rows = torch.nonzero(among_drawn[:, 0])[:, 0]
-    ancestors[rows, certain.sum(-1).long()[rows]] = 0  # the first slot that no certain copy takes
+    ancestors[rows, certain.sum(-1).long().clamp_max(weights.shape[-1] - 1)[rows]] = 0  # no certain copy is there
     return _survivor_first(ancestors)
 
 
-def _first_share(weights: Tensor) -> Tensor:
-    """W_0, [R, 1]."""
-    return weights[:, :1].double() / weights.double().sum(-1, keepdim=True)
+def conditional_systematic(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A point uniform on [0, W_0) fixes the comb: its phase then has the density of the number of teeth there.
+
+    The slots are turned until a random one of the survivor's copies is in front."""
+    size = weights.shape[-1]
+    point = _uniform(weights, generator) * _expected(weights)[:, :1]
+    ancestors = _invert(weights, (torch.arange(size) + point.frac()) / size)
+    copies = (ancestors == 0).sum(-1, keepdim=True)  # they come first: the survivor is the first particle
+    turn = (_uniform(weights, generator) * copies).floor().long()
+    return _survivor_first(ancestors.gather(-1, (torch.arange(size) + turn) % size))
+
+
+def conditional_stratified(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """In a random order of the particles, one slice has its point in the survivor's interval; the others are as ever.
+
+    Each slice is that one in proportion to its overlap with the interval."""
+    size = weights.shape[-1]
+    order = torch.rand(weights.shape, generator=generator, dtype=torch.float64).argsort(-1)
+    shares = _expected(weights).gather(-1, order)
+    here = order == 0
+    start = (shares.cumsum(-1) - shares)[here][:, None]
+    point = (start + _uniform(weights, generator) * shares[here][:, None]).clamp(max=size * (1 - 1e-12))
+    comb = torch.arange(size) + torch.rand(weights.shape, generator=generator, dtype=torch.float64)
+    comb = comb.scatter(-1, point.floor().long(), point)
+    ancestors = order.gather(-1, _invert(shares, comb / size))
+    return _survivor_first(ancestors)
 
 
 def _uniform(weights: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -117,7 +132,7 @@ def _uniform(weights: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _survivor_first(ancestors: Tensor) -> Tensor:
-    """Swap a slot that went to particle 0 with slot 0; slots are exchangeable."""
+    """Swap a slot that went to particle 0 with slot 0."""
     where = (ancestors == 0).long().argmax(-1, keepdim=True)
     swapped = ancestors.scatter(-1, where, ancestors[:, :1])
     swapped[:, 0] = 0
