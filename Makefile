@@ -14,7 +14,7 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_
 TORCH := $(shell grep '^torch==' constraints.txt)
 DEMO  := runs/demo
 
-.PHONY: demo demo-again test lint types bench bench-peers clean
+.PHONY: demo demo-again test test-statistical claims book lint types bench bench-peers clean
 
 demo: $(STAMP) .venv/weights
 	@if [ -f $(DEMO)/report.html ]; then \
@@ -23,10 +23,20 @@ demo: $(STAMP) .venv/weights
 	else $(MAKE) --no-print-directory demo-again; fi
 
 demo-again: $(STAMP) .venv/weights
-	$(BIN)/ppl-align run models/positive_review.py --engine importance --engine smc --engine svi --out $(DEMO) --force
+	$(BIN)/ppl-align run models/positive_review.py --engine importance --engine smc --engine svi --engine rejection --out $(DEMO) --force
 
 test: $(STAMP) .venv/weights
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Longer runs of the same judges: more draws, more seeds, the real language model. SEED=7 takes other random numbers.
+test-statistical: $(STAMP) .venv/weights
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m statistical tests/statistical
+
+claims: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/ppl-align claims
+
+book: $(STAMP) .venv/weights
+	$(BIN)/ppl-align claims --lm --book docs/claims.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
