@@ -144,8 +144,8 @@ def study(found: Findings) -> None:
                 what = next(iter(target.asked.values()))[0]
                 drawn = run.rewards[what] if isinstance(what, str) else what(run.particles)
                 error = float(drawn.std()) / drawn.numel() ** 0.5
-                gap = abs(float(drawn.mean() - truth[first]))
-                found.less(f"{name}: {first} of draws without weights, off by", 0.0, gap, error)
+                off = abs(float(drawn.mean() - truth[first]))
+                found.less(f"{name}: {first} of draws without weights, off by", 0.0, off, error)
                 shown["no weights"] = float(drawn.mean()), error
         found.data[f"{name}: {first}"] = shown, float(truth[first])
     square = (sum(z**2 for z in scores) / len(scores)) ** 0.5
