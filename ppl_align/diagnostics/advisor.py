@@ -132,7 +132,8 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     if run.exact:
         return []
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
-        return [problem for problem in (_few_draws(run), _wide_spread(run)) if problem is not None]
+        found = [_disagreement_with_exact(run, runs), _few_draws(run), _wide_spread(run)]
+        return [problem for problem in found if problem is not None]
     found = [_shortfall(run, runs), _disagreement_with_exact(run, runs), _unseen(run, runs)]
     found += [_few_draws(run), _replicates(run)]
     k = weights.pareto_k(run) if run.independent else None
