@@ -16,6 +16,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_align.testing.calibration import Calibration, calibrate
+    from ppl_align.testing.chain import ChainOracle
     from ppl_align.testing.contract import check_engine
     from ppl_align.testing.liars import (
         all_dead,
@@ -24,37 +26,52 @@ if TYPE_CHECKING:
         hidden_mode,
         optimistic_environment,
     )
-    from ppl_align.testing.oracle import Oracle
+    from ppl_align.testing.oracle import Oracle, entropy, kl_divergence
     from ppl_align.testing.programs import PROGRAMS
     from ppl_align.testing.report import ContractError, Report
     from ppl_align.testing.rewards import check_reward
+    from ppl_align.testing.simulation import Simulation, simulate
 
 _HOME = {
+    "Calibration": "calibration",
+    "ChainOracle": "chain",
     "ContractError": "report",
     "Oracle": "oracle",
     "PROGRAMS": "programs",
     "Report": "report",
+    "Simulation": "simulation",
     "all_dead": "liars",
+    "calibrate": "calibration",
     "check_engine": "contract",
     "check_reward": "rewards",
     "duplicate_strings": "liars",
+    "entropy": "oracle",
     "heavy_tail": "liars",
     "hidden_mode": "liars",
+    "kl_divergence": "oracle",
     "optimistic_environment": "liars",
+    "simulate": "simulation",
 }
 
 __all__ = [
     "PROGRAMS",
+    "Calibration",
+    "ChainOracle",
     "ContractError",
     "Oracle",
     "Report",
+    "Simulation",
     "all_dead",
+    "calibrate",
     "check_engine",
     "check_reward",
     "duplicate_strings",
+    "entropy",
     "heavy_tail",
     "hidden_mode",
+    "kl_divergence",
     "optimistic_environment",
+    "simulate",
 ]
 
 
