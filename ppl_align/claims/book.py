@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ppl_align.claims import CHAPTERS, essay, load, statement
+from ppl_align.claims.findings import Finding
 from ppl_align.claims.running import Result
+
+_OPEN = 8  # checks of each claim that are not folded away
 
 _OPENING = """\
 # Alignment as inference: the claims
@@ -20,9 +23,9 @@ reward is a likelihood `w = exp(r / beta)`, and the target is `p* = p0 w / Z`. F
 could be wrong. Here each of them is a small experiment with exact answers, whose code is the file linked under its
 title. Some are true, some are half true, and the half that is not is usually the one that costs money.
 
-How to read a table: *expected* is what theory says, or a figure published elsewhere, or an independent exact computation;
-*measured* is what the library computed; *error* is a rounding tolerance (`≤`) or a standard error (`se`), of which 4.5 are
-allowed. `J(q) = E_q[r] - beta KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value,
+How to read a table: *expected* is what theory says, or a figure published elsewhere, or an independent exact
+computation; *measured* is what the library computed; *error* is a rounding tolerance (`≤`) or a standard error (`se`),
+of which 4.5 are allowed. `J(q) = E_q[r] - beta KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value,
 `V(x_<=t) = log E_p0[w | x_<=t]`.
 """
 
@@ -70,10 +73,18 @@ def _section(name: str, result: Result | None, figures: Path) -> str:
 
 
 def _table(result: Result) -> str:
+    """The first checks in the open, the others folded."""
+    lines = result.found.lines
+    text = _rows(lines[:_OPEN])
+    if len(lines) > _OPEN:
+        more = f"{len(lines) - _OPEN} more checks"
+        text += f"\n<details><summary>{more}</summary>\n\n{_rows(lines[_OPEN:])}\n</details>\n"
+    return text + (f"\nStopped: {result.failure}\n" if result.failure else "")
+
+
+def _rows(lines: Sequence[Finding]) -> str:
     rows = ["| check | expected | measured | error | |", "|---|--:|--:|--:|---|"]
-    for line in result.found.lines:
+    for line in lines:
         cells = [line.what, line.expected, line.measured, line.error, "ok" if line.passed else "**FAILED**"]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    if result.failure:
-        rows.append(f"\nStopped: {result.failure}")
     return "\n".join(rows) + "\n"

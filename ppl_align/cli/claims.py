@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,8 @@ from ppl_align.claims import CHAPTERS, CLAIMS, load, statement
 from ppl_align.claims.running import Result, run
 from ppl_align.cli.console import note, show, user_code, waiting
 from ppl_align.errors import InputError
+
+FEW = 4  # checks shown of each claim when all claims are run
 
 
 def claims(
@@ -52,7 +55,7 @@ def claims(
                 load(name).figure(result.found).savefig(folder / f"{name}.png", dpi=150)
         results.append(result)
         if not json:
-            _print(result)
+            _print(result, brief=not names)
     if json:
         show(json_module.dumps([_plain(result) for result in results], indent=2, ensure_ascii=False))
     if book is not None and folder is not None:
@@ -83,23 +86,28 @@ def _list() -> int:
     return 0
 
 
-def _print(result: Result) -> None:
+def _print(result: Result, brief: bool) -> None:
+    """One claim: statement and checks; if ``brief``, the first few of them and whatever failed."""
     out = Console(markup=False, highlight=False, emoji=False)
     head = Text(result.name, style="bold")
     head.append(f"  {statement(load(result.name))}", style="not bold")
     head.append(f"  ({result.seconds:.1f} s)", style="dim")
     out.print(head)
-    table = Table(box=None, padding=(0, 1, 0, 0), show_header=False, expand=False)
-    table.add_column(max_width=36)
-    for _ in range(3):
-        table.add_column(justify="right", no_wrap=True)
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", expand=False)
+    table.add_column("check", max_width=36)
+    for header in ("expected", "measured", "error"):
+        table.add_column(header, justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
-    for line in result.found.lines:
+    lines = result.found.lines
+    shown = [line for i, line in enumerate(lines) if not brief or i < FEW or not line.passed]
+    for line in shown:
         style = "" if line.passed else "red"
         table.add_row(
-            f"  {line.what}", line.expected, line.measured, line.error, "ok" if line.passed else "FAILED", style=style
+            line.what, line.expected, line.measured, line.error, "ok" if line.passed else "FAILED", style=style
         )
-    out.print(table)
+    out.print(Padding(table, (0, 0, 0, 2), expand=False))
+    if len(shown) < len(lines):
+        out.print(f"  and {len(lines) - len(shown)} more checks hold: ppl-align claims {result.name}", style="dim")
     if result.failure:
         out.print(f"  stopped: {result.failure}", style="red")
 
