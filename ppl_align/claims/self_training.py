@@ -115,33 +115,49 @@ def study(found: Findings) -> None:
     found.data.update(shares=shares, law=law, hoard=hoard.mean(0))
 
 
+PROMPT, LENGTH, SIZE = "The movie was", 8, 8  # SIZE: samples to a batch
+
+
 def study_lm(found: Findings, lm: Any) -> None:
     """Projected LoRA gradients, batch by batch: own samples at temperature 1, and at 0.7."""
-    own, cold = lora_gradients(lm, 1.0), lora_gradients(lm, 0.7)
-    pilot, held_out = cold[::2].mean(0), cold[1::2]  # a direction must not be tested on the draws it came from
-    directions = torch.cat([torch.randn(4, own.shape[1]), pilot[None]])
+    guide = LoRAGuide(lm.completion(PROMPT, LENGTH), rank=4)
+    own, cold = (steps(guide, lm, temperature, batches=24) for temperature in (1.0, 0.7))
+    directions = torch.cat([torch.randn(4, own.shape[1]), pull(guide, lm, 0.7, batches=4)[None]])
     directions /= directions.norm(dim=1, keepdim=True)
     for i, direction in enumerate(directions):
         label = f"random direction {i + 1}" if i < 4 else "where colder samples push"
         check(found, f"SmolLM2: E grad log p, {label}", own @ direction, 0.0)
-    here, there = own @ directions[-1], held_out @ directions[-1]
+    here, there = own @ directions[-1], cold @ directions[-1]
     found.less("SmolLM2: the same there at temperature 0.7", 0.0, there.mean(), error(there))
     found.less(
         "SmolLM2: the draws suffice to tell them apart", here.mean(), there.mean(), error(here).hypot(error(there))
     )
 
 
-def lora_gradients(lm: Any, temperature: float, batches: int = 24, size: int = 8) -> Tensor:
-    """The mean gradient of log q of each batch of samples, by LoRA's B (A's is zero as long as B is), [batches, d]."""
-    source = lm.completion("The movie was", max_new_tokens=8)
-    guide = LoRAGuide(source, rank=4)
+def steps(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
+    """The mean gradient of log q over each batch of samples drawn at that temperature, [batches, d]."""
+    source = lm.completion(PROMPT, LENGTH)
+    drawn = lm.completion(PROMPT, LENGTH, temperature=temperature).expand([batches * SIZE]).sample()
+    means = (guide.log_prob(source.expand([SIZE]), tokens).mean() for tokens in drawn.split(SIZE))
+    return torch.stack([by_adapter(guide, mean) for mean in means])
+
+
+def pull(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
+    """The expected gradient at that temperature, less noisily: draws of the prefix, a sum over the next token, [d].
+
+    From draws of its own: a direction must not be tested on the samples that it came from."""
+    source, total = lm.completion(PROMPT, LENGTH, temperature=temperature), torch.zeros(())
+    for tokens in source.expand([batches * SIZE]).sample().split(SIZE):
+        logits, _ = guide.lm.teacher_forced([source.prompts[0]] * SIZE, tokens)
+        each = ((logits.detach() / temperature).softmax(-1) * logits.log_softmax(-1)).sum(-1)
+        total = total + by_adapter(guide, each.masked_fill(source.ended_before(tokens), 0.0).sum())
+    return total
+
+
+def by_adapter(guide: LoRAGuide, value: Tensor) -> Tensor:
+    """The gradient of ``value`` by LoRA's B, flat (by A it is zero as long as B is)."""
     trained = [p for name, p in guide.named_parameters() if "lora_B" in name]
-    drawn = lm.completion("The movie was", max_new_tokens=8, temperature=temperature).expand([batches * size]).sample()
-    rows = []
-    for tokens in drawn.split(size):
-        mean = guide.log_prob(source.expand([size]), tokens).mean()
-        rows.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(mean, trained)]))
-    return torch.stack(rows)
+    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, trained)])
 
 
 def slope(oracle: Oracle, guide: Any, kept: Tensor) -> Tensor:
