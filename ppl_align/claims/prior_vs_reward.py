@@ -133,7 +133,7 @@ def floor(found: Findings, name: str, path: Path, last: float) -> None:
     for scale in torch.linspace(0.01, last, 60).tolist():
         kl, gold = path.seen(scale)
         spare.append(gold - min(g for distance, g in worst if distance <= kl))
-    found.less(f"{name}: least gold above the worst policy at that KL", 0.0, min(spare))
+    found.less(f"{name}: least gold above the worst at that KL", 0.0, min(spare))
     found.data[f"{name}, worst"] = worst
 
 
@@ -158,7 +158,7 @@ def calibration(found: Findings) -> None:
 def reviews(found: Findings) -> None:
     """A reward model with an exploit, over every review of up to six words."""
     for exploit in (1.5, 2.0):
-        name, oracle = f"reviews, exploit pays {exploit:g}", Oracle(review, 1.0, exploit)
+        name, oracle = f"reviews, exploit {exploit:g}", Oracle(review, 1.0, exploit)
         fine, very = oracle.rewards["praise"], oracle.rewards["very very"]
         path = Path(oracle.log_prior, fine + exploit * very, fine - 2 * very)
         best = path.best(CAP)

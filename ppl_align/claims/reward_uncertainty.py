@@ -143,7 +143,7 @@ def three_ways(found: Findings) -> None:
         best = texts.tilted(arms["mean"](1.0))
         for arm in ("marginalised", "pessimistic"):
             lost = [_j(texts, mean, law) for law in (best, texts.tilted(arms[arm](1.0)))]
-            found.less(f"{name}, beta=1: the J it believes in, {arm} < mean", lost[1], lost[0])
+            found.less(f"{name}, beta=1: believed J, {arm} < mean", lost[1], lost[0])
     law = potentials(texts, JUDGE.gold_mean, even)["mean"]
     found.equal(
         "evenly unsure: theta in the program, KL to the mean's", through(texts, law, 1.5, JUDGE.gold_mean, even), 0.0
