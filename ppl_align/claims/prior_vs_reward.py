@@ -1,4 +1,4 @@
-"""The prior caps the damage of a wrong reward: the beta that is best for the gold reward is finite.
+"""The prior caps the damage of a wrong reward: the best 1/beta for the gold reward is finite.
 
 A reward that is wrong can still be used with care. Along the posteriors `p_lambda ∝ p0 exp(lambda r)`, lambda = 1/beta,
 any other quantity g moves by its covariance with the reward:
@@ -6,19 +6,19 @@ any other quantity g moves by its covariance with the reward:
     d E[g]/d lambda = Cov(g, r),   taken under p_lambda itself
 
 At lambda = 0 that is the covariance on the model's own texts, which is what a reward model is validated on. If it is
-positive, some optimisation pays, so the best beta is not infinity. If the reward is wrong somewhere, the posterior gets
-there as lambda grows, the covariance falls through zero, and that is the best beta: where, on the texts that the policy
-writes *now*, proxy and gold no longer go together.
+positive, some optimisation pays, so the best 1/beta is not zero. If the reward is wrong somewhere, the posterior gets
+there as lambda grows, the covariance falls through zero, and that is the best lambda: where, on the texts that the
+policy writes *now*, proxy and gold no longer go together.
 
 The prior caps the damage because it costs nats to leave it. Among all policies within K nats of p0 the worst is the
 tilt against gold, `p0 exp(-t g)`, and no reward, however wrong, can push the posterior below it. A wrong reward without
 a prior (an entropy bonus, `exp(r/beta)` alone) starts from all texts alike and finds its mistakes at once.
 
-What is only half true. "Finite" depends on how the reward is wrong. If it is calibrated gold never falls, and the best
-beta is zero; if it is uncorrelated with gold from the start, infinity. And a best beta is best within a range. In the
-mixture (see overoptimisation) gold turns up *again* far out, because once every text is a strange one the tilt buys
-real quality among them; take "KL <= 6" away and the statement is false. The cap itself is in nats and not in harm: what
-the prior writes once in e^K texts can be had for K nats.
+What is only half true. "Finite" depends on how the reward is wrong. If it is calibrated, gold never falls, and the best
+lambda is infinite. If the covariance is not positive under the prior already, the first step is a loss. And the best
+lambda is best within a range. In the mixture (see overoptimisation) gold turns up *again* far out, because once every
+text is a strange one the tilt buys real quality among them; take "KL <= 6" away and the statement is false. The cap
+itself is in nats and not in harm: what the prior writes once in e^K texts can be had for K nats.
 
 **In practice.** Beta cannot be chosen by looking at the proxy. Label a few hundred texts of the *current* policy with
 gold and look at the covariance with the proxy; when it is gone, stop, whatever the reward curve says. A ladder of beta
