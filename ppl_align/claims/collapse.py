@@ -1,4 +1,4 @@
-"""Without the KL term the optimum is a single text, and exploring better only gets there sooner.
+"""Without the KL term the optimum is a single text, and perfect exploration ends there as well.
 
 Leave the penalty out of `J(q) = E_q[r] - beta KL(q||p0)` and what is left, `E_q[r]`, is linear in q. A linear function
 over distributions is largest at a corner: all mass on the text with the highest reward. The posterior says the same,

@@ -67,7 +67,7 @@ def study(found: Findings) -> None:
         for label, sizes in (
             ("20 steps of 0.05", [0.05] * 20),
             ("40 steps of 0.1", [0.1] * 40),
-            ("20 uneven steps that add up to 2", (2 * uneven / uneven.sum()).tolist()),
+            ("20 uneven steps, in all 2", (2 * uneven / uneven.sum()).tolist()),
         ):
             beta = 1 / sum(sizes)
             apart = (by_text(p0, r, sizes).exp() - Oracle(program, beta).log_target.exp()).abs().max()

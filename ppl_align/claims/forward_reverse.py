@@ -1,4 +1,4 @@
-"""A policy that cannot be the posterior covers its modes or picks one, depending on the direction of the KL.
+"""A policy that cannot express the posterior covers its modes or picks one, by direction of the KL.
 
 There are two ways to be close to p*. RL with a KL penalty, and variational inference, lower the reverse divergence
 `KL(q||p*)`: it is infinite as soon as q writes what p* never writes, and leaving something out costs little, so
