@@ -235,7 +235,7 @@ def one_draw_each(found: Findings, oracle: Oracle) -> None:
 def endings(found: Findings) -> None:
     """A simulated ending certifies itself, and no other."""
     oracles = [Oracle(infill, [ending]) for ending in range(3)]
-    pairs = simulate(infill, [0], num_simulations=200, seed=found.seed)
+    pairs = simulate(infill, [0], num_simulations=400, seed=found.seed)
     excess = [float(pair.draw.log_weight) - oracles[pair.arguments["ending"][0]].log_evidence for pair in pairs]
     shared = sum(math.exp(o.log_evidence) * float(kl_divergence(o.log_target, o.log_prior)) for o in oracles)
     squares = [float(o.mean((o.log_potential - o.log_evidence) ** 2)) * math.exp(o.log_evidence) for o in oracles]
