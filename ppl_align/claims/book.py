@@ -25,7 +25,7 @@ title. Some are true, some are half true, and the half that is not is usually th
 
 How to read a table: *expected* is what theory says, or a figure published elsewhere, or an independent exact
 computation; *measured* is what the library computed; *error* is a rounding tolerance (`≤`) or a standard error (`se`),
-of which 4.5 are allowed. `J(q) = E_q[r] - beta KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value,
+of which 4.6 are allowed. `J(q) = E_q[r] - beta KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value,
 `V(x_<=t) = log E_p0[w | x_<=t]`.
 """
 

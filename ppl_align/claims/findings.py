@@ -4,9 +4,9 @@ There are five ways for a number to be right, and every study says which one it 
 
 * ``equal``      two exact computations of the same thing, to rounding;
 * ``rounds_to``  a published figure, correct to its last digit;
-* ``agrees``     an estimate within 4.5 standard errors of an exact value (about 150 such checks in all: at 4.5 the
+* ``agrees``     an estimate within 4.6 standard errors of an exact value (about 200 such checks in all: at 4.6 the
                  chance that a correct library fails any of them is 1e-3 over seeds);
-* ``less``       one number below another, for estimates by more than 4.5 standard errors of the difference;
+* ``less``       one number below another, for estimates by more than 4.6 standard errors of the difference;
 * ``holds``      something that is true or false.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, SupportsFloat
 
-Z = 4.5
+Z = 4.6
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Findings:
     def agrees(
         self, what: str, measured: SupportsFloat, standard_error: SupportsFloat, expected: SupportsFloat
     ) -> None:
-        """An estimate lies within 4.5 standard errors of the exact value; a standard error of zero proves nothing."""
+        """An estimate lies within 4.6 standard errors of the exact value; a standard error of zero proves nothing."""
         got, error, want = float(measured), float(standard_error), float(expected)
         sound = math.isfinite(error) and error > 0
         near = sound and abs(got - want) <= Z * error
@@ -70,7 +70,7 @@ class Findings:
     def less(
         self, what: str, smaller: SupportsFloat, larger: SupportsFloat, standard_error: SupportsFloat = 0.0
     ) -> None:
-        """``smaller < larger``, by more than 4.5 standard errors of the difference (0: both are exact)."""
+        """``smaller < larger``, by more than 4.6 standard errors of the difference (0: both are exact)."""
         low, high, error = float(smaller), float(larger), float(standard_error)
         shown = f"se {error:.2g}" if error else "exact"
         self._add(what, f"< {_short(high)}", _short(low), shown, high - low > Z * error)
