@@ -7,7 +7,8 @@ arXiv:1511.02543; Zhao et al. 2024, arXiv:2404.17546)::
     E[1 / Zhat_c] = 1 / Z      hence      E[log Zhat] <= log Z <= E[log Zhat_c]
 
 and E[log Zhat_c] - E[log Zhat] is the Jeffreys divergence between what the engine does and what it would do if it
-were right. Importance sampling is the case without resampling.
+were right. Importance sampling is the case without resampling. (Where populations may die, with hard rejections, the
+equation reads E[1 / Zhat_c] = P(Zhat > 0) / Z, and the bound holds all the more.)
 """
 
 from __future__ import annotations
