@@ -26,7 +26,7 @@ MAX_SPREAD = 0.6
 ROUNDING = 1e-6
 """Relative error of float32 log-probabilities: a deviation this small proves nothing, whatever its z."""
 _CELLS = 12  # most probable assignments looked at one by one; the rest is pooled
-_VISITS = 30  # draws a cell should expect: below, its mean is not normal
+_VISITS = 20  # replicates that should have visited a cell: below, its mean is not normal
 
 
 class Judgement(NamedTuple):
@@ -105,8 +105,7 @@ def weighting_test(posterior: Posterior, exact: Posterior) -> Judgement:
     """
     law = probabilities(exact)
     rows, (replicates, particles) = key_rows(posterior)
-    rare = max(0.02, _VISITS / (replicates * particles))
-    cells = [row for row, p in sorted(law.items(), key=lambda item: -item[1]) if p > rare][:_CELLS]
+    cells = [row for row, p in sorted(law.items(), key=lambda item: -item[1]) if p > 0.02][:_CELLS]
     where = {row: i for i, row in enumerate(cells)}
     expected = torch.tensor([law[row] for row in cells], dtype=torch.float64)
     expected = torch.cat([expected, 1 - expected.sum(0, keepdim=True)])
@@ -114,7 +113,34 @@ def weighting_test(posterior: Posterior, exact: Posterior) -> Judgement:
     observed = torch.zeros(replicates, len(expected), dtype=torch.float64)
     at = torch.tensor([where.get(row, len(cells)) for row in rows]).reshape(replicates, particles)
     observed.scatter_add_(1, at, weight)
+    observed, expected = _pooled(observed, expected, particles)
     return worst(mean_z(observed, expected, ROUNDING), replicates)
+
+
+def _pooled(observed: Tensor, expected: Tensor, particles: int) -> tuple[Tensor, Tensor]:
+    """Cells ``[R, C]`` that were visited too rarely for a normal limit join the last one; so does that one, the next.
+
+    A cell that *ought* to have been visited stays, visited or not: independent particles have N s^2 >= p^2 / q - 1 for
+    a cell of probability p that is proposed with probability q, where s^2 is the variance of Zhat / Z; hence at least
+    R N p^2 / (1 + N s^2) visits are due."""
+    size = len(observed) * particles
+    spread = 1 + particles * float(observed.sum(-1).var())
+
+    def usable(values: Tensor, p: Tensor) -> bool:
+        return int((values > 0).sum()) >= _VISITS or size * float(p) ** 2 / spread >= _VISITS
+
+    often: list[tuple[Tensor, Tensor]] = []
+    rest = observed[:, -1], expected[-1]
+    for values, p in zip(observed.T[:-1], expected[:-1], strict=True):
+        if usable(values, p):
+            often.append((values, p))
+        else:
+            rest = rest[0] + values, rest[1] + p
+    if often and not usable(*rest):
+        values, p = often.pop()
+        rest = rest[0] + values, rest[1] + p
+    cells = [*often, rest]
+    return torch.stack([values for values, _ in cells], 1), torch.stack([p for _, p in cells])
 
 
 def worst(z: Tensor, repeats: int) -> Judgement:
