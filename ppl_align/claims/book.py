@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +16,8 @@ _OPEN = 8  # checks of each claim that are not folded away
 _OPENING = """\
 # Alignment as inference: the claims
 
-*Written by `ppl-align claims --lm --book docs/claims.md`; do not edit. Every number below was computed by that command,
-on a fresh seed of your choice if you add `--seed`.*
+*Written by `ppl-align claims --lm --book docs/claims.md`; do not edit. Every number below was computed by that command;
+`--seed 7` computes them again from other random numbers.*
 
 This library rests on one idea: an aligned language model is a posterior. The prior is the language model `p0`, the
 reward is a likelihood `w = exp(r / beta)`, and the target is `p* = p0 w / Z`. From that idea follow statements that
@@ -46,7 +47,7 @@ def compose(results: Mapping[str, Result], figures: Path) -> str:
     """The whole text."""
     parts = [_OPENING, _contents()]
     for title, (introduction, names) in CHAPTERS.items():
-        parts += [f"## {title}\n", f"{introduction}\n"]
+        parts += [f"## {title}\n", f"{textwrap.fill(introduction, 118)}\n"]
         parts += [_section(name, results.get(name), figures) for name in names]
     return "\n".join(parts).rstrip() + "\n"
 

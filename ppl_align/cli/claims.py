@@ -52,7 +52,7 @@ def claims(
         with user_code(), waiting(f"{name} ({count}/{len(chosen)})"):
             result = next(studies)
             if folder is not None and not result.failure:
-                load(name).figure(result.found).savefig(folder / f"{name}.png", dpi=150)
+                load(name).figure(result.found).savefig(folder / f"{name}.png", dpi=110)
         results.append(result)
         if not json:
             _print(result, brief=not names)
