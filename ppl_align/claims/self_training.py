@@ -121,7 +121,7 @@ PROMPT, LENGTH, SIZE = "The movie was", 8, 8  # SIZE: samples to a batch
 def study_lm(found: Findings, lm: Any) -> None:
     """Projected LoRA gradients, batch by batch: own samples at temperature 1, and at 0.7."""
     guide = LoRAGuide(lm.completion(PROMPT, LENGTH), rank=4)
-    own, cold = (steps(guide, lm, temperature, batches=24) for temperature in (1.0, 0.7))
+    own, cold = steps(guide, lm, 1.0, batches=24), steps(guide, lm, 0.7, batches=16)
     directions = torch.cat([torch.randn(4, own.shape[1]), pull(guide, lm, 0.7, batches=4)[None]])
     directions /= directions.norm(dim=1, keepdim=True)
     for i, direction in enumerate(directions):
