@@ -188,7 +188,7 @@ def upstream_latents_left_behind(monkeypatch):
 
 @bug("scores", "two_completions", EAGER)
 def prompts_of_the_next_completion_left_behind(monkeypatch):
-    """This library had it: only the check that scores again could see it, at any affordable number of replicates."""
+    """This library had it, and no statistical test had noticed; scoring again shows it at once."""
 
     def wrapper(original, self, *args):
         kept = self.waiting
