@@ -36,7 +36,7 @@ claims: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/ppl-align claims
 
 book: $(STAMP) .venv/weights
-	$(BIN)/ppl-align claims --lm --book docs/claims.md
+	OMP_NUM_THREADS=1 $(BIN)/ppl-align claims --lm --book docs/claims.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

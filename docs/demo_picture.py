@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 def main() -> None:
     """Four of the report's plots, two by two."""
     runs = HERE.parent / "runs" / "demo"
-    comparison = compare({name: str(runs / f"{name}.nc") for name in ("importance", "smc", "svi")})
+    comparison = compare({name: str(runs / f"{name}.nc") for name in ("importance", "smc", "svi", "rejection")})
     with tempfile.TemporaryDirectory() as folder:
         comparison.plots(folder)
         tiles = [Image.open(Path(folder) / f"{name}.png") for name in ("evidence", "reward_sentiment", "smc", "svi")]

@@ -20,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+SAY_IT_THEMSELVES = ("run", "claims")
+"""Commands that tell how far they came when they are interrupted."""
 _ENGINES = "a gallery recipe, or file.py that says engine = ...; may be repeated [importance, smc, svi]"
 
 ModelName = Annotated[
@@ -169,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rejected = _usage_error(error)
         report(error if rejected is None else rejected, debug="--debug" in arguments)
         return exit_code(error if rejected is None else rejected)
+    if result == 130 and arguments[0] not in SAY_IT_THEMSELVES:  # typer turns Ctrl-C into this exit code
+        err.print("interrupted", style="red")
     return result if isinstance(result, int) else 0
 
 

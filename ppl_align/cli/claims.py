@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def claims(
 ) -> int:
     """Returns 0 if every claim that was studied holds, else 1."""
     if listing:
-        return _list()
+        return _list(json)
     chosen = list(dict.fromkeys(names)) or list(CLAIMS)
     for name in chosen:
         load(name)
@@ -42,22 +43,30 @@ def claims(
     if book is not None and folder is None:
         folder = book.with_suffix("")
     if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write figures to {folder}: {error.strerror}") from None
-    results = []
+        _writable(folder, "figures")
+    if book is not None:
+        _writable(book.parent, "the book")
+        if book.is_dir():
+            raise InputError(f"--book {book} is a folder: give a file name, such as {book / 'claims.md'}")
+    results: list[Result] = []
     studies = run(chosen, seed, model)
-    for count, name in enumerate(chosen, 1):
-        with user_code(), waiting(f"{name} ({count}/{len(chosen)})"):
-            result = next(studies)
-            if folder is not None and not result.failure:
-                load(name).figure(result.found).savefig(folder / f"{name}.png", dpi=110)
-        results.append(result)
-        if not json:
-            _print(result, brief=not names)
+    interrupted = False
+    try:
+        for count, name in enumerate(chosen, 1):
+            with user_code(), waiting(f"{name} ({count}/{len(chosen)})"):
+                result = next(studies)
+                if folder is not None and not result.failure:
+                    load(name).figure(result.found).savefig(folder / f"{name}.png", dpi=110)
+            results.append(result)
+            if not json:
+                _print(result, brief=not names)
+    except KeyboardInterrupt:
+        interrupted = True
     if json:
         show(json_module.dumps([_plain(result) for result in results], indent=2, ensure_ascii=False))
+    if interrupted:
+        note(f"interrupted: {len(results)} of {len(chosen)} claims were studied")
+        return 130
     if book is not None and folder is not None:
         from ppl_align.claims.book import write
 
@@ -67,8 +76,18 @@ def claims(
     checks = sum(len(result.found.lines) for result in results)
     seconds = sum(result.seconds for result in results)
     verdict = f"FAILED: {', '.join(failed)}" if failed else "all hold"
-    note(f"{len(results)} claims, {checks} checks, {seconds:.0f} s: {verdict}")
+    note(f"{len(results)} claim{'s'[: len(results) != 1]}, {checks} checks, {seconds:.0f} s: {verdict}")
     return 1 if failed else 0
+
+
+def _writable(folder: Path, what: str) -> None:
+    """Find out before the work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {what} to {folder}: {error.strerror}") from None
 
 
 def _language_model() -> Any:
@@ -78,7 +97,10 @@ def _language_model() -> Any:
         return CausalLM("smollm2-135m")
 
 
-def _list() -> int:
+def _list(json: bool) -> int:
+    if json:
+        show(json_module.dumps({name: statement(load(name)) for name in CLAIMS}, indent=2, ensure_ascii=False))
+        return 0
     for title, (_, names) in CHAPTERS.items():
         show(title)
         for name in names:

@@ -96,7 +96,7 @@ def _caveat(runs: Mapping[str, Posterior]) -> str:
     if name is None:
         return CAVEAT
     most, total = 100 * exact_draws.unreached(runs[name]), runs[name].log_weight.numel()
-    return f"A mode that none of {name}'s {total} exact draws lies in holds less than {most:.2g}% (95% confidence)."
+    return f"A region named beforehand that {name}'s {total} exact draws all miss holds less than {most:.2g}% (at 95%)."
 
 
 def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior]) -> bool:
