@@ -134,6 +134,12 @@ def test_fewer_exact_draws_than_replicates(oracles):
     assert "log Z between" in str(bounds)
 
 
+def test_an_order_that_can_only_be_noise_is_called_so():
+    low, high = torch.tensor([-1.0, -1.2]), torch.tensor([-0.9, -0.8])
+    assert str(Bounds(high, low)).endswith(" nats (the order is noise: more replicates)")
+    assert str(Bounds(low, high)).endswith(" nats")
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

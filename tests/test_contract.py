@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import math
 import random
 import re
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,14 +19,14 @@ import torch
 from conftest import SEED
 from scipy import stats
 
-from ppl_align import Engine, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, Engine, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.cost import Cost
 from ppl_align.engines.sweep import assemble
 from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.program import Program
 from ppl_align.rewards import Vader, columns, each
 from ppl_align.testing import PROGRAMS, ContractError, Oracle, Report, check_engine, check_reward
-from ppl_align.testing.checks import CHECKS
+from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.programs import EOS, FIXED
 from ppl_align.testing.report import Result
@@ -37,6 +39,8 @@ from ppl_align.testing.statistics import (
     key_rows,
     mean_z,
     probabilities,
+    say_p,
+    say_z,
     two_sided,
     weighting_test,
 )
@@ -272,8 +276,12 @@ SEVERAL = (NoFactors, FewReplicates, NotANumber, TooMuchEvidence, LogOfTheMean, 
         (CannotBeSaved, "arviz", "raised OSError: no disk"),
         (TooMuchEvidence, "Zhat", r"expected E\[Zhat / Z\] = 1, measured 1\.\d+ ± [\d.]+ over 200 replicates, p = "),
         (LogOfTheMean, "Zhat", r"expected E\[Zhat / Z\] = 1, measured 0\.\d+ ±"),
-        (WeightsOfOthers, "weights", r"the worst of \d+ is off by \d+\.\d standard errors over 200 replicates"),
-        (OnlyTheMode, "weights", r"the worst of \d+ is off by \d+\.\d standard errors"),
+        (
+            WeightsOfOthers,
+            "weights",
+            r"the worst of \d+ is off by (over 100|\d+\.\d) standard errors over 200 replicates",
+        ),
+        (OnlyTheMode, "weights", r"the worst of \d+ is off by (over 100|\d+\.\d) standard errors"),
         (PassesForExact, "Zhat", "expected log Z = "),
         (PassesForExact, "weights", "expected the exact probabilities, got one that is off by"),
         (Raises, "run", "expected a Posterior, it raised KeyError: 'x'"),
@@ -354,6 +362,69 @@ def test_programs_may_be_given_in_a_row_alone_or_as_oracles():
         assert report, str(report)
         assert {result.subject for result in report.results} == {"with_eos", "tilted"}
     assert check_engine(Exact(), oracle)
+    with pytest.raises(
+        InputError, match=r"'tilted' needs arguments \(missing .* 'beta'\): wrap it: Oracle\(tilted, ...\)"
+    ):
+        check_engine(Exact(), [tilted])
+
+
+def test_an_engine_that_refuses_many_replicates_is_run_with_several_seeds():
+    """64 draws of 300 x 16 would take twenty times what it allows itself; 4 x 16 do not."""
+    engine = Rejection(16, 4, max_draws=4000)
+    case = Case(engine, "with_eos", Oracle(PROGRAMS["with_eos"]), SEED, 60, RATE)
+    with pytest.raises(RunError, match="more than max_draws=4000"):
+        dataclasses.replace(engine, num_replicates=60).run(PROGRAMS["with_eos"], seed=SEED)
+    assert case.opening[1] == 4
+    assert case.pooled.log_weight.shape == (60, 16)
+    report = check_engine(engine, {**ONE, **TWO, "raw_pyro": PROGRAMS["raw_pyro"]}, seed=SEED, num_replicates=60)
+    assert {result.subject for result in report.refused} == {"upstream_latent", "raw_pyro"}
+    assert report, str(report)
+    assert report.verdict == (
+        f"contract of rejection: 2 of 4 programs checked, all {2 * (1 + len(CHECKS))} checks passed; 2 refused"
+    )
+
+
+def test_one_seed_that_is_refused_leaves_it_undecided():
+    class Moody(Mine):
+        def run(self, model, *args, seed=0, **kwargs):
+            if seed % 7 == 3:
+                raise RunError("not today")
+            return super().run(model, *args, seed=seed, **kwargs)
+
+    report = check_engine(Moody(), ONE, seed=0, num_replicates=50)
+    assert {result.check for result in report.inconclusive} == set(STATISTICAL)
+    assert "ran with seed 0, but not with seed 3: RunError: not today" in report.inconclusive[0].line
+    assert not report.failures
+    assert not report
+
+
+def test_an_engine_without_a_name_is_told_to_take_one():
+    class NoName(Engine):
+        def _infer(self, task):
+            raise AssertionError
+
+    report = check_engine(NoName(), ONE)
+    (failure,) = report.failures
+    assert failure.line == 'an engine needs a name: write name: ClassVar[str] = "noname" in class NoName'
+
+
+def test_what_an_engine_says_in_every_run_is_shown_once(caplog):
+    class Talks(ImportanceSampling):
+        def run(self, *args, **kwargs):
+            warnings.warn("something to know", UserWarning, stacklevel=2)
+            return super().run(*args, **kwargs)
+
+    show = warnings.showwarning
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_engine(Talks(16), ONE, num_replicates=50)
+    assert [str(warning.message) for warning in caught] == ["something to know"]
+    assert warnings.showwarning is show
+    with caplog.at_level(logging.WARNING):
+        check_engine(SMC(16, twist=None), ONE, num_replicates=50)
+        assert len(caplog.records) == 1
+        check_engine(SMC(16, twist=None), ONE, num_replicates=50)
+    assert len(caplog.records) == 2
 
 
 @pytest.mark.parametrize(
@@ -412,6 +483,18 @@ def test_a_report_about_one_thing_lists_its_checks_below_one_another():
     shown = str(check_reward(Vader()))
     assert shown.splitlines()[0].split() == ["check", "vader"]
     assert "=> contract of the reward vader: all 11 checks passed" in shown
+
+
+def test_a_reward_without_bounds_has_none_to_check():
+    report = check_reward(applies_sometimes)
+    assert report
+    assert "bounds none stated" in " ".join(str(report).replace("\n", " ").split())
+    assert report.verdict.endswith("all 10 checks passed")
+
+
+def test_numbers_far_out_are_said_in_words():
+    assert (say_p(0.0), say_p(1e-5)) == ("p < 1e-300", "p = 1.0e-05")
+    assert (say_z(1301551933.4), say_z(99.96)) == ("over 100 standard errors", "100.0 standard errors")
 
 
 def test_an_empty_report_is_no_pass():

@@ -38,6 +38,16 @@ def test_the_objective_and_its_gap(name, oracles):
     assert float(oracle.log_target.exp().sum()) == pytest.approx(1, abs=1e-9)
 
 
+def test_it_prints_what_it_knows(oracles):
+    oracle = oracles["with_eos"]
+    kl = float((oracle.log_target.exp() * (oracle.log_target - oracle.log_prior)).nansum())
+    shown = repr(oracle)
+    assert shown == (
+        f"Oracle({oracle.model.__name__}: {len(oracle.log_prior)} assignments, log Z = {oracle.log_evidence:.4g}, "
+        f"KL(p* || p0) = {kl:.4g} nats)"
+    )
+
+
 def test_divergences_by_hand():
     p, q = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.25, 0.5, 0.25]).log()
     assert kl_divergence(p, q).item() == pytest.approx(0.5 * math.log(2))
@@ -221,6 +231,8 @@ def test_a_list_of_answers_is_the_posterior_given_the_list():
     found = probabilities(posterior)
     for row, log_mass in zip(padded, mass, strict=True):
         assert found[row] == pytest.approx(math.exp(log_mass - float(posterior.log_evidence)), abs=1e-9)
+    assert "Exact: the 5 listed completions of positive probability." in posterior.summary()
+    assert "Exact: all 15 completions of positive probability." in whole.posterior.summary()
 
 
 def test_shared_prefixes_are_read_once():

@@ -76,6 +76,8 @@ def test_calibration_of_engines_with_exact_draws(engine, model):
     found = calibrate(engine, model, num_simulations=100, seed=SEED)
     assert {"log_prior", "log_likelihood", "length"} == set(found.ranks)
     assert min(found.p_values.values()) > 1e-3 / 12
+    assert str(found).startswith("Calibration: 100 simulations of 19 draws; p-values of uniform ranks: ")
+    assert f"length {found.p_values['length']:.2g}" in str(found)
 
 
 class Overconfident(Exact):

@@ -111,7 +111,11 @@ def test_every_engine_can_ask_them() -> None:
         (lambda: Accepts(Automaton.contains([1], 3), reject=math.nan), "at most 0"),
         (lambda: Automaton.contains([], 3), "at least one"),
         (lambda: Automaton.contains([3], 3), "ids from 0 to 2"),
+        (lambda: Automaton.contains([0], "3"), "ids and an LM or its vocab_size, got '3'"),
+        (lambda: Automaton.contains("ab", spelled()), "a list of ids, got 'ab'; for text: Automaton.contains_text"),
         (lambda: Automaton.contains_text("", spelled()), "at least one character"),
+        (lambda: Automaton.contains_text("a", 5), "takes a text and the LM .* got str and int"),
+        (lambda: Automaton.regex("a", 5), "takes a text and the LM .* got str and int"),
         (lambda: Automaton(torch.zeros(2), 0, torch.zeros(2)), r"shape \[S, V\]"),
         (lambda: Automaton(torch.zeros(2, 3), 0, torch.zeros(3)), r"shape \[2\]"),
         (lambda: Automaton(torch.full((2, 3), 2), 0, torch.zeros(2)), "from 0 to 1"),
@@ -132,6 +136,7 @@ def test_mistakes_are_one_line(ask: Callable[[], Any], says: str) -> None:
 def test_contains_is_what_a_search_finds(ids: list[int]) -> None:
     """Overlaps of the wanted sequence with itself included."""
     automaton = Automaton.contains(ids, 3)
+    assert torch.equal(Automaton.contains(ids, MarkovLM(torch.zeros(3, 3))).transitions, automaton.transitions)
     tokens = all_sequences(3, 7)
     expected = [any(row[i : i + len(ids)] == ids for i in range(len(row))) for row in tokens.tolist()]
     assert automaton.accepting[automaton.run(tokens)].tolist() == expected

@@ -120,7 +120,8 @@ class Bounds:
     def __str__(self) -> str:
         low, high = self.standard_errors
         lower, upper = with_error(float(self.lower.mean()), low), with_error(float(self.upper.mean()), high)
-        return f"log Z between {lower} and {upper} nats"
+        noise = " (the order is noise: more replicates)" if self.gap < 0 else ""
+        return f"log Z between {lower} and {upper} nats{noise}"
 
 
 def _standard_error(side: Tensor) -> float:

@@ -128,7 +128,11 @@ def paragraph(posterior: Posterior) -> str:
     parts += [f"E[{name}] = {posterior.mean(name)}." for name in posterior.rewards]
     distinct = diversity.distinct_completions(posterior)
     if posterior.exact:
-        parts.append(f"Exact: all {distinct:.0f} completions of positive probability.")
+        listed = posterior.config.get("candidates") is not None  # then the rest was not looked at
+        parts.append(
+            f"Exact: {'the' if listed else 'all'} {distinct:.0f} {'listed ' if listed else ''}completions"
+            " of positive probability."
+        )
     else:
         parts.append(
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "

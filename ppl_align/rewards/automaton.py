@@ -58,12 +58,19 @@ class Automaton:
         return self.transitions.shape[1]
 
     @classmethod
-    def contains(cls, ids: Sequence[int], vocab_size: int) -> Automaton:
-        """Accepts the sequences with ``ids`` somewhere in them, next to each other (Knuth, Morris & Pratt 1977)."""
+    def contains(cls, ids: Sequence[int], vocab_size: int | LM) -> Automaton:
+        """Accepts the sequences with ``ids`` somewhere in them, next to each other (Knuth, Morris & Pratt 1977).
+
+        ``vocab_size``: a number, or the LM that has it."""
+        size = getattr(vocab_size, "vocab_size", vocab_size)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"Automaton.contains takes ids and an LM or its vocab_size, got {vocab_size!r}")
+        if isinstance(ids, str) or not hasattr(ids, "__iter__"):
+            raise InputError(f"Automaton.contains takes a list of ids, got {ids!r}; for text: Automaton.contains_text")
         wanted = [int(i) for i in ids]
-        if not wanted or not all(0 <= i < vocab_size for i in wanted):
-            raise InputError(f"Automaton.contains needs ids from 0 to {vocab_size - 1}, at least one, got {wanted}")
-        table = torch.zeros(len(wanted) + 1, vocab_size, dtype=torch.long)
+        if not wanted or not all(0 <= i < size for i in wanted):
+            raise InputError(f"Automaton.contains needs ids from 0 to {size - 1}, at least one, got {wanted}")
+        table = torch.zeros(len(wanted) + 1, size, dtype=torch.long)
         border = 0  # the state of what was read without its first token: where a mismatch falls back to
         for matched, token in enumerate(wanted):
             table[matched] = table[border]
@@ -83,6 +90,7 @@ class Automaton:
         >>> a.accepting[a.run(torch.tensor([[1, 2], [2, 0]]))].tolist()
         [True, False]
         """
+        _check_text_and_lm("contains_text", text, lm)
         if not text:
             raise InputError("Automaton.contains_text needs a text of at least one character")
         return cls._of_characters(lm, contains_characters(text))
@@ -104,6 +112,7 @@ class Automaton:
         >>> a.accepting[a.run(torch.tensor([[0, 1, 2], [2, 0, 2]]))].tolist()
         [True, False]
         """
+        _check_text_and_lm("regex", pattern, lm)
         return cls._of_characters(lm, regex_characters(pattern))
 
     @classmethod
@@ -141,6 +150,14 @@ class Automaton:
 
     def __repr__(self) -> str:
         return f"Automaton({self.num_states} states, V={self.vocab_size})"
+
+
+def _check_text_and_lm(method: str, text: object, lm: object) -> None:
+    from ppl_align.lm.base import LM
+
+    if not isinstance(text, str) or not isinstance(lm, LM):
+        got = f"{type(text).__name__} and {type(lm).__name__}"
+        raise InputError(f"Automaton.{method} takes a text and the LM whose tokens spell it, got {got}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

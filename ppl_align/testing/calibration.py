@@ -48,6 +48,11 @@ class Calibration:
             found[name] = float(stats.chisquare(observed, expected).pvalue)
         return found
 
+    def __str__(self) -> str:
+        size = len(next(iter(self.ranks.values()), ()))
+        found = ", ".join(f"{name} {p:.2g}" for name, p in self.p_values.items())
+        return f"Calibration: {size} simulations of {self.num_draws} draws; p-values of uniform ranks: {found}"
+
     def plot(self) -> Any:
         """Rank ECDFs with simultaneous bands, drawn by ArviZ; returns the matplotlib figure."""
         generator = np.random.default_rng(self.seed)

@@ -18,7 +18,15 @@ from ppl_align.cost import Cost
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
-from ppl_align.testing.statistics import MAX_SPREAD, evidence_z, probabilities, two_sided, weighting_test
+from ppl_align.testing.statistics import (
+    MAX_SPREAD,
+    evidence_z,
+    probabilities,
+    say_p,
+    say_z,
+    two_sided,
+    weighting_test,
+)
 
 if TYPE_CHECKING:
     from ppl_align.testing.contract import Case
@@ -58,8 +66,9 @@ def _shapes(case: Case, posterior: Posterior, exact: Posterior) -> Iterator[str]
     if bool((weight.isnan() | weight.isposinf()).any()):
         yield "expected log_weight below +inf, got NaN or +inf"
     shape = list(weight.shape)
-    if not posterior.exact and hasattr(case.engine, "num_replicates") and shape[0] != case.num_replicates:
-        yield f"expected {case.num_replicates} replicates, got {shape[0]}"
+    replicates = case.opening[1]
+    if not posterior.exact and replicates is not None and shape[0] != replicates:
+        yield f"expected {replicates} replicates, got {shape[0]}"
     for what in ("particles", "log_prior", "rewards", "factors", "scales"):
         got, want = getattr(posterior, what), getattr(exact, "particles" if what == "log_prior" else what)
         if set(got) != set(want):
@@ -199,7 +208,7 @@ def unbiased_evidence(case: Case) -> Finding:
     error = float(ratio.std()) / math.sqrt(len(ratio))
     line = (
         f"expected E[Zhat / Z] = 1, measured {float(ratio.mean()):.4g} ± {error:.2g} over {len(ratio)} replicates, "
-        f"p = {p:.1e}"
+        f"{say_p(p)}"
     )
     return ("failed" if p < case.level else "passed"), line, p
 
@@ -217,8 +226,8 @@ def proper_weighting(case: Case) -> Finding:
         return "inconclusive", f"spread {spread:.2g}, give the engine more particles", None
     z, cells, p = weighting_test(posterior, exact)
     line = (
-        f"expected the posterior's probabilities, the worst of {cells} is off by {z:.1f} standard errors over "
-        f"{len(posterior.log_weight)} replicates, p = {p:.1e}"
+        f"expected the posterior's probabilities, the worst of {cells} is off by {say_z(z)} over "
+        f"{len(posterior.log_weight)} replicates, {say_p(p)}"
     )
     return ("failed" if p < case.level else "passed"), line, p
 

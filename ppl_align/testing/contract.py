@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost, measure
-from ppl_align.engines.base import at_least
+from ppl_align.engines.base import Engine, at_least
 from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.posterior import Posterior
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import PROGRAMS
+from ppl_align.testing.quiet import said_once
 from ppl_align.testing.report import Report, Result
 from ppl_align.testing.statistics import RATE
 
@@ -39,8 +41,8 @@ def check_engine(
 ) -> Report:
     """Hold an engine to everything the library promises of engines, on programs whose posterior can be listed.
 
-    ``engine``    anything with ``run(program, seed=) -> Posterior``; its field ``num_replicates`` is raised, and an
-                  engine without one is run with as many seeds instead
+    ``engine``    anything with ``run(program, seed=) -> Posterior``; its field ``num_replicates`` is raised; an
+                  engine without one, or that refuses so many but runs as it is, is run with as many seeds instead
     ``oracles``   programs, or :class:`Oracle` objects (for programs with arguments), by name or in a row
 
     ==========  ===================================================================================================
@@ -58,8 +60,10 @@ def check_engine(
     The last two are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
     together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a pass: give the engine
     more particles. They see what the engine visits, so bring programs whose prior covers the posterior.
-    Nothing that the engine raises gets out. Raises ``InputError`` where there is no engine, or a program that ``Exact``
-    cannot list.
+    A program that the engine refuses is no failure, as long as it runs another: whether it may refuse so many is for
+    the reader to judge, so the verdict says first how many were really checked. What the engine warns of or logs in
+    every run is shown once. Nothing that it raises gets out. Raises ``InputError`` where there is no engine, or a
+    program that ``Exact`` cannot list.
     """
     if isinstance(engine, type) or not callable(getattr(engine, "run", None)):
         name = getattr(engine, "__name__", type(engine).__name__)
@@ -68,8 +72,9 @@ def check_engine(
     named = _named(oracles)
     level = RATE / (len(STATISTICAL) * len(named))
     results: list[Result] = []
-    for name, oracle in named.items():
-        results += Case(engine, name, oracle, seed, num_replicates, level).results()
+    with said_once():
+        for name, oracle in named.items():
+            results += Case(engine, name, oracle, seed, num_replicates, level).results()
     return Report(f"contract of {getattr(engine, 'name', type(engine).__name__)}", results)
 
 
@@ -83,7 +88,19 @@ def _named(oracles: Any) -> dict[str, Oracle]:
             raise InputError("two of the programs have the same name: give a mapping, {name: program}")
     if not oracles:
         raise InputError("check_engine() needs at least one program")
-    return {name: o if isinstance(o, Oracle) else Oracle(o) for name, o in oracles.items()}
+    return {name: o if isinstance(o, Oracle) else Oracle(_without_arguments(name, o)) for name, o in oracles.items()}
+
+
+def _without_arguments(name: str, program: Any) -> Any:
+    """The program, if it can be called with nothing."""
+    try:
+        inspect.signature(program).bind()
+    except TypeError as error:
+        if callable(program):
+            raise InputError(f"program {name!r} needs arguments ({error}): wrap it: Oracle({name}, ...)") from None
+    except ValueError:  # a builtin that does not tell
+        pass
+    return program
 
 
 @dataclass
@@ -107,6 +124,10 @@ class Case:
     @cached_property
     def ran(self) -> Result:
         """Did the program run at all?"""
+        if isinstance(self.engine, Engine) and not isinstance(getattr(self.engine, "name", None), str):
+            kind = type(self.engine).__name__
+            line = f'an engine needs a name: write name: ClassVar[str] = "{kind.lower()}" in class {kind}'
+            return Result(self.name, "run", "failed", line)
         try:
             posterior = self.first.posterior
         except (InputError, RunError) as error:
@@ -121,6 +142,8 @@ class Case:
         """One of :data:`CHECKS`; an exception in it is a failure, not a crash."""
         try:
             finding = CHECKS[check](self)
+        except _Refused as refused:
+            return Result(self.name, check, "inconclusive", str(refused))
         except Exception as error:
             return Result(self.name, check, "failed", f"raised {_one_line(error)}")
         return Result(self.name, check, *finding)
@@ -128,13 +151,37 @@ class Case:
     # -- runs ---------------------------------------------------------------------------------------------------
 
     @cached_property
+    def opening(self) -> tuple[Watched, int | None]:
+        """The first run, and its number of replicates (None: the engine does not say).
+
+        An engine may refuse what the raised number costs and do its own: that one is taken then. A population that
+        died is no refusal, but an estimate of zero: trying again would be a choice by outcome."""
+        own = getattr(self.engine, "num_replicates", None)
+        try:
+            raised = watch(self.engine, self.oracle, self.seed, self.num_replicates)
+            return raised, self.num_replicates if _knows_replicates(self.engine) else own
+        except (InputError, RunError) as error:
+            if isinstance(error, AllDeadError) or not _knows_replicates(self.engine):
+                raise
+            return watch(self.engine, self.oracle, self.seed), own
+
+    @property
     def first(self) -> Watched:
-        """The run that most checks look at: all replicates at once, where the engine knows replicates."""
-        return watch(self.engine, self.oracle, self.seed, self.num_replicates)
+        """The run that most checks look at: all replicates at once, where the engine knows (and takes) so many."""
+        return self.opening[0]
 
     def small(self, seed: int) -> Posterior:
-        """A run of two replicates, where the engine knows replicates."""
-        return watch(self.engine, self.oracle, seed, 2).posterior
+        """A run of two replicates at most, where the engine knows replicates."""
+        return self.another(seed, min(2, self.opening[1] or 2))
+
+    def another(self, seed: int, num_replicates: int | None) -> Posterior:
+        """A run after the first; an engine that refuses this one alone leaves the check undecided."""
+        try:
+            return watch(self.engine, self.oracle, seed, num_replicates).posterior
+        except AllDeadError:
+            raise
+        except (InputError, RunError) as error:
+            raise _Refused(f"it ran with seed {self.seed}, but not with seed {seed}: {_one_line(error)}") from error
 
     @cached_property
     def pooled(self) -> Posterior:
@@ -142,12 +189,15 @@ class Case:
         runs = [self.first.posterior]
         if runs[0].exact:
             return runs[0]
-        died = 0  # a population that died is an estimate of zero, not a refusal
-        while sum(len(run.log_weight) for run in runs) + died < self.num_replicates:
+        size, seed, died = len(runs[0].log_weight), self.seed, 0
+        each = min(size, self.opening[1] or 1)
+        while size + died < self.num_replicates:
+            seed += 1
             try:
-                runs.append(watch(self.engine, self.oracle, self.seed + len(runs) + died, 2).posterior)
-            except AllDeadError:
-                died += 1
+                runs.append(self.another(seed, each))
+                size += len(runs[-1].log_weight)
+            except AllDeadError:  # a population that died is an estimate of zero, not a refusal
+                died += each
         return _concatenated(runs, died) if len(runs) > 1 or died else runs[0]
 
 
@@ -160,10 +210,19 @@ class Watched:
     disturbed: list[str]
 
 
-def watch(engine: Any, oracle: Oracle, seed: int, num_replicates: int) -> Watched:
-    """Run the engine, looking over its shoulder; the caller's own state is put back."""
-    if dataclasses.is_dataclass(engine) and "num_replicates" in {f.name for f in dataclasses.fields(engine)}:
-        engine = dataclasses.replace(engine, num_replicates=num_replicates)  # type: ignore[type-var]
+class _Refused(Exception):
+    """A run that the engine would not do, after one that it did."""
+
+
+def _knows_replicates(engine: Any) -> bool:
+    return dataclasses.is_dataclass(engine) and "num_replicates" in {f.name for f in dataclasses.fields(engine)}
+
+
+def watch(engine: Any, oracle: Oracle, seed: int, num_replicates: int | None = None) -> Watched:
+    """Run the engine (with so many replicates, if it knows them), looking over its shoulder; the caller's own state
+    is put back."""
+    if num_replicates is not None and _knows_replicates(engine):
+        engine = dataclasses.replace(engine, num_replicates=num_replicates)
     with _own_state():
         before = _state()
         with measure() as bill:

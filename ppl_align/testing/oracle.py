@@ -70,6 +70,12 @@ class Oracle:
         self.log_potential = sum((part[0] for part in self.posterior.factors.values()), nothing)
         self.log_target = self.log_prior + self.log_potential - self.log_evidence
 
+    def __repr__(self) -> str:
+        name = getattr(self.model, "__name__", type(self.model).__name__)
+        kl = float(kl_divergence(self.log_target, self.log_prior))
+        size = f"{len(self.log_prior):,} assignments"
+        return f"Oracle({name}: {size}, log Z = {self.log_evidence:.4g}, KL(p* || p0) = {kl:.4g} nats)"
+
     # -- expectations and divergences ---------------------------------------------------------------------------
 
     def log_q(self, policy: Any) -> Tensor:

@@ -15,8 +15,14 @@ from rich.text import Text
 from ppl_align.errors import PplAlignError
 from ppl_align.report.terminal import Printable
 
-Status = Literal["passed", "failed", "inconclusive", "refused"]
-_SIGNS: dict[str, str] = {"passed": "ok", "failed": "FAIL", "inconclusive": "?", "refused": "-"}
+Status = Literal["passed", "failed", "inconclusive", "refused", "absent"]
+_SIGNS: dict[str, str] = {
+    "passed": "ok",
+    "failed": "FAIL",
+    "inconclusive": "?",
+    "refused": "-",
+    "absent": "none stated",
+}
 _GAP = 2  # between two columns: one of padding, one that SIMPLE_HEAD draws
 
 
@@ -28,6 +34,7 @@ class ContractError(PplAlignError, AssertionError):
 class Result:
     """One check of one subject (a program, a reward): its ``status``, and a ``line`` that says why.
 
+    ``absent``: there was nothing to check, such as the bounds of a reward that states none; it counts as no check.
     ``p_value``: of a statistical check, how often a correct subject would deviate this much; None for the others."""
 
     subject: str
@@ -43,8 +50,9 @@ class Result:
 class Report:
     """The results of :func:`~ppl_align.testing.check_engine` or :func:`~ppl_align.testing.check_reward`.
 
-    True if every check passed (a refused program does not count, as long as another one ran). ``print`` shows the
-    table; ``failures``, ``inconclusive``, ``refused`` are the results that did not pass.
+    True if every check passed, and at least one program was checked: refused ones do not count, however many they are,
+    so read the verdict, which begins with how many were. ``print`` shows the table; ``failures``, ``inconclusive``,
+    ``refused`` are the results that did not pass.
     """
 
     def __init__(self, title: str, results: Iterable[Result]) -> None:
@@ -80,14 +88,18 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: how many checks passed, and what became of the others."""
+        """One line: how many programs were checked, how many checks passed, and what became of the others."""
         passed = len(self._with("passed"))
+        subjects = {result.subject for result in self.results}
+        checked = subjects - {result.subject for result in self.refused}
+        lead = f"{len(checked)} of {len(subjects)} programs checked, " if len(subjects) > 1 and checked else ""
         if self:
-            said = f"all {passed} checks passed"
+            said = f"{lead}all {passed} checks passed"
         elif not passed and not self.failures and not self.inconclusive:
             said = "nothing could be checked"
         else:
-            said = f"{len(self.failures)} of {len(self.results) - len(self.refused)} checks failed"
+            judged = passed + len(self.failures) + len(self.inconclusive)
+            said = f"{lead}{len(self.failures)} of {judged} checks failed"
             said += f", {len(self.inconclusive)} inconclusive" if self.inconclusive else ""
         return f"{self.title}: {said}" + (f"; {len(self.refused)} refused" if self.refused else "")
 

@@ -44,7 +44,7 @@ def check_reward(
     single         a text alone gets what it gets in a batch
     order          the batch reversed gets the answers reversed
     duplicates     a text twice in a batch gets the same answer twice
-    bounds         within ``fn.upper`` and ``fn.lower``, if it has them (-inf apart)
+    bounds         within ``fn.upper`` and ``fn.lower`` (-inf apart); "none stated" if it has neither
     inputs         the lists it was given are as they were
     empty text     the empty text gets an answer
     =============  ================================================================================================
@@ -251,10 +251,12 @@ def _duplicates(case: _Case) -> Finding:
 
 
 def _bounds(case: _Case) -> Finding:
-    for name, side in (("upper", 1), ("lower", -1)):
-        bound = getattr(case.fn, name, None)
-        if bound is None or callable(bound):
-            continue
+    held = {name: getattr(case.fn, name, None) for name in ("upper", "lower")}
+    stated = {name: bound for name, bound in held.items() if bound is not None and not callable(bound)}
+    if not stated:
+        return "absent", "", None
+    for name, bound in stated.items():
+        side = 1 if name == "upper" else -1
         for text, answer in zip(case.texts, case.answers, strict=True):
             beyond = side * (answer - bound) > ROUNDING * max(1.0, abs(bound))
             if beyond and not (side < 0 and answer == -math.inf):
