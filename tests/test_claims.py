@@ -56,6 +56,7 @@ def test_every_way_of_being_right_can_fail():
     found.rounds_to("b", 0.7005668, "0.700567")
     found.agrees("c", 1.0, 0.1, 1.4)
     found.less("d", 1.0, 2.0, 0.1)
+    found.greater("d", 2.0, 1.0, 0.1)
     found.holds("e", True)
     assert found.passed
     for wrong in (
@@ -66,12 +67,25 @@ def test_every_way_of_being_right_can_fail():
         lambda f: f.agrees("c", 1.0, float("nan"), 1.0),
         lambda f: f.less("d", 1.0, 1.0),
         lambda f: f.less("d", 1.0, 1.4, 0.1),
+        lambda f: f.greater("d", 1.0, 1.0),
+        lambda f: f.greater("d", 1.0, 2.0),
+        lambda f: f.greater("d", 1.4, 1.0, 0.1),
+        lambda f: f.greater("d", 1.0, float("nan"), run=True),
         lambda f: f.holds("e", False),
     ):
         found = Findings()
         wrong(found)
         assert not found.passed
     assert not Findings().passed, "nothing was found"
+
+
+def test_the_measured_number_is_printed_as_measured():
+    found = Findings()
+    found.less("a", 1.0, 2.0)
+    found.greater("b", 2.0, 1.0, 0.1)
+    found.greater("c", 2.0, 1.0, run=True)
+    shown = [(line.expected, line.measured, line.error) for line in found.lines]
+    assert shown == [("< 2", "1", "exact"), ("> 1", "2", "se 0.1"), ("> 1", "2", "one run")]
 
 
 def test_the_command(capsys, tmp_path, monkeypatch):

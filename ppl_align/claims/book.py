@@ -24,10 +24,10 @@ reward is a likelihood `w = exp(r / beta)`, and the target is `p* = p0 w / Z`. F
 could be wrong. Here each of them is a small experiment with exact answers, whose code is the file linked under its
 title. Some are true, some are half true, and the half that is not is usually the one that costs money.
 
-How to read a table: *expected* is what theory says, or a figure published elsewhere, or an independent exact
-computation; *measured* is what the library computed; *error* is a rounding tolerance (`≤`) or a standard error (`se`),
-of which 4.6 are allowed. `J(q) = E_q[r] - beta KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value,
-`V(x_<=t) = log E_p0[w | x_<=t]`.
+How to read a table: *expected* is what theory says, or a stated figure (closed form or published), or an independent
+exact computation; *measured* is what the library computed; *error* is a rounding tolerance (`≤`), a standard error
+(`se`), of which 4.6 are allowed, or `one run` where a single random run is compared with a bound. `J(q) = E_q[r] - beta
+KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value, `V(x_<=t) = log E_p0[w | x_<=t]`.
 """
 
 

@@ -86,7 +86,7 @@ def study(found: Findings) -> None:
         even = float((r[best] - oracle.mean(r, log_prior)) / -log_prior[best])
         worth = {f: objectives(Oracle(program, f * even), f * even, point) for f in (0.9, 1.0, 1.1)}
         found.equal(f"{name}: J(best text) = J(p0) at beta={even:.3f}", *worth[1.0])
-        found.less(f"{name}: 10% lower, J(p0) < J(best text)", *reversed(worth[0.9]))
+        found.less(f"{name}: 10% lower, J(p0) < J(best text)", worth[0.9][1], worth[0.9][0])
         found.less(f"{name}: 10% higher, J(best text) < J(p0)", *worth[1.1])
 
         logits = log_prior.clone().requires_grad_()
@@ -105,16 +105,16 @@ def study(found: Findings) -> None:
             found.data[f"{name}: dynamics"] = uniform, prior, missing
             end, _ = natural_path(r, start, 0.5, log_prior)
             found.equal(f"{name}: the same with a KL term (0.5): KL(q||p*)", kl_divergence(end, target), 0.0)
-        found.less(f"{name}: whose entropy is not small", 1.0, entropy(target))
+        found.greater(f"{name}: whose entropy is not small", entropy(target), 1.0)
         if program is ramble:
-            found.less(f"{name}: on the way entropy exceeds that of p0", entropy(log_prior), max(hardness))
+            found.greater(f"{name}: on the way entropy exceeds that of p0", max(hardness), entropy(log_prior))
 
     tied = Oracle(review, 0.01, praise)
     (r,) = tied.rewards.values()
     winners = torch.where(r == r.max(), tied.log_prior, -torch.inf).log_softmax(0)
     number = int((r == r.max()).sum())
     found.equal(f"{number} texts tie: p* at beta=0.01 is p0 among them", kl_divergence(winners, tied.log_target), 0.0)
-    found.less("and its entropy stays above 0.1 nats", 0.1, entropy(tied.log_target))
+    found.greater("and its entropy stays above 0.1 nats", entropy(tied.log_target), 0.1)
 
 
 def objectives(oracle: Oracle, beta: float, policy: Tensor) -> tuple[float, float]:

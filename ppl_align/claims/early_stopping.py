@@ -23,8 +23,8 @@ loop with `- beta log(q/p0)` in the reward settles near the posterior instead.
 compare runs at equal KL, not at equal steps. Whatever rescales rewards rescales this beta: dividing a
 prompt's rewards by their standard deviation gives every prompt a beta of its own.
 
-Source: Kakade 2001 (natural policy gradient); Schulman et al. 2017, PPO (arXiv:1707.06347); Wang, He & Tan 2019 on what
-clipping does not bound (Truly PPO).
+Source: Kakade 2001 (natural policy gradient); Schulman et al. 2017, PPO (arXiv:1707.06347); Wang, He & Tan 2019, Truly
+PPO, on what clipping does not bound (arXiv:1903.07940).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def study(found: Findings) -> None:
             apart = (by_text(p0, r, sizes).exp() - Oracle(program, beta).log_target.exp()).abs().max()
             found.equal(f"{name}: {label} = p* at beta={beta:.2g}, |q - p*|", apart, 0.0)
         gaps = [Oracle(program, 0.5).reverse_kl(by_token(oracle, r, 2 / k, k)).detach() for k in (8, 32, 64)]
-        found.less(f"{name}: natural steps per token, 8 of 1/4: KL(q||p*) > 0", 1e-4, gaps[0])
+        found.greater(f"{name}: natural steps per token, 8 of 1/4: KL(q||p*) > 0", gaps[0], 1e-4)
         found.equal(f"{name}: 32 steps / 64 half as large: ratio of KLs", gaps[1] / gaps[2], 4.0, 0.2)
 
         path, data = vanilla_path(p0, r, 400), found.data.setdefault(name, {})
@@ -84,17 +84,17 @@ def study(found: Findings) -> None:
             report(found, f"{name}: PPO after {step} steps", plain[step - 1], p0, r)
         clipped, free = (ppo(p0, r, 0.0, outer=1, inner=1000, clip=clip)[0] for clip in (0.2, 1e9))
         first, unclipped = kl_divergence(clipped, p0), kl_divergence(free, p0)
-        found.less(f"{name}: PPO, one step of 1000 epochs: KL, and unclipped", 10 * first, unclipped)
-        found.less(f"{name}: yet its largest ratio exceeds 1.2", 1.2, (clipped - p0).exp().max())
+        found.greater(f"{name}: one step of 1000 epochs: KL unclipped, above 10 x PPO's", unclipped, 10 * first)
+        found.greater(f"{name}: yet PPO's largest ratio there exceeds 1.2", (clipped - p0).exp().max(), 1.2)
         hops = torch.stack([kl_divergence(new, old) for old, new in zip([p0, *plain], plain, strict=False)])
         far, top = kl_divergence(plain[-1], p0), plain[-1].argmax()
-        found.less(f"{name}: PPO, 10 x the largest KL of one of 200 steps", 10 * hops.max(), far)
+        found.greater(f"{name}: PPO, KL from p0 at the end, above 10 x the largest step's", far, 10 * hops.max())
         found.equal(f"{name}: PPO, KL from p0 ends at -log p0(one text)", far, -p0[top], 0.02)
         found.less(f"{name}: PPO, its entropy at the end", entropy(plain[-1]), 0.01)
         target = Oracle(program, 0.5)
         near, away = (target.reverse_kl(log_q[-1]) for log_q in (kept, plain))
         found.less(f"{name}: PPO with the KL term (0.5): KL(q||p*)", near, 0.02)
-        found.less(f"{name}: 10 times that, and the same for PPO without it", 10 * near, away)
+        found.greater(f"{name}: PPO without it, the same, above 10 times that", away, 10 * near)
 
         tilts = torch.linspace(0, 25, 400, dtype=torch.float64)[:, None]
         data["posterior"] = plane((p0 + tilts * r).log_softmax(-1), p0, r)

@@ -128,7 +128,7 @@ def by_draws(
             error = values.std() / len(values) ** 0.5
             found.agrees(f"ramble, {label}: {origin}", values.mean(), error, exactly[label] @ direction)
     bare = (exact.log_prior.exp() * (t.log() + 1)) @ grad_log_pi
-    found.less("ramble, KL(pi||p*): p0 without pi/p0, 1 - cosine", 0.01, unlike(bare, exactly["KL(pi||p*)"]))
+    found.greater("ramble, KL(pi||p*): p0 without pi/p0, 1 - cosine", unlike(bare, exactly["KL(pi||p*)"]), 0.01)
 
 
 def wrong_evidence(found: Findings, name: str, log_pi: Tensor, grad_log_pi: Tensor, t: Tensor) -> None:
@@ -136,7 +136,7 @@ def wrong_evidence(found: Findings, name: str, log_pi: Tensor, grad_log_pi: Tens
     for label, (_, slope) in DIVERGENCES.items():
         right, wrong = ((log_pi.exp() * slope(t * factor)) @ grad_log_pi for factor in (1.0, 0.5))
         if label in NEEDS_Z:
-            found.less(f"{name}, {label}: half of Z turns it, 1 - cosine", 1e-6, unlike(right, wrong))
+            found.greater(f"{name}, {label}: half of Z turns it, 1 - cosine", unlike(right, wrong), 1e-6)
         else:
             found.equal(f"{name}, {label}: half of Z does not turn it", unlike(right, wrong), 0.0)
 
@@ -159,7 +159,7 @@ def near_the_target(found: Findings, exact: Oracle) -> None:
     spread = (p * (1 - 2 * p + p @ p)).sum()  # E|e_x - p|^2
     noise = {label: slope(torch.ones(())) ** 2 * spread for label, (_, slope) in DIVERGENCES.items()}
     for label in ("KL(p*||pi)", "KL(pi||p*)"):
-        found.less(f"{label}: variance at p* without a baseline", 0.0, noise[label])
+        found.greater(f"{label}: variance at p* without a baseline", noise[label], 0.0)
     found.equal("the other four: variance at p* without a baseline", sum(noise.values()) - 2 * spread, 0.0)
 
 

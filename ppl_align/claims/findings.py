@@ -1,12 +1,14 @@
 """What a study found: numbers beside what they had to be, each with a verdict.
 
-There are five ways for a number to be right, and every study says which one it means:
+There are six ways for a number to be right, and every study says which one it means:
 
 * ``equal``      two exact computations of the same thing, to rounding;
-* ``rounds_to``  a published figure, correct to its last digit;
+* ``rounds_to``  a stated figure (closed form or published), correct to its last digit;
 * ``agrees``     an estimate within 4.6 standard errors of an exact value (about 200 such checks in all: at 4.6 the
                  chance that a correct library fails any of them is 1e-3 over seeds);
-* ``less``       one number below another, for estimates by more than 4.6 standard errors of the difference;
+* ``less``       what was measured is below a bound or another number, for estimates by more than 4.6 standard errors
+                 of the difference; ``run=True`` marks one random run, whose error is not known;
+* ``greater``    the same, above;
 * ``holds``      something that is true or false.
 """
 
@@ -50,13 +52,13 @@ class Findings:
         off = abs(got - want)
         self._add(what, _short(want), _short(got), f"≤ {tolerance:.0e}", off <= tolerance)
 
-    def rounds_to(self, what: str, measured: SupportsFloat, published: str) -> None:
-        """``measured`` rounds to a published figure, given as text: ``"0.700567"`` means six decimals."""
-        digits = -int(Decimal(published).as_tuple().exponent)
+    def rounds_to(self, what: str, measured: SupportsFloat, stated: str) -> None:
+        """``measured`` rounds to a stated figure, closed form or published, as text: ``"0.7005"`` means 4 decimals."""
+        digits = -int(Decimal(stated).as_tuple().exponent)
         half = 0.5 * 10.0**-digits
         got = float(measured)
         shown = f"{got:.{max(digits, 0)}f}"
-        self._add(what, published, shown, f"≤ {half:.0e}", abs(got - float(published)) <= half * (1 + 1e-6))
+        self._add(what, stated, shown, f"≤ {half:.0e}", abs(got - float(stated)) <= half * (1 + 1e-6))
 
     def agrees(
         self, what: str, measured: SupportsFloat, standard_error: SupportsFloat, expected: SupportsFloat
@@ -68,12 +70,30 @@ class Findings:
         self._add(what, _short(want), _short(got), f"se {error:.2g}", near)
 
     def less(
-        self, what: str, smaller: SupportsFloat, larger: SupportsFloat, standard_error: SupportsFloat = 0.0
+        self,
+        what: str,
+        smaller: SupportsFloat,
+        larger: SupportsFloat,
+        standard_error: SupportsFloat = 0.0,
+        run: bool = False,
     ) -> None:
-        """``smaller < larger``, by more than 4.6 standard errors of the difference (0: both are exact)."""
+        """``smaller``, the measured one, is below ``larger`` by more than 4.6 standard errors of the difference.
+
+        A standard error of 0 means that both are exact or, with ``run``, that one comes from a single random run."""
         low, high, error = float(smaller), float(larger), float(standard_error)
-        shown = f"se {error:.2g}" if error else "exact"
-        self._add(what, f"< {_short(high)}", _short(low), shown, high - low > Z * error)
+        self._add(what, f"< {_short(high)}", _short(low), _error(error, run), high - low > Z * error)
+
+    def greater(
+        self,
+        what: str,
+        larger: SupportsFloat,
+        smaller: SupportsFloat,
+        standard_error: SupportsFloat = 0.0,
+        run: bool = False,
+    ) -> None:
+        """``larger``, the measured one, is above ``smaller``; otherwise as ``less``."""
+        high, low, error = float(larger), float(smaller), float(standard_error)
+        self._add(what, f"> {_short(low)}", _short(high), _error(error, run), high - low > Z * error)
 
     def holds(self, what: str, condition: bool, seen: str = "") -> None:
         """A statement is true; ``seen`` says what was looked at."""
@@ -81,6 +101,12 @@ class Findings:
 
     def _add(self, what: str, expected: str, measured: str, error: str, passed: bool) -> None:
         self.lines.append(Finding(what, expected, measured, error, bool(passed)))
+
+
+def _error(error: float, run: bool) -> str:
+    if error:
+        return f"se {error:.2g}"
+    return "one run" if run else "exact"
 
 
 def _short(value: float) -> str:

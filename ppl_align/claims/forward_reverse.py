@@ -93,16 +93,18 @@ def study(found: Findings) -> None:
             found.rounds_to(f"{name}: {answer} of the optimum", yes, figures[name][0])
         found.rounds_to(f"{name}: divergence there, nats", loss(best[name]), figures[name][1])
         surface = found.data[name] = torch.stack([torch.stack([loss(product(a, b)) for b in AXIS]) for a in AXIS])
-        found.less(f"{name}: lowest of 41 x 41 other products is higher", loss(best[name]) - 1e-9, surface.min())
+        found.greater(f"{name}: lowest of 41 x 41 other products is higher", surface.min(), loss(best[name]) - 1e-9)
     mirror = fit(oracle, guide_at(oracle, 0.2, 0.3), oracle.reverse_kl)
     found.rounds_to("reverse, from the other side: the mirror, a", marginals(mirror)[0], "0.024011")
     found.rounds_to("reverse, divergence there", oracle.reverse_kl(mirror), "0.669229")
 
     found.rounds_to("P(both agree): p*", oracle.mean("agree"), "0.98")
     found.equal("P(both agree): forward optimum", oracle.mean("agree", best["forward"]), 0.5, 1e-6)
-    found.less("P(both agree): reverse optimum", 0.95, oracle.mean("agree", best["reverse"]))
+    found.greater("P(both agree): reverse optimum", oracle.mean("agree", best["reverse"]), 0.95)
     second_moment = {name: (2 * oracle.log_target - best[name]).exp().sum() for name in ("forward", "reverse")}
-    found.less("E_q[(p*/q)^2]: 100 x forward, and reverse", 100 * second_moment["forward"], second_moment["reverse"])
+    found.greater(
+        "E_q[(p*/q)^2]: reverse, above 100 x forward", second_moment["reverse"], 100 * second_moment["forward"]
+    )
 
     prior = guide_at(oracle, 0.5, 0.5)
     slopes = oracle.gradient(oracle.reverse_kl, prior).values()
@@ -118,7 +120,7 @@ def study(found: Findings) -> None:
         a = marginals(fit(mild, guide_at(mild, 0.8, 0.7), mild.reverse_kl))[0]
         found.equal(f"beta={beta}: reverse a, against m = tanh(J m)", a, (1 + root(beta)) / 2, 1e-5)
     found.equal("beta=0.6: that root m", root(0.6), 0.0)
-    found.less("beta=0.4: that root m > 1/2", 0.5, root(0.4))
+    found.greater("beta=0.4: that root m > 1/2", root(0.4), 0.5)
 
     skewed = Oracle(parallel, BIASED, STEEP)
     cover = fit(skewed, guide_at(skewed, 0.8, 0.3), skewed.forward_kl)
@@ -139,7 +141,9 @@ def study(found: Findings) -> None:
     able = Oracle(serial, FAIR, STEEP)
     for name, loss in (("forward", able.forward_kl), ("reverse", able.reverse_kl)):
         guide = SVI(num_steps=5).run(serial, FAIR, STEEP, seed=found.seed).guide
-        found.less(f"one token after the other: {name} at the start", 0.1, loss(able.log_q(guide).detach()))
+        found.greater(
+            f"one token after the other: {name} at the start", loss(able.log_q(guide).detach()), 0.1, run=True
+        )
         found.equal(f"one token after the other: {name} optimum", loss(fit(able, guide, loss)), 0.0)
 
 

@@ -128,7 +128,7 @@ def study(found: Findings) -> None:
         compare(found, name, beta, lm, world)
     lm, world = hand_made()
     _, (first, second) = gap(1.0, lm, {"mood": world["mood"], "verdict": certain(world["verdict"])})
-    found.less("verdict made certain: beta KL at turn 1 is not zero", 1e-4, first)
+    found.greater("verdict made certain: beta KL at turn 1 is not zero", first, 1e-4)
     found.equal("verdict made certain: beta KL at turn 2", second, 0.0)
     lost, parts = gap(1.0, lm, {part: certain(law) for part, law in world.items()})
     found.equal("mood made certain too: J gap", lost, 0.0)
@@ -171,7 +171,7 @@ def compare(found: Findings, name: str, beta: float, lm: LM, world: World) -> No
     found.equal(f"{name}: its policy, played for real", beta * oracle.elbo(turns.play(bellman)), beta * best)
     lost, parts = gap(beta, lm, world)
     for turn, kl in enumerate(parts, 1):
-        found.less(f"{name}: beta KL at turn {turn} is not zero", 1e-6, kl)
+        found.greater(f"{name}: beta KL at turn {turn} is not zero", kl, 1e-6)
     found.equal(f"{name}: J lost by conditioning = their sum", lost, sum(parts))
     promised, had, better = returns(beta, lm, world)
     found.less(f"{name}: E[r] that conditioning gets < promised", had, promised)

@@ -129,7 +129,7 @@ def study(found: Findings) -> None:
         found.equal(f"both: E_p*[{feature}] = mu", exact.mean(feature), mu)
     found.equal("both: Pythagoras, 200 laws, off by", excess(exact, keeping(exact, 200)).abs().max(), 0.0)
     alone = Oracle(fair, bisect(lambda weight: Oracle(fair, weight).mean("phi"), 0.7)).log_target
-    found.less("both: the first wish alone leaves E[dull] above", wanted[1], exact.mean("dull", alone))
+    found.greater("both: the first wish alone leaves E[dull] above", exact.mean("dull", alone), wanted[1])
 
 
 def pythagoras(found: Findings, name: str, exact: Oracle, fitted: float, mu: float) -> None:
@@ -145,9 +145,9 @@ def pythagoras(found: Findings, name: str, exact: Oracle, fitted: float, mu: flo
         label: [(float(exact.reverse_kl(law)), float(kl_divergence(law, exact.log_prior))) for law in q]
         for label, q in (("kept", kept), ("broken", broken))
     }
-    found.less(f"{name}: p* is nearer to p0 than any of them", nearest, min(b for _, b in lengths["kept"]))
+    found.less(f"{name}: p* is nearer to p0 than any of them", nearest, min(b for _, b in lengths["kept"]), run=True)
     errors = excess(exact, broken)
-    found.less(f"{name}: 200 that break it are off by up to", 0.0, errors.abs().max())
+    found.greater(f"{name}: 200 that break it are off by up to", errors.abs().max(), 0.0, run=True)
     last = fitted * (means["broken"] - mu)
     found.equal(f"{name}: which is lambda (E_q[phi] - mu), to within", (errors - last).abs().max(), 0.0)
     found.data[name] = lengths | {"nearest": float(nearest)}

@@ -110,13 +110,17 @@ def study(found: Findings) -> None:
         log_q = joint.log_q(model).detach()
         found.equal(f"{name}: trained on own (x, imagined s), |E grad|", step(joint, model, log_q).norm(), 0.0)
         truly = texts_only(joint, log_q) + scores(joint.values["x"], pattern).log_prob(joint.values["s"])
-        found.less(f"{name}: trained on own (x, true s), it is > 0", 0.01, step(joint, model, truly).norm())
+        found.greater(f"{name}: trained on own (x, true s), it is > 0", step(joint, model, truly).norm(), 0.01)
 
         kept = {"imagined": keep_high(found, prior, belief), "true": keep_high(found, prior, pattern)}
         found.less(
             f"{name}: E[r], only texts of high imagined s kept", start.mean("r", kept["imagined"]), start.mean(r, p0)
         )
-        found.less(f"{name}: E[r] of p0, against high true s kept", start.mean(r, p0), start.mean("r", kept["true"]))
+        found.greater(
+            f"{name}: E[r], only texts of high true s kept, above p0's",
+            start.mean("r", kept["true"]),
+            start.mean(r, p0),
+        )
 
         for label, judge in (("wrong", belief), ("half right", inkling)):
             r_hat = judge(start.values["x"])
@@ -132,7 +136,7 @@ def study(found: Findings) -> None:
             else:
                 at_best = torch.where(r_hat == r_hat.max(), p0, -torch.inf).log_softmax(0)
                 found.equal(f"{name}: half right, E[r] ends at E[r|r_hat = max]", curve[-1], start.mean(r, at_best))
-                found.less(f"{name}: which is more than E_p0[r]", start.mean(r, p0), curve[-1])
+                found.greater(f"{name}: which is more than E_p0[r]", curve[-1], start.mean(r, p0))
                 found.less(f"{name}: and less than the best text", curve[-1], r.max())
         path = [Oracle(truth, prior, 1 / scale) for scale in SCALES]
         found.data[name]["true"] = [(plane(o.log_target, p0), float(o.mean("r"))) for o in path]
@@ -141,7 +145,7 @@ def study(found: Findings) -> None:
     mute = CallableLM(3, lambda prefix: RAMBLER.fn(prefix) + never, name="mute")
     reached = Oracle(truth, learned(Oracle(truth, learned(Oracle(truth, mute, 0.02)), 0.02)), 0.02)
     found.less("a model that never writes 1: E[r] after 3 rounds, beta=0.02", reached.mean("r"), 1.2)
-    found.less("the best text, which it cannot write, is worth", 1.7, Oracle(truth, RAMBLER, 1.0).rewards["r"].max())
+    found.greater("the best text, which it cannot write, is worth", Oracle(truth, RAMBLER, 1.0).rewards["r"].max(), 1.7)
 
 
 def rounds(found: Findings, start: Oracle, prior: LM) -> list[tuple[float, float]]:
@@ -152,7 +156,7 @@ def rounds(found: Findings, start: Oracle, prior: LM) -> list[tuple[float, float
         now, once = Oracle(truth, lm, 1.0).log_prior, Oracle(truth, prior, 1 / k).log_target
         found.equal(f"{name}: {k} rounds = posterior at beta/{k}, KL", kl_divergence(now, once), 0.0)
         seen.append((plane(now, start.log_prior), float(start.mean("r", now))))
-        found.less(f"{name}: E[r] grows in round {k}", seen[-2][1], seen[-1][1])
+        found.greater(f"{name}: E[r] grows in round {k}", seen[-1][1], seen[-2][1])
     drawn = ImportanceSampling(num_particles=1000).run(truth, before, 1.0, seed=found.seed)
     found.agrees(f"{name}: E[r] of round 4 from 4000 weighted samples", *drawn.mean("r"), seen[-1][1])
     return seen

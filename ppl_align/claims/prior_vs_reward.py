@@ -106,9 +106,9 @@ def study(found: Findings) -> None:
     crossing = next(k / 1e4 for k in range(7000, 20000) if raw.seen(k / 1e4)[1] < 0)
     found.rounds_to("mixture: KL from which gold is negative", raw.seen(crossing)[0], "3.0")
     bottom = min((raw.seen(k / 100) for k in range(70, 200)), key=lambda point: point[1])
-    found.less("mixture: KL at the bottom, beyond the cap", CAP, bottom[0])
-    found.less("mixture: gold at 1/beta = 2.4, it has turned up again", bottom[1], raw.seen(2.4)[1])
-    found.less("mixture: and is above that of the best beta", raw.seen(best)[1], raw.seen(2.4)[1])
+    found.greater("mixture: KL at the bottom, beyond the cap", bottom[0], CAP)
+    found.greater("mixture: gold at 1/beta = 2.4, it has turned up again", raw.seen(2.4)[1], bottom[1])
+    found.greater("mixture: and is above that of the best beta", raw.seen(2.4)[1], raw.seen(best)[1])
     covariance(found, "mixture", raw, best)
     floor(found, "mixture", raw, 2.2)
     calibration(found)
@@ -121,7 +121,7 @@ def covariance(found: Findings, name: str, path: Path, best: float) -> None:
     """The slope of gold is its covariance with the proxy: positive at first, zero at the best beta."""
     found.equal(f"{name}: d E[gold]/d(1/beta) = Cov at the prior", path.slope(0.0), path.covariance(0.0))
     found.equal(f"{name}: the same at 1/beta = 1", path.slope(1.0), path.covariance(1.0))
-    found.less(f"{name}: Cov(gold, proxy) under the prior", 0.0, path.covariance(0.0))
+    found.greater(f"{name}: Cov(gold, proxy) under the prior", path.covariance(0.0), 0.0)
     found.equal(f"{name}: Cov(gold, proxy) at the best beta", path.covariance(best), 0.0)
 
 
@@ -133,7 +133,7 @@ def floor(found: Findings, name: str, path: Path, last: float) -> None:
     for scale in torch.linspace(0.01, last, 60).tolist():
         kl, gold = path.seen(scale)
         spare.append(gold - min(g for distance, g in worst if distance <= kl))
-    found.less(f"{name}: least gold above the worst at that KL", 0.0, min(spare))
+    found.greater(f"{name}: least gold above the worst at that KL", min(spare), 0.0)
     found.data[f"{name}, worst"] = worst
 
 

@@ -69,7 +69,7 @@ def careless() -> None:
     reward("ratio", lambda tokens: (LOG_P - LOG_Q)[tokens[..., 0]], n.tokens, upper=math.log(0.5))
 
 
-PUBLISHED = {  # B: acceptance, TVD, 1 - p*(A_B), 1 - Z_B/Z, KL(p*||p_B), KL(p_B||p*)
+STATED = {  # B: acceptance, TVD, 1 - p*(A_B), 1 - Z_B/Z, KL(p*||p_B), KL(p_B||p*)
     0.5: ("0.9995", "0.1229", "0.9951", "0.5003", "0.0481", "0.0465"),
     1.0: ("0.8768", "0.0749", "0.5401", "0.1232", "0.0199", "0.0177"),
     2.0: ("0.4982", "0.0035", "0.0322", "0.0036", "0.0005", "0.0004"),
@@ -94,11 +94,11 @@ def columns(program: Any, target: Oracle, bound: float) -> tuple[tuple[float, ..
 
 
 def study(found: Findings) -> None:
-    """The published table, the inequalities on two programs, and the sampler itself."""
+    """The stated table, the inequalities on two programs, and the sampler itself."""
     target = Oracle(count)
     found.equal("Poisson(11) from Poisson(10): log Z", target.log_evidence, 0.0)
-    for bound, published in PUBLISHED.items():
-        for name, value, text in zip(COLUMNS, columns(count, target, bound)[0], published, strict=True):
+    for bound, stated in STATED.items():
+        for name, value, text in zip(COLUMNS, columns(count, target, bound)[0], stated, strict=True):
             found.rounds_to(f"B={bound:g}: {name}", value, text)
     for program, bounds in ((count, (0.5, 2.0)), (ramble, (3.0,))):
         for bound in bounds:
@@ -107,7 +107,7 @@ def study(found: Findings) -> None:
     sampler(found, target)
     grid = torch.logspace(-0.7, 0.65, 60).tolist()
     found.data["curve"] = [columns(count, target, b)[0] for b in grid]
-    found.data["laws"] = {b: columns(count, target, b)[1].exp().tolist() for b in PUBLISHED}
+    found.data["laws"] = {b: columns(count, target, b)[1].exp().tolist() for b in STATED}
 
 
 def inequalities(found: Findings, program: Any, target: Oracle, bound: float) -> None:

@@ -11,8 +11,8 @@ nothing to do with how well theta is known on the whole, and only its *differenc
 bonus cancels in Z.
 
 So there are three ways to use one belief. Marginalise: a bonus for what one is unsure about. The mean reward: the
-policy with the largest expected J, whatever the uncertainty, since `E_q[r]` is linear in r. The mean minus `s^2/(2
-beta)`: a malus of the same size, pessimism.
+policy with the largest expected `J(q) = E_q[r] - beta KL(q||p0)`, reward less what leaving the prior costs, whatever
+the uncertainty, since `E_q[r]` is linear in r. The mean minus `s^2/(2 beta)`: a malus of the same size, pessimism.
 
 What is only half true. "Integrating over uncertainty is what a Bayesian does", and it is right for predictions. A
 policy is a decision: theta is not chosen by the writer, and conditioning on success also infers that theta is kind (see
@@ -25,7 +25,7 @@ loses as well, but what it avoids is the unknown, and so it is forgiving of a be
 
 **In practice.** Average the ensemble *before* the exponential: `reward("r", mean_of_members, text)`. Do not sample the
 member, the judge's temperature or the dropout mask inside of the program, unless the bonus is wanted. Look at its size,
-`s^2/(2 beta^2)`: at small beta a standard deviation of a few beta outweighs any evidence about the text.
+`s^2/(2 beta^2)`: a standard deviation of 3 beta is worth 4.5 nats, as much as a mean reward that is higher by 4.5 beta.
 
 Source: Levine 2018 (arXiv:1805.00909); Coste et al. 2023 (arXiv:2310.02743); Eisenstein et al. 2023 (arXiv:2312.09244).
 """
@@ -100,7 +100,7 @@ def the_bonus(found: Findings) -> None:
         r = counts(mean.values["text"]) @ weights.T / beta
         bonus = torch.logsumexp(r - r.mean(-1, keepdim=True), -1) - math.log(len(weights))
         found.equal(f"{name}: KL(p*||mean's posterior x bonus)", kl_divergence(law, _times(mean, bonus)), 0.0)
-        found.less(f"{name}: the bonus differs by up to [nats]", 0.05, float(bonus.max() - bonus.min()))
+        found.greater(f"{name}: the bonus differs by up to [nats]", float(bonus.max() - bonus.min()), 0.05)
         apart.append(float(mean.reverse_kl(law)))
         lost = beta * (mean.log_evidence - float(mean.elbo(law)))
         found.equal(f"{name}: expected J lost = beta KL(p*||mean's)", lost, beta * apart[-1])
@@ -110,7 +110,7 @@ def the_bonus(found: Findings) -> None:
     exact = joint.mean((joint.values["member"] == 1).double())
     picked = run.mean(lambda particles: particles["member"] == 1)
     found.agrees("ImportanceSampling: P(the most generous member)", *picked, exact)
-    found.less("it was 1/4 before the reward was asked for", 0.25, float(exact))
+    found.greater("it was 1/4 before the reward was asked for", float(exact), 0.25)
 
 
 def _times(oracle: Oracle, bonus: Tensor) -> Tensor:
@@ -122,17 +122,16 @@ def three_ways(found: Findings) -> None:
     texts = Support()
     calibrated, error = JUDGE.gold_sd(torch.arange(2)), JUDGE.error
     even = torch.full((2,), 0.7, dtype=torch.float64)
-    beliefs: dict[str, tuple[Reading, Tensor, tuple[str, str, str | None]]] = {
+    beliefs: dict[str, tuple[Reading, Tensor, tuple[str, str, str]]] = {
         "mis-calibrated": (raw, error, ("-1.014", "-0.361", "3.068")),
-        "calibrated": (JUDGE.gold_mean, calibrated, ("3.071", "3.071", None)),
+        "calibrated": (JUDGE.gold_mean, calibrated, ("3.071", "3.071", "3.071")),
     }
-    for name, (mean, sd, published) in beliefs.items():
+    for name, (mean, sd, stated) in beliefs.items():
         arms = potentials(texts, mean, sd)
-        for (arm, potential), figure in zip(arms.items(), published, strict=True):
+        for (arm, potential), figure in zip(arms.items(), stated, strict=True):
             scale = texts.at_kl(potential, CAP)
             gold = texts.seen(potential(scale))[1]
-            if figure is not None:
-                found.rounds_to(f"{name}, {arm}: gold at KL = 6", gold, figure)
+            found.rounds_to(f"{name}, {arm}: gold at KL = 6", gold, figure)
             found.data[f"{name}, {arm}"] = [texts.seen(potential(k * scale)) for k in torch.linspace(0, 1, 80).tolist()]
             if arm == "marginalised":
                 found.equal(
@@ -186,7 +185,7 @@ def sweep(found: Findings, texts: Support, calibrated: Tensor) -> None:
     start = float((texts.log_prior.exp() * texts.gold).sum())
     last = {arm: values[factors.index(3.0)] for arm, values in j.items()}
     found.less("strange sd x 3, beta=1: J, marginalised < the prior's", last["marginalised"], start)
-    found.less("strange sd x 3, beta=1: J, pessimistic > 0.9 of best", 0.9 * last["mean"], last["pessimistic"])
+    found.greater("strange sd x 3, beta=1: J, pessimistic > 0.9 of best", last["pessimistic"], 0.9 * last["mean"])
 
 
 def figure(found: Findings) -> Figure:
@@ -200,7 +199,8 @@ def figure(found: Findings) -> Figure:
             left.annotate("mean (the raw proxy)" if arm == "mean" else arm, spots[arm], color=colour)
             right.plot(found.data["factors"], found.data["j"][arm], color=colour, lw=2)
             right.annotate(arm, beside[arm], color=colour)
-        left.plot(*zip(*found.data["calibrated, mean"], strict=True), color=GREY, lw=3, ls=":")
+        for arm, style in zip(colours, (":", "--", "-."), strict=True):
+            left.plot(*zip(*found.data[f"calibrated, {arm}"], strict=True), color=GREY, lw=2, ls=style)
         left.annotate("calibrated belief, all three ways", (1.2, 2.9), color=GREY)
         left.set_xlabel("KL(q||p0)   [nats]")
         left.set_ylabel("E_q[gold]   [reward units]")

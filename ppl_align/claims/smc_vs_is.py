@@ -148,7 +148,7 @@ def prices(found: Findings) -> None:
     found.less("no twist: growth from T=10 to 20 < from 20 to 40", plain_growth[1], plain_growth[2])
     eager = [float(steps(length, beta, power=2.0).sum()) for length in LENGTHS]
     found.less("a twist for half of beta: growth T=10 to 20 < 20 to 40", eager[2] / eager[1], eager[3] / eager[2])
-    found.less("and 100 times the soft value's price at T=40", 100 * curves["soft value"][-1], 40 * eager[3])
+    found.greater("its price at T=40, above 100 times the soft value's", 40 * eager[3], 100 * curves["soft value"][-1])
 
 
 def engine(found: Findings, length: int, beta: float) -> None:
@@ -184,7 +184,7 @@ def lengths(found: Findings) -> None:
         shown = ", ".join(map(str, table[beta]))
         found.holds(f"beta={beta:g}: noise of 0.5, 1, 1.5, 2 nats wins from T =", table[beta][-1] < 200, shown)
     found.equal("beta=0.5, 1 nat: by trying every length", table[0.5][1], next(t for t in plain if noise[t] < plain[t]))
-    found.less("a weak reward (beta=1) wants longer texts than a strong one", table[0.25][1], table[1.0][1])
+    found.greater("a weak reward (beta=1) wants longer texts than a strong one", table[1.0][1], table[0.25][1])
     found.data["crossover"] = (sigmas, table)
 
 

@@ -161,7 +161,7 @@ def constraint(found: Findings) -> None:
     logs = {prefix: math.log(p) if p > 0 else -math.inf for prefix, p in chance.items()}
     fudge, squared = (steered(lambda ids, k=k: k * logs.get(ids, 0.0)) for k in (1, 2))  # type: ignore[misc]
     found.equal("constraint: steering by P(success | prefix), KL(q||p*)", exact.reverse_kl(fudge), 0.0)
-    found.less("constraint: steering by its square, KL(q||p*) above", 0.0, exact.reverse_kl(squared))
+    found.greater("constraint: steering by its square, KL(q||p*) above", exact.reverse_kl(squared), 0.0)
 
 
 def figure(found: Findings) -> Figure:

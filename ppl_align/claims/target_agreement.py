@@ -145,7 +145,7 @@ def study(found: Findings) -> None:
                 drawn = run.rewards[what] if isinstance(what, str) else what(run.particles)
                 error = float(drawn.std()) / drawn.numel() ** 0.5
                 off = abs(float(drawn.mean() - truth[first]))
-                found.less(f"{name}: {first} of draws without weights, off by", 0.0, off, error)
+                found.greater(f"{name}: {first} of draws without weights, off by", off, 0.0, error)
                 shown["no weights"] = float(drawn.mean()), error
         found.data[f"{name}: {first}"] = shown, float(truth[first])
     square = (sum(z**2 for z in scores) / len(scores)) ** 0.5

@@ -1,12 +1,13 @@
 """Sampling at any temperature but 1 turns training on own samples into a force that does not rest.
 
 Own samples move nothing in expectation only if they are samples of p itself. Draw them at temperature T instead, from
-`p_T(v) = p(v)^(1/T) / sum_u p(u)^(1/T)`, and the expected gradient in the logits of p is
-`E_{x~p_T}[grad log p(x)] = p_T - p`: below 1 the likely tokens are pushed up, above 1 the rare ones. The step is zero
-only where p_T = p, that is where p is uniform on its support. Refit fully, and temper again, and exponents multiply:
-after k rounds the model is `p^(1/T^k)`. At T < 1 that runs into the most likely token, at T > 1 into noise,
-both at a doubly exponential pace in k. Top-k and top-p do the same harm more abruptly: what is cut off in one round
-has probability zero in all later ones.
+`p_T(v) = p(v)^(1/T) / sum_u p(u)^(1/T)`, and the expected gradient in the logits of p is `E_{x~p_T}[grad log p(x)] =
+p_T - p`: below 1 the likely tokens are pushed up, above 1 the rare ones. The step is zero only where p_T = p, that is
+where p is uniform on its support. Refit fully, and temper again, and exponents multiply: after k rounds the model is
+`p^(1/T^k)`. At T < 1 that runs into the most likely token, and what the others have left vanishes doubly exponentially
+in k: its logarithm falls like -T^-k. At T > 1 it runs into noise, and the distance from uniform falls like T^-k, a
+single exponential. Top-k and top-p do the same harm more abruptly: what is cut off in one round has probability zero in
+all later ones.
 
 In Bayes' terms a colder model is not the prior but a posterior, with the model's own log-probability as the reward:
 `p0^(1/T) = p0 exp((1/T - 1) log p0)`. That sharpens what the model believes already and knows nothing else.
@@ -85,14 +86,14 @@ def speaker(p: Tensor) -> MarkovLM:
 
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-PUBLISHED = {0.7: ("0.070736", "-0.024889", "-0.045848"), 1.5: ("-0.056396", "0.015571", "0.040825")}
+STATED = {0.7: ("0.070736", "-0.024889", "-0.045848"), 1.5: ("-0.056396", "0.015571", "0.040825")}
 TEMPERATURES = torch.linspace(0.3, 3.0, 28, dtype=torch.float64).tolist()
 
 
 def study(found: Findings) -> None:
     """The gradient; the rounds; truncation; tokens against texts; weights."""
     word = speaker(P)
-    for temperature, figures in PUBLISHED.items():
+    for temperature, figures in STATED.items():
         warm = Oracle(speak, word, temperature=temperature).log_prior
         step = expected_step(Oracle(speak, word), warm.exp())
         for v, figure in enumerate(figures):
@@ -109,6 +110,7 @@ def study(found: Findings) -> None:
             lm = refit(lm, temperature)
             path.append(Oracle(speak, lm).log_prior.exp())
         paths[temperature] = torch.stack(path)
+        pace(found, temperature, paths[temperature])
         exponents = temperature ** -torch.arange(17, dtype=torch.float64)[:, None]
         law = (P.log() * exponents).softmax(1)
         found.equal(f"T={temperature}: 16 rounds against p^(1/T^k)", (paths[temperature] - law).abs().max(), 0.0)
@@ -131,9 +133,9 @@ def study(found: Findings) -> None:
             power = Oracle(sharpen, toy, length, temperature).log_target
             by_hand = (prior.log_prior / temperature).log_softmax(0)
             found.equal(f"{name}: reward log p0 gives p0^(1/T), KL", kl_divergence(by_hand, power), 0.0)
-            found.less(f"{name}: KL(token-tempered || p0^(1/T)) > 0", 1e-4, kl_divergence(cold, power))
+            found.greater(f"{name}: KL(token-tempered || p0^(1/T)) > 0", kl_divergence(cold, power), 1e-4)
             step, weighted = (expected_step(prior, cold.exp() * w) for w in (1.0, (prior.log_prior - cold).exp()))
-            found.less(f"{name}: |E grad log p| over its draws", 0.01, step.norm())
+            found.greater(f"{name}: |E grad log p| over its draws", step.norm(), 0.01)
             found.equal(f"{name}: the same with weights p/p_T", weighted.norm(), 0.0)
     for temperature in (0.7, 1.5):
         cold = Oracle(speak, CRITIC, 4, temperature=temperature).log_prior
@@ -142,7 +144,7 @@ def study(found: Findings) -> None:
     alike = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log().expand(3, 3)
     fixed, ending = (gap(MarkovLM(alike, alike[0], eos_id), 4, 0.7) for eos_id in (None, 0))
     found.equal("independent tokens, fixed length: KL without it", fixed, 0.0)
-    found.less("independent tokens with EOS: it is > 0", 1e-4, ending)
+    found.greater("independent tokens with EOS: it is > 0", ending, 1e-4)
 
     exact = Oracle(speak, CRITIC, 4)
     long = exact.completions["x"].lengths[0].double()
@@ -152,8 +154,20 @@ def study(found: Findings) -> None:
     truth = exact.mean(long, exact.log_prior)
     found.agrees("critic: length, drawn at 0.7 with weights", value, error, truth)
     raw = drawn.completions["x"].lengths.double()
-    found.less("critic: without weights it is off", 0.0, (raw.mean() - truth).abs(), raw.std() / raw.numel() ** 0.5)
+    found.greater("critic: without weights it is off", (raw.mean() - truth).abs(), 0.0, raw.std() / raw.numel() ** 0.5)
     found.data["apart"] = {toy.name: [gap(toy, length, t) for t in TEMPERATURES] for toy, length in toys}
+
+
+def pace(found: Findings, temperature: float, path: Tensor) -> None:
+    """How fast the rounds [k, v] come near their end: token 0 alone below T = 1, the uniform law above."""
+    if temperature < 1:
+        left = path[:, 1:].sum(1).log()
+        what = "log(1 - P(likeliest)), round 16 over 15: 1/T"
+        found.equal(f"T={temperature}: {what}", left[16] / left[15], 1 / temperature, 1e-6)
+    else:
+        off = (path - 1 / 3).abs().amax(1)
+        what = "distance from uniform, round 16 over 15: 1/T"
+        found.equal(f"T={temperature}: {what}", off[16] / off[15], 1 / temperature, 1e-3)
 
 
 def study_lm(found: Findings, lm: Any) -> None:
@@ -165,7 +179,7 @@ def study_lm(found: Findings, lm: Any) -> None:
         if length == 1:
             found.equal("SmolLM2: one token, KL(p_T || p0^(1/T)), T=0.7", apart, 0.0, 1e-5)
         else:
-            found.less("SmolLM2: two tokens, the same is > 0", 1e-3, apart)
+            found.greater("SmolLM2: two tokens, the same is > 0", apart, 1e-3)
 
 
 def gap(lm: LM, length: int, temperature: float) -> float:
