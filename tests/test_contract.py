@@ -369,7 +369,7 @@ def test_programs_may_be_given_in_a_row_alone_or_as_oracles():
 
 
 def test_an_engine_that_refuses_many_replicates_is_run_with_several_seeds():
-    """64 draws of 300 x 16 would take twenty times what it allows itself; 4 x 16 do not."""
+    """960 accepted draws would take more than it allows itself; its own 64 do not."""
     engine = Rejection(16, 4, max_draws=4000)
     case = Case(engine, "with_eos", Oracle(PROGRAMS["with_eos"]), SEED, 60, RATE)
     with pytest.raises(RunError, match="more than max_draws=4000"):
