@@ -155,7 +155,7 @@ def test_exact_draws_reveal_it(hidden_runs):
     assert compared.advice.standing == "good"
     reasons = "\n".join(compared.advice.reasons)
     assert "No diagnostic here" not in reasons
-    assert "A region named beforehand that rejection's 64 exact draws all miss holds less than 4.6% (at 95%)." in reasons
+    assert "beforehand that rejection's 64 exact draws all miss holds less than 4.6% (at 95%)." in reasons
     bounds = compared.reference["evidence_bounds"]["importance"]
     assert bounds["upper"] - bounds["lower"] > 0.5  # log Z cannot be told
     text = str(compared)
