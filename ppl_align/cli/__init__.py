@@ -1,4 +1,4 @@
-"""The command line: ``ppl-align run | compare | check | models | engines | fetch | new``."""
+"""The command line: ``ppl-align run | compare | check | claims | models | engines | fetch | new``."""
 
 from ppl_align.cli.app import main
 
