@@ -114,3 +114,8 @@ class Completion:
         first = self.texts()[0] if self.tokens.numel() or self._given["text"] is not None else ""
         shown = first if len(first) <= 60 else first[:57] + "..."
         return f'Completion({len(self.lengths.reshape(-1))} particles, "{shown}")'
+
+
+def tensor_of(value: Completion | Tensor) -> Tensor:
+    """The tensor of a latent's value: the tokens of a completion, anything else as it is."""
+    return value.tokens if isinstance(value, Completion) else value

@@ -80,8 +80,7 @@ class Findings:
         """``smaller``, the measured one, is below ``larger`` by more than 4.6 standard errors of the difference.
 
         A standard error of 0 means that both are exact or, with ``run``, that one comes from a single random run."""
-        low, high, error = float(smaller), float(larger), float(standard_error)
-        self._add(what, f"< {_short(high)}", _short(low), _error(error, run), high - low > Z * error)
+        self._ordered(what, "<", smaller, larger, standard_error, run)
 
     def greater(
         self,
@@ -92,8 +91,14 @@ class Findings:
         run: bool = False,
     ) -> None:
         """``larger``, the measured one, is above ``smaller``; otherwise as ``less``."""
-        high, low, error = float(larger), float(smaller), float(standard_error)
-        self._add(what, f"> {_short(low)}", _short(high), _error(error, run), high - low > Z * error)
+        self._ordered(what, ">", larger, smaller, standard_error, run)
+
+    def _ordered(
+        self, what: str, sign: str, measured: SupportsFloat, bound: SupportsFloat, error: SupportsFloat, run: bool
+    ) -> None:
+        got, limit, se = float(measured), float(bound), float(error)
+        margin = limit - got if sign == "<" else got - limit
+        self._add(what, f"{sign} {_short(limit)}", _short(got), _error(se, run), margin > Z * se)
 
     def holds(self, what: str, condition: bool, seen: str = "") -> None:
         """A statement is true; ``seen`` says what was looked at."""

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ppl_align.claims import load
 from ppl_align.claims.findings import Findings
 from ppl_align.engines.base import isolated
@@ -38,7 +36,7 @@ def run(names: Sequence[str], seed: int = 0, lm: Any = None) -> Iterator[Result]
         module = load(name)
         found, failure, start = Findings(seed), "", time.perf_counter()
         try:
-            with isolated(seed), torch.random.fork_rng(devices=[]):
+            with isolated(seed):
                 module.study(found)
                 if lm is not None and hasattr(module, "study_lm"):
                     module.study_lm(found, lm)

@@ -38,7 +38,8 @@ def claims(
         load(name)
     if book is not None and len(chosen) < len(CLAIMS):
         raise InputError("--book writes the whole book: name no claims with it")
-    model = _language_model() if lm else None
+    if book is not None and not lm:
+        raise InputError("--book writes what was found on the language model too: add --lm")
     folder = figures
     if book is not None and folder is None:
         folder = book.with_suffix("")
@@ -48,6 +49,7 @@ def claims(
         _writable(book.parent, "the book")
         if book.is_dir():
             raise InputError(f"--book {book} is a folder: give a file name, such as {book / 'claims.md'}")
+    model = _language_model() if lm else None
     results: list[Result] = []
     studies = run(chosen, seed, model)
     interrupted = False

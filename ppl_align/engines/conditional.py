@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.completions import tensor_of
 from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
@@ -76,15 +76,7 @@ def _first_draws(exact: Posterior, count: int) -> dict[str, Tensor]:
     available = exact.log_weight.numel()
     if available < count:
         raise InputError(f"{count} replicates need {count} exact draws to retain, there are {available}")
-    # Replicate after replicate would take all draws of one engine's replicate first; any fixed order is as good.
-    return {
-        name: (value.tokens if isinstance(value, Completion) else value).reshape(available, *_event(value))[:count]
-        for name, value in exact.particles.items()
-    }
-
-
-def _event(value: Completion | Tensor) -> torch.Size:
-    return (value.tokens if isinstance(value, Completion) else value).shape[2:]
+    return {name: tensor_of(value).flatten(0, 1)[:count] for name, value in exact.particles.items()}
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_align.engines.base import one_of
 from ppl_align.errors import InputError, RunError
 from ppl_align.lm.base import Ids
 
@@ -40,8 +41,6 @@ Twist = Callable[[Prefixes], Tensor]
 
 def check_twist(twist: Any) -> None:
     """Raises ``InputError`` unless it is None, ``"prefix"`` or a function."""
-    from ppl_align.engines.base import one_of
-
     if isinstance(twist, str) or twist is None:
         one_of("twist", twist, [None, "prefix"])
     elif not callable(twist):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_align import seeds
 from ppl_align.completions import sequence_lengths
 from ppl_align.engines.base import at_least
 from ppl_align.errors import AllDeadError, InputError, ModelError
@@ -118,7 +119,7 @@ class ChainOracle:
         position = torch.arange(width)
         so_far = torch.where(position < lengths[:, None], self._chain.step[position, tokens], 0.0).sum(-1)
         last = tokens.gather(-1, lengths[:, None] - 1)[:, 0]
-        return so_far + self._chain.to_go[width][self._machine.run(tokens, lengths), last]
+        return so_far + self._chain.to_go[width][self._machine.automaton.run(tokens, lengths), last]
 
     def twist(self, prefixes: Prefixes) -> Tensor:
         """The optimal twist, for ``SMC(twist=oracle.twist)``: log psi [m] = V of each prefix."""
@@ -126,7 +127,7 @@ class ChainOracle:
 
     def proposal(self, rows: Rows) -> Tensor:
         """The optimal proposal, log p*(v | prefix) = log p0(v | prefix) + V(prefix, v) - V(prefix): ``[rows, V]``."""
-        state = self._machine.run(rows.prefixes, None)
+        state = self._machine.automaton.run(rows.prefixes)
         log_p = rows.log_probs.double().cpu()
         log_q = log_p + self._chain.ahead(rows.prefixes.shape[-1])[state]
         total = log_q.logsumexp(-1, keepdim=True)
@@ -139,7 +140,7 @@ class ChainOracle:
         """Independent exact draws of p*: ids ``[n, T]``, padded like every completion."""
         at_least(1, n=n)
         source = self.source.expand(torch.Size([n]))
-        return Population(source, self.proposal, torch.Generator().manual_seed(seed)).run().tokens.cpu()
+        return Population(source, self.proposal, seeds.generator(seed, "chain oracle")).run().tokens.cpu()
 
     def __repr__(self) -> str:
         vocab, states = self.source.lm.vocab_size, self._machine.size
@@ -164,7 +165,7 @@ def _build(known: ChainProgram, machine: _Product) -> TiltedChain:
             raise ModelError(f"ChainOracle: site {name!r} has a negative weight and rejects: its factor would be +inf")
     terminal = torch.zeros(vocab, dtype=torch.bool)
     terminal[list(source.terminal)] = True
-    return TiltedChain(*_prior(source), machine.transitions, machine.start, terminal, step, final)
+    return TiltedChain(*_prior(source), machine.automaton.transitions, machine.automaton.start, terminal, step, final)
 
 
 def _prior(source: CompletionDistribution) -> tuple[Tensor, list[LogMatrix]]:
@@ -197,7 +198,7 @@ class _Product:
                     number[target] = len(number)
                     self.states.append(target)
             rows.append(torch.tensor([number[target] for target in found])[which])
-        self.start, self.transitions = 0, torch.stack(rows)
+        self.automaton = Automaton(torch.stack(rows), 0, torch.ones(len(rows), dtype=torch.bool))
 
     @property
     def size(self) -> int:
@@ -208,13 +209,3 @@ class _Product:
         at = self.rewards.index(fn)
         accepted = fn.automaton.accepting[torch.tensor([state[at] for state in self.states])]
         return torch.where(accepted, 0.0, fn.reject).double()
-
-    def run(self, tokens: Tensor, lengths: Tensor | None) -> Tensor:
-        """The state after the tokens (of each row the first ``lengths``): ``[m, t] -> [m]``."""
-        state = torch.zeros(len(tokens), dtype=torch.long)
-        if self.size == 1:
-            return state
-        for t, column in enumerate(tokens.long().cpu().unbind(-1)):
-            moved = self.transitions[state, column]
-            state = moved if lengths is None else torch.where(t < lengths, moved, state)
-        return state

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.completions import Completion, tensor_of
 from ppl_align.cost import Cost
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
@@ -43,11 +43,6 @@ def _verdict(complaints: Iterator[str]) -> Finding:
     if not found:
         return "passed", "", None
     return "failed", found[0] + (f" (and {len(found) - 1} more such)" if len(found) > 1 else ""), None
-
-
-def tokens_or_tensor(value: Completion | Tensor) -> Tensor:
-    """The tensor of a particle value, [R, N, ...]."""
-    return value.tokens if isinstance(value, Completion) else value
 
 
 # -- deterministic ------------------------------------------------------------------------------------------------
@@ -80,7 +75,7 @@ def _shapes(case: Case, posterior: Posterior, exact: Posterior) -> Iterator[str]
     for name, value in posterior.particles.items():
         if name not in exact.particles:
             continue
-        got, inner = list(tokens_or_tensor(value).shape), list(tokens_or_tensor(exact.particles[name]).shape[2:])
+        got, inner = list(tensor_of(value).shape), list(tensor_of(exact.particles[name]).shape[2:])
         if got != shape + inner:
             yield f"expected particles[{name!r}] of shape {shape + inner}, got {got}"
         elif isinstance(value, Completion) and list(value.lengths.shape) != got[:-1]:
@@ -107,7 +102,7 @@ def seed(case: Case) -> Finding:
 
 
 def _same(one: Posterior, two: Posterior) -> bool:
-    pairs = [(tokens_or_tensor(value), tokens_or_tensor(two.particles[name])) for name, value in one.particles.items()]
+    pairs = [(tensor_of(value), tensor_of(two.particles[name])) for name, value in one.particles.items()]
     return all(torch.equal(a, b) for a, b in [(one.log_weight, two.log_weight), *pairs])
 
 
@@ -127,7 +122,7 @@ def _scores(case: Case, posterior: Posterior) -> Iterator[str]:
     def flat(value: Tensor) -> Tensor:
         return value.reshape(-1, *value.shape[2:])[:size]
 
-    values = {name: flat(tokens_or_tensor(value)) for name, value in posterior.particles.items()}
+    values = {name: flat(tensor_of(value)) for name, value in posterior.particles.items()}
     program = Program(case.oracle.model, case.oracle.args, case.oracle.kwargs, size)
     execution = program.run(values, draw=False, score=set(values))
     if execution.pending is not None:

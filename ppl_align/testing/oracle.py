@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_align import seeds
-from ppl_align.completions import Completion
+from ppl_align.completions import tensor_of
 from ppl_align.engines import Exact
 from ppl_align.engines.twists import Prefixes
 from ppl_align.errors import InputError
@@ -62,7 +62,7 @@ class Oracle:
         self.model, self.args, self.kwargs = model, args, kwargs
         self.posterior = Exact(max_sequences).run(model, *args, **kwargs)
         self.log_evidence = float(self.posterior.log_evidence)
-        self.values = {name: _tensor(value)[0] for name, value in self.posterior.particles.items()}
+        self.values = {name: tensor_of(value)[0] for name, value in self.posterior.particles.items()}
         self.completions = self.posterior.completions
         self.rewards = {name: r[0] for name, r in self.posterior.rewards.items()}
         nothing = torch.zeros(self.posterior.log_weight.shape[1], dtype=torch.float64)
@@ -193,10 +193,8 @@ class Oracle:
         return torch.where(joint > NEVER, joint - prior, NEVER)
 
 
-def _tensor(value: Completion | Tensor) -> Tensor:
-    return value.tokens if isinstance(value, Completion) else value
-
-
 def _parameters(guide: Any) -> dict[str, Tensor]:
     """Parameters of an AutoGuide, by site."""
+    if not hasattr(guide, "sites"):
+        raise InputError(f"gradient() takes a trained guide or an nn.Module, got {type(guide).__name__}")
     return {f"{site}.{name}": p for site, part in guide.sites.items() for name, p in part.named_parameters()}
