@@ -59,6 +59,8 @@ $(STAMP): pyproject.toml constraints.txt
 .venv/weights: $(STAMP)
 	$(BIN)/ppl-align fetch smollm2-135m
 	$(BIN)/ppl-align fetch prompts
+	$(BIN)/ppl-align fetch reviews
+	$(BIN)/ppl-align fetch minilm
 	@touch $@
 
 # The libraries we compare with, in an environment of their own (about 2 GB).

