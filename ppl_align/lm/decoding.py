@@ -34,6 +34,8 @@ class Rows(NamedTuple):
     ``hidden``     [rows, d] last hidden state, or None
     ``prompts``    the prompt of each row
     ``prefixes``   [rows, t] the tokens generated so far
+
+    Under hard constraints ``log_probs`` is confined to what they allow, so a proposal built on it is as well.
     """
 
     log_probs: Tensor
@@ -71,6 +73,7 @@ class Population:
         self.row_prompt = np.arange(len(self.prompts))
         size = len(self.row)
         self.tokens = torch.full((size, source.max_new_tokens), source.pad_id, dtype=torch.long, device=lm.device)
+        self.written = np.zeros((size, source.max_new_tokens), dtype=np.int64)  # the same, on the CPU
         self.log_p = torch.zeros(size, dtype=torch.float64, device=lm.device)
         self.log_q = torch.zeros(size, dtype=torch.float64, device=lm.device)
         self.alive = np.ones(size, dtype=bool)
@@ -114,33 +117,49 @@ class Population:
         self.log_q[moved] += picked
         self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
         self.last[running] = drawn.cpu().numpy()  # the one transfer from device to host of a step
+        self.written[running, self.t] = self.last[running]
         self.alive[running] = ~self.terminal[self.last[running]]
         self.t += 1
 
     def _next_token(self) -> tuple[Tensor, Tensor]:
         """``(log p, log q)`` of the next token, ``[rows, V]``; where both are the prior, one unnormalised tensor."""
+        restriction = self.source.restriction
         undisturbed = self.proposal is None and self.proposal_decoder is None and self.source.warp.is_identity
-        if undisturbed:
+        if undisturbed and restriction is None:
             return self.decoder.logits, self.decoder.logits
         log_p = self.source.warp(self.decoder.log_probs)
+        if restriction is None:
+            return log_p, self._propose(log_p, log_p)
+        allowed = restriction.allowed(self.row_prefixes())
+        confined = restriction.confine(log_p, allowed)
+        return log_p, restriction.confine(self._propose(log_p, confined), allowed)
+
+    def _propose(self, log_p: Tensor, support: Tensor) -> Tensor:
+        """log q [rows, V]; ``support``: the prior, confined to where a proposal should go."""
         if self.proposal_decoder is not None:
-            return log_p, self.source.warp(self.proposal_decoder.log_probs)
-        if self.proposal is None:
-            return log_p, log_p
-        return log_p, self.proposal(self.rows(log_p))
+            return self.source.warp(self.proposal_decoder.log_probs)
+        return support if self.proposal is None else self.proposal(self.rows(support))
 
     def rows(self, log_p: Tensor) -> Rows:
+        prefixes = self.tokens[torch.as_tensor(self._first(), device=self.tokens.device), : self.t]
+        return Rows(log_p, self.decoder.hidden, [self.prompts[i] for i in self.row_prompt], prefixes)
+
+    def row_prefixes(self) -> list[Ids]:
+        """The tokens generated so far of each row, from the CPU's own copy."""
+        return [tuple(prefix) for prefix in self.written[self._first(), : self.t].tolist()]
+
+    def _first(self) -> np.ndarray:
+        """A running particle of each row."""
         first = np.zeros(len(self.row_prompt), dtype=np.int64)
         first[self.row[self.alive][::-1]] = np.flatnonzero(self.alive)[::-1]
-        prefixes = self.tokens[torch.as_tensor(first, device=self.tokens.device), : self.t]
-        return Rows(log_p, self.decoder.hidden, [self.prompts[i] for i in self.row_prompt], prefixes)
+        return first
 
     def resample(self, ancestors: Tensor) -> None:
         """Particle i becomes a copy of particle ``ancestors[i]``; the network's rows are only re-addressed."""
         where = ancestors.to(self.tokens.device)
         self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
         at = ancestors.cpu().numpy()
-        self.row, self.alive, self.last = self.row[at], self.alive[at], self.last[at]
+        self.row, self.alive, self.last, self.written = self.row[at], self.alive[at], self.last[at], self.written[at]
 
     def advance(self) -> None:
         """One forward over the distinct (prefix, token) pairs of the running particles."""

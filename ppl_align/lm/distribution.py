@@ -17,6 +17,7 @@ from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
+    from ppl_align.lm.restriction import Restriction
 
 
 class CompletionDistribution(TorchDistribution):
@@ -43,6 +44,7 @@ class CompletionDistribution(TorchDistribution):
         max_new_tokens: int,
         warp: Warp = Warp(),
         stop_ids: Sequence[int] = (),
+        restriction: Restriction | None = None,
     ) -> None:
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r}")
@@ -59,6 +61,7 @@ class CompletionDistribution(TorchDistribution):
         self.max_new_tokens = max_new_tokens
         self.warp = warp
         self.stop_ids = tuple(stop_ids)
+        self.restriction = restriction
         self.terminal = tuple(sorted({*self.stop_ids, *(() if lm.eos_id is None else (lm.eos_id,))}))
         self.pad_id = lm.eos_id if lm.eos_id is not None else (self.terminal[0] if self.terminal else 0)
         super().__init__(index.shape, torch.Size([max_new_tokens]), validate_args=False)
@@ -75,7 +78,16 @@ class CompletionDistribution(TorchDistribution):
         return self.with_index(self.index.expand(tuple(batch_shape)))
 
     def with_index(self, index: Tensor) -> CompletionDistribution:
-        return CompletionDistribution(self.lm, self.prompts, index, self.max_new_tokens, self.warp, self.stop_ids)
+        return self._but(index, self.restriction)
+
+    def within(self, restriction: Restriction | None) -> CompletionDistribution:
+        """The same prior, proposed from within a restriction only: what a ``Population`` draws is confined to it and
+        weighed by p0 / q. ``log_prob`` stays that of the prior."""
+        return self._but(self.index, restriction)
+
+    def _but(self, index: Tensor, restriction: Restriction | None) -> CompletionDistribution:
+        settings = (self.max_new_tokens, self.warp, self.stop_ids, restriction)
+        return CompletionDistribution(self.lm, self.prompts, index, *settings)
 
     def prompt_rows(self, shape: Sequence[int]) -> list[Ids]:
         """The prompt of every element of a batch of that shape, flat."""
