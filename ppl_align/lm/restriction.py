@@ -1,0 +1,61 @@
+"""Where proposals may go: the next tokens after which a completion can still become acceptable.
+
+A restriction never changes the prior. It confines what particles are *drawn* from, and the weight p0 / q pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.lm.warp import log_normalise
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
+    from ppl_align.lm.base import Ids
+
+_FEW = 64  # stop tokens that are tried one by one: each ends the text, so the text must be acceptable with it
+
+
+class Restriction:
+    """Several constraints on one completion of at most ``max_new_tokens`` tokens.
+
+    ``stop_ids``: tokens that end it; ``eos_id`` ends it too and is no part of its text."""
+
+    def __init__(
+        self, readers: Sequence[Reader], max_new_tokens: int, eos_id: int | None, stop_ids: Sequence[int] = ()
+    ) -> None:
+        self.readers = tuple(readers)
+        self.max_new_tokens, self.eos_id, self.stop_ids = max_new_tokens, eos_id, tuple(stop_ids)
+
+    def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
+        """``[m, V]`` bool: what may come next after running prefixes of one length."""
+        left = self.max_new_tokens - len(prefixes[0]) - 1
+        mask = self.readers[0].allowed(prefixes, left)
+        for reader in self.readers[1:]:
+            mask = mask & reader.allowed(prefixes, left)
+        for stop in self.stop_ids if len(self.stop_ids) <= _FEW else ():
+            at = mask[:, stop].nonzero()[:, 0]
+            if stop != self.eos_id and len(at):
+                mask[at, stop] = self.accepts([(*prefixes[i], stop) for i in at.tolist()])
+        return mask
+
+    def accepts(self, texts: Sequence[Ids]) -> Tensor:
+        """``[m]`` bool: finished texts (ids without EOS)."""
+        return torch.stack([reader.accepts(texts) for reader in self.readers]).all(0)
+
+    def viable(self, prefixes: Sequence[Ids]) -> Tensor:
+        """``[m]`` bool: unfinished texts of one length; a dead end is not viable."""
+        left = self.max_new_tokens - len(prefixes[0]) if prefixes else 0
+        return torch.stack([reader.viable(prefixes, left) for reader in self.readers]).all(0)
+
+    def confine(self, log_probs: Tensor, mask: Tensor) -> Tensor:
+        """``[rows, V]`` nats: log-probabilities on ``mask`` [rows, V] only, normalised again.
+
+        A row with nothing left stays as it is: a dead end is drawn from like any other, and its weight is 0."""
+        confined = log_probs.masked_fill(~mask.to(log_probs.device), -torch.inf)
+        dead = confined.isneginf().all(-1, keepdim=True)
+        return log_normalise(torch.where(dead, log_probs, confined))
