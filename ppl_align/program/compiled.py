@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -22,6 +22,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 
 _DEEPEST = 4  # plates inside one another that a program may use
 PARTICLES = "ppl_align_particles"
+Handler = TypeVar("Handler", bound=Messenger)
 LatentProposal = Callable[[str, Any], Any]
 """``(name, prior) -> distribution`` to draw an ordinary latent from."""
 
@@ -212,9 +213,17 @@ class Program:
         """One execution; see the module's docstring. ``score``: given values whose prior is wanted as well.
 
         Raises ``ModelError`` where engines cannot work with the program."""
+        handler = self.execute(lambda: _Execute(self, values, draw, propose, score))
+        self._check_structure(handler)
+        return handler.result
+
+    def execute(self, make_handler: Callable[[], Handler]) -> Handler:
+        """Run the model under a handler of its own and the particle plate; returns the handler.
+
+        Anew with room for one plate more, and another handler, as long as the program has more plates than that."""
         first_mismatch: ValueError | None = None
         while True:
-            handler = _Execute(self, values, draw, propose, score)
+            handler = make_handler()
             try:
                 with torch.no_grad(), handler, self.plate():
                     self.model(*self.args, **self.kwargs)
@@ -234,8 +243,7 @@ class Program:
                 if "Boolean value of Tensor" in str(error):
                     raise ModelError(STATIC) from error
                 raise
-            self._check_structure(handler)
-            return handler.result
+            return handler
 
     def plate(self) -> Any:
         return pyro.plate(PARTICLES, self.num_particles, dim=-1 - self.nesting)
