@@ -2,12 +2,12 @@
 
 A prompt is text, a list of texts (one per batch element), chat messages, token ids, or a tuple of such parts;
 an earlier completion is a part like any other and contributes its own ids, without EOS and padding, so that
-nothing is ever tokenised twice.
+nothing is ever tokenised twice. Chat messages that are the whole prompt stay known, for rewards that want to see them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,12 +21,36 @@ if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
 
 
+class ChatIds(tuple[int, ...]):
+    """Token ids of a chat prompt that remember the ``messages`` they were made from; in all else a tuple of ids.
+
+    >>> ids = ChatIds((5, 7), [{"role": "user", "content": "hi"}])
+    >>> ids == (5, 7), ids.messages[0]["content"]
+    (True, 'hi')
+    """
+
+    messages: list[dict[str, Any]]
+
+    def __new__(cls, ids: Iterable[int], messages: Sequence[Mapping[str, Any]]) -> ChatIds:
+        made = super().__new__(cls, tuple(ids))
+        made.messages = [dict(message) for message in messages]
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self), self.messages
+
+
 def resolve_prompt(lm: LM, prompt: Any) -> tuple[tuple[Ids, ...], Tensor]:
     """``(distinct prompts, index)``; ``index`` is int64 and has the batch shape the prompt implies."""
     rows, shape = _part(lm, prompt)
     distinct: dict[Ids, int] = {}
-    index = [distinct.setdefault(row, len(distinct)) for row in map(lm.begin, rows)]
+    index = [distinct.setdefault(row, len(distinct)) for row in (_begin(lm, row) for row in rows)]
     return tuple(distinct), torch.tensor(index, dtype=torch.long).reshape(shape)
+
+
+def _begin(lm: LM, row: Ids) -> Ids:
+    begun = lm.begin(row)
+    return ChatIds(begun, row.messages) if isinstance(row, ChatIds) else begun
 
 
 def _part(lm: LM, part: Any) -> tuple[list[Ids], torch.Size]:
@@ -46,7 +70,7 @@ def _part(lm: LM, part: Any) -> tuple[list[Ids], torch.Size]:
         if isinstance(part, tuple):
             return _join([_part(lm, item) for item in part])
         if all(isinstance(item, Mapping) for item in part):
-            return [lm.chat_ids(part)], torch.Size()
+            return [ChatIds(lm.chat_ids(part), part)], torch.Size()
         if all(isinstance(item, (str, list)) for item in part):
             rows = [_part(lm, item)[0] for item in part]
             return [row[0] for row in rows], torch.Size([len(rows)])
