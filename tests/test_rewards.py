@@ -276,7 +276,7 @@ def test_data_columns_are_bound():
     def exact(completions, answer, **kwargs):
         return [float(c == a) for c, a in zip(completions, answer, strict=True)]
 
-    with pytest.raises(InputError, match=r"needs the column 'answer': bind it, .*columns\(fn, answer=...\)"):
+    with pytest.raises(InputError, match=r"needs the column 'answer': give it, reward\(..., columns="):
         evaluate("r", exact, TEXTS)
     with reward_cache():
         assert evaluate("r", columns(exact, answer="bb"), TEXTS).tolist() == [0, 1, 0, 0]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from ppl_align.errors import InputError
-from ppl_align.rewards.cache import identity
-from ppl_align.rewards.convention import call, plain_text
+from ppl_align.rewards.cache import content, identity
+from ppl_align.rewards.convention import plain_text, start_call
 
 
 class _Adapter:
@@ -46,10 +46,10 @@ class each(_Adapter):
 
 
 class chat(_Adapter):
-    """A TRL reward written for chat messages, which reads ``completions[i][0]["content"]``.
+    """A TRL reward written for chat messages, which reads ``completions[i][0]["content"]``, on a prompt that is text.
 
-    Rewards get plain strings; this wraps every completion as one assistant message and every prompt as one user
-    message (its text as it was rendered, template included).
+    A reward in TRL's convention gets messages where the prompt is chat messages, and strings elsewhere. This wraps
+    strings: every completion as one assistant message, every prompt as one user message.
 
     >>> def length(completions, **kwargs):
     ...     return [len(messages[0]["content"]) for messages in completions]
@@ -57,11 +57,11 @@ class chat(_Adapter):
     [1, 3]
     """
 
-    def __call__(self, completions: Sequence[str], **kwargs: Any) -> Any:
+    def __call__(self, completions: Sequence[Any], **kwargs: Any) -> Any:
         if "prompts" in kwargs:
-            kwargs["prompts"] = [[{"role": "user", "content": text}] for text in kwargs["prompts"]]
-        messages = [[{"role": "assistant", "content": text}] for text in completions]
-        return call(self.fn, {**kwargs, "completions": messages})
+            kwargs["prompts"] = [_messages("user", prompt) for prompt in kwargs["prompts"]]
+        messages = [_messages("assistant", completion) for completion in completions]
+        return start_call(self.fn, {**kwargs, "completions": messages})
 
 
 class columns(_Adapter):
@@ -79,7 +79,11 @@ class columns(_Adapter):
 
     def __call__(self, completions: Sequence[str], **kwargs: Any) -> Any:
         repeated = {name: [value] * len(completions) for name, value in self.values.items()}
-        return call(self.fn, {**kwargs, **repeated, "completions": completions})
+        return start_call(self.fn, {**kwargs, **repeated, "completions": completions})
 
     def identity_parts(self) -> tuple[Hashable, ...]:
-        return (*super().identity_parts(), *((k, identity(v)) for k, v in sorted(self.values.items())))
+        return (*super().identity_parts(), *((k, content(v)) for k, v in sorted(self.values.items())))
+
+
+def _messages(role: str, text: Any) -> Any:
+    return [{"role": role, "content": text}] if isinstance(text, str) else text

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
-Row = tuple[Any, ...]
-"""What a reward saw of one completion: ``(text,)``, or ``(text, prompt, ids)``."""
+Row = tuple[Hashable, ...]
+"""What a reward saw of one completion, as a key: its text, and what else it reads (prompt, ids, data columns)."""
 
 _tables: ContextVar[dict[Hashable, dict[Row, float]] | None] = ContextVar("ppl_align_reward_cache", default=None)
 
@@ -62,6 +63,8 @@ def identity(fn: Any) -> Hashable:
         held += [*(fn.__kwdefaults__ or {}).values(), *vars(fn).values()]
         code: CodeType = fn.__code__
         return (_Same(code), _Same(fn.__globals__), *map(_Same, held))
+    if isinstance(fn, partial):
+        return (partial, identity(fn.func), content(fn.args), content(fn.keywords))
     parts = getattr(fn, "identity_parts", None)
     if parts is not None:
         return (type(fn), *parts())
@@ -70,6 +73,19 @@ def identity(fn: Any) -> Hashable:
     except TypeError:
         return _Same(fn)
     return fn
+
+
+def content(value: Any) -> Hashable:
+    """A key for a value of a data set: equal for lists and dictionaries with equal contents, ``1`` is not ``True``.
+
+    >>> content({"a": [1, 2]}) == content({"a": [1, 2]}), content(1) == content(True)
+    (True, False)
+    """
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(content, value))
+    if isinstance(value, dict):
+        return (dict, *((content(name), content(held)) for name, held in value.items()))
+    return (type(value), identity(value))
 
 
 def _contents(cell: Any) -> Any:

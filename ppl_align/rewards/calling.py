@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from pyro.poutine.indep_messenger import IndepMessenger
@@ -16,42 +15,110 @@ from ppl_align.completions import Completion
 from ppl_align.cost import count
 from ppl_align.errors import InputError, PplAlignError, RewardError
 from ppl_align.rewards.answers import check_number, read_answers, shorten
-from ppl_align.rewards.cache import Row, answers_of, reward_cache
+from ppl_align.rewards.cache import answers_of, reward_cache
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
-from ppl_align.rewards.convention import call, convention
+from ppl_align.rewards.convention import start_call, wait_for
+from ppl_align.rewards.journal import services
 from ppl_align.rewards.registry import resolve
+from ppl_align.rewards.seen import what_it_sees
 from ppl_align.text import Texts
 
-__all__ = ["evaluate", "reward_cache"]
+__all__ = ["evaluate", "evaluate_all", "reward_cache"]
 
 
-def evaluate(name: str, fn: Any, completion: Completion | Texts | Tensor | str) -> Tensor:
+def evaluate(
+    name: str, fn: Any, completion: Completion | Texts | Tensor | str, columns: Mapping[str, Any] | None = None
+) -> Tensor:
     """Raw rewards r of a batch, float64 on the CPU, of the batch shape; NaN where the reward said ``None``.
 
     ``fn`` may be
 
     * a TRL reward function, sync or async: it is called with the keywords it takes among ``prompts``,
-      ``completions``, ``completion_ids``, ``log_extra``, ``log_metric`` and ``trainer_state``. Prompts and
-      completions are strings; ``chat(fn)`` makes them messages, ``columns(fn, answer=...)`` adds data columns;
+      ``completions``, ``completion_ids``, ``log_extra``, ``log_metric``, ``trainer_state`` and ``columns``. Where the
+      prompt is chat messages, prompts and completions are messages too, else strings; ``chat(fn)`` wraps strings;
     * ``f(texts)``: a list of strings in, as many numbers out (``None``: does not apply; ``-inf``: rejected);
     * a transformers sequence-classification model with one output, or ``ClassifierReward(model, tokenizer)``;
-    * the name of a shipped reward, or a dotted path ``package.module:function``;
+    * the name of a shipped reward, a dotted path ``package.module:function``, or a model's folder or hub name;
     * for a tensor instead of a completion: ``f(tensor) -> tensor`` of the batch shape (the leading dimensions).
+
+    ``columns``: a data column's value by its name. A batch (``Texts``, a tensor, another completion) is broadcast to
+    the batch of completions, anything else is one value for all.
 
     Distinct texts are asked about once per call, and once per run inside :func:`reward_cache`; what was really
     asked is counted as ``reward_calls``. Raises ``InputError`` for something that is no reward, ``RewardError`` if
     the reward raises or returns a wrong number of values, NaN, +inf or something that is no number.
     """
-    fn = as_reward(name, fn)
+    return evaluate_all({name: fn}, completion, columns)[name]
+
+
+def evaluate_all(
+    fns: Mapping[str, Any], completion: Completion | Texts | Tensor | str, columns: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """:func:`evaluate` for several rewards by name; ``async def`` ones among them wait at the same time."""
+    rewards = {name: as_reward(name, fn) for name, fn in fns.items()}
     if isinstance(completion, Tensor):
-        return _of_tensor(name, fn, completion)
-    seen, shape = _what_it_sees(name, fn, completion)
-    rows: list[Row] = list(zip(*seen.values(), strict=True))
-    known = answers_of(name, fn)
-    new = [row for row in dict.fromkeys(rows) if row not in known]
-    if new:
-        known.update(zip(new, _ask(name, fn, tuple(seen), new), strict=True))
-    return torch.tensor([known[row] for row in rows], dtype=torch.float64).reshape(shape)
+        if columns:
+            raise InputError(f"the column {next(iter(columns))!r}: a reward of a tensor reads no columns")
+        return {name: _of_tensor(name, fn, completion) for name, fn in rewards.items()}
+    questions = [_Question(name, fn, completion, columns or {}) for name, fn in rewards.items()]
+    started = [question.start() for question in questions]
+    return {q.name: q.read(answer) for q, answer in zip(questions, wait_for(started), strict=True)}
+
+
+class _Question:
+    """One reward, one batch: what is not known yet is asked about."""
+
+    def __init__(self, name: str, fn: Callable[..., Any], completion: Any, columns: Mapping[str, Any]) -> None:
+        self.name, self.fn = name, fn
+        self.seen = what_it_sees(name, fn, completion, columns)
+        self.known = answers_of(name, fn)
+        first = {row: i for i, row in reversed(list(enumerate(self.seen.rows))) if row not in self.known}
+        self.new = sorted(first.values())
+
+    def start(self) -> Any:
+        """The reward's result for what is new: perhaps an awaitable, an exception, or None where nothing is."""
+        if not self.new:
+            return None
+        count(reward_calls=len(self.new))
+        try:
+            return self._call(self.new)
+        except Exception as error:
+            return error
+
+    def read(self, result: Any) -> Tensor:
+        """All answers, once the result is there."""
+        if self.new:
+            if isinstance(result, BaseException):
+                self._explain(result)
+            rows, texts = self.seen.rows, [self.seen.texts[i] for i in self.new]
+            answers = read_answers(self.name, result, texts)
+            self.known.update(zip([rows[i] for i in self.new], answers, strict=True))
+        r = [self.known[row] for row in self.seen.rows]
+        return torch.tensor(r, dtype=torch.float64).reshape(self.seen.shape)
+
+    def _call(self, at: Sequence[int]) -> Any:
+        return start_call(self.fn, {**self.seen.take(at), **services(self.name, [self.seen.texts[i] for i in at])})
+
+    def _explain(self, error: BaseException) -> NoReturn:
+        if isinstance(error, PplAlignError) or not isinstance(error, Exception):
+            raise error
+        text, error = self._culprit(error)
+        hint = _hint(error, chat=not isinstance(self.seen.columns["completions"][0], str))
+        raise RewardError(f"reward {self.name!r} raised {_one_line(error)}, on {text}{hint}") from error
+
+    def _culprit(self, error: Exception) -> tuple[str, Exception]:
+        """The text on which a failed batch fails: asked one by one, until one does."""
+        texts = self.seen.texts
+        for i in self.new if len(self.new) > 1 else ():
+            try:
+                (single,) = wait_for([self._call([i])])
+            except Exception as raised:
+                single = raised
+            if isinstance(single, Exception):
+                return f"the text {shorten(texts[i])}", single
+        first = shorten(texts[self.new[0]])
+        many = f"a batch of {len(self.new)} texts, the first of them {first}"
+        return f"the text {first}" if len(self.new) == 1 else many, error
 
 
 def as_reward(name: str, fn: Any) -> Callable[..., Any]:
@@ -70,78 +137,14 @@ def as_reward(name: str, fn: Any) -> Callable[..., Any]:
     return fn
 
 
-def _what_it_sees(
-    name: str, fn: Callable[..., Any], completion: Completion | Texts | str
-) -> tuple[dict[str, Sequence[Any]], torch.Size]:
-    """The columns that the answer may depend on, each a flat list of the batch, and the batch shape."""
-    if isinstance(completion, str):
-        texts, shape = [completion], torch.Size()
-    elif isinstance(completion, Texts):
-        texts, shape = completion.flat, completion.shape
-    elif isinstance(completion, Completion):
-        texts, shape = completion.texts(), completion.shape
-    else:
-        raise InputError(f"reward {name!r} reads a completion, its text or a tensor, got {type(completion).__name__}")
-    columns: dict[str, Sequence[Any]] = {"completions": texts}
-    how = convention(fn)
-    if not how.trl:
-        return columns, shape
-    if isinstance(completion, Completion):
-        if how.reads("prompts"):
-            with suppress(ValueError):  # a completion made by hand may carry no prompt
-                columns["prompts"] = completion.texts("prompt")
-        if how.reads("completion_ids"):
-            columns["completion_ids"] = _trl_ids(completion)
-    how.check(name, tuple(columns))
-    return columns, shape
-
-
-def _trl_ids(completion: Completion) -> list[tuple[int, ...]]:
-    """Ids as TRL gives them: the terminal token belongs, padding does not."""
-    tokens = completion.tokens.reshape(-1, completion.tokens.shape[-1]).tolist()
-    return [tuple(row[:n]) for row, n in zip(tokens, completion.lengths.reshape(-1).tolist(), strict=True)]
-
-
-def _ask(name: str, fn: Callable[..., Any], names: Sequence[str], rows: Sequence[Row]) -> list[float]:
-    texts = [row[names.index("completions")] for row in rows]
-    count(reward_calls=len(rows))
-    try:
-        result = _call(fn, names, rows)
-    except PplAlignError:
-        raise
-    except Exception as error:
-        text, error = _culprit(fn, names, rows, error)
-        raise RewardError(f"reward {name!r} raised {_one_line(error)}, on {text}{_hint(error)}") from error
-    return read_answers(name, result, texts)
-
-
-def _call(fn: Callable[..., Any], names: Sequence[str], rows: Sequence[Row]) -> Any:
-    columns = {column: list(values) for column, values in zip(names, zip(*rows, strict=True), strict=True)}
-    if "completion_ids" in columns:
-        columns["completion_ids"] = [list(ids) for ids in columns["completion_ids"]]
-    return call(fn, columns)
-
-
-def _culprit(
-    fn: Callable[..., Any], names: Sequence[str], rows: Sequence[Row], error: Exception
-) -> tuple[str, Exception]:
-    """The text on which a failed batch fails: asked one by one, until one does."""
-    at = names.index("completions")
-    for row in rows if len(rows) > 1 else ():
-        try:
-            _call(fn, names, [row])
-        except Exception as single:
-            return f"the text {shorten(row[at])}", single
-    where = "the text" if len(rows) == 1 else f"a batch of {len(rows)} texts, the first of them"
-    return f"{where} {shorten(rows[0][at])}", error
-
-
 def _one_line(error: Exception) -> str:
     message = str(error).strip().splitlines()
     return type(error).__name__ + (f": {message[0]}" if message else "")
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: Exception, chat: bool) -> str:
+    if isinstance(error, (AttributeError, TypeError, KeyError)) and chat:
+        return ". The prompt is chat messages, so a completion is too: read completion[0]['content']"
     if isinstance(error, AttributeError) and "'list' object" in str(error):
         return ". It gets a list of texts: if it is a function of one text, wrap it: ppl_align.rewards.each(fn)"
     if isinstance(error, TypeError) and "string indices" in str(error):

@@ -1,8 +1,8 @@
 """How a reward function wants to be called: with TRL's keywords, or with the texts alone.
 
 TRL calls ``f(prompts=[...], completions=[...], completion_ids=[...], **columns)``, keyword arguments only, every
-list of the batch size (``trl/trainer/grpo_trainer.py``, ``_calculate_rewards``). A function whose signature names
-``completions`` or ``prompts`` is called like that; anything else gets the texts as its one positional argument.
+list of the batch size (``trl/trainer/grpo_trainer.py``, ``_calculate_rewards``). A function whose signature names one
+of these three is called like that; anything else gets the texts as its one positional argument.
 """
 
 from __future__ import annotations
@@ -23,19 +23,16 @@ from ppl_align.errors import InputError
 OWN_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
-def _log_extra(column: str, values: Sequence[Any]) -> None:
-    """TRL's hook for an extra column of the completions table; there is none here."""
+def _unheard(*_: Any) -> None:
+    """``log_extra`` and ``log_metric`` of a function that is called by hand: see :mod:`ppl_align.rewards.journal`."""
 
 
-def _log_metric(name: str, value: float) -> None:
-    """TRL's hook for a training metric; nothing is trained here."""
-
-
-_SERVICES: dict[str, Any] = {
-    "log_extra": _log_extra,
-    "log_metric": _log_metric,
+SERVICES: dict[str, Any] = {
+    "log_extra": _unheard,
+    "log_metric": _unheard,
     "trainer_state": SimpleNamespace(global_step=0),
 }
+"""What TRL hands to every reward besides columns."""
 
 
 @dataclass
@@ -60,13 +57,14 @@ class Convention:
 
     def check(self, name: str, available: Sequence[str]) -> None:
         """Raise ``InputError`` for a column that the reward needs and nobody has; warn of a moving reward."""
-        missing = sorted(self.required - {*available, *_SERVICES})
+        missing = sorted(self.required - {*available, *SERVICES})
         if missing and missing[0] in OWN_COLUMNS:
             raise InputError(f"reward {name!r} reads {missing[0]}: give it the completion itself, not only its text")
         if missing:
             column = missing[0]
             raise InputError(
-                f"reward {name!r} needs the column {column!r}: bind it, ppl_align.rewards.columns(fn, {column}=...)"
+                f"reward {name!r} needs the column {column!r}: give it, reward(..., columns={{{column!r}: ...}}) or "
+                f"rewards(..., {column}=...)"
             )
         if "trainer_state" in self.named and not self.warned:
             self.warned = True
@@ -102,43 +100,67 @@ def _inspect(fn: Callable[..., Any]) -> Convention:
     named = frozenset(p.name for p in by_keyword)
     only_keywords = bool(catch_all) and len(parameters) == 1
     return Convention(
-        trl=bool(named & {"completions", "prompts"}) or only_keywords,
+        trl=bool(named & set(OWN_COLUMNS)) or only_keywords,
         named=named,
         required=frozenset(p.name for p in by_keyword if p.default is p.empty),
         open=bool(catch_all) and not catch_all[0].name.startswith("_"),
     )
 
 
-def call(fn: Callable[..., Any], columns: Mapping[str, Sequence[Any]]) -> Any:
-    """Call ``fn`` in its own convention; keywords that it does not take are dropped, awaitables are awaited."""
+def start_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> Any:
+    """Call ``fn`` in its own convention; keywords that it does not take are dropped. May return an awaitable.
+
+    ``columns``: lists of the batch size, and services where the caller has better ones than none."""
     how = convention(fn)
-    if how.trl:
-        offered = {**columns, **_SERVICES}
-        result = fn(**{k: v for k, v in offered.items() if how.reads(k)})
-    else:
-        result = fn(columns["completions"])
-    return _wait_for(result) if inspect.isawaitable(result) else result
+    if not how.trl:
+        return fn(columns["completions"])
+    offered = {**SERVICES, **columns}
+    return fn(**{name: value for name, value in offered.items() if how.reads(name)})
 
 
-def _wait_for(awaitable: Any) -> Any:
-    async def finish() -> Any:
-        return await awaitable
+def wait_for(results: Sequence[Any]) -> list[Any]:
+    """The results themselves: awaitables among them are awaited, all at the same time (as TRL does).
+
+    An exception of one becomes its result and leaves the others alone."""
+    pending = [result for result in results if inspect.isawaitable(result)]
+    if not pending:
+        return list(results)
+
+    async def finish() -> list[Any]:
+        return list(await asyncio.gather(*pending, return_exceptions=True))
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(finish())
-    # A loop is running already (a notebook): it cannot be entered twice, so wait in a thread with its own.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(copy_context().run, asyncio.run, finish()).result()
+        done = asyncio.run(finish())
+    else:  # a loop is running already (a notebook): it cannot be entered twice, so wait in a thread with its own
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(copy_context().run, asyncio.run, finish()).result()
+    answers = iter(done)
+    return [next(answers) if inspect.isawaitable(result) else result for result in results]
+
+
+def call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> Any:
+    """``start_call``, awaited."""
+    (result,) = wait_for([start_call(fn, columns)])
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def plain_text(completion: Any) -> str:
-    """The text of one completion in either of TRL's formats: a string, or chat messages.
+    """The text of one completion or prompt in either of TRL's formats: a string, or chat messages (one a line).
 
     >>> plain_text("hello"), plain_text([{"role": "assistant", "content": "hello"}])
     ('hello', 'hello')
     """
     if isinstance(completion, str):
         return completion
-    return "".join(message["content"] for message in completion)
+    return "\n".join(_content(message["content"]) for message in completion)
+
+
+def _content(content: Any) -> str:
+    """A message's content is text, or a list of blocks of which some are text."""
+    if isinstance(content, str):
+        return content
+    return "".join(block.get("text", "") for block in content)
