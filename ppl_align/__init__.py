@@ -13,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_align.completions import Completion
+    from ppl_align.constraints import AcceptedBy, Contains, EndsWith
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM
     from ppl_align.posterior import Posterior
-    from ppl_align.program import choose, completion, reward
+    from ppl_align.program import choose, completion, constrain, reward
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "AcceptedBy": "ppl_align.constraints",
+    "Contains": "ppl_align.constraints",
+    "EndsWith": "ppl_align.constraints",
     "Completion": "ppl_align.completions",
     "Comparison": "ppl_align.diagnostics.comparison",
     "compare": "ppl_align.diagnostics.comparison",
@@ -40,6 +44,7 @@ _HOME = {
     "Posterior": "ppl_align.posterior",
     "choose": "ppl_align.program",
     "completion": "ppl_align.program",
+    "constrain": "ppl_align.program",
     "reward": "ppl_align.program",
 }
 
@@ -47,11 +52,14 @@ __all__ = [
     "LM",
     "SMC",
     "SVI",
+    "AcceptedBy",
     "CallableLM",
     "CausalLM",
     "Comparison",
     "Completion",
     "Conditional",
+    "Contains",
+    "EndsWith",
     "Engine",
     "Exact",
     "ImportanceSampling",
@@ -61,6 +69,7 @@ __all__ = [
     "choose",
     "compare",
     "completion",
+    "constrain",
     "evidence_bounds",
     "reward",
 ]

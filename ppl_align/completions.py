@@ -37,6 +37,7 @@ class Completion:
     ``text``     :class:`Texts` of shape [...], or a plain ``str`` when there is no batch
     ``prompt``   the prompts' text, same shape
     ``ids``      the tokens of each element without EOS and padding: a flat list of tuples
+    ``site``     the name it has in its program, if it comes from one
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Completion:
         text: Texts | None = None,
         prompt: Texts | None = None,
         terminal: Sequence[int] = (),
+        site: str | None = None,
     ) -> None:
         self.tokens = tokens
         self.source = source
+        self.site = site
         self._given = {"text": text, "prompt": prompt}
         self._terminal = tuple(source.terminal if source is not None else terminal)
 
@@ -108,7 +111,7 @@ class Completion:
         given = {k: None if v is None else v.reshape(*shape) for k, v in self._given.items()}
         source = None if self.source is None else self.source.reshaped(shape)
         tokens = self.tokens.reshape(*shape, self.tokens.shape[-1])
-        return Completion(tokens, source, terminal=self._terminal, **given)
+        return Completion(tokens, source, terminal=self._terminal, site=self.site, **given)
 
     def __repr__(self) -> str:
         first = self.texts()[0] if self.tokens.numel() or self._given["text"] is not None else ""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
+from ppl_align.engines.constrained import foreseen
 from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
@@ -75,9 +76,10 @@ class SMC(Engine):
         size = self.num_replicates * self.num_particles
         program = Program(task.model, task.args, task.kwargs, size)
         shape = (self.num_replicates, self.num_particles)
-        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained)
+        readers = foreseen(program)
+        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, readers)
         steering = _Steering(self, sweep)
-        execution = sweep.run(during=steering.during if self.twist else None, between=steering.between)
+        execution = sweep.run(during=steering.during, between=steering.between)
         if not steering.events:
             log.warning(
                 "SMC had no weights before the end (twist=None, one completion): this run is importance sampling"
@@ -109,6 +111,8 @@ class _Steering:
 
     def during(self, sweep: Sweep, site: Site, population: Population) -> None:
         """After a token, before the forward: refresh the particles that are due, then maybe resample."""
+        if not self.config.twist and population.source.restriction is None:
+            return  # nothing is known of a prefix: weights wait for the end
         self.step += 1
         self.schedule = self.schedule or Schedule(self.config.every, site.fn.lm)
         size = len(sweep.psi)
@@ -127,6 +131,8 @@ class _Steering:
     def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
         """The potential of the chosen particles' prefixes, [m] nats; of finished ones it is the true one."""
         sweep, twist = self.sweep, self.config.twist
+        if not twist:
+            return sweep.psi[chosen] + self._hope(population, chosen)
         upstream = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
         tokens = sweep.prefix(site, population, population.t)
         tokens = tokens[chosen.to(tokens.device)]
@@ -135,6 +141,17 @@ class _Steering:
         program = sweep.program.with_particles(len(chosen))
         execution = program.run({**upstream, site.name: tokens}, draw=False)
         return torch.where(running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential)
+
+    def _hope(self, population: Population, chosen: Tensor) -> Tensor:
+        """0 where the chosen particles can still meet their hard constraints, -inf where they cannot, [m]."""
+        restriction, size = population.source.restriction, len(self.sweep.psi)
+        assert restriction is not None
+        lanes = torch.arange(len(population.alive)).reshape(size, -1)[chosen].reshape(-1)
+        running = population.alive[lanes.numpy()]
+        prefixes = [tuple(row) for row in population.written[lanes.numpy(), : population.t].tolist()]
+        hope = torch.ones(len(lanes), dtype=torch.bool)
+        hope[running] = restriction.viable([p for p, r in zip(prefixes, running, strict=True) if r])
+        return torch.where(hope.reshape(len(chosen), -1).all(-1), 0.0, -torch.inf).double()
 
     def _twisted(
         self, twist: Twist, site: Site, upstream: dict[str, Tensor], tokens: Tensor, running: Tensor

@@ -14,6 +14,7 @@ import pyro
 import torch
 
 from ppl_align.engines.base import Engine, Task, at_least, one_of
+from ppl_align.engines.constrained import foreseen
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep
@@ -60,8 +61,9 @@ class SVI(Engine):
     def _infer(self, task: Task) -> Posterior:
         guide = self._guide(task)
         nesting = self._pilot(task)
+        readers = foreseen(Program(task.model, task.args, task.kwargs, 1))
         if isinstance(guide, AutoGuide):
-            guide.nesting = nesting
+            guide.nesting, guide.readers = nesting, readers
         losses = self.train(task, guide, nesting)
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting
@@ -71,7 +73,7 @@ class SVI(Engine):
             sweep = Sweep(program, *shape, FromPrior(), _quiet)
             sweep.adopt(*guide.draw(program))
         else:
-            sweep = Sweep(program, *shape, guide, _quiet)
+            sweep = Sweep(program, *shape, guide, _quiet, readers=readers)
         posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
         posterior.guide = guide
         return posterior

@@ -13,8 +13,8 @@ a good one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:19
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,12 @@ from ppl_align.engines.base import Progress
 from ppl_align.engines.proposals import Proposal, Retaining
 from ppl_align.errors import AllDeadError, ModelError
 from ppl_align.lm.decoding import Population
+from ppl_align.lm.restriction import Restriction
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program, Site
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
 
 Observer = Callable[["Sweep", Site, Population], None]
 """Called after every step of the decoding of a site, before the network moves on."""
@@ -42,8 +46,11 @@ class Sweep:
         proposal: Proposal,
         progress: Progress,
         retained: Mapping[str, Tensor] | None = None,
+        readers: Mapping[str, Sequence[Reader]] | None = None,
     ) -> None:
+        """``readers``: hard constraints by completion site, which proposals are confined to."""
         self.program, self.progress, self.retained = program, progress, retained
+        self.readers = readers or {}
         self.proposal = proposal if retained is None else Retaining(proposal, retained, particles)
         self.shape = (replicates, particles)
         size = replicates * particles
@@ -97,7 +104,7 @@ class Sweep:
         self.absorbed = total
 
     def _decode(self, site: Site, during: Observer | None) -> None:
-        population = Population(site.fn, self.proposal.tokens(site.name))
+        population = Population(site.fn.within(self.restriction(site)), self.proposal.tokens(site.name))
         if self.retained is not None:
             population.hold(*self._first_particles(site))
         while not population.done:
@@ -109,6 +116,13 @@ class Sweep:
         self.values[site.name] = self.prefix(site, population, site.fn.max_new_tokens)
         self.log_prior[site.name] = self.per_particle(population.log_p)
         self.log_proposal[site.name] = self.per_particle(population.log_q)
+
+    def restriction(self, site: Site) -> Restriction | None:
+        """The hard constraints on a completion, as far as they were foreseen."""
+        readers = self.readers.get(site.name)
+        if not readers:
+            return None
+        return Restriction(readers, site.fn.max_new_tokens, site.fn.lm.eos_id, site.fn.stop_ids)
 
     def _first_particles(self, site: Site) -> tuple[Tensor, Tensor]:
         """Where the first particle of each replicate sits among the lanes, and the tokens it has to write."""

@@ -7,9 +7,9 @@ serves every other engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import torch
@@ -29,6 +29,10 @@ from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.memo import remember
+from ppl_align.lm.restriction import Restriction
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
 
 KINDS = ("auto", "head", "lora", "table")
 
@@ -41,6 +45,7 @@ class AutoGuide:
     def __init__(self, model: Callable[..., Any], kind: str = "auto", rank: int = 8) -> None:
         self.model, self.kind, self.rank = model, kind, rank
         self.nesting = 0  # plates of the program, found out by a pilot run
+        self.readers: Mapping[str, Sequence[Reader]] = {}  # hard constraints by site: q is confined to them
         self.sites: dict[str, nn.Module] = {}
         self._adapters: dict[int, LoRAGuide] = {}  # one adapted network for all the sites of one LM
 
@@ -67,6 +72,18 @@ class AutoGuide:
                 self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn, self.nesting)
             )
         return self.sites[name]
+
+    def restriction(self, name: str, source: CompletionDistribution) -> Restriction | None:
+        """The hard constraints on a site, which the guide is confined to."""
+        readers = self.readers.get(name)
+        if not readers:
+            return None
+        if self.kind == "lora":
+            raise InputError(
+                f'guide="lora" cannot be confined to the constraint on {name!r}, since it draws with a network of its '
+                f'own: use guide="head"'
+            )
+        return Restriction(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids)
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:
         kind = self.kind
@@ -104,7 +121,10 @@ class _Substitute(Messenger):
         if isinstance(part, TokenGuide):
             part.prepare(msg["fn"])
         register(msg["name"], part)
-        msg["fn"] = GuidedCompletion(part, msg["fn"]) if isinstance(part, TokenGuide) else part(msg["fn"])
+        if isinstance(part, TokenGuide):
+            msg["fn"] = GuidedCompletion(part, msg["fn"].within(self.guide.restriction(msg["name"], msg["fn"])))
+        else:
+            msg["fn"] = part(msg["fn"])
 
 
 def register(name: str, part: nn.Module) -> None:

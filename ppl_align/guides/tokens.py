@@ -66,7 +66,7 @@ def forced_rows(source: CompletionDistribution, tokens: Tensor) -> Iterator[tupl
     with torch.no_grad():
         decoder = source.lm.start(prompts)
     for t in range(tokens.shape[1]):
-        yield Rows(source.warp(decoder.log_probs), decoder.hidden, prompts, prefixes), where
+        yield Rows(_support(source, source.warp(decoder.log_probs), prefixes), decoder.hidden, prompts, prefixes), where
         if t + 1 < tokens.shape[1]:
             distinct, where = torch.unique(where * vocab + tokens[:, t], return_inverse=True)
             parents, drawn = distinct // vocab, distinct % vocab
@@ -74,3 +74,16 @@ def forced_rows(source: CompletionDistribution, tokens: Tensor) -> Iterator[tupl
             prefixes = torch.cat([prefixes[parents], drawn[:, None]], 1)
             with torch.no_grad():
                 decoder = decoder.extend(parents.cpu(), drawn.cpu())
+
+
+def _support(source: CompletionDistribution, log_probs: Tensor, prefixes: Tensor) -> Tensor:
+    """The prior [rows, V], confined to what the hard constraints on the completion allow."""
+    if source.restriction is None:
+        return log_probs
+    ended = torch.isin(prefixes.cpu(), torch.tensor(source.terminal)).any(-1) if source.terminal else None
+    running = torch.arange(len(prefixes)) if ended is None else (~ended).nonzero()[:, 0]
+    if not len(running):
+        return log_probs
+    mask = torch.ones_like(log_probs, dtype=torch.bool)
+    mask[running] = source.restriction.allowed([tuple(row) for row in prefixes[running].tolist()]).to(mask.device)
+    return source.restriction.confine(log_probs, mask)

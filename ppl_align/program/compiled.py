@@ -46,6 +46,7 @@ class Execution:
     ``pending``    the site where it stopped, or None if it ran to its end
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
     ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known
+    ``constrained``  completion sites with hard constraints
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
@@ -58,6 +59,7 @@ class Execution:
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     prefix_closed: dict[str, bool] = field(default_factory=dict)
+    constrained: set[str] = field(default_factory=set)
     drawn: dict[str, Tensor] = field(default_factory=dict)
     log_prior: dict[str, Tensor] = field(default_factory=dict)
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class _Execute(Messenger):
         self.order: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
-        if _is_bookkeeping(msg):
+        if is_bookkeeping(msg):
             return
         name = msg["name"]
         foreign = [f for f in msg["cond_indep_stack"] if f.name != PARTICLES]
@@ -128,7 +130,7 @@ class _Execute(Messenger):
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if _is_bookkeeping(msg) or not msg["is_observed"]:
+        if is_bookkeeping(msg) or not msg["is_observed"]:
             return
         notes = msg["infer"].get("ppl_align", {})
         log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
@@ -137,10 +139,12 @@ class _Execute(Messenger):
         self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
         lanes = log_prob.shape[-self.program.nesting :] if self.program.nesting else ()
         self.result.log_upper[msg["name"]] = _log_upper(msg, math.prod(lanes))
+        self.result.prefix_closed[msg["name"]] = notes.get("prefix_closed", False)
         if "reward" in notes:
             self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
             self.result.scales[msg["name"]] = notes["scale"]
-            self.result.prefix_closed[msg["name"]] = notes["prefix_closed"]
+        if "constrains" in notes:
+            self.result.constrained.add(notes["constrains"])
 
     def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
@@ -179,7 +183,8 @@ def _is_discrete(fn: Any) -> bool:
         return False
 
 
-def _is_bookkeeping(msg: Any) -> bool:
+def is_bookkeeping(msg: Any) -> bool:
+    """Sites of Pyro's own: subsampling of plates, deterministic values."""
     return type(msg["fn"]).__name__ == "_Subsample" or bool(msg["infer"].get("_deterministic"))
 
 

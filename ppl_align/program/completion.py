@@ -47,7 +47,7 @@ def completion(
         )
     if obs is None and starts_with is None:
         source = lm.completion(prompt, 32 if max_new_tokens is None else max_new_tokens, **warp)
-        return Completion(pyro.sample(name, source), source)
+        return Completion(pyro.sample(name, source), source, site=name)
     observed = _ids(lm, starts_with if obs is None else obs)
     if obs is not None and lm.eos_id is not None and observed[-1:] != (lm.eos_id,):
         fits = max_new_tokens is None or len(observed) < max_new_tokens
@@ -63,7 +63,7 @@ def completion(
     source = lm.completion(prompt, length, **warp)
     row = torch.full((length,), source.pad_id, dtype=torch.long, device=lm.device)
     row[: len(observed)] = torch.tensor(observed, device=lm.device)
-    return Completion(_observe(name, source, row), source)
+    return Completion(_observe(name, source, row), source, site=name)
 
 
 def _observe(name: str, source: CompletionDistribution, row: Tensor) -> Tensor:

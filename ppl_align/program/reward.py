@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
-import pyro
 import torch
-from pyro.distributions import Unit
-from pyro.ops.provenance import get_provenance, track_provenance
-from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.errors import InputError
+from ppl_align.program.factor import factor
+from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.calling import as_reward, evaluate
 from ppl_align.text import Texts
@@ -29,6 +28,7 @@ def reward(
     upper: float | None = None,
     lower: float | None = None,
     prefix_closed: bool = False,
+    columns: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Multiply the target by ``exp(weight * r / beta)``, r in reward units; ``beta`` is the KL coefficient of RLHF.
 
@@ -41,6 +41,9 @@ def reward(
     carries as attributes of these names (an infinite one: not known). ``Rejection`` needs the one that bounds
     ``weight * r / beta`` from above. They hold for whatever the reward is asked about, unfinished text included.
 
+    ``columns``: columns of a data set that a TRL reward reads, by name: one value for all, or a batch (``Texts``, a
+    tensor). Several TRL rewards at once: :func:`ppl_align.rewards`.
+
     It is ``pyro.factor(name, weight * r / beta)`` that also remembers r. Returns r, ``[...]``.
     Raises ``InputError`` for ``beta <= 0``, ``RewardError`` when the reward misbehaves or leaves its bounds.
     """
@@ -49,21 +52,24 @@ def reward(
     if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
         raise InputError(f"reward {name!r}: weight must be finite, got {weight!r}")
     bounds, scale = bounds_of(name, as_reward(name, fn), upper, lower), weight / beta
-    r = evaluate(name, fn, completion)
-    bounds.check(name, r, scale, completion)
-    if not am_i_wrapped():  # the program is run by hand, outside any inference: there is nobody to tell
-        return r
+    if sketching():
+        r = _unasked(completion)
+    else:
+        r = evaluate(name, fn, completion, columns)
+        bounds.check(name, r, scale, completion)
     applies = ~r.isnan()
     log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
-    # A reward that leaves torch (ids -> text -> float) has lost the trace of what it depends on, and Pyro's
-    # TraceGraph_ELBO would then drop it without a word: its gradient is exactly zero. Attach the trace again.
-    log_factor = track_provenance(log_factor, get_provenance(_tensor_of(completion)))
-    unit = Unit(log_factor)
     notes: Any = {"reward": r, "scale": scale, "prefix_closed": prefix_closed, "fn": fn}
     notes["log_upper"] = bounds.log_upper(scale)
-    infer: Any = {"is_auxiliary": True, "ppl_align": notes}
-    pyro.sample(name, unit, obs=unit.sample(), infer=infer)
+    factor(name, log_factor, _tensor_of(completion), notes)
     return r
+
+
+def _unasked(completion: Completion | Texts | Tensor | str) -> Tensor:
+    """Zeros of the batch shape (``nan`` would say that the reward does not apply)."""
+    if isinstance(completion, Tensor):
+        return torch.zeros(completion.shape[:-1], dtype=torch.float64)
+    return torch.zeros(getattr(completion, "shape", ()), dtype=torch.float64)
 
 
 def _tensor_of(completion: Completion | Texts | Tensor | str) -> Any:

@@ -96,6 +96,14 @@ class Automaton:
         return cls._of_characters(lm, contains_characters(text))
 
     @classmethod
+    def ends_with_text(cls, text: str, lm: LM) -> Automaton:
+        """Accepts the completions of ``lm`` whose text ends with ``text``, however it is cut into tokens."""
+        _check_text_and_lm("ends_with_text", text, lm)
+        if not text:
+            raise InputError("Automaton.ends_with_text needs a text of at least one character")
+        return cls._of_characters(lm, contains_characters(text, at_the_end=True))
+
+    @classmethod
     def regex(cls, pattern: str, lm: LM) -> Automaton:
         r"""Accepts the completions of ``lm`` whose *whole* text matches, as ``re.fullmatch(pattern, text, re.ASCII)``.
 

@@ -27,11 +27,11 @@ class Characters:
     accepting: np.ndarray
 
 
-def contains_characters(text: str) -> Characters:
-    """Texts that contain ``text``; state k: the last k characters read are the first k of ``text``, at best."""
+def contains_characters(text: str, *, at_the_end: bool = False) -> Characters:
+    """Texts that contain ``text`` (that end with it); state k: the last k characters read are the first k of ``text``."""
 
     def step(state: int, character: str) -> int:
-        if state == len(text):
+        if state == len(text) and not at_the_end:
             return state
         read = text[:state] + character
         return next(k for k in range(len(read), -1, -1) if text.startswith(read[len(read) - k :]))

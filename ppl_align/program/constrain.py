@@ -1,0 +1,78 @@
+"""``constrain``: a completion must look like this. Conditioning, written into a Pyro program."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.errors import InputError
+from ppl_align.lm.restriction import Restriction
+from ppl_align.program.factor import factor
+from ppl_align.program.sketch import sketching
+
+
+def constrain(name: str, constraint: Constraint, completion: Completion) -> Tensor:
+    """Multiply the target by 1 where ``completion`` meets ``constraint`` and by 0 elsewhere.
+
+    It is the *event* over token ids that is conditioned on: every way to spell an acceptable text counts, EOS only
+    where the text is acceptable, and a text cut off at ``max_new_tokens`` counts if it is acceptable as it stands.
+
+    Engines read the constraint before they write: importance sampling, SMC and SVI draw from within it and carry the
+    mass that it leaves out at each step as weight, log sum over allowed v of p0(v | prefix); ``Rejection`` and
+    ``Exact`` need no help. On unfinished text the factor is 0 once nothing acceptable can follow.
+
+    Returns whether each element meets it (unfinished: whether it still can), bool ``[...]``.
+    Raises ``InputError`` for something that is no constraint, or is put on something that is no ``completion(...)``.
+    """
+    if isinstance(constraint, type) or not isinstance(constraint, Constraint):
+        got = f"the class {constraint.__name__}" if isinstance(constraint, type) else type(constraint).__name__
+        raise InputError(
+            f"constrain {name!r}: write a constraint such as Regex('[0-9]+') or Contains('cat'), got {got}"
+        )
+    if not isinstance(completion, Completion) or completion.source is None or completion.site is None:
+        raise InputError(
+            f"constrain {name!r}: the third argument is what completion(...) returned, got {type(completion).__name__}"
+        )
+    reader = compiled(constraint, completion)
+    meets = torch.ones(completion.shape, dtype=torch.bool) if sketching() else check(reader, completion)
+    log_factor = torch.where(meets, 0.0, -torch.inf).double()
+    notes = {"prefix_closed": True, "log_upper": 0.0, "constrains": completion.site, "reader": reader}
+    factor(name, log_factor, completion.tokens, notes)
+    return meets
+
+
+def compiled(constraint: Constraint, completion: Completion) -> Reader:
+    """The constraint over the ids of the completion's LM, made once per LM."""
+    lm = completion.lm
+    cache: dict[Constraint, Reader] = lm.__dict__.setdefault("_readers", {})
+    if constraint not in cache:
+        cache[constraint] = constraint.compile(lm)
+    return cache[constraint]
+
+
+def check(reader: Reader, completion: Completion) -> Tensor:
+    """Does each element meet it? bool ``[...]``; where a text is unfinished: can it still?"""
+    source, tokens = completion.source, completion.tokens
+    assert source is not None
+    restriction = Restriction([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids)
+    width = tokens.shape[-1]
+    ended = (completion.lengths.reshape(-1) < width) | _ends_at_last(tokens, source.terminal).reshape(-1)
+    finished = (ended | (width == source.max_new_tokens)).tolist()
+    texts = completion.ids
+    result = torch.ones(len(texts), dtype=torch.bool)
+    for done, judge in ((True, restriction.accepts), (False, restriction.viable)):
+        distinct = {text: None for text, f in zip(texts, finished, strict=True) if f == done}
+        if distinct:
+            verdict = dict(zip(distinct, judge(list(distinct)).tolist(), strict=True))
+            for i, (text, f) in enumerate(zip(texts, finished, strict=True)):
+                if f == done:
+                    result[i] = verdict[text]
+    return result.reshape(completion.shape)
+
+
+def _ends_at_last(tokens: Tensor, terminal: tuple[int, ...]) -> Tensor:
+    if tokens.shape[-1] == 0 or not terminal:
+        return torch.zeros(tokens.shape[:-1], dtype=torch.bool)
+    return torch.isin(tokens[..., -1].cpu(), torch.tensor(terminal))

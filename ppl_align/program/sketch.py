@@ -1,0 +1,86 @@
+"""A sketch of a program: run once on made-up values, with nothing evaluated, to see what it consists of.
+
+What comes after a completion is known only when the program has been run beyond it, and an engine wants to know some
+of it before it writes the first token: which constraints will be put on the completion. So the program is run on a
+single particle whose completions are empty. Rewards are not asked, nothing is scored, no network is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program.compiled import Program, is_bookkeeping
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
+
+_open: ContextVar[bool] = ContextVar("ppl_align_sketching", default=False)
+
+
+def sketching() -> bool:
+    """Is the program only being looked at? Then rewards return zeros, and constraints check nothing."""
+    return _open.get()
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """``readers``: the constraints on each completion site.  ``stopped``: what the program raised on the made-up
+    values, None if it ran to its end; what it says after that is not known."""
+
+    readers: Mapping[str, tuple[Reader, ...]]
+    stopped: Exception | None
+
+
+def sketch(program: Program) -> Sketch:
+    """Look at a program; the random numbers and the program's own plates are left as they are."""
+    constraints: list[tuple[str, Reader]] = []
+    stopped = None
+    with torch.random.fork_rng(), _looking():
+        try:
+            program.with_particles(1).execute(lambda: _Look(constraints))
+        except Exception as error:
+            stopped = error
+    readers: dict[str, tuple[Reader, ...]] = {}
+    for site, reader in constraints:
+        readers[site] = (*readers.get(site, ()), reader)
+    return Sketch(readers, stopped)
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    token = _open.set(True)
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
+class _Look(Messenger):
+    """Completions are empty, other latents are drawn, observed sites are left alone."""
+
+    def __init__(self, constraints: list[tuple[str, Reader]]) -> None:
+        super().__init__()
+        self.constraints = constraints
+        self.constraints.clear()  # the program is run again from its beginning when it turns out to have plates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_bookkeeping(msg):
+            return
+        notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
+        if "constrains" in notes:
+            self.constraints.append((notes["constrains"], notes["reader"]))
+        if not msg["is_observed"]:
+            fn = msg["fn"]
+            if isinstance(fn, CompletionDistribution):
+                msg["value"] = torch.full(fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device)
+            else:
+                msg["value"] = fn.sample().detach()
+            msg["done"] = True
