@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ppl_align.constraints import AcceptedBy, Contains, EndsWith
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
-    from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM
+    from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
     from ppl_align.posterior import Posterior
     from ppl_align.program import choose, completion, constrain, reward
 
@@ -41,6 +41,9 @@ _HOME = {
     "CallableLM": "ppl_align.lm",
     "CausalLM": "ppl_align.lm",
     "MarkovLM": "ppl_align.lm",
+    "Mixture": "ppl_align.lm",
+    "Product": "ppl_align.lm",
+    "Prompted": "ppl_align.lm",
     "Posterior": "ppl_align.posterior",
     "choose": "ppl_align.program",
     "completion": "ppl_align.program",
@@ -64,7 +67,10 @@ __all__ = [
     "Exact",
     "ImportanceSampling",
     "MarkovLM",
+    "Mixture",
     "Posterior",
+    "Product",
+    "Prompted",
     "Rejection",
     "choose",
     "compare",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
 
 Ids = tuple[int, ...]
+SCORING_ELEMENTS = 2**26  # texts are scored in chunks of at most this many log-probabilities (256 MB in float32)
 
 
 class Decoder(Protocol):
@@ -63,6 +64,18 @@ class LM(ABC):
         """Teacher forcing: ``tokens [B, T]`` after ``prompts`` (length B) -> log p of each token ``[B, T]``.
 
         Differentiable where the parameters of the LM require grad."""
+
+    def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
+        """Teacher forcing, whole distributions: log p(v | prompt, tokens before t), ``[B, T, V]``, no warp applied.
+
+        One token after the other; LMs that read a text at once override it."""
+        decoder = self.start(prompts)
+        rows: list[Tensor] = []
+        for t in range(tokens.shape[1]):
+            rows.append(decoder.log_probs)
+            if t + 1 < tokens.shape[1]:
+                decoder = decoder.extend(torch.arange(len(tokens)), tokens[:, t].cpu())
+        return torch.stack(rows, 1)
 
     @abstractmethod
     def encode(self, text: str) -> Ids:

@@ -14,12 +14,11 @@ from transformers.cache_utils import DynamicLayer
 
 from ppl_align.cost import count, network
 from ppl_align.errors import PromptError
-from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.warp import Warp, log_normalise
 
 _LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
-_SCORING_ELEMENTS = 2**26  # rows are scored in chunks of at most this many logits (256 MB in float32)
 
 
 class Loaded:
@@ -181,7 +180,7 @@ class CausalLM(LM):
         return out.logits, seen[0]
 
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
-        rows = max(1, _SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
+        rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
         chunks = range(0, len(prompts), rows)
         return torch.cat([self._score(prompts[i : i + rows], tokens[i : i + rows], warp) for i in chunks])
 
@@ -191,6 +190,9 @@ class CausalLM(LM):
             picked = logits.gather(-1, tokens[..., None])[..., 0].float()
             return picked - logits.float().logsumexp(-1)
         return warp(log_normalise(logits)).gather(-1, tokens[..., None])[..., 0]
+
+    def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
+        return log_normalise(self.teacher_forced(prompts, tokens)[0])
 
     def teacher_forced(self, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and hidden states that predict each token: ``([B, T, V], [B, T, d])``.

@@ -56,14 +56,17 @@ class ToyLM(LM):
         return ToyDecoder(self, list(prompts), [len(p) for p in prompts])
 
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
+        log_probs = warp(self.forced_log_probs(prompts, tokens))
+        return log_probs.gather(-1, tokens[..., None].to(log_probs.device))[..., 0]
+
+    def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         count(scored_tokens=tokens.numel())
-        rows, columns = tokens.tolist(), []
-        offset = [len(p) for p in prompts]
+        rows, offset = tokens.tolist(), [len(p) for p in prompts]
+        columns = []
         for t in range(tokens.shape[1]):
             prefixes = [(*p, *row[:t]) for p, row in zip(prompts, rows, strict=True)]
-            log_probs = warp(self.next_log_probs(prefixes, offset))
-            columns.append(log_probs.gather(-1, tokens[:, t : t + 1].to(log_probs.device)))
-        return torch.cat(columns, -1)
+            columns.append(self.next_log_probs(prefixes, offset))
+        return torch.stack(columns, 1)
 
     def encode(self, text: str) -> Ids:
         if self.tokens is None:

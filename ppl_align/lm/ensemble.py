@@ -1,0 +1,125 @@
+"""Several language models over one vocabulary that act as one: what ``Mixture`` and ``Product`` have in common."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.errors import InputError
+from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
+from ppl_align.lm.warp import Warp
+
+
+class Ensemble(LM):
+    """``lms`` write together. Text, chat template, and the hidden states that guides look at, are those of the first
+    (of the first that has them); prompts are read by each in its own way, so it may be a ``Prompted`` one.
+
+    Every forward is one of each member, and is counted as such."""
+
+    def __init__(self, lms: Sequence[LM], coefficients: Sequence[float], kind: str, what: str) -> None:
+        self.lms = list(lms)
+        self.coefficients = [_number(kind, what, c) for c in coefficients]
+        if not self.lms or len(self.lms) != len(self.coefficients):
+            raise InputError(f"a {kind} has one of its {what} for each LM: {len(self.lms)} and {len(coefficients)}")
+        first = self.lms[0]
+        for other in self.lms[1:]:
+            require_same_vocabulary(first, other, f"a {kind}")
+        self.vocab_size, self.eos_id, self.device = first.vocab_size, first.eos_id, first.device
+        self.name = f"{kind}({', '.join(lm.name for lm in self.lms)})"
+        seeing = next((lm for lm in self.lms if lm.hidden_size is not None), None)
+        self.hidden_size = None if seeing is None else seeing.hidden_size
+        self.unembedding = getattr(seeing, "unembedding", None)
+        limits = [lm.max_length for lm in self.lms if getattr(lm, "max_length", None) is not None]  # type: ignore[attr-defined]
+        self.max_length: int | None = min(limits, default=None)
+
+    @abstractmethod
+    def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor: ...
+
+    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
+        rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
+        parts = []
+        for i in range(0, len(prompts), rows):
+            log_probs = warp(self.forced_log_probs(prompts[i : i + rows], tokens[i : i + rows]))
+            parts.append(log_probs.gather(-1, tokens[i : i + rows, :, None].to(log_probs.device))[..., 0])
+        return torch.cat(parts)
+
+    def starts(self, prompts: Sequence[Ids]) -> list[Decoder]:
+        """A decoder of each member after the same prompts."""
+        return [lm.start(begun(lm, prompts)) for lm in self.lms]
+
+    def forced(self, prompts: Sequence[Ids], tokens: Tensor) -> list[Tensor]:
+        """``forced_log_probs`` of each member, [B, T, V]."""
+        return [lm.forced_log_probs(begun(lm, prompts), tokens) for lm in self.lms]
+
+    def begin(self, ids: Ids) -> Ids:
+        for lm in self.lms:  # each puts its own BOS in front when it starts; here they only check
+            lm.begin(ids)
+        return ids
+
+    @property
+    def _prepended_bos(self) -> int | None:
+        return getattr(self.lms[0], "_prepended_bos", None)
+
+    def encode(self, text: str) -> Ids:
+        return self.lms[0].encode(text)
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.lms[0].vocabulary
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.lms[0].decode(ids)
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self.lms[0].decode_batch(rows)
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
+        return self.lms[0].chat_ids(messages)
+
+
+def begun(lm: LM, prompts: Sequence[Ids]) -> list[Ids]:
+    """The prompts as this LM begins them (its own BOS in front, once)."""
+    return [lm.begin(tuple(prompt)) for prompt in prompts]
+
+
+def hidden_of(decoders: Sequence[Decoder]) -> Tensor | None:
+    """The hidden states of the first member that has some."""
+    return next((decoder.hidden for decoder in decoders if decoder.hidden is not None), None)
+
+
+def require_same_vocabulary(first: LM, other: LM, who: str) -> None:
+    """Raises ``InputError`` unless every token id means the same to both."""
+    if first is other:
+        return
+    sizes = f"{first.name} has {first.vocab_size} tokens, {other.name} {other.vocab_size}"
+    if first.vocab_size != other.vocab_size:
+        raise InputError(f"{who} needs LMs of one vocabulary: {sizes}")
+    if first.eos_id != other.eos_id:
+        raise InputError(
+            f"{who} needs LMs with one EOS: id {first.eos_id} in {first.name}, {other.eos_id} in {other.name}"
+        )
+    if first.device != other.device:
+        raise InputError(
+            f"{who} needs LMs on one device: {first.name} is on {first.device}, {other.name} on {other.device}"
+        )
+    if first.vocabulary is other.vocabulary:
+        return
+    pairs = enumerate(zip(first.vocabulary, other.vocabulary, strict=True))
+    differs = next((v for v, (one, two) in pairs if one != two and v != first.eos_id), None)
+    if differs is not None:
+        a, b = first.vocabulary[differs], other.vocabulary[differs]
+        raise InputError(
+            f"{who} needs LMs of one vocabulary: token {differs} is {a!r} in {first.name}, {b!r} in {other.name}"
+        )
+
+
+def _number(kind: str, what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"the {what} of a {kind} are finite numbers, got {value!r}")
+    return float(value)
