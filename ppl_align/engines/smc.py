@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
+from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.engines.constrained import foreseen
+from ppl_align.engines.lookahead import LookingAhead, learn
 from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
@@ -20,6 +22,7 @@ from ppl_align.engines.twists import Prefixes, Twist, check_twist, evaluate_twis
 from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.decoding import Population
+from ppl_align.lm.restriction import Restriction
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program, Site
 
@@ -34,9 +37,11 @@ class SMC(Engine):
     ``ess_threshold``   resample a population when its ESS falls below this share of N (0: never, 1: always)
     ``resampling``      "systematic" (default), "stratified", "residual", "multinomial"
     ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program),
-                        "prefix": what the rest of the program says of the text so far, or a function
-                        ``Prefixes -> log psi [m]``: what it is expected to say of the finished text
-                        (:mod:`ppl_align.engines.twists`)
+                        "prefix": what the rest of the program says of the text so far, "lookahead": how likely
+                        constraints such as ``Contains`` are still to be met (:mod:`ppl_align.engines.lookahead`),
+                        or a function ``Prefixes -> log psi [m]``: what the program is expected to say of the finished
+                        text (:mod:`ppl_align.engines.twists`)
+    ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
     ``every``           when psi is refreshed: a number of tokens, "word" or "sentence"
     ``proposal``        as for importance sampling
     ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
@@ -54,13 +59,14 @@ class SMC(Engine):
     resampling: str = "systematic"
     twist: str | Twist | None = None
     every: int | str = 1
+    num_pool: int = 64
     proposal: Any = None
     prefix_floor: float = -2.0
 
     name: ClassVar[str] = "smc"
 
     def __post_init__(self) -> None:
-        at_least(1, num_particles=self.num_particles, num_replicates=self.num_replicates)
+        at_least(1, num_particles=self.num_particles, num_replicates=self.num_replicates, num_pool=self.num_pool)
         if not 0 <= self.ess_threshold <= 1:
             raise InputError(f"ess_threshold is a share of the particles, between 0 and 1; got {self.ess_threshold}")
         if not np.isfinite(self.prefix_floor):
@@ -79,6 +85,7 @@ class SMC(Engine):
         readers = foreseen(program)
         sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, readers)
         steering = _Steering(self, sweep)
+        sweep.prepare = steering.look_ahead if self.twist == "lookahead" else None
         execution = sweep.run(during=steering.during, between=steering.between)
         if not steering.events:
             log.warning(
@@ -97,6 +104,7 @@ class _Steering:
         self.step = 0
         self.stale = np.ones(len(sweep.psi), dtype=bool)
         self.schedule: Schedule | None = None
+        self.hope = torch.zeros_like(sweep.psi)
 
     @property
     def resampled(self) -> bool:
@@ -105,6 +113,7 @@ class _Steering:
     def between(self, sweep: Sweep) -> None:
         """Before a completion starts: factors met so far may already tell particles apart."""
         self.schedule = None
+        self.hope = torch.zeros_like(sweep.psi)
         self.stale[:] = True
         if bool((sweep.log_weight != sweep.log_weight[0]).any()):
             self._maybe_resample(None, "before the first token")
@@ -131,8 +140,8 @@ class _Steering:
     def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
         """The potential of the chosen particles' prefixes, [m] nats; of finished ones it is the true one."""
         sweep, twist = self.sweep, self.config.twist
-        if not twist:
-            return sweep.psi[chosen] + self._hope(population, chosen)
+        if not twist or twist == "lookahead":
+            return self._hope(population, chosen)
         upstream = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
         tokens = sweep.prefix(site, population, population.t)
         tokens = tokens[chosen.to(tokens.device)]
@@ -142,16 +151,31 @@ class _Steering:
         execution = program.run({**upstream, site.name: tokens}, draw=False)
         return torch.where(running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential)
 
+    def look_ahead(self, site: Site, restriction: Restriction) -> Restriction:
+        """The constraints on a completion, looking ahead where they can."""
+        readers = [reader for reader in restriction.readers if isinstance(reader, AutomatonReader)]
+        looks = {reader: learn(site.fn, reader, self.config.num_pool) for reader in readers}
+        return LookingAhead(restriction, looks) if looks else restriction
+
     def _hope(self, population: Population, chosen: Tensor) -> Tensor:
-        """0 where the chosen particles can still meet their hard constraints, -inf where they cannot, [m]."""
+        """What the chosen particles' hard constraints make of the text so far, added to what held before, [m] nats.
+
+        -inf where they can no longer be met; looking ahead, the log-probability that they will be."""
         restriction, size = population.source.restriction, len(self.sweep.psi)
         assert restriction is not None
-        lanes = torch.arange(len(population.alive)).reshape(size, -1)[chosen].reshape(-1)
-        running = population.alive[lanes.numpy()]
-        prefixes = [tuple(row) for row in population.written[lanes.numpy(), : population.t].tolist()]
-        hope = torch.ones(len(lanes), dtype=torch.bool)
-        hope[running] = restriction.viable([p for p, r in zip(prefixes, running, strict=True) if r])
-        return torch.where(hope.reshape(len(chosen), -1).all(-1), 0.0, -torch.inf).double()
+        lanes = torch.arange(len(population.alive)).reshape(size, -1)[chosen].reshape(-1).numpy()
+        running = torch.from_numpy(population.alive[lanes])
+        prefixes = [tuple(row) for row in population.written[lanes, : population.t].tolist()]
+        unfinished = [prefix for prefix, alive in zip(prefixes, running.tolist(), strict=True) if alive]
+        hope = torch.zeros(len(lanes), dtype=torch.float64)
+        if unfinished:
+            possible = torch.where(restriction.viable(unfinished), 0.0, -torch.inf).double()
+            ahead = isinstance(restriction, LookingAhead)
+            hope[running] = possible + restriction.log_success(unfinished) if ahead else possible
+        hope = hope.reshape(len(chosen), -1).sum(-1)
+        psi = self.sweep.psi[chosen] - self.hope[chosen].clamp_min(-1e300) + hope
+        self.hope[chosen] = hope
+        return psi
 
     def _twisted(
         self, twist: Twist, site: Site, upstream: dict[str, Tensor], tokens: Tensor, running: Tensor
@@ -198,7 +222,7 @@ class _Steering:
             ancestors = torch.where(chosen[:, None], drawn, own)
             sweep.resample(ancestors, chosen, population)
             flat = (ancestors + torch.arange(sweep.shape[0])[:, None] * config.num_particles).reshape(-1)
-            self.stale = self.stale[flat.numpy()]
+            self.stale, self.hope = self.stale[flat.numpy()], self.hope[flat]
         self.events.append(
             {
                 "step": self.step,

@@ -51,6 +51,7 @@ class Sweep:
         """``readers``: hard constraints by completion site, which proposals are confined to."""
         self.program, self.progress, self.retained = program, progress, retained
         self.readers = readers or {}
+        self.prepare: Callable[[Site, Restriction], Restriction] | None = None  # SMC may look further ahead
         self.proposal = proposal if retained is None else Retaining(proposal, retained, particles)
         self.shape = (replicates, particles)
         size = replicates * particles
@@ -122,7 +123,8 @@ class Sweep:
         readers = self.readers.get(site.name)
         if not readers:
             return None
-        return Restriction(readers, site.fn.max_new_tokens, site.fn.lm.eos_id, site.fn.stop_ids)
+        restriction = Restriction(readers, site.fn.max_new_tokens, site.fn.lm.eos_id, site.fn.stop_ids)
+        return restriction if self.prepare is None else self.prepare(site, restriction)
 
     def _first_particles(self, site: Site) -> tuple[Tensor, Tensor]:
         """Where the first particle of each replicate sits among the lanes, and the tokens it has to write."""

@@ -40,12 +40,12 @@ Twist = Callable[[Prefixes], Tensor]
 
 
 def check_twist(twist: Any) -> None:
-    """Raises ``InputError`` unless it is None, ``"prefix"`` or a function."""
+    """Raises ``InputError`` unless it is None, ``"prefix"``, ``"lookahead"`` or a function."""
     if isinstance(twist, str) or twist is None:
-        one_of("twist", twist, [None, "prefix"])
+        one_of("twist", twist, [None, "prefix", "lookahead"])
     elif not callable(twist):
         raise InputError(
-            f'twist must be None, "prefix" or a function of Prefixes that returns [m] nats, got {type(twist).__name__}'
+            f'twist must be None, "prefix", "lookahead" or a function of Prefixes that returns [m] nats, got {type(twist).__name__}'
         )
 
 

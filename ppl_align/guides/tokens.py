@@ -84,6 +84,6 @@ def _support(source: CompletionDistribution, log_probs: Tensor, prefixes: Tensor
     running = torch.arange(len(prefixes)) if ended is None else (~ended).nonzero()[:, 0]
     if not len(running):
         return log_probs
-    mask = torch.ones_like(log_probs, dtype=torch.bool)
-    mask[running] = source.restriction.allowed([tuple(row) for row in prefixes[running].tolist()]).to(mask.device)
-    return source.restriction.confine(log_probs, mask)
+    allowed = torch.ones_like(log_probs, dtype=torch.bool)
+    allowed[running] = source.restriction.allowed([tuple(row) for row in prefixes[running].tolist()]).to(allowed.device)
+    return source.restriction.confine(log_probs, allowed)

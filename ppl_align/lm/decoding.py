@@ -130,9 +130,12 @@ class Population:
         log_p = self.source.warp(self.decoder.log_probs)
         if restriction is None:
             return log_p, self._propose(log_p, log_p)
-        allowed = restriction.allowed(self.row_prefixes())
-        confined = restriction.confine(log_p, allowed)
-        return log_p, restriction.confine(self._propose(log_p, confined), allowed)
+        prefixes = self.row_prefixes()
+        allowed = restriction.allowed(prefixes)
+        support = restriction.support(log_p, prefixes, allowed)
+        if self.proposal is None and self.proposal_decoder is None:
+            return log_p, support
+        return log_p, restriction.confine(self._propose(log_p, support), allowed)
 
     def _propose(self, log_p: Tensor, support: Tensor) -> Tensor:
         """log q [rows, V]; ``support``: the prior, confined to where a proposal should go."""

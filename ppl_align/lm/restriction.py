@@ -52,10 +52,14 @@ class Restriction:
         left = self.max_new_tokens - len(prefixes[0]) if prefixes else 0
         return torch.stack([reader.viable(prefixes, left) for reader in self.readers]).all(0)
 
-    def confine(self, log_probs: Tensor, mask: Tensor) -> Tensor:
-        """``[rows, V]`` nats: log-probabilities on ``mask`` [rows, V] only, normalised again.
+    def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
+        """``[rows, V]`` nats: what particles are drawn from where nobody proposes anything better."""
+        return self.confine(log_probs, allowed)
+
+    def confine(self, log_probs: Tensor, allowed: Tensor) -> Tensor:
+        """``[rows, V]`` nats: log-probabilities on ``allowed`` [rows, V] only, normalised again.
 
         A row with nothing left stays as it is: a dead end is drawn from like any other, and its weight is 0."""
-        confined = log_probs.masked_fill(~mask.to(log_probs.device), -torch.inf)
+        confined = log_probs.masked_fill(~allowed.to(log_probs.device), -torch.inf)
         dead = confined.isneginf().all(-1, keepdim=True)
         return log_normalise(torch.where(dead, log_probs, confined))
