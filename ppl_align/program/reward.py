@@ -42,7 +42,7 @@ def reward(
     ``weight * r / beta`` from above. They hold for whatever the reward is asked about, unfinished text included.
 
     ``columns``: columns of a data set that a TRL reward reads, by name: one value for all, or a batch (``Texts``, a
-    tensor). Several TRL rewards at once: :func:`ppl_align.rewards`.
+    tensor). Several TRL rewards at once: :func:`ppl_align.reward_funcs`.
 
     It is ``pyro.factor(name, weight * r / beta)`` that also remembers r. Returns r, ``[...]``.
     Raises ``InputError`` for ``beta <= 0``, ``RewardError`` when the reward misbehaves or leaves its bounds.

@@ -64,7 +64,7 @@ class Convention:
             column = missing[0]
             raise InputError(
                 f"reward {name!r} needs the column {column!r}: give it, reward(..., columns={{{column!r}: ...}}) or "
-                f"rewards(..., {column}=...)"
+                f"reward_funcs(..., {column}=...)"
             )
         if "trainer_state" in self.named and not self.warned:
             self.warned = True
