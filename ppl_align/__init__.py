@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
     from ppl_align.posterior import Posterior
-    from ppl_align.program import choose, completion, constrain, reward
+    from ppl_align.program import choose, completion, constrain, goes_on, label, prefers, rating, reward
 
 __version__ = "0.1.0"
 
@@ -48,6 +48,10 @@ _HOME = {
     "choose": "ppl_align.program",
     "completion": "ppl_align.program",
     "constrain": "ppl_align.program",
+    "goes_on": "ppl_align.program",
+    "label": "ppl_align.program",
+    "prefers": "ppl_align.program",
+    "rating": "ppl_align.program",
     "reward": "ppl_align.program",
 }
 
@@ -77,6 +81,10 @@ __all__ = [
     "completion",
     "constrain",
     "evidence_bounds",
+    "goes_on",
+    "label",
+    "prefers",
+    "rating",
     "reward",
 ]
 

@@ -1,0 +1,45 @@
+"""A completion that is a piece of a longer text: it was cut off, or ended with a stop token, but never with EOS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.constraints.base import Constraint, Reader
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM, Ids
+
+
+@dataclass(frozen=True)
+class Unfinished(Constraint):
+    """Exactly ``max_new_tokens`` tokens, or fewer where the last is one of ``stop_ids``; no EOS.
+
+    The two must be those of the completion that it is put on, which :func:`ppl_align.goes_on` sees to."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...] = ()
+
+    def compile(self, lm: LM) -> Reader:
+        return _Unfinished(self, lm.vocab_size, lm.eos_id)
+
+
+class _Unfinished(Reader):
+    def __init__(self, constraint: Unfinished, vocab_size: int, eos_id: int | None) -> None:
+        self.width, self.ends = constraint.max_new_tokens, set(constraint.stop_ids) - {eos_id}
+        self.mask = torch.ones(vocab_size, dtype=torch.bool)
+        if eos_id is not None:
+            self.mask[eos_id] = False
+
+    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        return self.mask.repeat(len(prefixes), 1)  # not a view: it is written to
+
+    def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
+        return torch.tensor([len(ids) == self.width or (bool(ids) and ids[-1] in self.ends) for ids in prefixes])
+
+    def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        return torch.ones(len(prefixes), dtype=torch.bool)
