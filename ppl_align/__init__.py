@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
     from ppl_align.posterior import Posterior
-    from ppl_align.program import choose, completion, constrain, goes_on, label, prefers, rating, reward
+    from ppl_align.program import choose, completion, constrain, goes_on, label, prefers, rating, reward, reward_funcs
 
 __version__ = "0.1.0"
 
@@ -53,6 +53,7 @@ _HOME = {
     "prefers": "ppl_align.program",
     "rating": "ppl_align.program",
     "reward": "ppl_align.program",
+    "reward_funcs": "ppl_align.program",
 }
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "prefers",
     "rating",
     "reward",
+    "reward_funcs",
 ]
 
 

@@ -5,6 +5,13 @@ from ppl_align.rewards.automaton import Accepts, Automaton
 from ppl_align.rewards.cache import reward_cache
 from ppl_align.rewards.calling import evaluate
 from ppl_align.rewards.classifier import ClassifierReward
+from ppl_align.rewards.embedding import Embedder
+from ppl_align.rewards.journal import logged
+from ppl_align.rewards.judge import Judge, PairwiseJudge
+from ppl_align.rewards.keywords import Keywords
+from ppl_align.rewards.length import Length
+from ppl_align.rewards.readability import Readability
+from ppl_align.rewards.similarity import Similarity
 from ppl_align.rewards.tokens import LastToken, TokenSum
 from ppl_align.rewards.toxicity import Toxicity
 from ppl_align.rewards.vader import Vader
@@ -13,7 +20,14 @@ __all__ = [
     "Accepts",
     "Automaton",
     "ClassifierReward",
+    "Embedder",
+    "Judge",
+    "Keywords",
     "LastToken",
+    "Length",
+    "PairwiseJudge",
+    "Readability",
+    "Similarity",
     "TokenSum",
     "Toxicity",
     "Vader",
@@ -21,5 +35,6 @@ __all__ = [
     "columns",
     "each",
     "evaluate",
+    "logged",
     "reward_cache",
 ]

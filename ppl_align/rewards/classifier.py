@@ -14,7 +14,7 @@ from ppl_align.rewards.convention import plain_text
 
 
 class ClassifierReward:
-    """r = the one logit of ``model`` for prompt + completion.
+    """r = the one logit of ``model`` for prompt + completion; chat messages go through the tokenizer's chat template.
 
     ``model``               ``AutoModelForSequenceClassification`` with ``num_labels=1``; put into evaluation mode
     ``tokenizer``           its tokenizer
@@ -60,9 +60,10 @@ class ClassifierReward:
 
     @torch.no_grad()
     def __call__(self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any) -> list[float]:
-        texts = [plain_text(c) for c in completions]
         if self.include_prompt and prompts is not None:
-            texts = [plain_text(p) + text for p, text in zip(prompts, texts, strict=True)]
+            texts = [self._joined(p, c) for p, c in zip(prompts, completions, strict=True)]
+        else:
+            texts = [plain_text(c) for c in completions]
         # Texts of one length share a forward, so that little of it is padding.
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         r = [0.0] * len(texts)
@@ -71,6 +72,13 @@ class ClassifierReward:
             for i, logit in zip(chunk, self._forward([texts[i] for i in chunk]), strict=True):
                 r[i] = logit
         return r
+
+    def _joined(self, prompt: Any, completion: Any) -> str:
+        if isinstance(prompt, str):
+            return prompt + plain_text(completion)
+        if getattr(self.tokenizer, "chat_template", None):
+            return self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+        return plain_text([*prompt, *completion])
 
     def _forward(self, texts: Sequence[str]) -> list[float]:
         limit = getattr(self._config, "max_position_embeddings", None)
@@ -100,3 +108,32 @@ def find_tokenizer(model: nn.Module) -> Any:
         raise InputError(
             f"no tokenizer found for {type(model).__name__}: give it, ClassifierReward(model, tokenizer)"
         ) from None
+
+
+def load_classifier(name: str) -> ClassifierReward:
+    """The reward model in a folder or on the hub, read as TRL's trainers read it: one output, no special tokens.
+
+    Raises ``InputError`` where there is none, or where its head is missing or has another number of outputs."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from ppl_align.lm.names import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"reward {name!r}: no sequence-classification model of that name ({line})") from error
+    except RuntimeError as error:  # weights of another shape
+        raise InputError(f"reward {name!r}: a reward model has one output, this one has more") from error
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"]))
+        raise InputError(
+            f"reward {name!r} has no trained reward head ({missing} is missing): it is another kind of model"
+        )
+    reward = ClassifierReward(model, tokenizer, add_special_tokens=False)
+    reward.__name__ = name.rstrip("/").split("/")[-1]  # as TRL names its metrics
+    return reward

@@ -1,37 +1,84 @@
-"""Rewards by name: the shipped ones, and dotted paths to anybody's."""
+"""Rewards by name: the shipped ones, dotted paths to anybody's, and reward models by folder or hub name."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from ppl_align.errors import InputError
+from ppl_align.errors import InputError, PplAlignError
+from ppl_align.loading import load_file
+from ppl_align.rewards.classifier import load_classifier
+from ppl_align.rewards.judge import Judge, PairwiseJudge
+from ppl_align.rewards.keywords import Keywords
+from ppl_align.rewards.length import Length
+from ppl_align.rewards.readability import Readability
+from ppl_align.rewards.similarity import Similarity
 from ppl_align.rewards.toxicity import Toxicity
 from ppl_align.rewards.vader import Vader
 
-_SHIPPED: dict[str, type] = {"toxicity": Toxicity, "vader": Vader}
+
+@dataclass(frozen=True)
+class Shipped:
+    """A reward of this library: what it says in a line, and the arguments it cannot do without."""
+
+    kind: type
+    what: str
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """How it is written in a model."""
+        return f"{self.kind.__name__}({', '.join(self.arguments)})"
+
+
+SHIPPED: dict[str, Shipped] = {
+    "judge": Shipped(Judge, "a language model's log-odds of yes over no, asked about the text", ("lm", "question")),
+    "keywords": Shipped(Keywords, "any, all or how many of some words occur", ("words",)),
+    "length": Shipped(Length, "words, characters or tokens: as many as there are, or near a target"),
+    "pairwise_judge": Shipped(
+        PairwiseJudge, "a language model's log-odds that the text beats another", ("lm", "question", "opponent")
+    ),
+    "readability": Shipped(Readability, "how easy English is to read (Flesch), or for which school grade"),
+    "similarity": Shipped(Similarity, "nearness in meaning to a text (MiniLM embeddings)", ("to",)),
+    "toxicity": Shipped(Toxicity, "minus the probability of hate speech or offensive language"),
+    "vader": Shipped(Vader, "sentiment of English text, by a lexicon with rules"),
+}
 
 
 def names() -> list[str]:
-    """The rewards that ship with the library.
+    """The shipped rewards that a name alone is enough for.
 
     >>> names()
-    ['toxicity', 'vader']
+    ['length', 'readability', 'toxicity', 'vader']
     """
-    return sorted(_SHIPPED)
+    return sorted(name for name, entry in SHIPPED.items() if not entry.arguments)
 
 
 @lru_cache(maxsize=128)
 def resolve(name: str) -> Callable[..., Any]:
-    """The reward of that name: a shipped one, ``package.module:function`` or ``package.module.function``.
+    """The reward of that name: a shipped one, ``package.module:function``, ``package.module.function`` or
+    ``file.py:function``; with a slash and no colon, a sequence-classification model's folder or hub name.
 
-    A class is instantiated without arguments. Raises ``InputError``, with the nearest name that exists.
+    Modules are looked for in the working directory too. A class is instantiated without arguments. Raises
+    ``InputError``, with the nearest name that exists.
     """
-    found = _SHIPPED[name] if name in _SHIPPED else _import(name)
+    if name in SHIPPED:
+        entry = SHIPPED[name]
+        if entry.arguments:
+            raise InputError(
+                f"reward {name!r} needs arguments: write ppl_align.rewards.{entry.call} in the model, or in a module "
+                "of yours, and name it by its path, module:name"
+            )
+        return entry.kind()
+    if "/" in name and ":" not in name and not name.endswith(".py"):
+        return load_classifier(name)
+    found = _import(name)
     if isinstance(found, type):
         try:
             return found()
@@ -48,21 +95,34 @@ def _import(name: str) -> Any:
         module_name, separator, path = name.rpartition(".")
     if not (separator and module_name and path):
         raise InputError(
-            f"no reward is called {name!r}{_nearest(name, names())}; there are {', '.join(names())}, "
+            f"no reward is called {name!r}{_nearest(name, list(SHIPPED))}; there are {', '.join(names())}, "
             "and any function by its path, package.module:function"
         )
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"reward {name!r}: there is no module {error.name!r}{_nearest(name, names())}") from error
-    except Exception as error:
-        raise InputError(f"reward {name!r}: importing {module_name} failed, {type(error).__name__}: {error}") from error
+    found: Any = _module(name, module_name)
     for part in path.split("."):
         if not hasattr(found, part):
             public = [attribute for attribute in dir(found) if not attribute.startswith("_")]
             raise InputError(f"reward {name!r}: {module_name} has no {part!r}{_nearest(part, public)}")
         found = getattr(found, part)
     return found
+
+
+def _module(name: str, module_name: str) -> Any:
+    if module_name.endswith(".py"):
+        if not Path(module_name).is_file():
+            raise InputError(f"reward {name!r}: no such file: {module_name}")
+        return load_file(Path(module_name))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last, so that a neighbour never hides an installed package
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module_name)
+    except PplAlignError:
+        raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"reward {name!r}: there is no module {error.name!r}{_nearest(name, names())}") from error
+    except Exception as error:
+        raise InputError(f"reward {name!r}: importing {module_name} failed, {type(error).__name__}: {error}") from error
 
 
 def _nearest(name: str, known: list[str]) -> str:
