@@ -137,6 +137,14 @@ def engines() -> int:
 
 
 @app.command()
+def rewards() -> int:
+    """List the rewards that come with the library."""
+    from ppl_align.cli.rewards import listing
+
+    return listing()
+
+
+@app.command()
 def fetch(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="smollm2-135m (weights), prompts, reviews, minilm")],
     debug: Debug = False,

@@ -47,7 +47,8 @@ def make_plan(
 ) -> Plan:
     """Load and check everything; raises ``InputError`` for whatever the user has to mend first.
 
-    Row i of ``--data`` runs with seed ``seed + i``, so that rows do not share their luck."""
+    A column of ``--data`` becomes the model's argument of its name; a model with ``**columns`` takes all of them.
+    Row i runs with seed ``seed + i``, so that rows do not share their luck."""
     parsed = parse_settings(settings)
     if prompt is not None and data is not None:
         raise InputError("give --prompt or --data, not both")
@@ -72,13 +73,15 @@ def make_plan(
         return Plan(spec, model, configured, [Job(args, kwargs, seed, prompt=values.get("prompt"))], [])
     arguments.require("prompt", "--data")
     jobs = []
+    collected = [name for name in columns(rows) if arguments.open and name not in arguments.named]
     width = len(str(len(rows) - 1))
     for number, row in enumerate(rows):
         label = f"--data {data}, row {number}"
-        given = {name: cell for name, cell in row.items() if name in arguments.named}
+        row = {**dict.fromkeys(collected), **row}  # a column that only other rows have is None, as in a data set
+        given = {name: cell for name, cell in row.items() if arguments.accepts(name)}
         if data.suffix.lower() == ".csv":
             given = {name: arguments.convert(name, cell, f"{label}: {name}") for name, cell in given.items()}
         args, kwargs = arguments.bind({**values, **given}, f"{label}: ")
         jobs.append(Job(args, kwargs, seed + number, f"{number:0{width}d}", row["prompt"]))
-    ignored = [name for name in columns(rows) if name not in arguments.named]
+    ignored = [name for name in columns(rows) if not arguments.accepts(name)]
     return Plan(spec, model, configured, jobs, ignored)

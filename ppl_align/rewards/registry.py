@@ -38,16 +38,16 @@ class Shipped:
 
 
 SHIPPED: dict[str, Shipped] = {
-    "judge": Shipped(Judge, "a language model's log-odds of yes over no, asked about the text", ("lm", "question")),
+    "judge": Shipped(Judge, "an LM's log-odds of yes over no about the text", ("lm", "question")),
     "keywords": Shipped(Keywords, "any, all or how many of some words occur", ("words",)),
-    "length": Shipped(Length, "words, characters or tokens: as many as there are, or near a target"),
+    "length": Shipped(Length, "its length, or how near it is to a target"),
     "pairwise_judge": Shipped(
-        PairwiseJudge, "a language model's log-odds that the text beats another", ("lm", "question", "opponent")
+        PairwiseJudge, "an LM's log-odds that the text beats another", ("lm", "question", "opponent")
     ),
-    "readability": Shipped(Readability, "how easy English is to read (Flesch), or for which school grade"),
-    "similarity": Shipped(Similarity, "nearness in meaning to a text (MiniLM embeddings)", ("to",)),
-    "toxicity": Shipped(Toxicity, "minus the probability of hate speech or offensive language"),
-    "vader": Shipped(Vader, "sentiment of English text, by a lexicon with rules"),
+    "readability": Shipped(Readability, "Flesch's reading ease, or a school grade"),
+    "similarity": Shipped(Similarity, "nearness in meaning to a text (MiniLM)", ("to",)),
+    "toxicity": Shipped(Toxicity, "minus P(hate speech or offensive language)"),
+    "vader": Shipped(Vader, "sentiment of English, by a lexicon with rules"),
 }
 
 

@@ -1,0 +1,45 @@
+"""``ppl-align rewards``: the rewards that come with the library, one line each."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ppl_align.cli.console import note
+from ppl_align.rewards.registry import SHIPPED, Shipped
+
+
+def listing() -> int:
+    """Name, range and meaning on stdout; how to use one on stderr."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in ("name", "range", "what"):
+        table.add_column(column, no_wrap=column != "what")
+    for name, entry in sorted(SHIPPED.items()):
+        table.add_row(name, reach(entry), entry.what)
+    Console(markup=False, highlight=False, emoji=False).print(table)
+    calls = ", ".join(entry.call for _, entry in sorted(SHIPPED.items()) if entry.arguments)
+    note(
+        "\nby name: reward(name, 'vader', text), --set reward=vader; anybody's by path: my_module:reward, my_file.py:reward"
+        f"\nwith arguments, from ppl_align.rewards: {calls}"
+    )
+    return 0
+
+
+def reach(entry: Shipped) -> str:
+    """The range of a reward as far as it is known before it is built: a bound may depend on the arguments.
+
+    >>> reach(SHIPPED["vader"]), reach(SHIPPED["judge"]), reach(SHIPPED["keywords"])
+    ('[-1, 1]', '(-inf, inf)', '[0, ...]')
+    """
+    held = entry.kind if entry.arguments else entry.kind()
+    low, high = (_side(getattr(held, side, None), unknown) for side, unknown in (("lower", "-inf"), ("upper", "inf")))
+    return f"{'(' if low == '-inf' else '['}{low}, {high}{')' if high == 'inf' else ']'}"
+
+
+def _side(bound: Any, unknown: str) -> str:
+    if isinstance(bound, property):
+        return "..."
+    return unknown if bound is None or math.isinf(bound) else f"{bound:.5g}"
