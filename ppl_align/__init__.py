@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
     from ppl_align.posterior import Posterior
-    from ppl_align.program import choose, completion, constrain, goes_on, label, prefers, rating, reward, reward_funcs
+    from ppl_align.program import (
+        choose,
+        completion,
+        constrain,
+        expert,
+        goes_on,
+        label,
+        power,
+        prefers,
+        rating,
+        reward,
+        reward_funcs,
+    )
 
 __version__ = "0.1.0"
 
@@ -46,6 +58,8 @@ _HOME = {
     "Prompted": "ppl_align.lm",
     "Posterior": "ppl_align.posterior",
     "choose": "ppl_align.program",
+    "expert": "ppl_align.program",
+    "power": "ppl_align.program",
     "completion": "ppl_align.program",
     "constrain": "ppl_align.program",
     "goes_on": "ppl_align.program",
@@ -82,8 +96,10 @@ __all__ = [
     "completion",
     "constrain",
     "evidence_bounds",
+    "expert",
     "goes_on",
     "label",
+    "power",
     "prefers",
     "rating",
     "reward",

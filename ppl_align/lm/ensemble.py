@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch import Tensor
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
 from ppl_align.lm.warp import Warp
+
+_AGREE: WeakKeyDictionary[LM, WeakSet[LM]] = WeakKeyDictionary()  # LMs that were found to have one vocabulary
 
 
 class Ensemble(LM):
@@ -95,7 +98,7 @@ def hidden_of(decoders: Sequence[Decoder]) -> Tensor | None:
 
 def require_same_vocabulary(first: LM, other: LM, who: str) -> None:
     """Raises ``InputError`` unless every token id means the same to both."""
-    if first is other:
+    if first is other or other in _AGREE.setdefault(first, WeakSet()):
         return
     sizes = f"{first.name} has {first.vocab_size} tokens, {other.name} {other.vocab_size}"
     if first.vocab_size != other.vocab_size:
@@ -108,8 +111,6 @@ def require_same_vocabulary(first: LM, other: LM, who: str) -> None:
         raise InputError(
             f"{who} needs LMs on one device: {first.name} is on {first.device}, {other.name} on {other.device}"
         )
-    if first.vocabulary is other.vocabulary:
-        return
     pairs = enumerate(zip(first.vocabulary, other.vocabulary, strict=True))
     differs = next((v for v, (one, two) in pairs if one != two and v != first.eos_id), None)
     if differs is not None:
@@ -117,6 +118,7 @@ def require_same_vocabulary(first: LM, other: LM, who: str) -> None:
         raise InputError(
             f"{who} needs LMs of one vocabulary: token {differs} is {a!r} in {first.name}, {b!r} in {other.name}"
         )
+    _AGREE[first].add(other)
 
 
 def _number(kind: str, what: str, value: Any) -> float:
