@@ -6,28 +6,48 @@ most questions have been asked before. A reward is a fixed function while an eng
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T", bound=Callable[[], None])
 Row = tuple[Hashable, ...]
 """What a reward saw of one completion, as a key: its text, and what else it reads (prompt, ids, data columns)."""
 
 _tables: ContextVar[dict[Hashable, dict[Row, float]] | None] = ContextVar("ppl_align_reward_cache", default=None)
+_endings: ContextVar[dict[Hashable, Callable[[], None]] | None] = ContextVar("ppl_align_reward_endings", default=None)
 
 
 @contextmanager
 def reward_cache() -> Iterator[None]:
     """Remember every reward's answers inside the block; a block inside a block shares the outer one's memory."""
-    token = _tables.set({}) if _tables.get() is None else None
+    if _tables.get() is not None:
+        yield
+        return
+    endings: dict[Hashable, Callable[[], None]] = {}
+    tables, after = _tables.set({}), _endings.set(endings)
     try:
         yield
+        for ending in endings.values():
+            ending()
     finally:
-        if token is not None:
-            _tables.reset(token)
+        _tables.reset(tables)
+        _endings.reset(after)
+
+
+def at_end(key: Hashable, make: Callable[[], T]) -> T | None:
+    """What ``make`` made for this key in this :func:`reward_cache`; it is called once, when the block has ended well.
+
+    For a reward that has something to say of a run as a whole. None outside of any block."""
+    endings = _endings.get()
+    if endings is None:
+        return None
+    if key not in endings:
+        endings[key] = make()
+    return endings[key]  # type: ignore[return-value]
 
 
 def answers_of(name: str, fn: Any) -> dict[Row, float]:
