@@ -40,6 +40,12 @@ class Constraint(ABC):
         """True where every prefix can still become acceptable if there are tokens enough (``Contains``)."""
         return False
 
+    def __and__(self, other: Constraint) -> Constraint:
+        """Both constraints at once."""
+        from ppl_align.constraints.both import Both
+
+        return Both(self, other)
+
 
 class Reader(ABC):
     """A constraint over the ids of one LM. Prefixes are tuples of ids without EOS; stop tokens are text like any other.

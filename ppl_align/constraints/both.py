@@ -1,0 +1,50 @@
+"""Two constraints at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.errors import InputError
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM, Ids
+
+
+@dataclass(frozen=True)
+class Both(Constraint):
+    """The completion meets ``first`` and ``second``; written ``first & second``.
+
+    Next tokens are those that either would allow. That each can still be met does not mean that both can: a dead end
+    that neither sees alone costs particles, and is weighed right (0)."""
+
+    first: Constraint
+    second: Constraint
+
+    def __post_init__(self) -> None:
+        for part in (self.first, self.second):
+            if not isinstance(part, Constraint):
+                raise InputError(f"& joins constraints, such as Regex('[a-z ]+') & Contains('cat'); got {part!r}")
+
+    def compile(self, lm: LM) -> BothReader:
+        return BothReader(self.first.compile(lm), self.second.compile(lm))
+
+
+class BothReader(Reader):
+    """The conjunction of two readers."""
+
+    def __init__(self, first: Reader, second: Reader) -> None:
+        self.first, self.second = first, second
+
+    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        return self.first.allowed(prefixes, left) & self.second.allowed(prefixes, left)
+
+    def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
+        return self.first.accepts(prefixes) & self.second.accepts(prefixes)
+
+    def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        return self.first.viable(prefixes, left) & self.second.viable(prefixes, left)

@@ -1,0 +1,154 @@
+"""Constraints on text that have a grammar: regular expressions, JSON schemas, and grammars in Lark's notation.
+
+All three are a Lark grammar for llguidance. What they accept is what its documentation says: regular expressions are
+those of Rust's ``regex`` (no look-around, no back-references), the terminals of a grammar match greedily, as in a
+lexer, and of a JSON schema the properties come in the order in which the schema lists them.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ppl_align.constraints.base import Constraint
+from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
+from ppl_align.errors import InputError
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM
+
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'  # at the end: messages tell line numbers
+
+
+class _Lark(Constraint):
+    @property
+    @abstractmethod
+    def lark(self) -> str:
+        """The grammar as llguidance reads it."""
+
+    def __post_init__(self) -> None:
+        check_grammar(self.lark, self._shown, located=isinstance(self, Grammar))
+
+    @property
+    def _shown(self) -> str:
+        (argument, *_) = vars(self).values()
+        return f"{type(self).__name__}({_short(argument)})"
+
+    def compile(self, lm: LM) -> GuidanceReader:
+        return GuidanceReader(lm, self.lark, self._shown)
+
+
+@dataclass(frozen=True)
+class Regex(_Lark):
+    r"""The whole text matches ``pattern``, in the syntax of Rust's ``regex`` (that of ``re`` without look-around,
+    back-references and ``\b``).
+
+    As in ``re``, ``\d`` is any digit of Unicode and ``.`` anything but a newline; ``(?s)`` and ``(?i)`` in front work.
+
+    Raises ``InputError`` for a pattern that cannot be read.
+
+    >>> Regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+    Regex(pattern='[0-9]{4}-[0-9]{2}-[0-9]{2}')
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise InputError(f"Regex takes a pattern as text, got {type(self.pattern).__name__}")
+        super().__post_init__()
+
+    @property
+    def lark(self) -> str:
+        return f"start: /{llguidance().regex_to_lark(self.pattern, '')}/" + _OPTIONS
+
+
+@dataclass(frozen=True, init=False)
+class JsonSchema(_Lark):
+    """The text is a JSON value that ``schema`` describes: a dict, or JSON text.
+
+    ``separators``  what stands between items and after keys, as in ``json.dumps``; None: any white space that JSON
+                    allows there (an LM may then write white space for ever)
+
+    Properties come in the order of the schema; unless it says ``"additionalProperties": false``, others may follow.
+
+    Raises ``InputError`` for what is no JSON, for an invalid schema, for one that nothing satisfies, and for keywords
+    that llguidance does not know how to enforce.
+
+    >>> JsonSchema({"type": "integer", "minimum": 1})
+    JsonSchema(schema='{"type": "integer", "minimum": 1}', separators=(', ', ': '))
+    """
+
+    schema: str
+    separators: tuple[str, str] | None
+
+    def __init__(self, schema: dict[str, Any] | bool | str, separators: tuple[str, str] | None = (", ", ": ")) -> None:
+        object.__setattr__(self, "schema", _as_json(schema))
+        object.__setattr__(self, "separators", None if separators is None else _pair(separators))
+        self.__post_init__()
+
+    @property
+    def lark(self) -> str:
+        schema = json.loads(self.schema)
+        options: dict[str, Any] = {"whitespace_flexible": self.separators is None}
+        if self.separators is not None:
+            options["item_separator"], options["key_separator"] = self.separators
+        return f"start: %json {json.dumps({**schema, 'x-guidance': options})}" + _OPTIONS
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 70 else shown[:67] + "..."
+
+
+def _as_json(schema: Any) -> str:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except json.JSONDecodeError as error:
+            raise InputError(f"JsonSchema({_short(schema)}) is not JSON: {error}") from error
+    if schema is True:
+        schema = {}
+    if schema is False:
+        raise InputError("JsonSchema(False) cannot be met: no value satisfies the schema false")
+    if not isinstance(schema, dict):
+        raise InputError(f"JsonSchema takes a schema as a dict or as JSON text, got {_short(schema)}")
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"JsonSchema: the schema is not JSON: {error}") from error
+
+
+def _pair(separators: Any) -> tuple[str, str]:
+    pair = tuple(separators)
+    if len(pair) != 2 or pair[0].strip(" \t\r\n") != "," or pair[1].strip(" \t\r\n") != ":":
+        raise InputError(f"JsonSchema: separators are a comma and a colon, with white space or without, got {pair}")
+    return pair
+
+
+@dataclass(frozen=True)
+class Grammar(_Lark):
+    '''The text is a sentence of ``grammar``: context-free, in Lark's notation; its rule ``start`` is the whole text.
+
+    Terminals are written in upper case and match greedily, as in a lexer. See
+    https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md for what can be written.
+
+    Raises ``InputError`` for a grammar that cannot be read.
+
+    >>> balanced = Grammar("""
+    ... start: "(" start ")" start | ""
+    ... """)
+    '''
+
+    grammar: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.grammar, str):
+            raise InputError(f"Grammar takes a grammar as text, got {type(self.grammar).__name__}")
+        super().__post_init__()
+
+    @property
+    def lark(self) -> str:
+        return self.grammar + _OPTIONS

@@ -1,0 +1,249 @@
+"""Grammars over token ids, read by llguidance (https://github.com/guidance-ai/llguidance, MIT).
+
+A matcher has read some bytes and says which tokens may come next. It is forked, never rewound: the matcher of a prefix
+is a copy of its parent's that has read one token more. Masks are computed for bytes, without llguidance's shortcut of
+forcing the canonical tokens where the bytes leave no choice (``no_forcing``): a token is allowed if and only if what it
+spells can go on to an acceptable text. That is the event that a constraint conditions on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.constraints.base import Reader
+from ppl_align.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import LM, Ids
+
+_REMEMBERED = 1024  # matchers that are kept, at least; one takes some 4 kB and its mask V / 8 bytes
+_FEW = 4096  # last tokens that are tried one by one (a microsecond each)
+
+
+def llguidance() -> Any:
+    """The package. Raises ``InputError`` where it is not installed."""
+    try:
+        import llguidance as package
+    except ImportError as error:
+        raise InputError("Regex, JsonSchema and Grammar need llguidance: pip install ppl-align[constraints]") from error
+    return package
+
+
+def check_grammar(grammar: str, what: str, located: bool) -> None:
+    """Raises ``InputError`` with llguidance's reason, in one line, for a Lark grammar that it cannot read.
+
+    ``located``: say in which line of the grammar (one that the user wrote)."""
+    matcher = llguidance().LLMatcher
+    failed, messages = matcher.validate_grammar_with_warnings(matcher.grammar_from_lark(grammar))
+    if failed:
+        reason = one_line(messages[0])
+        if not located:
+            reason = re.sub(r"^line \d+: (failed to compile JSON schema: |invalid regex .*\(in regex\): )?", "", reason)
+        raise InputError(f"{what} cannot be read: {reason}")
+
+
+def one_line(message: str) -> str:
+    """What went wrong, out of a message that also draws where.
+
+    >>> one_line('at 1(8): invalid regex "[" (in regex): regex parse error:\\n    [\\n    ^\\nerror: unclosed class\\n')
+    'unclosed class'
+    >>> one_line('at 2(4): unknown name: "b"\\n   2 | a: b\\n          ^\\n')
+    'line 2: unknown name: "b"'
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return re.sub(r"^(?:at )?(\d+)\(\d+\): ", r"line \1: ", (reasons or lines or ["no reason given"])[0])
+
+
+class Vocabulary:
+    """What the tokens of an LM spell, as llguidance wants to know it.
+
+    ``tokenizer``  llguidance's; it has one id more than the LM where the LM has no EOS to end a text with
+    ``text_bits``  [W] int32, one bit per id: those that spell something. Special tokens do not, nor does EOS
+    """
+
+    def __init__(self, lm: LM) -> None:
+        self.vocab_size, self.eos_id = lm.vocab_size, lm.eos_id
+        tokenizer = getattr(lm, "tokenizer", None)
+        size = lm.vocab_size if tokenizer is None else max(lm.vocab_size, len(tokenizer))
+        end = size if lm.eos_id is None else lm.eos_id
+        size += lm.eos_id is None
+        build = _from_texts if tokenizer is None else _from_tokenizer
+        self.tokenizer: Any = build(lm, size, end)
+        self.num_words = (self.tokenizer.vocab_size + 31) // 32
+        spells = np.zeros(32 * self.num_words, dtype=np.uint8)
+        spells[: lm.vocab_size] = [not self.tokenizer.is_special_token(v) for v in range(lm.vocab_size)]
+        spells[end] = 0
+        self.text_bits = np.packbits(spells, bitorder="little").view(np.int32)
+        self.spells = spells.astype(bool)
+
+    def unpacked(self, bits: np.ndarray) -> np.ndarray:
+        """``[m, W]`` int32 -> ``[m, V]`` bool."""
+        return np.unpackbits(bits.view(np.uint8), axis=1, count=self.vocab_size, bitorder="little").view(bool)
+
+    @classmethod
+    def of(cls, lm: LM) -> Vocabulary:
+        """Made once per LM (SmolLM2: 0.7 s)."""
+        if "_guidance" not in lm.__dict__:
+            lm.__dict__["_guidance"] = cls(lm)
+        return lm.__dict__["_guidance"]
+
+
+def _from_tokenizer(lm: Any, size: int, end: int) -> Any:
+    llguidance()
+    from llguidance.hf import from_tokenizer
+
+    try:
+        return from_tokenizer(lm.tokenizer, n_vocab=size, eos_token=end)
+    except ValueError as error:
+        raise InputError(f"llguidance cannot read the tokenizer of {lm.name}: {one_line(str(error))}") from error
+
+
+def _from_texts(lm: LM, size: int, end: int) -> Any:
+    package = llguidance()
+    vocabulary = lm.vocabulary
+    texts = [v for v in range(lm.vocab_size) if v != end]
+    if lm.decode(texts) != "".join(vocabulary[v] for v in texts):
+        raise InputError(f"the tokens of {lm.name} spell no text: give it tokens=[...] or a tokenizer")
+    spelt = [*vocabulary, *[""] * (size - len(vocabulary))]
+    spelt[end] = ""
+    return package.LLTokenizer(package.TokenizerWrapper(_Texts(spelt, end)), n_vocab=size, eos_token=end)
+
+
+class _Texts:
+    """The face of a tokenizer that ``llguidance.TokenizerWrapper`` asks for."""
+
+    bos_token_id = None
+
+    def __init__(self, texts: list[str], end: int) -> None:
+        self.tokens = [text.encode() for text in texts]
+        self.eos_token_id = end
+        self.special_token_ids = [v for v, text in enumerate(texts) if not text]
+
+    def __call__(self, text: bytes) -> list[int]:
+        ids: list[int] = []
+        while text:
+            fits = [v for v, token in enumerate(self.tokens) if token and text.startswith(token)]
+            if not fits:
+                break
+            ids.append(max(fits, key=lambda v: len(self.tokens[v])))
+            text = text[len(self.tokens[ids[-1]]) :]
+        return ids
+
+
+class _Place:
+    """Where the matcher stands after a prefix. ``bits``: what may come next, computed when it is asked for."""
+
+    __slots__ = ("accepting", "bits", "matcher")
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
+        self.accepting = bool(matcher.is_accepting())
+        self.bits: np.ndarray | None = None
+
+
+class GuidanceReader(Reader):
+    """A Lark grammar over the ids of ``lm``; ``what`` names the constraint in errors.
+
+    At the length limit, tokens after which the text is not acceptable are forbidden where few are allowed at all;
+    elsewhere look-ahead is that of the grammar, without regard to the tokens left.
+
+    Raises ``InputError`` for a grammar that llguidance cannot read, or that no text of ``lm`` satisfies."""
+
+    def __init__(self, lm: LM, grammar: str, what: str) -> None:
+        package = llguidance()
+        self.vocabulary, self.what = Vocabulary.of(lm), what
+        matcher = package.LLMatcher(
+            self.vocabulary.tokenizer, package.LLMatcher.grammar_from_lark(grammar), log_level=0
+        )
+        if matcher.is_error():
+            raise InputError(f"{what} cannot be read: {one_line(matcher.get_error())}")
+        self.root = _Place(matcher)
+        self.young: dict[Ids, _Place | None] = {}  # places of late; None: no text begins like this
+        self.old: dict[Ids, _Place | None] = {}
+        if not self.root.accepting and not self._bits(self.root).any():
+            raise InputError(f"{what} cannot be met: {lm.name} can write no such text")
+
+    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        places = self._places(prefixes)
+        bits = np.zeros((len(prefixes), self.vocabulary.num_words), dtype=np.int32)
+        for i, place in enumerate(places):
+            if place is not None:
+                bits[i] = self._bits(place)
+        mask = self.vocabulary.unpacked(bits)
+        if left == 0:
+            for i, place in enumerate(places):
+                if place is not None and mask[i].sum() <= _FEW:
+                    last = np.flatnonzero(mask[i])
+                    mask[i, last] = _ends(place, last.tolist())
+        if self.vocabulary.eos_id is not None:
+            mask[:, self.vocabulary.eos_id] = [place is not None and place.accepting for place in places]
+        return torch.from_numpy(mask)
+
+    def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
+        return torch.tensor([place is not None and place.accepting for place in self._places(prefixes)])
+
+    def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        accepted = self.accepts(prefixes)
+        return accepted if left < 1 else accepted | self.allowed(prefixes, left - 1).any(-1)
+
+    def _places(self, prefixes: Sequence[Ids]) -> list[_Place | None]:
+        if len(self.young) > max(_REMEMBERED, 2 * len(prefixes)):
+            self.young, self.old = {}, self.young
+        return [self._place(tuple(prefix)) for prefix in prefixes]
+
+    def _place(self, prefix: Ids) -> _Place | None:
+        """From the longest prefix of it that is remembered: mostly its parent, after resampling perhaps the root."""
+        known = len(prefix)
+        while known and prefix[:known] not in self.young and prefix[:known] not in self.old:
+            known -= 1
+        place = self._remembered(prefix[:known]) if known else self.root
+        for t in range(known, len(prefix)):
+            place = None if place is None else self._after(place, prefix[t])
+            self.young[prefix[: t + 1]] = place
+        return place
+
+    def _remembered(self, prefix: Ids) -> _Place | None:
+        if prefix not in self.young:
+            self.young[prefix] = self.old[prefix]
+        return self.young[prefix]
+
+    def _after(self, place: _Place, token: int) -> _Place | None:
+        if not self.vocabulary.spells[token] or place.matcher.validate_tokens([token]) == 0:
+            return None
+        matcher = place.matcher.deep_copy()
+        matcher.consume_token(token)
+        if matcher.is_error():  # the token was valid, so this is a limit of llguidance and not an answer
+            raise RunError(f"{self.what}: llguidance gave up: {one_line(matcher.get_error())}")
+        return _Place(matcher)
+
+    def _bits(self, place: _Place) -> np.ndarray:
+        """``[W]`` int32: ids that spell an allowed continuation (EOS is none of them)."""
+        if place.bits is None:
+            place.bits = np.zeros(self.vocabulary.num_words, dtype=np.int32)
+            if not place.matcher.is_stopped():
+                matcher = place.matcher.deep_copy()  # one that finds nothing to allow is of no use afterwards
+                matcher.unsafe_compute_mask_ptr(place.bits.ctypes.data, place.bits.nbytes)
+                if not matcher.is_error():
+                    place.bits &= self.vocabulary.text_bits
+                elif matcher.get_error().startswith("NoExtensionBias"):  # no token goes on from here
+                    place.bits[:] = 0
+                else:
+                    raise RunError(f"{self.what}: llguidance gave up: {one_line(matcher.get_error())}")
+        return place.bits
+
+
+def _ends(place: _Place, tokens: list[int]) -> list[bool]:
+    """Is the text acceptable once one of these allowed tokens is added?"""
+    matcher, found = place.matcher.deep_copy(), []
+    for token in tokens:
+        matcher.consume_token(token)
+        found.append(bool(matcher.is_accepting()))
+        matcher.rollback(1)
+    return found

@@ -1,0 +1,443 @@
+"""Constraints over token ids, held against brute force: every sequence of a toy vocabulary, judged by its text."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import pickle
+import random
+import re
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from ppl_align import CallableLM, MarkovLM
+from ppl_align.constraints import Both, Constraint, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
+from ppl_align.constraints.llg import GuidanceReader, Vocabulary
+from ppl_align.errors import InputError, PromptError, WeightsNotFound
+from ppl_align.lm.base import LM
+from ppl_align.lm.names import smollm2_folder
+
+LETTERS = ["a", "b", "ab", " ", "a", "</s>"]  # "ab" in two ways, and two tokens that spell the same
+SYMBOLS = ['{"', "a", '":', " ", '{"a": ', "1", "12", "}", '"', "true", "{", ":", "</s>"]
+EOS = -1
+
+
+def toy(tokens, eos=True):
+    """A language model whose logits nobody asks for."""
+    return MarkovLM(
+        torch.zeros(len(tokens), len(tokens)), eos_id=len(tokens) - 1 if eos else None, tokens=tokens, name="toy"
+    )
+
+
+def balanced(text):
+    depth = 0
+    for letter in text:
+        depth += {"a": 1, "b": -1}.get(letter, -99)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def small_object(text):
+    """What the schema below describes, written as ``json.dumps`` would, keys in order."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return (
+        isinstance(value, dict)
+        and text == json.dumps(value)
+        and set(value) == {"a"}
+        and (value["a"] is True or (type(value["a"]) is int and 0 <= value["a"] <= 20))
+    )
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 20}, {"const": True}]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+def matches(pattern):
+    return lambda text: re.fullmatch(pattern, text) is not None
+
+
+def words(low, high):
+    return lambda text: low <= len(text.split()) <= high
+
+
+CASES: dict[str, tuple[Constraint, list[str], int, object]] = {
+    **{
+        f"regex {pattern}": (Regex(pattern), LETTERS, 4, matches(pattern))
+        for pattern in ("(ab)+", "a*b", "ab|abab", "a(b| )*a?", "[^b]{2,3}", "(?i)A B?", "", "a+?b", "(a|ab)(b|ba)")
+    },
+    "grammar": (Grammar('start: "a" start "b" start | ""'), LETTERS, 4, balanced),
+    "json": (JsonSchema(SCHEMA), SYMBOLS, 4, small_object),
+    "words": (Length(min_words=1, max_words=2), LETTERS, 4, words(1, 2)),
+    "words at least": (Length(min_words=3), LETTERS, 5, words(3, 99)),
+    "words of long tokens": (Length(min_words=4, max_words=4), ["a a a", " b", "", "</s>"], 4, words(4, 4)),
+    "both": (Regex("[ab]*") & Contains("bab"), LETTERS, 4, lambda t: matches("[ab]*")(t) and "bab" in t),
+    "ends": (EndsWith("ba"), LETTERS, 4, lambda t: t.endswith("ba")),
+}
+PERMITS = {"both"}  # cannot see every dead end
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+@functools.cache
+def sequences(size, length):
+    return [ids for n in range(length + 1) for ids in itertools.product(range(size), repeat=n)]
+
+
+class BruteForce:
+    """All sequences up to ``length`` tokens, none of them EOS."""
+
+    def __init__(self, tokens, length, accepts, eos=True):
+        self.size, self.length = len(tokens) - eos, length
+        spells = functools.partial(map, tokens.__getitem__)
+        self.good = {ids for ids in sequences(self.size, length) if accepts("".join(spells(ids)))}
+
+    def nearest(self, prefix):
+        """Tokens that are missing to an acceptable sequence, at least; None if there is none within the length."""
+        return self.distance.get(prefix)
+
+    @functools.cached_property
+    def distance(self):
+        found = {}
+        for ids in self.good:
+            for n in range(len(ids) + 1):
+                found[ids[:n]] = min(found.get(ids[:n], 99), len(ids) - n)
+        return found
+
+    def allowed(self, prefix, left):
+        """Tokens (EOS left out) after which something acceptable fits."""
+        after = (self.distance.get((*prefix, v), 99) for v in range(self.size))
+        return [distance <= left for distance in after]
+
+
+@each_case
+@pytest.mark.parametrize("eos", [True, False])
+def test_a_reader_is_the_language(name, eos):
+    constraint, tokens, length, accepts = CASES[name]
+    tokens = tokens if eos else tokens[:-1]
+    reader, truth = constraint.compile(toy(tokens, eos)), BruteForce(tokens, length, accepts, eos)
+    for n in range(length + 1):
+        prefixes = [ids for ids in sequences(truth.size, n) if len(ids) == n]
+        good = [ids in truth.good for ids in prefixes]
+        assert reader.accepts(prefixes).tolist() == good
+        assert reader.viable(prefixes, 0).tolist() == good, "with nothing left to write, viable is acceptable"
+        if n == length:
+            continue
+        left = length - n - 1
+        mask = reader.allowed(prefixes, left)
+        assert mask.shape == (len(prefixes), len(tokens))
+        assert mask.dtype == torch.bool
+        if eos:
+            assert mask[:, -1].tolist() == good, "EOS where the text is acceptable, and nowhere else"
+        viable = reader.viable(prefixes, left + 1).tolist()
+        for prefix, row, can in zip(prefixes, mask[:, : truth.size].tolist(), viable, strict=True):
+            exact = truth.allowed(prefix, left)
+            assert all(m for m, e in zip(row, exact, strict=True) if e), f"{prefix}: forbids what is possible"
+            assert can or truth.nearest(prefix) is None
+            if isinstance(constraint, Length) or left == 0 and name not in PERMITS:
+                assert row == exact, f"{prefix}: the last token can be judged exactly"
+    assert truth.good or length == 0, "the case is not empty"
+
+
+@each_case
+def test_dead_ends_are_seen_where_no_length_would_help(name):
+    """Look-ahead without regard to the tokens left: what is forbidden early is forbidden for ever."""
+    constraint, tokens, length, accepts = CASES[name]
+    if name in PERMITS:
+        return
+    reader, truth = constraint.compile(toy(tokens)), BruteForce(tokens, length, accepts)
+    short = [ids for ids in sequences(truth.size, 1) if len(ids) == 1]
+    far = reader.viable(short, 50).tolist()
+    for prefix, can in zip(short, far, strict=True):
+        if truth.nearest(prefix) is not None:
+            assert can
+    if name in ("regex (ab)+", "regex ab|abab", "json"):
+        assert [p for p, can in zip(short, far, strict=True) if not can], "and some first tokens lead nowhere"
+
+
+def test_the_order_of_questions_does_not_matter():
+    """Resampling brings back prefixes whose matchers were given up long ago."""
+    reader = Regex("(ab)+a?").compile(toy(LETTERS))
+    asked = [ids for ids in sequences(5, 4) if ids]
+    expected = {ids: reader.allowed([ids], 3)[0].tolist() for ids in asked}
+    shuffled = random.Random(0).sample(asked, len(asked))
+    for batch in itertools.batched(shuffled, 7) if hasattr(itertools, "batched") else [shuffled]:
+        reader.young, reader.old = {}, {}
+        assert [row.tolist() for row in reader.allowed(list(batch), 3)] == [expected[ids] for ids in batch]
+    reader.young, reader.old = {}, {}
+    assert reader.allowed(shuffled, 3).tolist() == [expected[ids] for ids in shuffled]
+
+
+def test_memory_is_bounded():
+    lm = toy(["a", "b", "</s>"])
+    reader = Regex("[ab]*").compile(lm)
+    for n in range(12):
+        prefixes = list(itertools.product(range(2), repeat=n))
+        assert reader.allowed(prefixes, 5).all()
+        assert len(reader.young) + len(reader.old) <= 8 * max(1024, len(prefixes))
+    for start in range(40):
+        reader.allowed([tuple(random.Random(start * 100 + i).choices((0, 1), k=20)) for i in range(100)], 5)
+    assert len(reader.young) + len(reader.old) < 40 * 100 * 20 / 3
+
+
+def test_a_text_that_nothing_may_follow_allows_eos_only():
+    reader = Regex("ab").compile(toy(LETTERS))
+    assert reader.allowed([(2,), (0, 1)], 4).nonzero().tolist() == [[0, 5], [1, 5]]
+    without = Regex("ab").compile(toy(LETTERS[:-1], eos=False))
+    assert not without.allowed([(2,)], 4).any()
+    assert without.accepts([(2,)]).all()
+    assert without.viable([(2,)], 4).all(), "it is acceptable as it is"
+
+
+def test_tokens_that_spell_nothing_are_not_written():
+    lm = toy(["a", "", "b", "</s>"])
+    reader = Regex("ab*").compile(lm)
+    assert reader.allowed([(), (0,)], 3)[:, 1].tolist() == [False, False]
+    assert reader.accepts([(0, 1)]).tolist() == [False]
+
+
+def test_the_text_of_eos_is_no_text():
+    """EOS ends the text even if its name would be acceptable."""
+    reader = Regex("ab*").compile(toy(["a", "c", "b"]))  # EOS is called "b"
+    assert reader.allowed([(), (0,)], 3).tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_length_counts_tokens():
+    reader = Length(min_tokens=2, max_tokens=3).compile(MarkovLM(torch.zeros(3, 3), eos_id=2))  # needs no text
+    assert reader.accepts([(), (0,), (0, 1), (1, 1, 1), (0,) * 4]).tolist() == [False, False, True, True, False]
+    assert reader.allowed([(0,)], 0).tolist() == [[True, True, False]]
+    assert reader.allowed([()], 0).tolist() == [[False, False, False]], "two do not fit any more"
+    assert reader.allowed([(0, 0, 0)], 5).tolist() == [[False, False, True]]
+    assert reader.viable([(), (0,)], 1).tolist() == [False, True]
+
+
+def test_length_counts_tokens_and_words_together():
+    lm = toy(["a ", "b", " ", "</s>"])
+    reader = Length(min_tokens=4, max_words=1).compile(lm)
+    for n in range(4):
+        for prefix in itertools.product(range(3), repeat=n):
+            ends = [prefix + rest for rest in itertools.product(range(3), repeat=4 - n)]
+            possible = any(len("".join(lm.tokens[v] for v in ids).split()) <= 1 for ids in ends)
+            assert reader.viable([prefix], 4 - n).item() == possible
+    assert not reader.viable([()], 3).item()
+
+
+# -- bad input, one line each ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Regex("[a"), "unclosed character class"),
+        (lambda: Regex("a(?=b)"), "look-ahead"),
+        (lambda: Regex(r"(a)\1"), "backreferences are not supported"),
+        (lambda: Regex(r"\bab"), "not supported"),
+        (lambda: Regex(3), "takes a pattern as text, got int"),
+        (lambda: JsonSchema('{"type": '), "is not JSON"),
+        (lambda: JsonSchema({"type": {1, 2}}), "is not JSON"),
+        (lambda: JsonSchema([1, 2]), "takes a schema as a dict or as JSON text"),
+        (lambda: JsonSchema({"type": "strnig"}), "Invalid type: strnig"),
+        (lambda: JsonSchema({"not": {}}), "Unimplemented keys"),
+        (lambda: JsonSchema({"type": "string", "pattern": "["}), "unclosed character class"),
+        (lambda: JsonSchema(False), "cannot be met"),
+        (lambda: JsonSchema({"type": "integer", "minimum": 3, "maximum": 2}), "Unsatisfiable schema"),
+        (lambda: JsonSchema({}, separators=("x", ":")), "a comma and a colon"),
+        (lambda: Grammar("start: x\nx: b\n"), 'line 2: unknown name: "b"'),
+        (lambda: Grammar('rule: "a"'), "no start rule"),
+        (lambda: Grammar("start: ("), "Expected token"),
+        (lambda: Grammar(b"start:"), "takes a grammar as text, got bytes"),
+        (lambda: Length(), "needs a bound"),
+        (lambda: Length(min_words=5, max_words=3), "min_words=5 is more than max_words=3"),
+        (lambda: Length(min_tokens=-1), "at least 0"),
+        (lambda: Length(max_words=1.5), "got 1.5"),
+        (lambda: Regex("a") & "b", "joins constraints"),
+        (lambda: Regex("c+").compile(toy(LETTERS)), "cannot be met: toy can write no such text"),
+        (lambda: Regex("ac").compile(toy(["ac", "b"], eos=False)), None),
+        (lambda: Grammar("X: /a/ & /b/\nstart: X").compile(toy(LETTERS)), "cannot be met"),
+        (lambda: Regex("a").compile(MarkovLM(torch.zeros(2, 2))), "spell no text: give it tokens"),
+        (lambda: Length(max_words=2).compile(MarkovLM(torch.zeros(2, 2))), "count tokens, or give it tokens"),
+    ],
+)
+def test_bad_input_is_one_line(make, says):
+    if says is None:
+        make()
+        return
+    with pytest.raises(InputError) as caught:
+        make()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transformer_without_tokenizer(tiny_llama):
+    with pytest.raises(InputError, match="spell no text"):
+        Regex("1+").compile(tiny_llama)
+    assert Length(max_tokens=2).compile(tiny_llama).allowed([(0, 0)], 3).nonzero().tolist() == [[0, 6]]
+
+
+def test_without_llguidance(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
+    with pytest.raises(InputError, match=r"pip install ppl-align\[constraints\]"):
+        Regex("a")
+    Length(max_words=2).compile(toy(LETTERS))
+
+
+@each_case
+def test_constraints_are_values(name):
+    constraint = CASES[name][0]
+    again = pickle.loads(pickle.dumps(constraint))
+    assert again == constraint
+    assert hash(again) == hash(constraint)
+    assert len({constraint, again, Regex("something else")}) == 2
+
+
+def test_a_dict_and_its_text_are_one_schema():
+    assert JsonSchema(SCHEMA) == JsonSchema(json.dumps(SCHEMA))
+    assert JsonSchema(SCHEMA) != JsonSchema(SCHEMA, separators=None)
+    assert isinstance(Regex("a") & Length(max_words=1), Both)
+
+
+def test_white_space_in_json():
+    lm = toy(['{"a":', "1", "}", " ", "</s>"])
+    compact, free = (JsonSchema(SCHEMA, separators=s).compile(lm) for s in ((",", ":"), None))
+    texts = [(0, 1, 2), (0, 3, 1, 2), (0, 3, 3, 1, 3, 2)]
+    assert compact.accepts(texts).tolist() == [True, False, False]
+    assert free.accepts(texts).tolist() == [True, True, True]
+    assert JsonSchema(SCHEMA).compile(lm).accepts(texts).tolist() == [False, True, False]
+
+
+# -- a byte-level vocabulary of 49,152 tokens --------------------------------------------------------------------------
+
+
+class Words(LM):
+    """The tokenizer of SmolLM2 without its network; ``extra``: ids that only the network has."""
+
+    def __init__(self, tokenizer, eos_id, extra=0):
+        self.tokenizer, self.eos_id, self.vocab_size = tokenizer, eos_id, len(tokenizer) + extra
+        self.name, self.device = "words", torch.device("cpu")
+
+    def encode(self, text):
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, ids):
+        return self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def start(self, prompts):
+        raise NotImplementedError
+
+    token_log_probs = start
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    try:
+        return AutoTokenizer.from_pretrained(smollm2_folder())
+    except WeightsNotFound as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def subwords(tokenizer):
+    return Words(tokenizer, eos_id=0)
+
+
+@pytest.mark.lm
+def test_every_way_to_cut_a_text_is_accepted(subwords):
+    reader = Regex("It is (2022|2023)-1[12]!").compile(subwords)
+    text = "It is 2022-11!"
+    rng = random.Random(0)
+    cuts = {tuple(sorted(rng.sample(range(1, len(text)), 5))) for _ in range(200)}
+    found = 0
+    for cut in cuts:
+        pieces = [text[i:j] for i, j in itertools.pairwise((0, *cut, len(text)))]
+        ids = [subwords.encode(piece) for piece in pieces]
+        if any(len(piece) != 1 for piece in ids):
+            continue
+        found += 1
+        whole = tuple(piece[0] for piece in ids)
+        assert reader.accepts([whole]).all()
+        for n in range(len(whole)):
+            assert reader.allowed([whole[:n]], 20)[0, whole[n]]
+    assert found >= 5, "some of the cuts are tokens"
+
+
+@pytest.mark.lm
+def test_a_mask_over_the_real_vocabulary(subwords):
+    """Against every token's own text: after "4" of a number of at most three digits."""
+    reader = Regex("x[0-9]{1,3}y?").compile(subwords)
+    prefix = subwords.encode("x") + subwords.encode("4")
+    mask = reader.allowed([prefix], 7)[0]
+    expected = [bool(re.fullmatch("[0-9]{1,2}y?|y", text)) for text in subwords.vocabulary]
+    expected[subwords.eos_id] = True
+    assert mask.tolist() == expected
+    assert 10 < mask.sum() < 200
+
+
+@pytest.mark.lm
+def test_parts_of_characters(subwords):
+    reader = Regex("[é日]+").compile(subwords)
+    characters = {"é": subwords.encode("é"), "日": subwords.encode("日")}
+    parts = max(characters.values(), key=len)
+    assert len(parts) > 1, "spelt in bytes"
+    assert not reader.accepts([parts[:1]]).any()
+    assert reader.viable([parts[:1]], len(parts) - 1).all()
+    assert reader.allowed([parts[:1]], 5)[0, parts[1]]
+    assert reader.accepts([parts]).all()
+    assert not reader.allowed([parts[:1]], 5)[0, subwords.encode("a")[0]], "half a character goes on with its rest"
+
+
+@pytest.mark.lm
+@pytest.mark.parametrize("eos_id", [0, None])
+def test_ids_that_only_the_network_has(tokenizer, eos_id):
+    lm = Words(tokenizer, eos_id, extra=37)
+    reader = Regex("(?s).*").compile(lm)
+    mask = reader.allowed([(), lm.encode("Hello")], 3)
+    assert mask.shape == (2, len(tokenizer) + 37)
+    assert not mask[:, len(tokenizer) :].any()
+    special = [v for v in tokenizer.all_special_ids if v != eos_id]
+    assert not mask[:, special].any()
+    assert not reader.viable([(special[-1],)], 5).any()
+    assert mask[:, 0].tolist() == [eos_id is not None] * 2
+    assert mask[:, lm.encode(" world")[0]].all()
+    assert Vocabulary.of(lm) is Vocabulary.of(lm), "made once"
+
+
+@pytest.mark.lm
+def test_the_last_token_of_a_long_list(subwords):
+    """With one token left, what does not end the text is not drawn, though hundreds of tokens could go on."""
+    reader = Regex("[a-z]{1,2}[.]").compile(subwords)
+    assert isinstance(reader, GuidanceReader)
+    now, later = (reader.allowed([()], left)[0] for left in (0, 5))
+    ends = {v for v, text in enumerate(subwords.vocabulary) if re.fullmatch("[a-z]{1,2}[.]", text)}
+    assert set(now.nonzero()[:, 0].tolist()) == ends
+    assert later.sum() > 300
+
+
+@pytest.mark.lm
+def test_a_json_record(subwords):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "mood": {"enum": ["good", "bad"]}},
+        "required": ["name", "age", "mood"],
+        "additionalProperties": False,
+    }
+    reader = JsonSchema(schema).compile(subwords)
+    good = subwords.encode('{"name": "Zoë", "age": 34, "mood": "good"}')
+    assert reader.accepts([good]).all()
+    for n, token in enumerate(good):
+        assert reader.allowed([good[:n]], 40)[0, token]
+    for text in ('{"name": "Zoë", "mood": "good", "age": 34}', '{"name": "Zoë", "age": 34, "mood": "so"', '{"name": 3'):
+        assert not reader.viable([subwords.encode(text)], 9).any()
+
+
+def test_text_that_is_no_concatenation():
+    with pytest.raises((InputError, PromptError)):
+        Regex("0").compile(CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2)))
