@@ -26,6 +26,7 @@ class Cost:
     ``prompt_tokens``  prompt positions pushed through the network
     ``scored_tokens``  positions of teacher-forced scoring (observed text, rescoring)
     ``reward_calls``   texts that a reward function was asked about, after de-duplication
+    ``environment_calls``  questions to functions that stand for the world, after de-duplication
     ``seconds``        wall time of the run
     ``lm_seconds``     wall time inside the network's forward
     """
@@ -35,6 +36,7 @@ class Cost:
     prompt_tokens: int = 0
     scored_tokens: int = 0
     reward_calls: int = 0
+    environment_calls: int = 0
     seconds: float = 0.0
     lm_seconds: float = 0.0
 

@@ -4,6 +4,7 @@ from ppl_align.engines.base import Engine
 from ppl_align.engines.conditional import Bounds, Conditional, evidence_bounds
 from ppl_align.engines.exact import Exact
 from ppl_align.engines.importance import ImportanceSampling
+from ppl_align.engines.nested import Nested
 from ppl_align.engines.rejection import Rejection
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.svi import SVI
@@ -16,6 +17,7 @@ __all__ = [
     "Engine",
     "Exact",
     "ImportanceSampling",
+    "Nested",
     "Rejection",
     "evidence_bounds",
 ]

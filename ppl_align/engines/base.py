@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ppl_align.cost import measure
+from ppl_align.engines import optimism
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
+from ppl_align.program.environment import remembered_answers
 from ppl_align.rewards.cache import reward_cache
 from ppl_align.seeds import mix
 
@@ -59,11 +61,15 @@ class Engine(ABC):
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
         task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
-        with measure() as cost, isolated(mix(seed, self.name)), reward_cache():
-            posterior = self._infer(task)
-        posterior.cost = cost
-        posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
-        posterior.config = self.describe()
+        with reward_cache(), remembered_answers():
+            with measure() as cost, isolated(mix(seed, self.name)):
+                posterior = self._infer(task)
+            posterior.cost = cost
+            posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
+            posterior.config = self.describe()
+            if posterior.environment and posterior.target == "posterior":
+                with isolated(mix(seed, "optimism")):
+                    optimism.warn(task, posterior)
         return posterior
 
     @abstractmethod

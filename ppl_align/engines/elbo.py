@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_align.errors import InputError, RunError
+from ppl_align.program.compiled import is_environment
 
 
 class LeaveOneOutELBO(Trace_ELBO):
@@ -37,6 +38,7 @@ class LeaveOneOutELBO(Trace_ELBO):
     ) -> tuple[float, Tensor]:
         """``(-ELBO estimate, a scalar whose gradient estimates that of -ELBO)``."""
         model_trace, guide_trace = next(iter(self._get_traces(model, guide, args, kwargs)))
+        leave_the_world_alone(model_trace, guide_trace)
         log_p = self._per_draw(model_trace)
         log_q = self._per_draw(guide_trace)
         score = self._per_draw(guide_trace, only_scored=True)
@@ -64,6 +66,20 @@ class LeaveOneOutELBO(Trace_ELBO):
 
 def _is_latent(site: Any) -> bool:
     return site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+
+
+def leave_the_world_alone(model_trace: Any, guide_trace: Any) -> None:
+    """A guide may choose what to say, not what the world answers: log q = log p at the environment's sites."""
+    for name, site in model_trace.nodes.items():
+        if site["type"] != "sample" or not is_environment(site):
+            continue
+        own = guide_trace.nodes.get(name)
+        if own is None or not torch.allclose(own["log_prob"].detach(), site["log_prob"].detach(), atol=1e-3):
+            does = "leaves out" if own is None else "changes"
+            raise InputError(
+                f"the guide {does} the world at {name!r}: repeat environment({name!r}, ...) in it just as the program "
+                f"has it (to condition the world as well, make it an ordinary pyro.sample or completion)"
+            )
 
 
 def refuse_infinite(f: Tensor, model_trace: Any) -> None:

@@ -219,6 +219,7 @@ class _Stream:
             rewards=_join([run.rewards for run in runs]),
             scales=runs[0].scales,
             sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
+            environment=runs[0].environment,
         )
         first = torch.arange(count)
         return _pick(_join(values), first), _pick(_join(log_priors), first), _rows(whole, first)
@@ -242,6 +243,7 @@ def _rows(execution: Execution, chosen: Tensor) -> Execution:
         rewards=_pick(execution.rewards, chosen),
         scales=execution.scales,
         sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
+        environment=execution.environment,
         num_particles=len(chosen),
     )
 

@@ -37,6 +37,10 @@ class SVI(Engine):
                         or a Pyro program with the model's arguments
     ``rank``            of the head or the adapters: the fewer draws to learn from, the lower
 
+    A program with ``environment(...)`` sites is decided, not conditioned: the guide repeats these sites unchanged, so
+    that the ELBO is J / beta = E[r] / beta - KL(policy || p0), and the draws are those of the policy, of equal weight
+    (``target`` is "decision").
+
     ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
     Raises ``RunError`` where the program's log-density is -inf on a draw: a hard rejection has no gradient.
     """
@@ -76,6 +80,8 @@ class SVI(Engine):
             sweep = Sweep(program, *shape, guide, _quiet, readers=readers)
         posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
         posterior.guide = guide
+        if posterior.environment:  # the guide left the world alone: what it maximised is J, and q is the answer
+            posterior.target, posterior.log_weight = "decision", torch.zeros_like(posterior.log_weight)
         return posterior
 
     def _guide(self, task: Task) -> AutoGuide | ProgramGuide:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,7 +106,10 @@ class Sweep:
         self.absorbed = total
 
     def _decode(self, site: Site, during: Observer | None) -> None:
-        population = Population(site.fn.within(self.restriction(site)), self.proposal.tokens(site.name))
+        proposal = None if site.environment else self.proposal.tokens(site.name)
+        if site.environment:  # the world is drawn as it is, not steered
+            during = None
+        population = Population(site.fn.within(self.restriction(site)), proposal)
         if self.retained is not None:
             population.hold(*self._first_particles(site))
         while not population.done:
@@ -120,7 +124,7 @@ class Sweep:
 
     def restriction(self, site: Site) -> Restriction | None:
         """The hard constraints on a completion, as far as they were foreseen."""
-        readers = self.readers.get(site.name)
+        readers = None if site.environment else self.readers.get(site.name)
         if not readers:
             return None
         restriction = Restriction(readers, site.fn.max_new_tokens, site.fn.lm.eos_id, site.fn.stop_ids)
@@ -152,7 +156,7 @@ class Sweep:
             population.resample((flat[:, None] * lanes + torch.arange(lanes)).reshape(-1))
         elif self.waiting is not None:  # its prompts may hold what has just been permuted
             index = self.waiting.fn.index
-            self.waiting = Site(self.waiting.name, self.waiting.fn.with_index(index[flat.to(index.device)]))
+            self.waiting = replace(self.waiting, fn=self.waiting.fn.with_index(index[flat.to(index.device)]))
         for group in (self.values, self.log_prior, self.log_proposal):
             group.update({name: value[flat.to(value.device)] for name, value in group.items()})
         self.psi, self.absorbed, self.lineage = self.psi[flat], self.absorbed[flat], self.lineage[flat]
@@ -206,6 +210,7 @@ def assemble(
         log_prior={k: view(v) for k, v in log_prior.items()},
         log_proposal=view(sum(log_proposal.values(), torch.zeros(log_weight.numel(), dtype=torch.float64))),
         lm=", ".join(lm_names),
+        environment=tuple(execution.environment),
         **fields,
     )
 

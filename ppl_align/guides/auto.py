@@ -30,6 +30,7 @@ from ppl_align.lm.decoding import TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.memo import remember
 from ppl_align.lm.restriction import Restriction
+from ppl_align.program.compiled import is_environment
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
@@ -115,8 +116,8 @@ class _Substitute(Messenger):
         self.guide = guide
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
-            return
+        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample" or is_environment(msg):
+            return  # the world is what it is: its sites stay those of the prior
         part = self.guide.part(msg["name"], msg["fn"])
         if isinstance(part, TokenGuide):
             part.prepare(msg["fn"])

@@ -17,6 +17,7 @@ from ppl_align.cost import Cost
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.frames import TextFrame
+    from ppl_align.posterior.optimism import Optimism
 
 
 @dataclass(eq=False, repr=False)
@@ -24,7 +25,7 @@ class Posterior:
     """Weighted draws from one program, by one engine. R replicates of N particles; tensors live on the CPU.
 
     ``engine``, ``config``, ``seed``, ``model``, ``lm``   where it comes from (all JSON-able)
-    ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N`` always
+    ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N``
     ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]
     ``rewards``      by reward: raw r [R, N], NaN where it does not apply; ``scales``: nats per unit (weight / beta)
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
@@ -35,6 +36,10 @@ class Posterior:
                      pilot, acceptance and acceptance_se
     ``draws_are_exact``  particles are independent draws of the posterior itself (Rejection, an oracle's sample)
     ``independent``  particles of a replicate are i.i.d. draws (IS, SVI), or the whole support (``exact``)
+    ``target``       "posterior", or "decision": draws of a policy that was chosen for its J = E[r] - beta KL in a world
+                     left as it is. Then all weights are equal and there is no log evidence (NaN)
+    ``environment``  the sites among ``particles`` at which the world answers
+    ``optimism``     of a run that conditioned them: what it believes and what it would get
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved
     """
 
@@ -55,11 +60,16 @@ class Posterior:
     independent: bool = True
     exact: bool = False
     draws_are_exact: bool = False
+    target: Literal["posterior", "decision"] = "posterior"
+    environment: tuple[str, ...] = ()
+    optimism: Optimism | None = None
     guide: Any = None
 
     @property
     def log_evidence(self) -> Tensor:
-        """log Zhat of each replicate, [R] nats; E[Zhat] = Z."""
+        """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a decision, which estimates no Z."""
+        if self.target == "decision":
+            return torch.full_like(self.log_weight[:, 0], torch.nan)
         return torch.logsumexp(self.log_weight, -1) - math.log(self.log_weight.shape[-1])
 
     @property

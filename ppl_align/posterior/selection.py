@@ -34,7 +34,8 @@ def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
             chosen[which] = None if texts is None else texts.reshape(-1)[index.numpy()]
         return Completion(pick(site.tokens), None, terminal=site._terminal, **chosen)
 
-    pooled = torch.logsumexp(posterior.log_evidence, 0) - torch.log(torch.tensor(float(len(posterior.log_evidence))))
+    each = torch.zeros(1) if posterior.target == "decision" else posterior.log_evidence
+    pooled = torch.logsumexp(each, 0) - torch.log(torch.tensor(float(len(each))))
     particles = {
         name: pick_completion(value) if isinstance(value, Completion) else pick(value)
         for name, value in posterior.particles.items()

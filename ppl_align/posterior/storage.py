@@ -15,6 +15,7 @@ from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.errors import InputError
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
+from ppl_align.posterior.optimism import Optimism
 from ppl_align.text import Texts
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
     if "history" in tree.children:
         arrays = tree["history"].to_dataset()
         history |= {unescape(str(name)): _tensor(arrays[name]) for name in arrays.data_vars}
+    optimism = str(attrs.get("optimism", ""))
     return Posterior(
         engine=str(attrs["engine"]),
         log_weight=_tensor(weighted["log_weight"]),
@@ -96,6 +98,9 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         independent=bool(attrs["independent"]),
         exact=bool(attrs["exact"]),
         draws_are_exact=bool(attrs.get("draws_are_exact", False)),  # files of older versions do not say
+        target="decision" if attrs.get("target") == "decision" else "posterior",
+        environment=tuple(json.loads(attrs.get("environment", "[]"))),
+        optimism=Optimism.from_json(optimism) if optimism else None,
     )
 
 

@@ -29,10 +29,14 @@ LatentProposal = Callable[[str, Any], Any]
 
 @dataclass
 class Site:
-    """A latent that waits for a value; ``fn`` is already expanded over the particles."""
+    """A latent that waits for a value; ``fn`` is already expanded over the particles.
+
+    ``environment``: the world answers there (:func:`ppl_align.environment`); it is drawn from ``fn`` and from nothing
+    else."""
 
     name: str
     fn: Any
+    environment: bool = False
 
     @property
     def is_completion(self) -> bool:
@@ -49,6 +53,7 @@ class Execution:
     ``constrained``  completion sites with hard constraints
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
+    ``environment``  the latents met, in order, at which the world answers
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
     ``log_potential``  sum of ``factors``, [P]
     """
@@ -64,6 +69,7 @@ class Execution:
     log_prior: dict[str, Tensor] = field(default_factory=dict)
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
     sources: dict[str, CompletionDistribution] = field(default_factory=dict)
+    environment: list[str] = field(default_factory=list)
     num_particles: int = 0
 
     @property
@@ -112,6 +118,9 @@ class _Execute(Messenger):
         self.order.append(name)
         if msg["is_observed"]:
             return
+        world = is_environment(msg)
+        if world:
+            self.result.environment.append(name)
         if name in self.values:
             msg["value"] = self.values[name]
             if isinstance(msg["fn"], CompletionDistribution):
@@ -119,7 +128,7 @@ class _Execute(Messenger):
             if name in self.score:
                 self.result.log_prior[name] = self._per_particle(msg, msg["fn"].log_prob(msg["value"]))
         elif isinstance(msg["fn"], CompletionDistribution) or not self.draw:
-            self.result.pending = Site(name, msg["fn"])
+            self.result.pending = Site(name, msg["fn"], world)
             raise _Stop
         else:
             proposal = msg["fn"] if self.propose is None else self.propose(name, msg["fn"])
@@ -186,6 +195,11 @@ def _is_discrete(fn: Any) -> bool:
 def is_bookkeeping(msg: Any) -> bool:
     """Sites of Pyro's own: subsampling of plates, deterministic values."""
     return type(msg["fn"]).__name__ == "_Subsample" or bool(msg["infer"].get("_deterministic"))
+
+
+def is_environment(msg: Any) -> bool:
+    """The world answers at this site, nobody chooses."""
+    return bool(msg["infer"].get("ppl_align", {}).get("environment", False))
 
 
 class Program:

@@ -1,0 +1,128 @@
+"""Nested Monte Carlo: look ahead before each turn, let the agent choose and the world happen.
+
+The best an agent can do in a random world is given by backward induction, with the logarithm of a mean of exponentials
+where it is the agent's turn and a plain mean where it is the world's (:mod:`ppl_align.claims.interaction`)::
+
+    agent:  V(h) = log E_p0[exp V(h, a)]     pi(a | h) = p0(a | h) exp(V(h, a) - V(h))
+    world:  V(h) = E[V(h, o)]
+
+Here both are averages over draws: ``num_actions`` from p0 at each turn of the agent, ``num_outcomes`` of the world's
+answers after each of them, and so on to the end. One of the actions is drawn in proportion to exp V(h, a), the world
+then answers *afresh* (the answers that the plan was made with favoured the chosen action: to play on from them would be
+optimistic again), and the next turn is planned anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ppl_align.engines.base import Engine, Task, at_least
+from ppl_align.engines.episodes import Episodes, Histories, draw_by, log_mean_exp
+from ppl_align.engines.sweep import assemble
+from ppl_align.errors import AllDeadError, InputError
+from ppl_align.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class Nested(Engine):
+    """Draws from a policy that decides: the maximiser of J = E[r] - beta KL, the world left as it is.
+
+    ``num_actions``     of the agent, drawn from the prior at each of its turns; completions are drawn whole
+    ``num_outcomes``    answers of the world after each of them
+    ``num_particles``   episodes of each replicate      ``num_replicates``  independent repeats
+    ``max_histories``   refuse politely (``InputError``) to hold more histories than this: an episode needs
+                        ``num_actions * num_outcomes`` of them per turn, to the power of its turns
+
+    Episodes are independent, each with plans of its own. The policy converges to the optimum as both numbers grow. At
+    a finite budget it is off both ways: few actions keep it near the prior (the value is too low: a concave function of
+    a mean of few draws), few outcomes make it like luck (the value is too high: an exponential of a noisy mean), by
+    about half the variance of V over ``num_outcomes``. What it delivers is judged in fresh episodes, not by its plans:
+    J of the result is a lower bound, in expectation, on J of the policy as it is.
+
+    ``history["planned"]`` [R, N]: the value that each episode's first plan promised, nats. ``log_proposal`` counts
+    the choice among the drawn actions, log q = log p0(a) + log(num_actions * w_a), which makes E[log q - log p0] an
+    upper bound on the KL of the policy. ``target`` is "decision": weights are uniform, there is no log evidence.
+    Raises ``InputError`` for a program without ``environment(...)``, where conditioning is the answer.
+    Sources: Levine 2018 (arXiv:1805.00909); Rainforth et al. 2018 (arXiv:1709.06181) for the bias of nested averages.
+    """
+
+    num_actions: int = 4
+    num_outcomes: int = 4
+    num_particles: int = 8
+    num_replicates: int = 4
+    max_histories: int = 20_000
+
+    name: ClassVar[str] = "nested"
+
+    def __post_init__(self) -> None:
+        at_least(2, num_actions=self.num_actions)
+        at_least(1, num_outcomes=self.num_outcomes, num_particles=self.num_particles)
+        at_least(1, num_replicates=self.num_replicates, max_histories=self.max_histories)
+
+    def _infer(self, task: Task) -> Posterior:
+        episodes = Episodes(task)
+        turns = episodes.kinds()
+        if not any(turns):
+            raise InputError(
+                "Nested decides in a world that answers, and this program has no environment(...) site that is random: "
+                "deciding and conditioning are the same here, use another engine"
+            )
+        self._check_size(turns)
+        played, planned = Histories(self.num_replicates * self.num_particles), None
+        for done, world in enumerate(turns):
+            task.progress(done, len(turns), "the world answers" if world else "planning")
+            if world:
+                played = episodes.turn(played)
+            else:
+                played, value = self._decide(episodes, played, turns[done:])
+                planned = value if planned is None else planned
+        execution = episodes.look(played)
+        shape = (self.num_replicates, self.num_particles)
+        history = {} if planned is None else {"planned": planned.reshape(shape)}
+        log_weight = torch.zeros(shape, dtype=torch.float64)
+        parts = (played.values, log_weight, played.log_prior, played.log_proposal)
+        return assemble(execution, *parts, independent=True, target="decision", history=history)
+
+    def _decide(self, episodes: Episodes, played: Histories, turns: Sequence[bool]) -> tuple[Histories, Tensor]:
+        """The agent's turn in each episode: histories one turn longer, and the values [P] of the plans."""
+        grown, sites = played, list(played.values)
+        for depth, world in enumerate(turns):
+            grown = episodes.turn(grown.repeated(self.num_outcomes if world else self.num_actions))
+            if depth == 0:
+                actions = grown  # [P * A]
+        value = episodes.look(grown).log_potential
+        paid = actions.log_ratio - played.repeated(self.num_actions).log_ratio  # p0 / q where constraints confine
+        for world in reversed(turns[1:]):
+            value = self._mean(value) if world else log_mean_exp(value.reshape(-1, self.num_actions))
+        scores = (value + paid).reshape(played.size, self.num_actions)
+        if bool(scores.amax(-1).isneginf().any()):
+            raise AllDeadError(
+                "every action of a plan leads to a likelihood of zero in some answer of the world: use a finite "
+                "penalty in place of -inf, or raise num_actions"
+            )
+        choice = draw_by(scores)
+        chosen = actions.pick(torch.arange(played.size) * self.num_actions + choice)
+        share = torch.log_softmax(scores, -1).gather(-1, choice[:, None])[:, 0]
+        first = next(name for name in chosen.values if name not in sites)
+        chosen.log_proposal[first] = chosen.log_proposal[first] + share + math.log(self.num_actions)
+        return chosen, log_mean_exp(scores)
+
+    def _mean(self, value: Tensor) -> Tensor:
+        return value.reshape(-1, self.num_outcomes).mean(-1)
+
+    def _check_size(self, turns: Sequence[bool]) -> None:
+        start = turns.index(False) if False in turns else len(turns)
+        leaves = math.prod(self.num_outcomes if world else self.num_actions for world in turns[start:])
+        size = self.num_replicates * self.num_particles * leaves
+        if size > self.max_histories:
+            raise InputError(
+                f"Nested would play {size:,} histories ({leaves:,} for each of {self.num_replicates} x "
+                f"{self.num_particles} episodes of {len(turns)} turns), more than max_histories={self.max_histories}: "
+                f"lower num_actions, num_outcomes or num_particles, or use SVI"
+            )

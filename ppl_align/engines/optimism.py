@@ -1,0 +1,214 @@
+"""How optimistic is it to condition? The measure of it, for engines whose program has an ``environment(...)``.
+
+The posterior of a program weighs the world's answers o by what follows them. With U(h) = log E_p0[exp(psi) | h], the
+log of the mean likelihood of all continuations of a history h,
+
+    log p*(o | h) - log p(o | h) = U(h, o) - U(h)        tilt = sum over the world's turns of E_p*[U(h, o) - U(h)]
+
+An exact posterior has all of this in its table. Draws of a posterior have it up to a bound: K continuations of h drawn
+from the prior give log mean exp(psi) <= U(h) in expectation, and with the draw's own continuation among them (which is
+one of p*) they give >= U(h) (Grosse, Ghahramani & Adams 2015, arXiv:1511.02543). Taking U(h, o) from below and U(h)
+from above, and the last turn of the world only (every turn adds something >= 0), bounds the tilt from below.
+
+What the agent gets is found by playing: it begins as a draw of the posterior does, the world answers afresh, and
+whatever the agent says after that is chosen by conditioning anew, among K continuations in proportion to exp(psi).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion, tensor_of
+from ppl_align.engines.episodes import Episodes, Histories, draw_by, log_mean_exp
+from ppl_align.posterior import Estimate, Posterior
+from ppl_align.posterior.estimates import log_likelihood, log_prior
+from ppl_align.posterior.optimism import Optimism
+from ppl_align.posterior.table import draw_indices
+from ppl_align.program import Execution
+
+if TYPE_CHECKING:
+    from ppl_align.engines.base import Task
+
+log = logging.getLogger(__name__)
+NUM_DRAWS = 32  # of the posterior, that are looked at
+NUM_CONTINUATIONS = 8  # of each: together about what a run of importance sampling costs from there on
+
+
+def warn(task: Task, posterior: Posterior) -> None:
+    """Measure the optimism of a run that conditioned, keep it on the posterior, and say it in one line."""
+    posterior.optimism = exact(posterior) if posterior.exact else sampled(task, posterior)
+    log.warning(
+        "%s conditions the world as well as the text: %s. To decide instead, use SVI or Nested",
+        posterior.engine,
+        posterior.optimism,
+    )
+
+
+# -- exact -------------------------------------------------------------------------------------------------------------
+
+
+def exact(posterior: Posterior) -> Optimism:
+    """From the table of an exact posterior: nothing is drawn."""
+    parts = {name: part.reshape(-1) for name, part in posterior.log_prior.items()}
+    log_p0, log_target = log_prior(posterior).reshape(-1), posterior.weights.reshape(-1).log()
+    psi = log_likelihood(posterior).reshape(-1)
+    before = _histories(posterior)
+    acted, tilt, value = torch.zeros_like(log_p0), 0.0, psi
+    sites = list(posterior.particles)
+    for name, here, after in zip(sites, before, before[1:], strict=False):
+        conditional = _log_sum(log_target, after) - _log_sum(log_target, here)
+        if name in posterior.environment:
+            tilt += _mean(log_target.exp(), conditional - parts[name])
+            acted = acted + parts[name]
+        else:
+            acted = acted + conditional
+    for name, here in zip(reversed(sites), reversed(before[:-1]), strict=True):  # backward: the best that can be done
+        mass = _log_sum(log_p0, here)
+        if name in posterior.environment:
+            share = (log_p0 - mass).exp()
+            value = _sum(torch.where(share > 0, share * value, 0.0), here)
+        else:
+            value = _log_sum(log_p0 + value, here) - mass
+    q = torch.where(log_p0.isneginf(), -torch.inf, acted).nan_to_num(-torch.inf, neginf=-torch.inf).exp()
+    rewards = {name: r.reshape(-1) for name, r in posterior.rewards.items()}
+    return Optimism(
+        posterior.environment,
+        Estimate(tilt, 0.0),
+        "exact",
+        {name: Estimate(_mean(log_target.exp(), r), 0.0) for name, r in rewards.items()},
+        {name: Estimate(_mean(q, r), 0.0) for name, r in rewards.items()},
+        value=_mean(q, psi - (acted - log_p0)),
+        best=float(value[log_p0.isfinite()][0]),
+    )
+
+
+def _histories(posterior: Posterior) -> list[Tensor]:
+    """Which history an assignment has before each site, and at the end: numbers [S]."""
+    size = posterior.log_weight.numel()
+    seen = [torch.zeros(size, dtype=torch.long)]
+    for value in posterior.particles.values():
+        step = torch.cat([seen[-1][:, None].double(), tensor_of(value).reshape(size, -1).double()], 1)
+        seen.append(torch.unique(step, dim=0, return_inverse=True)[1])
+    return seen
+
+
+def _sum(x: Tensor, group: Tensor) -> Tensor:
+    """The sum of x over the members of each one's group, [S]."""
+    return torch.zeros_like(x).index_add(0, group, x)[group]
+
+
+def _log_sum(log_x: Tensor, group: Tensor) -> Tensor:
+    top = torch.full_like(log_x, -torch.inf).scatter_reduce(0, group, log_x, "amax")[group].clamp_min(-1e300)
+    return _sum((log_x - top).exp(), group).log() + top
+
+
+def _mean(weights: Tensor, values: Tensor) -> float:
+    """Where the weight is zero the value does not matter; where a reward does not apply (NaN), it does not count."""
+    counts = (weights > 0) & ~values.isnan()
+    total = weights[counts].sum()
+    return float((weights[counts] * values[counts]).sum() / total) if bool(counts.any()) else math.nan
+
+
+# -- draws -------------------------------------------------------------------------------------------------------------
+
+
+def sampled(task: Task, posterior: Posterior) -> Optimism:
+    """From draws of a posterior, and continuations of them that are drawn anew."""
+    episodes = Episodes(task)
+    index = torch.from_numpy(draw_indices(posterior, NUM_DRAWS, posterior.seed))
+    distinct = len(index.unique())
+    drawn, psi = _draws(posterior, index), log_likelihood(posterior).reshape(-1)[index]
+    turns = _turns(posterior)
+    first, last = _first_and_last(turns)
+    played = _play(episodes, _until(drawn, turns[:first]), turns[first:])
+    copies = played.num_particles // NUM_DRAWS
+    gets = {name: _estimate(r.reshape(-1, copies).nanmean(-1), distinct) for name, r in played.rewards.items()}
+    tilt = _last_tilt(episodes, drawn, psi, turns, last)
+    believes = {name: posterior.mean(name) for name in posterior.rewards}
+    return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", believes, gets)
+
+
+Turns = list[tuple[bool, list[str]]]
+"""Whose turn (True: the world's), and its sites."""
+
+
+def _turns(posterior: Posterior) -> Turns:
+    found: Turns = []
+    for name in posterior.particles:
+        world = name in posterior.environment
+        if found and found[-1][0] == world:
+            found[-1][1].append(name)
+        else:
+            found.append((world, [name]))
+    return found
+
+
+def _first_and_last(turns: Turns) -> tuple[int, int]:
+    of_world = [i for i, (world, _) in enumerate(turns) if world]
+    return of_world[0], of_world[-1]
+
+
+def _draws(posterior: Posterior, index: Tensor) -> Histories:
+    """Draws of the posterior as histories, in the order of the program."""
+    values: dict[str, Tensor] = {}
+    for name, value in posterior.particles.items():
+        flat = tensor_of(value).flatten(0, 1)[index]
+        source = value.source if isinstance(value, Completion) else None
+        values[name] = flat if source is None else flat.to(source.lm.device)
+    return Histories(len(index), values)
+
+
+def _until(drawn: Histories, turns: Turns) -> Histories:
+    """The histories as they were after these turns."""
+    names = [name for _, sites in turns for name in sites]
+    return Histories(drawn.size, {name: drawn.values[name] for name in names})
+
+
+def _play(episodes: Episodes, histories: Histories, turns: Turns) -> Execution:
+    """To the end: the world answers by its own law, the agent conditions anew at each of its turns."""
+    if len(turns) == 1:  # nothing is left to the agent: several answers in place of one
+        histories = histories.repeated(NUM_CONTINUATIONS)
+    for world, _ in turns:
+        histories = episodes.turn(histories) if world else _conditioned(episodes, histories)
+    return episodes.look(histories)
+
+
+def _conditioned(episodes: Episodes, histories: Histories) -> Histories:
+    """A turn of an agent that conditions: one of several continuations by its likelihood, as far as the turn goes."""
+    before = histories.repeated(NUM_CONTINUATIONS)
+    turn = episodes.turn(before)
+    ended, execution = episodes.finish(turn)
+    scores = execution.log_potential + ended.log_ratio - before.log_ratio
+    scores = scores.reshape(histories.size, NUM_CONTINUATIONS)
+    hopeless = scores.amax(-1, keepdim=True).isneginf()
+    choice = draw_by(torch.where(hopeless, 0.0, scores))
+    return turn.pick(torch.arange(histories.size) * NUM_CONTINUATIONS + choice)
+
+
+def _last_tilt(episodes: Episodes, drawn: Histories, psi: Tensor, turns: Turns, last: int) -> Tensor:
+    """A lower bound on U(h, o) - U(h) at the last turn of the world, for each draw, [M] nats."""
+    afresh = _potential(episodes, _until(drawn, turns[:last]))
+    without = log_mean_exp(torch.cat([psi[:, None], afresh], 1))
+    if last == len(turns) - 1:
+        return psi - without
+    return log_mean_exp(_potential(episodes, _until(drawn, turns[: last + 1]))) - without
+
+
+def _potential(episodes: Episodes, histories: Histories) -> Tensor:
+    """log p0/q + psi of continuations drawn from the prior, [M, K]."""
+    ended, execution = episodes.finish(histories.repeated(NUM_CONTINUATIONS))
+    return (execution.log_potential + ended.log_ratio).reshape(histories.size, NUM_CONTINUATIONS)
+
+
+def _estimate(values: Tensor, distinct: int) -> Estimate:
+    """The mean over draws of which so many are different."""
+    values = values[values.isfinite()]
+    if not len(values):
+        return Estimate(math.nan, math.nan)
+    error = float(values.std()) / math.sqrt(distinct) if distinct > 1 and len(values) > 1 else math.nan
+    return Estimate(float(values.mean()), error)

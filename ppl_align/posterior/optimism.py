@@ -1,0 +1,57 @@
+"""What a run that conditions believes of the world, beside what its agent would get there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ppl_align.posterior.estimates import Estimate
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """Conditioning on a reward conditions the luck of the world as well; this is by how much.
+
+    ``sites``     where the world answers
+    ``tilt``      nats: sum over these sites of E_p*[KL(p*(answer | history) || p(answer | history))]
+    ``how``       "exact", or "at least": then ``tilt`` bounds it from below, in expectation
+    ``believes``  E_p*[r] by reward; ``gets``: E[r] when the agent follows its conditionals p*(action | history) and the
+                  world answers by its own law
+    ``value``     J of that agent, nats: E[log-likelihood] - KL(agent || p0); ``best``: the largest J of any agent,
+                  whose value ``SVI`` and ``Nested`` look for. Both are known to ``Exact`` only
+    """
+
+    sites: tuple[str, ...]
+    tilt: Estimate
+    how: Literal["exact", "at least"]
+    believes: Mapping[str, Estimate]
+    gets: Mapping[str, Estimate]
+    value: float | None = None
+    best: float | None = None
+
+    def __str__(self) -> str:
+        bound = "" if self.how == "exact" else "at least "
+        parts = [
+            f"it believes E[{name}] = {_short(self.believes[name])}, its choices get {_short(got)}"
+            for name, got in self.gets.items()
+        ]
+        where = ", ".join(map(repr, self.sites))
+        return f"it tilts the world at {where} by {bound}{_short(self.tilt)} nats: " + "; ".join(parts)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Optimism:
+        fields: dict[str, Any] = json.loads(text)
+        fields["sites"] = tuple(fields["sites"])
+        fields["tilt"] = Estimate(*fields["tilt"])
+        for side in ("believes", "gets"):
+            fields[side] = {name: Estimate(*estimate) for name, estimate in fields[side].items()}
+        return cls(**fields)
+
+
+def _short(estimate: Estimate) -> str:
+    return f"{estimate.value:.3g}" if estimate.standard_error == 0 else str(estimate)

@@ -1,0 +1,260 @@
+"""``environment``: what the world answers, written into a Pyro program.
+
+A tool, a search engine, a simulated user: something answers the language model, and later prompts and rewards depend
+on the answer. Nobody here chooses it. The program says so, because two questions about one program part ways there:
+
+    conditioning   p*(a, o | reward)    "it went well: what was said, and what did the world answer?"
+    deciding       max E[r] - beta KL   "what should be said, in the world as it is?"
+
+Conditioning explains a reward by the luck of the world as well (Levine 2018, arXiv:1805.00909). ``Exact``,
+``ImportanceSampling``, ``SMC`` and ``Rejection`` condition, and say by how much they bend the world; ``SVI`` and
+``Nested`` decide. Without randomness in the world the two are the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import random
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution, TorchDistributionMixin
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import count
+from ppl_align.errors import InputError, ModelError, PplAlignError, RunError
+from ppl_align.lm.base import LM
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program.sketch import sketching
+from ppl_align.rewards.cache import content, identity
+from ppl_align.text import Texts
+
+Answers = dict[Hashable, str | float]
+_memory: ContextVar[dict[Hashable, Answers] | None] = ContextVar("ppl_align_answers", default=None)
+_asking: ContextVar[str | None] = ContextVar("ppl_align_asking", default=None)
+
+
+def environment(
+    name: str,
+    world: Any,
+    *inputs: Any,
+    noise: Any = None,
+    max_new_tokens: int | None = None,
+    **sampling: Any,
+) -> Any:
+    """What the world answers to ``inputs``: part of the program's prior, and never chosen by an agent.
+
+    ``world`` may be
+
+    * a function ``world(*inputs)``, a tool: it is asked about one particle at a time with plain Python values (the
+      text of a completion, the elements of ``Texts`` and tensors, anything else as it is) and returns a string or a
+      number. Same inputs, same answer: it is asked once per distinct input, and once per run of an engine
+      (``cost.environment_calls``). A tool with a memory of its own does not fit;
+    * a function that takes ``rng``: ``world(*inputs, rng=random.Random(seed))``. The seed is a latent called ``name``,
+      so that the program can be executed again with the same answer;
+    * a function and ``noise``, a Pyro distribution: ``world(*inputs, z)`` with the latent z drawn from ``noise``. With
+      few values of z the world can be enumerated;
+    * a Pyro distribution: its draw is the answer, a latent called ``name``;
+    * a language model, a simulated user: ``environment(name, lm, prompt, max_new_tokens=...)``, with the sampling
+      options of ``completion``. It is only ever sampled from: guides, proposals, twists and constraints leave it alone.
+
+    Returns ``Texts`` or a tensor with an element per particle (int64 if every answer is an int, else float64), for a
+    language model a ``Completion``; a plain ``str`` or a tensor without dimensions where nothing is a batch.
+
+    Raises ``InputError`` for something that cannot answer, ``ModelError`` for a function that runs sites of the
+    program itself, ``RunError`` where it raises or answers with something else.
+    """
+    if _asking.get() is not None:
+        raise _circular(_asking.get(), name)
+    if isinstance(world, LM):
+        prompt = _only(name, inputs, noise)
+        source = world.completion(prompt, 32 if max_new_tokens is None else max_new_tokens, **sampling)
+        return Completion(_sample(name, source), source, site=name)
+    if max_new_tokens is not None or sampling:
+        option = next(iter(sampling), "max_new_tokens")
+        raise InputError(f"environment {name!r}: {option}= goes with a language model, not with {_kind(world)}")
+    if isinstance(world, TorchDistributionMixin):
+        if inputs or noise is not None:
+            raise InputError(f"environment {name!r}: a distribution takes no inputs and no noise=: build it from them")
+        value = _sample(name, world)
+        return Completion(value, world, site=name) if isinstance(world, CompletionDistribution) else value
+    if isinstance(world, type) or not callable(world):
+        raise InputError(
+            f"environment {name!r}: the world is a function, a Pyro distribution or a language model, "
+            f"got {_kind(world)}"
+        )
+    if noise is not None and not isinstance(noise, TorchDistributionMixin):
+        raise InputError(f"environment {name!r}: noise= takes a Pyro distribution, got {_kind(noise)}")
+    arrays, takes_rng = [_elements(given) for given in inputs], noise is None and _takes_rng(world)
+    if noise is not None:
+        arrays.append(_events(_sample(name, noise), len(noise.event_shape)))
+    elif takes_rng:
+        arrays.append(_elements(_sample(name, Seeds(_joint_shape(name, arrays)))))
+    return _ask(name, world, arrays, takes_rng)
+
+
+def _sample(name: str, source: Any) -> Any:
+    infer: Any = {"ppl_align": {"environment": True}}
+    return pyro.sample(name, source, infer=infer)
+
+
+@contextmanager
+def remembered_answers() -> Iterator[None]:
+    """Remember what functions answered inside the block; a block inside a block shares the outer one's memory."""
+    token = _memory.set({}) if _memory.get() is None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            _memory.reset(token)
+
+
+class Seeds(TorchDistribution):
+    """Seeds for random numbers, uniform. Densities are with respect to this law itself, log p = 0: which seed it was
+    says nothing about how probable the answer is."""
+
+    has_rsample = False
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, batch_shape: Any = ()) -> None:
+        super().__init__(torch.Size(batch_shape), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.nonnegative_integer
+
+    def expand(self, batch_shape: Any, _instance: object = None) -> Seeds:
+        return Seeds(batch_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.randint(2**53, (*sample_shape, *self.batch_shape))  # a float64 holds each of them
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.zeros(value.shape, dtype=torch.float64)
+
+
+# -- functions -------------------------------------------------------------------------------------------------------
+
+
+def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_rng: bool) -> Any:
+    """Every element's answer; distinct inputs are asked about once."""
+    shape = _joint_shape(name, arrays)
+    columns = [np.broadcast_to(a, shape).reshape(-1).tolist() for a in arrays]
+    rows = list(zip(*columns, strict=True)) if columns else [()]
+    tables = _memory.get()
+    known: Answers = {} if tables is None else tables.setdefault((name, identity(world)), {})
+    keys = [tuple(map(content, row)) for row in rows]
+    for key, row in zip(keys, rows, strict=True):
+        if key not in known:
+            known[key] = "" if sketching() else _answer(name, world, row, takes_rng)
+    answers = [known[key] for key in keys]
+    words = sum(isinstance(answer, str) for answer in answers)
+    if words == len(answers):
+        return Texts(answers, shape) if shape else answers[0]  # type: ignore[arg-type]
+    if words:
+        raise RunError(f"environment {name!r} answers now with text, now with numbers: make it one of the two")
+    whole = all(isinstance(answer, int) for answer in answers)
+    return torch.tensor(answers, dtype=torch.long if whole else torch.float64).reshape(shape)
+
+
+def _joint_shape(name: str, arrays: list[np.ndarray]) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(*(a.shape for a in arrays))
+    except ValueError:
+        shapes = ", ".join(str(a.shape) for a in arrays)
+        raise InputError(f"environment {name!r}: its inputs have shapes {shapes}, which do not fit together") from None
+
+
+def _answer(name: str, world: Callable[..., Any], row: tuple[Any, ...], takes_rng: bool) -> str | float:
+    count(environment_calls=1)
+    token = _asking.set(name)
+    try:
+        with _Closed(name):
+            answer = world(*row[:-1], rng=random.Random(row[-1])) if takes_rng else world(*row)
+    except PplAlignError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        raise RunError(f"environment {name!r} raised {what}, asked about {_shown(row)}") from error
+    finally:
+        _asking.reset(token)
+    if isinstance(answer, (Tensor, np.generic)) and np.ndim(answer) == 0:
+        answer = answer.item()
+    if isinstance(answer, str) or (isinstance(answer, numbers.Real) and answer == answer):
+        return answer if isinstance(answer, str) else int(answer) if isinstance(answer, int) else float(answer)
+    got = f"a {type(answer).__name__} of {len(answer)}" if isinstance(answer, (list, tuple)) else repr(answer)
+    raise RunError(
+        f"environment {name!r} must answer one particle at a time, with a string or a number; asked about "
+        f"{_shown(row)} it returned {got if len(got) < 60 else type(answer).__name__}"
+    )
+
+
+class _Closed(Messenger):
+    """No site of the program may be run inside of the world's own function."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _pyro_sample(self, msg: Any) -> None:
+        raise _circular(self.name, msg["name"])
+
+
+def _circular(name: str | None, site: Any) -> ModelError:
+    return ModelError(
+        f"environment {name!r} is circular: its function runs {str(site)!r}, a site of the program; hand it what it "
+        f"needs as inputs, environment(name, function, *inputs), and return a string or a number"
+    )
+
+
+def _elements(given: Any) -> np.ndarray:
+    """An input as an array of plain Python values, one per particle; what is no batch has no dimensions."""
+    if isinstance(given, Completion):
+        given = given.text
+    if isinstance(given, Texts):
+        return given.array
+    return _events(given, 0) if isinstance(given, Tensor) else _objects([given], ())
+
+
+def _events(value: Tensor, event_dim: int) -> np.ndarray:
+    """The elements of a tensor as Python values; with ``event_dim`` of its dimensions as nested lists."""
+    shape = value.shape[: value.dim() - event_dim]
+    return _objects(value.detach().cpu().reshape(-1, *value.shape[len(shape) :]).tolist(), shape)
+
+
+def _objects(values: list[Any], shape: Any) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array.reshape(tuple(shape))
+
+
+def _takes_rng(world: Callable[..., Any]) -> bool:
+    try:
+        return "rng" in inspect.signature(world).parameters
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return False
+
+
+def _only(name: str, inputs: tuple[Any, ...], noise: Any) -> Any:
+    if len(inputs) != 1 or noise is not None:
+        raise InputError(f"environment {name!r}: a language model takes one prompt (a tuple joins parts), no noise=")
+    return inputs[0]
+
+
+def _kind(world: Any) -> str:
+    return f"the class {world.__name__}" if isinstance(world, type) else type(world).__name__
+
+
+def _shown(row: tuple[Any, ...]) -> str:
+    shown = ", ".join(map(repr, row))
+    return shown if len(shown) <= 80 else shown[:77] + "..."
