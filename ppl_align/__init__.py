@@ -15,13 +15,25 @@ if TYPE_CHECKING:
     from ppl_align.completions import Completion
     from ppl_align.constraints import AcceptedBy, Contains, EndsWith
     from ppl_align.diagnostics.comparison import Comparison, compare
-    from ppl_align.engines import SMC, SVI, Conditional, Engine, Exact, ImportanceSampling, Rejection, evidence_bounds
+    from ppl_align.engines import (
+        SMC,
+        SVI,
+        Conditional,
+        Engine,
+        Exact,
+        ImportanceSampling,
+        Nested,
+        Rejection,
+        evidence_bounds,
+    )
+    from ppl_align.inspection import Inspection, inspect
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
     from ppl_align.posterior import Posterior
     from ppl_align.program import (
         choose,
         completion,
         constrain,
+        environment,
         expert,
         goes_on,
         label,
@@ -44,11 +56,14 @@ _HOME = {
     "Conditional": "ppl_align.engines",
     "Engine": "ppl_align.engines",
     "Exact": "ppl_align.engines",
+    "Nested": "ppl_align.engines",
     "ImportanceSampling": "ppl_align.engines",
     "Rejection": "ppl_align.engines",
     "SMC": "ppl_align.engines",
     "SVI": "ppl_align.engines",
     "evidence_bounds": "ppl_align.engines",
+    "Inspection": "ppl_align.inspection",
+    "inspect": "ppl_align.inspection",
     "LM": "ppl_align.lm",
     "CallableLM": "ppl_align.lm",
     "CausalLM": "ppl_align.lm",
@@ -58,6 +73,7 @@ _HOME = {
     "Prompted": "ppl_align.lm",
     "Posterior": "ppl_align.posterior",
     "choose": "ppl_align.program",
+    "environment": "ppl_align.program",
     "expert": "ppl_align.program",
     "power": "ppl_align.program",
     "completion": "ppl_align.program",
@@ -85,8 +101,10 @@ __all__ = [
     "Engine",
     "Exact",
     "ImportanceSampling",
+    "Inspection",
     "MarkovLM",
     "Mixture",
+    "Nested",
     "Posterior",
     "Product",
     "Prompted",
@@ -95,9 +113,11 @@ __all__ = [
     "compare",
     "completion",
     "constrain",
+    "environment",
     "evidence_bounds",
     "expert",
     "goes_on",
+    "inspect",
     "label",
     "power",
     "prefers",

@@ -100,6 +100,29 @@ def check(model: ModelName, prompt: Prompt = None, set_: Set = None, seed: Seed 
 
 
 @app.command()
+def inspect(
+    model: ModelName,
+    prompt: Prompt = None,
+    set_: Set = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option("--event", metavar="NAME=REGEX", help="an event: the pattern occurs in the text; may be repeated"),
+    ] = None,
+    draws: Annotated[int, typer.Option("--draws", metavar="N", help="draws of the prior to look at")] = 512,
+    goal: Annotated[int, typer.Option("--goal", metavar="N", min=1, help="effective draws to predict costs for")] = 100,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder for tables, JSON and figure")] = None,
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Choose beta by looking: what MODEL wants, before any inference."""
+    from ppl_align.cli.inspection import inspect as execute
+
+    return execute(model, prompt, set_ or [], event or [], draws, goal, seed, out, force, json, debug)
+
+
+@app.command()
 def claims(
     names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="claims to study [all of them]")] = None,
     lm: Annotated[bool, typer.Option("--lm", help="also on SmolLM2-135M, where a claim has such a part")] = False,

@@ -1,0 +1,119 @@
+"""What each engine would take for a given number of effective draws, as far as the pool can tell. Nothing is guessed.
+
+* importance sampling: N = goal (1 + chi2(p*||p0)) draws of the prior, Zhat then within sqrt(chi2 / N);
+* rejection: N = goal / a with a = E[exp(psi - B)], where the largest value B of psi is known;
+* SMC: a particle is at most one effective draw, so ``goal`` particles at least; what a twist saves is not known
+  beforehand, and SMC without one draws as often as importance sampling;
+* SVI: its default budget, counted; what the guide will have learned is not known beforehand;
+* exact: the number of sequences, where they can be listed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ppl_align.engines import SVI, Exact
+from ppl_align.inspection.pool import BATCH, Pool
+from ppl_align.inspection.weighted import Weighted
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.posterior.estimates import Estimate
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """``num_draws`` of whole programs (infinite: cannot be done), its standard error, LM tokens and seconds at the
+    pool's speed (None: not known). ``at_least``: all of these are lower bounds. ``note``: what it rests on."""
+
+    engine: str
+    num_draws: Estimate
+    lm_tokens: float | None
+    seconds: float | None
+    at_least: bool
+    note: str
+
+
+def predict(pool: Pool, goal: int) -> list[Prediction]:
+    """A line for each engine; ``goal`` effective draws (then Zhat is within about 1 / sqrt(goal))."""
+    w = Weighted(pool.log_weight)
+    each = w.draws_per_effective
+    sampling = Estimate(goal * each.value, goal * each.standard_error)
+    note = "goal x (1 + chi2)" if w.enough else f"its {w.ess:.1f} effective draws cannot tell how many more"
+    if not w.alive:
+        note = f"all {pool.num_draws} draws are rejected: rarer than {3 / pool.num_draws:.2g}"
+    found = [_line(pool, "importance", sampling, not w.enough, note)]
+    found.append(_line(pool, "smc", Estimate(goal, 0.0), True, "at least the goal; a twist decides how many more"))
+    found += [_svi(pool), _rejection(pool, goal), _exact(pool)]
+    return found
+
+
+def _line(pool: Pool, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
+    share = draws.value / pool.num_draws
+    tokens, seconds = (pool.cost.lm_tokens + pool.cost.scored_tokens) * share, pool.cost.seconds * share
+    if not math.isfinite(share):
+        return Prediction(engine, draws, None, None, at_least, note)
+    return Prediction(engine, draws, tokens, seconds, at_least, note)
+
+
+def _svi(pool: Pool) -> Prediction:
+    default = SVI()
+    draws = (default.num_steps + default.num_replicates) * default.num_particles + 2  # two of a pilot
+    if any(bool(factor.isneginf().any()) for factor in pool.factors.values()):
+        return Prediction("svi", Estimate(math.inf, math.nan), None, None, False, "no: a rejection has no gradient")
+    return _line(pool, "svi", Estimate(draws, 0.0), True, f"{default.num_steps} steps; what they reach is not known")
+
+
+def _rejection(pool: Pool, goal: int) -> Prediction:
+    unknown = [name for name, bound in pool.log_upper.items() if bound is None]
+    if unknown:
+        note = f"no largest value of {unknown[0]!r} is known: upper="
+        return Prediction("rejection", Estimate(math.inf, math.nan), None, None, False, note)
+    bound = sum(b for b in pool.log_upper.values() if b is not None)
+    share = (pool.log_weight - bound).clamp_max(0.0).exp()
+    acceptance, error = float(share.mean()), float(share.std()) / math.sqrt(len(share))
+    if acceptance == 0:
+        return Prediction("rejection", Estimate(math.inf, math.nan), None, None, True, "could accept no draw")
+    draws = goal / acceptance
+    w = Weighted(pool.log_weight)
+    note = f"accepts {100 * acceptance:.2g}%"
+    return _line(pool, "rejection", Estimate(draws, draws * error / acceptance), not w.enough, note)
+
+
+def _exact(pool: Pool) -> Prediction:
+    total, tokens = 1.0, 0.0
+    for name, fn in pool.sites.items():
+        size = support_size(fn, min(BATCH, pool.num_draws))
+        if size is None:
+            note = f"no: {name!r} cannot be listed"
+            return Prediction("exact", Estimate(math.inf, math.nan), None, None, False, note)
+        tokens += total * size[1]
+        total *= size[0]
+    limit = Exact().max_sequences
+    shown = f"{total:,.0f}" if total < 1e9 else f"1e{math.floor(math.log10(total))}" if total < math.inf else "too many"
+    if total > limit:
+        note = f"no: {shown} sequences, more than {limit:,}"
+        return Prediction("exact", Estimate(total, 0.0), None, None, False, note)
+    speed = pool.cost.seconds / max(pool.cost.lm_tokens, 1)
+    return Prediction("exact", Estimate(total, 0.0), tokens, tokens * speed, False, f"all {shown} assignments")
+
+
+def support_size(fn: Any, num_particles: int) -> tuple[float, float] | None:
+    """(values of a latent site, LM tokens that it takes to list them), for one particle; None: it cannot be listed.
+
+    An upper bound where the prior gives probability zero to some tokens or top-p cuts it."""
+    lanes = max(math.prod(fn.batch_shape) // num_particles, 1)
+    if not isinstance(fn, CompletionDistribution):
+        if not getattr(fn, "has_enumerate_support", False):
+            return None
+        return float(len(fn.enumerate_support(expand=False))) ** lanes, 0.0
+    vocab, length = fn.lm.vocab_size, fn.max_new_tokens
+    ends = len(fn.terminal)
+    if fn.warp.top_k is not None:
+        vocab, ends = min(vocab, fn.warp.top_k), 0  # which of them are terminal differs from prefix to prefix
+    try:
+        going = [float(vocab - ends) ** t for t in range(length)]
+        leaves = sum(ends * g for g in going[:-1]) + vocab * going[-1]
+        return leaves**lanes, sum(going[1:]) * lanes
+    except OverflowError:
+        return math.inf, math.inf

@@ -1,0 +1,192 @@
+"""``inspect``: what can be known of a target before any inference is spent on it.
+
+One pool of draws of the prior, weighted for every strength of the rewards; a few hundred continuations say where along
+the text the reward acts. Nothing here trains, resamples or searches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ppl_align.cost import Cost, measure
+from ppl_align.engines.base import at_least, isolated
+from ppl_align.errors import InputError
+from ppl_align.inspection import predictive
+from ppl_align.inspection.advice import advise
+from ppl_align.inspection.costs import Prediction, predict
+from ppl_align.inspection.pool import Pool, draw_pool
+from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
+from ppl_align.inspection.profile import Profile, profile
+from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
+from ppl_align.posterior.estimates import Estimate
+from ppl_align.program.environment import remembered_answers
+from ppl_align.rewards.cache import reward_cache
+from ppl_align.seeds import mix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What :func:`inspect` found. Printing it shows tables of at most 80 columns that end in a recommendation.
+
+    ``rewards``        the prior predictive of each reward
+    ``written``        log Z, KL(p*||p0), E[r] and ESS at the betas as they are written
+    ``strengths``      the same with all betas multiplied by a common factor
+    ``answers``        entropies of prior and posterior in nats (None with a continuous latent)
+    ``sensitivities``  what each factor does by itself; ``slope``: d log Z / d log beta, all betas together, nats
+    ``profile``        KL paid along the text (None: not asked for, or nothing to be said)
+    ``predictions``    what each engine would take for ``goal`` effective draws
+    ``events``         probabilities of what the user named
+    ``advice``         the recommendation, then what to beware of
+    ``pool``           the draws themselves         ``cost``  of all of this
+    """
+
+    model: str
+    lm: str
+    prompts: tuple[str, ...]
+    rewards: tuple[PriorReward, ...]
+    written: Strength
+    strengths: tuple[Strength, ...]
+    answers: Answers | None
+    sensitivities: tuple[Sensitivity, ...]
+    slope: Estimate
+    profile: Profile | None
+    predictions: tuple[Prediction, ...]
+    events: tuple[Event, ...]
+    advice: tuple[str, ...]
+    goal: int
+    seed: int
+    pool: Pool
+    cost: Cost
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of the prior that all of this rests on."""
+        return self.pool.num_draws
+
+    @property
+    def beta(self) -> float | None:
+        """beta / weight of the only reward; None where there are several, or it is wanted small."""
+        scales = [reward.scale for reward in self.rewards]
+        return 1 / scales[0] if len(scales) == 1 and scales[0] > 0 else None
+
+    def __str__(self) -> str:
+        from ppl_align.report.inspection import tables
+
+        return str(tables(self))
+
+    __repr__ = __str__
+
+    def __rich__(self) -> Any:
+        from ppl_align.report.inspection import tables
+
+        return tables(self)
+
+    def figure(self) -> Figure:
+        """One page: prior rewards, log Z and KL, E[r] and ESS over beta, the KL along the text, costs."""
+        from ppl_align.report.inspection_figure import page
+
+        return page(self)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the draws, JSON-able; None where a number has no meaning."""
+        skipped = ("pool", "cost")
+        parts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
+        return _plain(parts | {"num_draws": self.num_draws, "beta": self.beta, "cost": self.cost.as_dict()})
+
+    def to_json(self) -> str:
+        """:meth:`as_dict` as JSON."""
+        return json.dumps(self.as_dict(), indent=2, ensure_ascii=False)
+
+    def save(self, directory: str | Path) -> list[Path]:
+        """Write ``inspection.json``, ``inspection.txt`` and ``inspection.png``; returns the paths."""
+        folder = Path(directory)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+        paths = [folder / f"inspection.{kind}" for kind in ("json", "txt", "png")]
+        paths[0].write_text(self.to_json(), encoding="utf-8")
+        paths[1].write_text(f"{self}\n", encoding="utf-8")
+        self.figure().savefig(paths[2], dpi=130)
+        return paths
+
+
+def inspect(
+    model: Callable[..., Any],
+    *args: Any,
+    num_draws: int = 512,
+    events: Mapping[str, Callable[[str], bool]] | None = None,
+    goal: int = 100,
+    num_prefixes: int = 16,
+    num_continuations: int = 8,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+    **kwargs: Any,
+) -> Inspection:
+    """Look at the target of ``model(*args, **kwargs)`` before any inference, with draws of its prior.
+
+    ``num_draws``   of the prior. KL and log Z can be told up to about log(num_draws) nats; beyond, a ``>=`` says so
+    ``events``      by name, functions of one text: probability before and after, ``{"food": lambda t: "eat" in t}``
+    ``goal``        effective draws that the costs are predicted for
+    ``num_prefixes``, ``num_continuations``   for the KL along the text, at five cuts; ``num_prefixes=0`` leaves it out
+
+    Same seed, same result; the global random numbers are left alone. Raises ``InputError`` for what the user can
+    mend, ``ModelError`` for programs that engines cannot run, ``RewardError`` where a reward misbehaves.
+    """
+    at_least(2, num_draws=num_draws)
+    at_least(1, goal=goal, num_continuations=num_continuations)
+    at_least(0, num_prefixes=num_prefixes)
+    if num_prefixes == 1:
+        raise InputError("num_prefixes must be at least 2 (their spread is the error), or 0 to leave the profile out")
+    if not callable(model):
+        raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
+    tell = progress or (lambda done, total, note: None)
+    with measure() as cost, isolated(mix(seed, "inspect")), reward_cache(), remembered_answers():
+        pool = draw_pool(model, args, kwargs, num_draws, tell)
+        paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
+    grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
+    happened = predictive.events(pool, events or {})
+    single = rewards[0].scale if len(rewards) == 1 and rewards[0].scale > 0 else None
+    sources = pool.completions.values()
+    prompts = {source.lm.decode(prompt) for source in sources for prompt in source.prompts[:8]}
+    return Inspection(
+        model=getattr(model, "__name__", type(model).__name__),
+        lm=", ".join(sorted({source.lm.name for source in sources})),
+        prompts=tuple(sorted(prompts)),
+        rewards=tuple(rewards),
+        written=written,
+        strengths=tuple(grid),
+        answers=answers(pool),
+        sensitivities=tuple(sensitivities(pool)),
+        slope=log_evidence_slope(pool),
+        profile=paid,
+        predictions=tuple(predict(pool, goal)),
+        events=tuple(happened),
+        advice=tuple(advise(pool, written, grid, rewards, None if single is None else 1 / single)),
+        goal=goal,
+        seed=seed,
+        pool=pool,
+        cost=cost,
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return {"value": _plain(value.value), "standard_error": _plain(value.standard_error)}
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
