@@ -99,32 +99,39 @@ def _from_tokenizer(lm: Any, size: int, end: int) -> Any:
     llguidance()
     from llguidance.hf import from_tokenizer
 
+    known = end < len(lm.tokenizer)
     try:
-        return from_tokenizer(lm.tokenizer, n_vocab=size, eos_token=end)
+        tokenizer = from_tokenizer(lm.tokenizer, n_vocab=size, eos_token=end if known else 0)
     except ValueError as error:
         raise InputError(f"llguidance cannot read the tokenizer of {lm.name}: {one_line(str(error))}") from error
+    if known:
+        return tokenizer
+    spelt = [b"" if tokenizer.is_special_token(v) else tokenizer.decode_bytes([v]) for v in range(size)]
+    return _from_bytes(spelt, end)
 
 
 def _from_texts(lm: LM, size: int, end: int) -> Any:
-    package = llguidance()
     vocabulary = lm.vocabulary
     texts = [v for v in range(lm.vocab_size) if v != end]
     if lm.decode(texts) != "".join(vocabulary[v] for v in texts):
         raise InputError(f"the tokens of {lm.name} spell no text: give it tokens=[...] or a tokenizer")
-    spelt = [*vocabulary, *[""] * (size - len(vocabulary))]
-    spelt[end] = ""
-    return package.LLTokenizer(package.TokenizerWrapper(_Texts(spelt, end)), n_vocab=size, eos_token=end)
+    return _from_bytes([*(text.encode() for text in vocabulary), *[b""] * (size - len(vocabulary))], end)
 
 
-class _Texts:
-    """The face of a tokenizer that ``llguidance.TokenizerWrapper`` asks for."""
+def _from_bytes(spelt: list[bytes], end: int) -> Any:
+    package = llguidance()
+    spelt[end] = b""
+    return package.LLTokenizer(package.TokenizerWrapper(_Spelt(spelt, end)), n_vocab=len(spelt), eos_token=end)
+
+
+class _Spelt:
+    """The face of a tokenizer that ``llguidance.TokenizerWrapper`` asks for. Special tokens are spelt b""."""
 
     bos_token_id = None
 
-    def __init__(self, texts: list[str], end: int) -> None:
-        self.tokens = [text.encode() for text in texts]
-        self.eos_token_id = end
-        self.special_token_ids = [v for v, text in enumerate(texts) if not text]
+    def __init__(self, tokens: list[bytes], end: int) -> None:
+        self.tokens, self.eos_token_id = tokens, end
+        self.special_token_ids = [v for v, token in enumerate(tokens) if not token]
 
     def __call__(self, text: bytes) -> list[int]:
         ids: list[int] = []
