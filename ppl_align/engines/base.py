@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_align.cost import measure
 from ppl_align.engines import optimism
 from ppl_align.errors import InputError
+from ppl_align.lm.score_cache import score_cache
 from ppl_align.posterior import Posterior
 from ppl_align.program.environment import remembered_answers
 from ppl_align.rewards.cache import reward_cache
@@ -61,7 +62,7 @@ class Engine(ABC):
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
         task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
-        with reward_cache(), remembered_answers():
+        with reward_cache(), remembered_answers(), score_cache():
             with measure() as cost, isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
             posterior.cost = cost

@@ -26,6 +26,7 @@ from ppl_align.engines.proposals import Proposal, Retaining
 from ppl_align.errors import AllDeadError, ModelError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.score_cache import leave_scores
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program, Site
 
@@ -120,6 +121,7 @@ class Sweep:
             self.progress(population.t, site.fn.max_new_tokens, site.name)
         self.values[site.name] = self.prefix(site, population, site.fn.max_new_tokens)
         self.log_prior[site.name] = self.per_particle(population.log_p)
+        self.leave_scores(population, site.fn.max_new_tokens)
         self.log_proposal[site.name] = self.per_particle(population.log_q)
 
     def restriction(self, site: Site) -> Restriction | None:
@@ -141,6 +143,13 @@ class Sweep:
         """The tokens drawn so far as the program sees them: [P, plates..., width]."""
         return population.tokens[:, :width].reshape(*site.fn.batch_shape, width)
 
+    def leave_scores(self, population: Population, width: int) -> None:
+        """log p0 of what was drawn, for a power prior that asks for it."""
+        site = self.waiting
+        assert site is not None
+        log_p = population.log_p.reshape(site.fn.batch_shape)
+        leave_scores(site.name, site.fn, self.prefix(site, population, width), log_p)
+
     def per_particle(self, value: Tensor) -> Tensor:
         """Sum over the lanes (plates of the program) of each particle: [P * K] -> [P]."""
         return value.reshape(len(self.psi), -1).sum(-1).cpu()
@@ -154,7 +163,7 @@ class Sweep:
         if population is not None:
             lanes = len(population.row) // len(flat)
             population.resample((flat[:, None] * lanes + torch.arange(lanes)).reshape(-1))
-        elif self.waiting is not None:  # its prompts may hold what has just been permuted
+        if self.waiting is not None:  # its prompts may hold what has just been permuted
             index = self.waiting.fn.index
             self.waiting = replace(self.waiting, fn=self.waiting.fn.with_index(index[flat.to(index.device)]))
         for group in (self.values, self.log_prior, self.log_proposal):
