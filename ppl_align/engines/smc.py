@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
-from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.engines.constrained import foreseen
 from ppl_align.engines.lookahead import LookingAhead, learn
 from ppl_align.engines.proposals import as_proposal
@@ -147,6 +147,7 @@ class _Steering:
         tokens = tokens[chosen.to(tokens.device)]
         if callable(twist):
             return self._twisted(twist, site, upstream, tokens, running)
+        sweep.leave_scores(population, population.t)
         program = sweep.program.with_particles(len(chosen))
         execution = program.run({**upstream, site.name: tokens}, draw=False)
         return torch.where(running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential)
@@ -154,7 +155,7 @@ class _Steering:
     def look_ahead(self, site: Site, restriction: Restriction) -> Restriction:
         """The constraints on a completion, looking ahead where they can."""
         readers = [reader for reader in restriction.readers if isinstance(reader, AutomatonReader)]
-        looks = {reader: learn(site.fn, reader, self.config.num_pool) for reader in readers}
+        looks = [learn(site.fn, reader, self.config.num_pool) for reader in readers]
         return LookingAhead(restriction, looks) if looks else restriction
 
     def _hope(self, population: Population, chosen: Tensor) -> Tensor:

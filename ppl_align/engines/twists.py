@@ -45,7 +45,8 @@ def check_twist(twist: Any) -> None:
         one_of("twist", twist, [None, "prefix", "lookahead"])
     elif not callable(twist):
         raise InputError(
-            f'twist must be None, "prefix", "lookahead" or a function of Prefixes that returns [m] nats, got {type(twist).__name__}'
+            f'twist must be None, "prefix", "lookahead" or a function of Prefixes that returns [m] nats, '
+            f"got {type(twist).__name__}"
         )
 
 

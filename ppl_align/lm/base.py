@@ -104,6 +104,12 @@ class LM(ABC):
             cached = self.__dict__["_vocabulary"] = self.decode_batch([[v] for v in range(self.vocab_size)])
         return cached
 
+    @property
+    def token_features(self) -> Tensor | None:
+        """What is alike about tokens, ``[V, d]`` (embeddings); None where nothing is known. Looking ahead learns
+        from it which tokens are followed by what."""
+        return torch.eye(self.vocab_size) if self.vocab_size <= 64 else None
+
     def completion(
         self,
         prompt: Any = "",

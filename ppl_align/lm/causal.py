@@ -131,6 +131,10 @@ class CausalLM(LM):
         return ids
 
     @property
+    def token_features(self) -> Tensor | None:
+        return self.model.get_input_embeddings().weight[: self.vocab_size].detach().float()
+
+    @property
     def _prepended_bos(self) -> int | None:
         """BOS, where the tokenizer itself prepends it to text."""
         if "_bos" not in self.__dict__:
