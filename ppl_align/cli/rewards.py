@@ -21,10 +21,8 @@ def listing() -> int:
         table.add_row(name, reach(entry), entry.what)
     Console(markup=False, highlight=False, emoji=False).print(table)
     calls = ", ".join(entry.call for _, entry in sorted(SHIPPED.items()) if entry.arguments)
-    note(
-        "\nby name: reward(name, 'vader', text), --set reward=vader; anybody's by path: my_module:reward, my_file.py:reward"
-        f"\nwith arguments, from ppl_align.rewards: {calls}"
-    )
+    note("\nby name: reward(name, 'vader', text) or --set reward=vader; by path: my_module:reward or my_file.py:reward")
+    note(f"with arguments, from ppl_align.rewards: {calls}")
     return 0
 
 

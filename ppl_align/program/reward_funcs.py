@@ -41,8 +41,8 @@ def reward_funcs(
     ``columns``  columns of the data set by name, one value for all completions or a batch of them. A column called
                  ``beta`` or ``weights`` is bound to its function: ``ppl_align.rewards.columns(fn, beta=...)``
 
-    A site is called like its function (``__name__``), as TRL's metrics are; a second one of that name gets a number,
-    ``length_2``. Returns r of each, ``[...]`` by site name.
+    A site is called like its function (``__name__``, a leading underscore aside), as TRL's metrics are; a second one of
+    that name gets a number, ``length_2``. Returns r of each, ``[...]`` by site name.
 
     ``None`` multiplies by 1. A completion for which *every* function says ``None`` keeps its prior weight, and its
     rewards are recorded as NaN, whereas TRL leaves it out of the batch: an answer that none of them can judge is
@@ -85,7 +85,10 @@ def _named(fns: Sequence[Any]) -> dict[str, Any]:
 
 
 def _name(fn: Any) -> str:
-    return _name(fn.func) if isinstance(fn, partial) else getattr(fn, "__name__", type(fn).__name__)
+    if isinstance(fn, partial):
+        return _name(fn.func)
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return name.lstrip("_") or name
 
 
 def _is_async(fn: Any) -> bool:
