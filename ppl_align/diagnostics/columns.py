@@ -137,13 +137,14 @@ COLUMNS = (
 )
 
 
-def reward_column(name: str) -> Column:
-    """The column of one reward."""
+def reward_column(name: str, target: float | None = None) -> Column:
+    """The column of one reward, and the mean that is promised, if one is."""
+    promised = "" if target is None else f", promised: {target:g}"
     return Column(
         f"E[{name}]",
-        f"E[{name}]",
+        f"E[{name}]" + ("" if target is None else f" → {target:g}"),
         ANSWER,
-        "posterior mean of the reward ± standard error",
+        f"posterior mean of the reward ± standard error{promised}",
         number(3),
         error=f"se[{name}]",
     )

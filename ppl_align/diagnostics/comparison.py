@@ -49,7 +49,8 @@ class Comparison:
     @property
     def columns(self) -> list[Column]:
         """What is printed, in order: rewards first, columns without any number left out."""
-        every = [*map(reward_column, self.rewards), *COLUMNS]
+        targets = next(iter(self.runs.values())).targets
+        every = [*(reward_column(name, targets.get(name)) for name in self.rewards), *COLUMNS]
         shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in self.rows.values())]
         return [c for c in shown if c.key != "scored_tokens" or bool((self.table[c.key] > 0).any())]
 

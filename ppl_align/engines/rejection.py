@@ -219,6 +219,7 @@ class _Stream:
             factors=_join([run.factors for run in runs]),
             rewards=_join([run.rewards for run in runs]),
             scales=runs[0].scales,
+            targets=runs[0].targets,
             sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
             environment=runs[0].environment,
         )
@@ -243,6 +244,7 @@ def _rows(execution: Execution, chosen: Tensor) -> Execution:
         factors=_pick(execution.factors, chosen),
         rewards=_pick(execution.rewards, chosen),
         scales=execution.scales,
+        targets=execution.targets,
         sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
         environment=execution.environment,
         num_particles=len(chosen),

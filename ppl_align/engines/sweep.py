@@ -215,6 +215,7 @@ def assemble(
         particles=particles,
         rewards={k: view(v) for k, v in execution.rewards.items()},
         scales=dict(execution.scales),
+        targets=dict(execution.targets),
         factors={k: view(v) for k, v in execution.factors.items()},
         log_prior={k: view(v) for k, v in log_prior.items()},
         log_proposal=view(sum(log_proposal.values(), torch.zeros(log_weight.numel(), dtype=torch.float64))),

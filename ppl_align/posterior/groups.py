@@ -75,6 +75,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "lm": posterior.lm,
         "cost": text(posterior.cost.as_dict()),
         "scales": text(dict(posterior.scales)),
+        "targets": text(dict(posterior.targets)),
         "independent": int(posterior.independent),
         "exact": int(posterior.exact),
         "draws_are_exact": int(posterior.draws_are_exact),

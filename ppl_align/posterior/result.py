@@ -28,6 +28,7 @@ class Posterior:
     ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N``
     ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]
     ``rewards``      by reward: raw r [R, N], NaN where it does not apply; ``scales``: nats per unit (weight / beta)
+    ``targets``      the mean that a reward is to have, where the program promises one (``moment_constraint``)
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
     ``log_prior``    by latent site: log p0 [R, N]
     ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
@@ -48,6 +49,7 @@ class Posterior:
     particles: Mapping[str, Completion | Tensor]
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
+    targets: Mapping[str, float] = field(default_factory=dict)
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     log_prior: Mapping[str, Tensor] = field(default_factory=dict)
     log_proposal: Tensor | None = None

@@ -86,6 +86,7 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         particles=particles,
         rewards=of_kind("reward"),
         scales=json.loads(attrs["scales"]),
+        targets=json.loads(attrs.get("targets", "{}")),
         factors=of_kind("factor"),
         log_prior=of_kind("log_prior"),
         log_proposal=_tensor(weighted["log_proposal"]) if "log_proposal" in weighted else None,

@@ -52,6 +52,7 @@ class Execution:
     ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known
     ``constrained``  completion sites with hard constraints
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
+    ``targets``    the mean that a reward is to have, where one is promised (``moment_constraint``)
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
     ``environment``  the latents met, in order, at which the world answers
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
@@ -63,6 +64,7 @@ class Execution:
     log_upper: dict[str, float | None] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
     prefix_closed: dict[str, bool] = field(default_factory=dict)
     constrained: set[str] = field(default_factory=set)
     drawn: dict[str, Tensor] = field(default_factory=dict)
@@ -152,6 +154,8 @@ class _Execute(Messenger):
         if "reward" in notes:
             self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
             self.result.scales[msg["name"]] = notes["scale"]
+        if "target" in notes:
+            self.result.targets[msg["name"]] = notes["target"]
         if "constrains" in notes:
             self.result.constrained.add(notes["constrains"])
 
