@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ppl_align.errors import InputError
 from ppl_align.guides.tokens import Draw, TokenGuide
+from ppl_align.lm.adapter import twin_of
 from ppl_align.lm.base import LM
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.decoding import Population, Rows
@@ -74,13 +74,6 @@ class LoRAGuide(TokenGuide):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, nothing a user can mend
             self.adapted.save_pretrained(str(folder))
-
-
-def twin_of(model: nn.Module) -> Any:
-    """A copy of the module tree that shares every parameter and buffer."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    packed = {id(m.forward): m.forward for m in model.modules() if "forward" in m.__dict__}
-    return copy.deepcopy(model, {**shared, **packed})
 
 
 def adapted_lm(prior: CausalLM, adapted: nn.Module) -> CausalLM:

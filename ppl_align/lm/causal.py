@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ppl_align.cost import count, network
 from ppl_align.errors import PromptError
+from ppl_align.lm.adapter import with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.warp import Warp, log_normalise
@@ -35,12 +36,15 @@ class CausalLM(LM):
                       or a model already in memory (then give ``tokenizer=``, or only use token ids)
     ``device``        default: CUDA if there is one, else the CPU
     ``dtype``         default: float32 on the CPU, bfloat16 on CUDA
+    ``adapter``       a folder with a PEFT adapter for it, such as ``posterior.guide.save(folder)`` writes: what a guide
+                      has learned becomes part of the prior
     ``prepack``       lay out frozen linear layers for the CPU (see :mod:`ppl_align.lm.prepack`)
     other keywords    passed to ``from_pretrained``
 
-    The weights are frozen, and two LMs of the same name and settings share them.
+    The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
-    Raises ``WeightsNotFound`` where the weights are neither here nor reachable.
+    Raises ``WeightsNotFound`` where the weights are neither here nor reachable, ``InputError`` for an adapter that does
+    not fit them.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class CausalLM(LM):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         prepack: bool = True,
+        *,
+        adapter: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         model: Any
@@ -70,6 +76,10 @@ class CausalLM(LM):
             model, tokenizer = pair.model, tokenizer or pair.tokenizer
         if device is not None:
             model.to(device)
+        self.packed_layers = prepack_linears(model.eval().requires_grad_(False)) if prepack else 0
+        if adapter is not None:
+            model = with_adapter(model, adapter, self.name)
+            self.name = f"{self.name}+{Path(adapter).name}"
         self.model: Any = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         config = model.config.get_text_config()
@@ -79,7 +89,6 @@ class CausalLM(LM):
         self.hidden_size = int(config.hidden_size)
         self.max_length = getattr(config, "max_position_embeddings", None)
         self.eos_id = self._find_eos(config)
-        self.packed_layers = prepack_linears(model) if prepack else 0
         self._encoded: dict[str, Ids] = {}
 
     def _find_eos(self, config: Any) -> int | None:

@@ -1,0 +1,55 @@
+"""A trained adapter (PEFT) on top of a frozen network that others may share."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ppl_align.errors import InputError, WeightsNotFound
+
+
+def twin_of(model: nn.Module) -> Any:
+    """A copy of the module tree that shares every parameter and buffer."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    packed = {id(m.forward): m.forward for m in model.modules() if "forward" in m.__dict__}
+    return copy.deepcopy(model, {**shared, **packed})
+
+
+def with_adapter(model: nn.Module, folder: str | Path, name: str) -> Any:
+    """The network ``model`` (called ``name``) with the adapter of a folder; ``model`` itself is left as it is.
+
+    Raises ``WeightsNotFound`` for a folder without an adapter, ``InputError`` for one that does not fit."""
+    folder = Path(folder).expanduser()
+    if not (folder / "adapter_config.json").is_file():
+        raise WeightsNotFound(
+            f"{folder} is no adapter: it holds no adapter_config.json, which guide.save(folder) writes"
+        )
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError('adapter= needs peft: pip install "ppl-align[lora]"') from error
+    if peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
+        raise InputError(f"the adapter in {folder} is a soft prompt: adapter= takes low-rank and other weight adapters")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # between peft and transformers, nothing a user can mend
+            adapted = peft.PeftModel.from_pretrained(twin_of(model), str(folder))
+            stored = set(peft.load_peft_weights(str(folder), device="cpu"))
+    except (ValueError, RuntimeError, KeyError, OSError) as error:
+        raise InputError(f"the adapter in {folder} does not fit {name}: {_first_line(error)}") from error
+    used = set(peft.get_peft_model_state_dict(adapted))
+    if stored != used:
+        odd = min(stored ^ used)
+        where = "the adapter alone" if odd in stored else "the network alone"
+        raise InputError(f"the adapter in {folder} does not fit {name}: {where} has {odd}")
+    return adapted
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    mismatch = [line for line in lines if "size mismatch" in line]
+    return (mismatch or lines or [type(error).__name__])[0]

@@ -1,0 +1,107 @@
+"""A trained adapter as a prior."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracles import canonical_sequences
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from ppl_align import SVI, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align.errors import InputError, WeightsNotFound
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama, tmp_path_factory):
+    """A guide, and the folder it was saved in."""
+
+    def program():
+        x = completion("x", tiny_llama, [1, 2], max_new_tokens=3)
+        reward("r", lambda t: 1.5 * (t == 2).sum(-1), x.tokens)
+
+    engine = SVI(num_steps=8, num_particles=8, num_replicates=2, guide="lora", learning_rate=0.1)
+    guide = engine.run(program, seed=0).guide
+    folder = tmp_path_factory.mktemp("saved") / "praise"
+    guide.save(folder)
+    return guide, folder
+
+
+@pytest.fixture(scope="module")
+def base(tiny_llama, tmp_path_factory):
+    """The network of ``tiny_llama`` in a folder, as a user would have it."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_llama.model.save_pretrained(folder)
+    words = Tokenizer(WordLevel({str(v): v for v in range(7)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    return folder
+
+
+TOKENS = canonical_sequences(7, 3, (6,), 6)
+
+
+def scores(lm):
+    return lm.completion([1, 2], 3).log_prob(TOKENS)
+
+
+def test_a_saved_guide_comes_back_as_a_prior(tiny_llama, trained, base):
+    guide, folder = trained
+    part = guide.sites["x"]
+    want = part.log_prob(tiny_llama.completion([1, 2], 3).expand([len(TOKENS)]), TOKENS).detach().float()
+    before = scores(tiny_llama)
+    assert not torch.allclose(want, before, atol=0.01), "it has learned something"
+    for lm in (CausalLM(str(base), adapter=folder), CausalLM(tiny_llama.model, adapter=folder)):
+        torch.testing.assert_close(scores(lm), want, rtol=0, atol=1e-5)
+        assert lm.name.endswith("+praise")
+        assert not any(p.requires_grad for p in lm.model.parameters())
+    torch.testing.assert_close(scores(tiny_llama), before, rtol=0, atol=0)
+
+
+def test_lms_with_and_without_an_adapter_share_the_frozen_weights(trained, base):
+    _, folder = trained
+    plain = CausalLM(str(base))
+    before = scores(plain)
+    adapted = CausalLM(str(base), adapter=folder)
+    torch.testing.assert_close(scores(plain), before, rtol=0, atol=0)
+    torch.testing.assert_close(scores(CausalLM(str(base))), before, rtol=0, atol=0)
+    assert not torch.allclose(scores(adapted), before, atol=0.01)
+    shared = {p.data_ptr() for p in plain.model.parameters()}
+    assert all(p.data_ptr() in shared for name, p in adapted.model.named_parameters() if "lora" not in name)
+
+
+def test_it_is_a_prior_like_any_other(trained, base):
+    lm = CausalLM(str(base), adapter=trained[1])
+
+    def program():
+        x = completion("x", lm, [1], max_new_tokens=2)
+        reward("r", lambda t: 0.5 * (t == 3).sum(-1), x.tokens)
+
+    exact, sampled = Exact().run(program), ImportanceSampling(400, 4).run(program)
+    assert float(sampled.log_evidence.mean()) == pytest.approx(float(exact.log_evidence), abs=0.05)
+    assert sampled.lm.endswith("+praise")
+    again = SVI(num_steps=2, num_particles=4, num_replicates=1, guide="lora").run(program)
+    assert again.guide.sites["x"].lm.name.endswith("+praise+lora")
+
+
+def test_what_is_no_adapter_or_does_not_fit_is_said_in_one_line(trained, tiny_llama, tmp_path):
+    _, folder = trained
+    narrow = LlamaForCausalLM(_changed(tiny_llama.model.config, hidden_size=8))
+    deep = LlamaForCausalLM(_changed(tiny_llama.model.config, num_hidden_layers=3))
+    shallow = LlamaForCausalLM(_changed(tiny_llama.model.config, num_hidden_layers=1))
+    for model, where, error, says in (
+        (tiny_llama.model, tmp_path, WeightsNotFound, "is no adapter: it holds no adapter_config.json"),
+        (narrow, folder, InputError, "does not fit LlamaForCausalLM: size mismatch"),
+        (deep, folder, InputError, "does not fit LlamaForCausalLM: the network alone has"),
+        (shallow, folder, InputError, "does not fit LlamaForCausalLM: the adapter alone has"),
+        (torch.nn.Sequential(torch.nn.Linear(2, 2)), folder, InputError, "does not fit"),
+    ):
+        if not hasattr(model, "config"):
+            model.config = tiny_llama.model.config
+        with pytest.raises(error, match=says) as caught:
+            CausalLM(model, adapter=where)
+        assert "\n" not in str(caught.value)
+
+
+def _changed(config, **values):
+    return type(config)(**{**config.to_dict(), **values})
