@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from ppl_align.inspection import Inspection, inspect
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
+    from ppl_align.moments import MomentConstraint, moment_constraint
     from ppl_align.posterior import Posterior
     from ppl_align.program import (
         choose,
@@ -71,6 +72,8 @@ _HOME = {
     "Mixture": "ppl_align.lm",
     "Product": "ppl_align.lm",
     "Prompted": "ppl_align.lm",
+    "MomentConstraint": "ppl_align.moments",
+    "moment_constraint": "ppl_align.moments",
     "Posterior": "ppl_align.posterior",
     "choose": "ppl_align.program",
     "environment": "ppl_align.program",
@@ -104,6 +107,7 @@ __all__ = [
     "Inspection",
     "MarkovLM",
     "Mixture",
+    "MomentConstraint",
     "Nested",
     "Posterior",
     "Product",
@@ -119,6 +123,7 @@ __all__ = [
     "goes_on",
     "inspect",
     "label",
+    "moment_constraint",
     "power",
     "prefers",
     "rating",

@@ -1,0 +1,99 @@
+"""A fitted moment constraint: lambda from a pool of weighted draws, with its errors.
+
+lambda solves  sum_i w_i(lambda) g_i = 0,  g = phi - mu,  w_i(lambda) proportional to W_i exp(lambda . g_i). To first
+order its error is that of the mean of  -H^-1 g  under the tilted weights, H the covariance of g there (delta method);
+so every error here is that of a posterior mean, for whatever kind of draws the pool consists of.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ppl_align.moments.solve import check, solve
+from ppl_align.posterior import Posterior
+from ppl_align.posterior.estimates import Estimate, with_error
+
+FEW = 10.0  # effective draws below which a fit is not to be trusted
+
+
+@dataclass(frozen=True)
+class MomentFit:
+    """What was fitted, and how well. Mappings are by feature.
+
+    ``weights``     lambda ± standard error, nats per unit of the feature
+    ``targets``     mu
+    ``before``      E[phi] without the constraint ± standard error
+    ``after``       E[phi] under p_lambda: mu on this pool, ± how far it may be from mu in truth
+    ``ess``         effective draws of the pool, weighted by p_lambda; ``num_draws`` of them in all
+    ``kl``          KL(p_lambda||p), nats: what the promise costs
+    ``pool``        the engine that drew the pool, and of which program; ``exact``: it holds every value there is
+    """
+
+    weights: Mapping[str, Estimate]
+    targets: Mapping[str, float]
+    before: Mapping[str, Estimate]
+    after: Mapping[str, Estimate]
+    ess: float
+    num_draws: int
+    kl: Estimate
+    pool: str
+    exact: bool = False
+
+    def __str__(self) -> str:
+        rows = [("feature", "before", "wanted", "after", "lambda")]
+        for name, target in self.targets.items():
+            before, after, weight = (str(part[name]) for part in (self.before, self.after, self.weights))
+            rows.append((name, before, f"{target:g}", after, weight))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        size = f"{self.num_draws:,} values" if self.exact else f"{self.ess:.1f} effective of {self.num_draws:,} draws"
+        lines.append(f"KL(p_lambda||p) = {self.kl} nats; {size}, {self.pool}")
+        return "\n".join(lines)
+
+
+def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
+    """Fit on a pool whose ``rewards`` hold the features and whose weights stand for the base measure.
+
+    Raises ``InputError`` for targets that the pool cannot meet; warns where few draws carry the fit."""
+    names = list(targets)
+    mu = torch.tensor([targets[name] for name in names], dtype=torch.float64)
+    phi = torch.stack([pool.rewards[name].double() for name in names], -1)
+    alive = pool.log_weight > -math.inf
+    check(names, phi[alive], mu)
+    g = (phi - mu).nan_to_num(0.0)
+    weights = solve(g[alive], pool.log_weight[alive])
+    tilted = replace(pool, log_weight=pool.log_weight + g @ weights)
+    w = tilted.weights
+    influence = g @ torch.linalg.inv(torch.einsum("rn,rnj,rnk->jk", w, g, g))
+    errors = [_error(tilted, influence[..., k]) for k in range(len(names))]
+    gain = pool.mean(lambda particles: (g @ weights).exp())
+    found = MomentFit(
+        weights={n: Estimate(float(v), e) for n, v, e in zip(names, weights, errors, strict=True)},
+        targets=dict(targets),
+        before={name: pool.mean(name) for name in names},
+        after={name: tilted.mean(name) for name in names},
+        ess=float(1 / (w**2).sum()),
+        num_draws=int(alive.sum()),
+        kl=Estimate(max(0.0, -math.log(gain.value)), gain.standard_error / gain.value),
+        pool=pool.engine + (f" of {pool.model}" if pool.model else ""),
+        exact=pool.exact,
+    )
+    if found.ess < FEW and not pool.exact:
+        short = ", ".join(f"lambda = {with_error(*found.weights[name])} for {name!r}" for name in names)
+        warnings.warn(
+            f"moment constraint: {found.ess:.1f} effective draws of {found.num_draws:,} carry the fit ({short}): draw "
+            "a larger pool (num_pool=), or bring one that is nearer to the targets, fit(pool=posterior)",
+            UserWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _error(tilted: Posterior, values: Tensor) -> float:
+    return tilted.mean(lambda particles: values).standard_error
