@@ -2,7 +2,8 @@
 
 A prompt is text, a list of texts (one per batch element), chat messages, token ids, or a tuple of such parts;
 an earlier completion is a part like any other and contributes its own ids, without EOS and padding, so that
-nothing is ever tokenised twice. Chat messages that are the whole prompt stay known, for rewards that want to see them.
+nothing is ever tokenised twice. The contents of chat messages may be batches too (``choose(...)``, an earlier
+completion). Chat messages that are the whole prompt stay known, for rewards that want to see them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def _part(lm: LM, part: Any) -> tuple[list[Ids], torch.Size]:
         if isinstance(part, tuple):
             return _join([_part(lm, item) for item in part])
         if all(isinstance(item, Mapping) for item in part):
-            return [ChatIds(lm.chat_ids(part), part)], torch.Size()
+            return _chat(lm, part)
         if all(isinstance(item, (str, list)) for item in part):
             rows = [_part(lm, item)[0] for item in part]
             return [row[0] for row in rows], torch.Size([len(rows)])
@@ -78,6 +80,28 @@ def _part(lm: LM, part: Any) -> tuple[list[Ids], torch.Size]:
         f"a prompt is text, a list of texts, chat messages, token ids, an earlier completion or a tuple of these; "
         f"got {type(part).__name__}"
     )
+
+
+def _chat(lm: LM, messages: Sequence[Mapping[str, Any]]) -> tuple[list[Ids], torch.Size]:
+    """A chat for each element of the batch that its contents make.
+
+    A completion takes part with its text, as the template wants it: here alone text is tokenised anew."""
+    said = [{**m, "content": c.text} if isinstance(c := m.get("content"), Completion) else dict(m) for m in messages]
+    batches = {at: m["content"] for at, m in enumerate(said) if isinstance(m.get("content"), Texts)}
+    if not batches:
+        return [ChatIds(lm.chat_ids(said), said)], torch.Size()
+    shape = _shape_of([batch.shape for batch in batches.values()], "messages of a chat")
+    columns = [np.broadcast_to(batch.array, shape).ravel().tolist() for batch in batches.values()]
+    made: dict[tuple[str, ...], ChatIds] = {}
+    rows: list[Ids] = []
+    for words in zip(*columns, strict=True):
+        if words not in made:
+            chat = [dict(m) for m in said]
+            for at, word in zip(batches, words, strict=True):
+                chat[at]["content"] = word
+            made[words] = ChatIds(lm.chat_ids(chat), chat)
+        rows.append(made[words])
+    return rows, shape
 
 
 def _check_ids(lm: LM, ids: Any) -> Ids:
@@ -89,12 +113,16 @@ def _check_ids(lm: LM, ids: Any) -> Ids:
 
 def _join(parts: list[tuple[list[Ids], torch.Size]]) -> tuple[list[Ids], torch.Size]:
     """Concatenate the parts of a tuple elementwise, shapes broadcast as tensors do."""
-    try:
-        shape = torch.broadcast_shapes(*(s for _, s in parts))
-    except RuntimeError:
-        shapes = ", ".join(str(tuple(s)) for _, s in parts)
-        raise PromptError(f"the parts of a prompt have batch shapes {shapes}, which do not fit together") from None
+    shape = _shape_of([s for _, s in parts], "parts of a prompt")
     expanded = [torch.arange(len(rows)).reshape(s).expand(shape).reshape(-1).tolist() for rows, s in parts]
     size = int(torch.Size(shape).numel())
     joined = [tuple(i for (rows, _), at in zip(parts, expanded, strict=True) for i in rows[at[n]]) for n in range(size)]
-    return joined, torch.Size(shape)
+    return joined, shape
+
+
+def _shape_of(shapes: Sequence[torch.Size], what: str) -> torch.Size:
+    try:
+        return torch.Size(torch.broadcast_shapes(*shapes))
+    except RuntimeError:
+        listed = ", ".join(str(tuple(shape)) for shape in shapes)
+        raise PromptError(f"the {what} have batch shapes {listed}, which do not fit together") from None
