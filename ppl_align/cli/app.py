@@ -92,11 +92,21 @@ def compare(
 
 
 @app.command()
-def check(model: ModelName, prompt: Prompt = None, set_: Set = None, seed: Seed = 0, debug: Debug = False) -> int:
-    """Is this spec sound? Run MODEL on a few particles."""
+def check(
+    model: ModelName,
+    prompt: Prompt = None,
+    set_: Set = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option("--engine", metavar="NAME", help="an engine whose guide or proposal to look at; may be repeated"),
+    ] = None,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> int:
+    """Is this spec sound? Look at a few draws of MODEL for what is legal but not meant."""
     from ppl_align.cli.check import check as execute
 
-    return execute(model, prompt, set_ or [], seed, debug)
+    return execute(model, prompt, set_ or [], engine or [], seed, debug)
 
 
 @app.command()

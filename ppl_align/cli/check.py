@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,21 +14,22 @@ from ppl_align.cli.plan import Plan, make_plan
 from ppl_align.loading import source_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ppl_align.lints import Finding, Glance
 
-    from ppl_align.program import Execution
-
-PARTICLES = 8
-WIDE = 12.0  # nats from the typical draw to the best one: beyond this the prior hardly ever finds the posterior
+PRINTED = 8
+"""Draws that are shown; the lints look at more."""
 
 
-def check(model: str, prompt: str | None, settings: Sequence[str], seed: int, debug: bool) -> int:
-    """Print sites, draws from the prior with their rewards, and warnings; returns the exit code."""
+def check(
+    model: str, prompt: str | None, settings: Sequence[str], engines: Sequence[str], seed: int, debug: bool
+) -> int:
+    """Print sites, draws from the prior with their rewards, and findings; returns the exit code."""
     with user_code(), waiting(f"loading {model}"):
-        plan = make_plan(model, [], prompt, None, settings, seed)
+        plan = make_plan(model, engines, prompt, None, settings, seed)
     try:
         with user_code(), waiting("drawing from the prior"):
             draws = Draws(plan)
+            findings = draws.findings(plan)
     except Exception as error:
         report(error, debug, source_file(plan.model))
         return exit_code(error)
@@ -36,48 +37,34 @@ def check(model: str, prompt: str | None, settings: Sequence[str], seed: int, de
     arguments = ", ".join(f"{name}={value!r}" for name, value in _arguments(plan).items())
     show(f"{model}({textwrap.shorten(arguments, 200)})\n")
     out.print(_grid(["site", "what", "shape", "from"], draws.sites()))
-    show(f"\n{PARTICLES} draws from the prior (log weight: nats, what the program says of a draw)")
+    show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
     out.print(_grid(*draws.table()))
-    cost = draws.cost
-    show(f"\n{cost.seconds:.1f} s: {cost.lm_tokens} LM tokens, {cost.reward_calls} reward calls")
-    warnings = draws.warnings()
-    for warning in warnings:
-        show(f"warning: {warning}")
-    note(f"{model} runs" + (f", with {len(warnings)} warning{'s'[: len(warnings) != 1]}" if warnings else ""))
+    cost, count = draws.glance.cost, draws.glance.num_draws
+    show(f"\n{count} draws in {cost.seconds:.1f} s: {cost.lm_tokens} LM tokens, {cost.reward_calls} reward calls")
+    for finding in findings:
+        show(str(finding))
+    warnings = sum(finding.severity != "note" for finding in findings)
+    note(f"{model} runs" + (f", with {warnings} warning{'s'[: warnings != 1]}" if warnings else ""))
     return 0
 
 
 class Draws:
-    """``PARTICLES`` draws from the prior of a program, and what the program says of them.
-
-    The program is executed twice on the same draws: a reward that then changes its mind is not a likelihood."""
+    """A few draws from the prior of a program, laid out for the screen."""
 
     def __init__(self, plan: Plan) -> None:
-        from pyro import poutine
-
-        from ppl_align.cost import measure
-        from ppl_align.engines.base import isolated
-        from ppl_align.program import Program
-        from ppl_align.rewards.cache import reward_cache
+        from ppl_align.lints import Glance
 
         job = plan.jobs[0]
-        traced = poutine.trace(plan.model)
-        program = Program(traced, job.args, job.kwargs, PARTICLES)
-        self.values: dict[str, Tensor] = {}
-        self.completions: list[str] = []
-        with isolated(job.seed):
-            with measure() as self.cost, reward_cache():
-                while True:
-                    self.execution: Execution = program.run(self.values, draw=True)
-                    self.values.update(self.execution.drawn)
-                    if self.execution.pending is None:
-                        break
-                    name = self.execution.pending.name
-                    self.values[name] = self.execution.pending.fn.sample()
-                    self.completions.append(name)
-            self.nodes: Mapping[str, Any] = traced.trace.nodes
-            with reward_cache():
-                self.again: Execution = program.run(self.values, draw=True)
+        self.glance: Glance = Glance(plan.model, job.args, job.kwargs, job.seed)
+        self.nodes, self.execution = self.glance.nodes, self.glance.execution
+        self.completions = list(self.glance.completions)
+
+    def findings(self, plan: Plan) -> list[Finding]:
+        """Of the program; then of the proposals of the engines that were named."""
+        from ppl_align.lints.run import lint_draws, lint_engine
+
+        found = lint_draws(self.glance)
+        return found + [finding for engine in plan.engines.values() for finding in lint_engine(engine, self.glance)]
 
     def sites(self) -> list[list[str]]:
         """Name, kind, shape for one particle, and distribution of every site."""
@@ -109,44 +96,13 @@ class Draws:
         """One line for each draw: rewards (raw), other factors (nats), log weight, first completion."""
         run = self.execution
         scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
-        texts = self._texts()
+        texts = self.glance.texts(self.completions[0]) if self.completions else []
+        lanes = len(texts) // self.glance.num_draws
         rows = []
-        for i in range(PARTICLES):
+        for i in range(PRINTED):
             numbers = [_number(float(column[i])) for column in (*scores.values(), run.log_potential)]
-            rows.append([*numbers, repr(texts[i])[1:-1] if texts else ""])
+            rows.append([*numbers, repr(texts[i * lanes])[1:-1] if texts else ""])
         return [*scores, "log weight", self.completions[0] if self.completions else ""], rows
-
-    def _texts(self) -> list[str]:
-        if not self.completions:
-            return []
-        from ppl_align.completions import Completion
-
-        name = self.completions[0]
-        return Completion(self.values[name], self.nodes[name]["fn"]).texts()[:PARTICLES]
-
-    def warnings(self) -> list[str]:
-        """What is legal but probably not meant."""
-        run, found = self.execution, []
-        if not self.completions:
-            found.append("no completion is left to infer: the language model only scores what is observed")
-        if not run.factors:
-            found.append("nothing is observed or rewarded: the posterior is the prior")
-        for name, r in run.rewards.items():
-            applies = r[~r.isnan()]
-            if not len(applies):
-                found.append(f"reward {name!r} applies to none of the draws")
-            elif len(applies) > 1 and bool((applies == applies[0]).all()):
-                found.append(f"reward {name!r} is {_number(float(r[0]))} on every draw: it does not tell them apart")
-            if not bool((r == self.again.rewards[name]).logical_or(r.isnan()).all()):
-                found.append(f"reward {name!r} gave other values when asked again: it is not a likelihood")
-        weights = run.log_potential
-        alive = weights[~weights.isneginf()]
-        if len(alive) == 0:
-            found.append(f"all {PARTICLES} draws are rejected: acceptable completions are rare under the prior")
-        elif float(alive.max() - alive.median()) > WIDE:
-            gap = float(alive.max() - alive.median())
-            found.append(f"the best draw outweighs the typical one by {gap:.0f} nats: expect few effective particles")
-        return found
 
 
 def _arguments(plan: Plan) -> dict[str, Any]:

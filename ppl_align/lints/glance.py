@@ -1,0 +1,85 @@
+"""A few draws from the prior of a program, and the means to ask it again about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import measure
+from ppl_align.engines.base import isolated
+from ppl_align.lm.decoding import Population
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program import Execution, Program
+from ppl_align.program.environment import remembered_answers
+from ppl_align.rewards.cache import reward_cache
+from ppl_align.seeds import mix
+
+DRAWS = 32
+
+
+class Glance:
+    """``num_draws`` draws of the prior and what the program says of them.
+
+    ``values``     every latent by site, [P, ...]        ``execution``  the run of the program on them
+    ``nodes``      the sites as Pyro traced them         ``cost``       of drawing them
+
+    The random numbers come from ``seed`` alone, and the global ones are left as they are."""
+
+    def __init__(
+        self, model: Callable[..., Any], args: Any = (), kwargs: Any = None, seed: int = 0, num_draws: int = DRAWS
+    ) -> None:
+        self.model, self.seed = model, seed
+        traced = poutine.trace(model)
+        self.program = Program(traced, tuple(args), dict(kwargs or {}), num_draws)
+        self.values: dict[str, Tensor] = {}
+        self._asked = 0
+        with isolated(mix(seed, "glance")), remembered_answers(), measure() as self.cost, reward_cache():
+            while True:
+                self.execution: Execution = self.program.run(self.values, draw=True)
+                self.values |= self.execution.drawn
+                if self.execution.pending is None:
+                    break
+                name, fn = self.execution.pending.name, self.execution.pending.fn
+                tokens = Population(fn).run().tokens
+                self.values[name] = tokens.reshape(*fn.batch_shape, fn.max_new_tokens)
+        self.nodes: Mapping[str, Any] = traced.trace.nodes if hasattr(traced, "trace") else {}
+        self.program.model = model  # later runs need no trace
+
+    @property
+    def num_draws(self) -> int:
+        return self.program.num_particles
+
+    @property
+    def completions(self) -> dict[str, CompletionDistribution]:
+        """The prior of every completion that is not observed, the world's included."""
+        return {name: source for name, source in self.execution.sources.items() if name in self.values}
+
+    @property
+    def latents(self) -> list[str]:
+        """Latents that are neither completions nor the world's answers."""
+        world = set(self.execution.environment)
+        return [name for name in self.values if name not in self.completions and name not in world]
+
+    def texts(self, site: str) -> list[str]:
+        """The texts of a completion, flat."""
+        return Completion(self.values[site], self.completions[site]).texts()
+
+    def ask(
+        self, values: Mapping[str, Tensor] | None = None, rows: Tensor | slice | None = None, draw: bool = False
+    ) -> Execution:
+        """Run the program again, with nothing remembered, on its own draws or on other ``values``.
+
+        ``rows``: some of the particles only, in this order. ``draw``: latents without a value are drawn anew."""
+        values = dict(self.values if values is None else values)
+        size = self.num_draws
+        if rows is not None:
+            values = {name: value[rows] for name, value in values.items()}
+            size = len(torch.arange(self.num_draws)[rows])
+        self._asked += 1
+        with isolated(mix(self.seed, f"glance {self._asked}")), remembered_answers(), reward_cache():
+            return self.program.with_particles(size).run(values, draw=draw)

@@ -1,0 +1,91 @@
+"""Temperature or top-p hidden in a guide or a proposal.
+
+Weights correct for whatever a proposal does, as long as it can write everything that the model can. What top-k, top-p
+or a mask has cut away has q = 0: it is in no estimate, and nothing in the weights says so. The mass of the prior that
+is lost is p0(q = 0), estimated by draws of the prior that the proposal could not have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_align.engines.base import isolated
+from ppl_align.engines.proposals import as_proposal
+from ppl_align.guides.program import ProgramGuide
+from ppl_align.guides.tokens import forced_rows
+from ppl_align.lints.finding import Finding
+from ppl_align.lints.glance import Glance
+from ppl_align.lm.base import LM
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.posterior.findings import other_warp
+from ppl_align.seeds import mix
+
+LINT = "temperature or top-p in a guide"
+
+
+def hidden_warp(glance: Glance, proposal: Any) -> Iterator[Finding]:
+    """``proposal``: what an engine takes as ``proposal=``, or a Pyro program as ``guide=`` (in a ``ProgramGuide``)."""
+    if isinstance(proposal, ProgramGuide):
+        yield from _of_program(glance, proposal)
+        return
+    source_of = as_proposal(proposal)
+    for site, source in glance.completions.items():
+        if site in glance.execution.environment:
+            continue
+        inner = source_of.tokens(site)
+        if inner is None:
+            continue
+        flat = source.reshaped((source.batch_shape.numel(),))
+        tokens = glance.values[site].reshape(-1, source.max_new_tokens)
+        yield from _lost(site, flat, tokens, inner, glance.num_draws)
+
+
+def _of_program(glance: Glance, guide: ProgramGuide) -> Iterator[Finding]:
+    with isolated(mix(glance.seed, "guide")), torch.no_grad(), glance.program.plate():
+        nodes: Mapping[str, Any] = (
+            poutine.trace(guide.guide).get_trace(*glance.program.args, **glance.program.kwargs).nodes
+        )
+    for site, source in glance.completions.items():
+        fn = nodes[site]["fn"] if site in nodes else None
+        if not isinstance(fn, CompletionDistribution) or fn.warp == source.warp:
+            continue
+        log_q = fn.log_prob(glance.values[site]).reshape(glance.num_draws, -1).sum(-1)
+        text = other_warp(site, fn.warp, source.warp)
+        yield _finding(text, float(log_q.isneginf().double().mean()), glance.num_draws)
+
+
+def _lost(site: str, source: CompletionDistribution, tokens: Tensor, inner: Any, num_draws: int) -> Iterator[Finding]:
+    """Re-read the draws of the prior: which of their tokens could the proposal not have written?"""
+    log_q = _score(source, tokens, inner)
+    lost = (log_q.isneginf() & ~source.ended_before(tokens)).any(-1).reshape(num_draws, -1).any(-1)
+    if bool(lost.any()):
+        text = f"the proposal for {site!r} gives probability zero to tokens that the model can write"
+        yield _finding(text, float(lost.double().mean()), num_draws)
+
+
+def _score(source: CompletionDistribution, tokens: Tensor, inner: Any) -> Tensor:
+    """log q of every token [M, T]."""
+    if isinstance(inner, LM):
+        prompts = source.prompt_rows(source.batch_shape)
+        return inner.token_log_probs(prompts, tokens, source.warp).cpu()
+    columns = []
+    with torch.no_grad():
+        for t, (rows, where) in enumerate(forced_rows(source, tokens)):
+            columns.append(torch.as_tensor(inner(rows))[where, tokens[:, t]].cpu())
+    return torch.stack(columns, -1)
+
+
+def _finding(text: str, lost: float, num_draws: int) -> Finding:
+    if lost == 0:
+        return Finding(LINT, "warning", text, "give the guide the model's own")
+    return Finding(
+        LINT,
+        "warning",
+        f"{text}; it could not have written {100 * lost:.0f}% of {num_draws} draws of the prior",
+        "declare it in the model (it is part of the prior), or leave it out",
+    )

@@ -1,0 +1,64 @@
+"""A reward with an unknown parameter, summed out inside the exponential.
+
+Where r depends on a latent theta, the posterior of the texts is p0(x) E_theta[exp(r_theta(x)/beta)]: texts are paid for
+being uncertain. The bonus over the mean reward is, to second order, Var(r) / (2 beta^2) nats, and never negative
+(Jensen); an over-optimist by construction. See the claim ``reward-uncertainty``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ppl_align.lints.finding import Finding
+from ppl_align.lints.glance import Glance
+from ppl_align.program import Execution
+
+REPEATS = 16
+"""Values of the latent that each completion is judged by."""
+NEGLIGIBLE = 1e-6  # nats
+
+
+def marginalised_parameter(glance: Glance) -> Iterator[Finding]:
+    """Draw each latent anew with all else held fixed: does a reward of the same text change?
+
+    A latent that a prompt depends on steers the text, and is left alone; so is what the world answers."""
+    for latent in glance.latents:
+        given = {name: value for name, value in glance.values.items() if name != latent}
+        runs = [glance.ask(given, draw=True) for _ in range(REPEATS)]
+        if any(_prompts_differ(glance, run) for run in runs):
+            continue
+        for name in glance.execution.rewards:
+            log_factors = torch.stack([run.factors[name] for run in runs])
+            bonus, moves = _bonus(log_factors)
+            if moves:
+                yield Finding(
+                    "marginalised reward parameter",
+                    "warning",
+                    f"reward {name!r} depends on the latent {latent!r}, which is summed out inside exp(r / beta): a "
+                    f"bonus for uncertainty of {bonus:.2g} nats a text on average, over the prior of {latent!r}",
+                    "take the mean of r over it first, or a lower quantile",
+                )
+
+
+def _prompts_differ(glance: Glance, run: Execution) -> bool:
+    shape = (glance.num_draws,)
+    for name, source in glance.execution.sources.items():
+        here = source.batch_shape or shape
+        if run.sources[name].prompt_rows(here) != source.prompt_rows(here):
+            return True
+    return False
+
+
+def _bonus(log_factors: Tensor) -> tuple[float, bool]:
+    """log E exp(f) - E f over the first axis [M, P], averaged over completions; and whether f changes at all."""
+    finite = log_factors.isfinite().all(0)
+    if not bool(finite.any()):
+        return 0.0, bool((log_factors != log_factors[0]).any())
+    f = log_factors[:, finite]
+    each = f.logsumexp(0) - math.log(len(f)) - f.mean(0)
+    moves = float((f.amax(0) - f.amin(0)).max()) > NEGLIGIBLE + 1e-6 * float(f.abs().max())
+    return float(each.mean()), moves

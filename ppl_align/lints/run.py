@@ -1,0 +1,74 @@
+"""``lint``: every lint on one program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ppl_align.guides.program import ProgramGuide
+from ppl_align.lints.environment import tilted_environment
+from ppl_align.lints.finding import Finding
+from ppl_align.lints.glance import DRAWS, Glance
+from ppl_align.lints.hidden_warp import hidden_warp
+from ppl_align.lints.marginalised import marginalised_parameter
+from ppl_align.lints.partial_text import partial_text
+from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
+from ppl_align.lints.state import stateful
+from ppl_align.lints.structure import CAUSES, non_static
+from ppl_align.lints.truncation import truncation
+
+LINTS: tuple[Callable[[Glance], Iterator[Finding]], ...] = (
+    nothing_to_infer,
+    constant,
+    beta_out_of_scale,
+    stateful,
+    tilted_environment,
+    marginalised_parameter,
+    partial_text,
+    truncation,
+)
+"""Each looks at the same draws; those of a guide or proposal need :func:`lint_proposal`."""
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+
+def lint(model: Callable[..., Any], *args: Any, num_draws: int = DRAWS, seed: int = 0, **kwargs: Any) -> list[Finding]:
+    """What is legal in ``model(*args, **kwargs)`` but probably not meant, gravest first.
+
+    Runs the program some thirty times on ``num_draws`` draws of its prior. What makes it impossible to run is a
+    finding too (``error``); a reward that raises is ``RewardError``, as in every run."""
+    try:
+        glance = Glance(model, args, kwargs, seed, num_draws)
+    except CAUSES as error:
+        return [non_static(error)]
+    return lint_draws(glance)
+
+
+def lint_draws(glance: Glance) -> list[Finding]:
+    """Every lint on draws that are there already."""
+    found: list[Finding] = []
+    for one in LINTS:
+        try:
+            found += one(glance)
+        except CAUSES as error:
+            found.append(non_static(error))
+    return sorted(dict.fromkeys(found), key=lambda finding: _ORDER[finding.severity])
+
+
+def lint_proposal(
+    proposal: Any, model: Callable[..., Any], *args: Any, num_draws: int = DRAWS, seed: int = 0, **kwargs: Any
+) -> list[Finding]:
+    """Can ``proposal`` write all that ``model(*args, **kwargs)`` can?
+
+    ``proposal``: what engines take as ``proposal=`` (a trained guide, another LM, ``Rows -> log_q``), or an engine,
+    whose ``proposal`` and ``guide`` are looked at."""
+    return lint_engine(proposal, Glance(model, args, kwargs, seed, num_draws))
+
+
+def lint_engine(engine: Any, glance: Glance) -> list[Finding]:
+    """The proposals of an engine (or one proposal by itself) on draws that are there already."""
+    proposals = [engine]
+    if hasattr(engine, "_infer"):
+        guide = getattr(engine, "guide", None)
+        given = [getattr(engine, "proposal", None), ProgramGuide(guide) if callable(guide) else None]
+        proposals = [one for one in given if one is not None]
+    return [finding for one in proposals for finding in hidden_warp(glance, one)]

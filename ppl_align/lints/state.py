@@ -1,0 +1,62 @@
+"""A reward with a state: asked about the same texts it answers otherwise. Then exp(r / beta) is not a likelihood.
+
+Asked three more times with nothing remembered: as before, in reverse order, and about half of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ppl_align.lints.finding import Finding
+from ppl_align.lints.glance import Glance
+from ppl_align.program import Execution
+
+REMEDY = "a likelihood is a function of its text alone: leave out counters, random numbers and batch statistics"
+
+
+def stateful(glance: Glance) -> Iterator[Finding]:
+    """Rewards first; then any other factor that changes with the same values."""
+    size = glance.num_draws
+    backwards, half = torch.arange(size - 1, -1, -1), torch.arange(size // 2)
+    again: list[tuple[str, Tensor, Execution]] = [
+        ("gave other values when asked again", torch.arange(size), glance.ask()),
+        ("depends on the order of the batch", backwards, glance.ask(rows=backwards)),
+    ]
+    if size > 1:
+        again.append(("depends on what else is in the batch", half, glance.ask(rows=half)))
+    for name in glance.execution.factors:
+        read = _raw if name in glance.execution.rewards else _factor
+        for what, rows, run in again:
+            if _changed(read(glance.execution, name)[rows], read(run, name)):
+                kind = "reward" if read is _raw else "factor"
+                yield Finding(
+                    "reward with a state", "warning", f"{kind} {name!r} {what}: it is not a likelihood", REMEDY
+                )
+                break
+
+
+def _changed(before: Tensor, after: Tensor) -> bool:
+    """Beyond the rounding of a network that sees another batch."""
+    if bool((before.isnan() != after.isnan()).any()):
+        return True
+    known = ~before.isnan()
+    before, after = before[known], after[known]
+    same = (before == after) | ((before - after).abs() <= _slack(before))
+    return not bool(same.all())
+
+
+def _slack(values: Tensor) -> float:
+    finite = values[values.isfinite()]
+    if len(finite) < 2:
+        return 1e-5 * float(finite.abs().sum())
+    return 0.01 * float(finite.std()) + 1e-5 * float(finite.abs().max())
+
+
+def _raw(run: Execution, name: str) -> Tensor:
+    return run.rewards[name]
+
+
+def _factor(run: Execution, name: str) -> Tensor:
+    return run.factors[name]

@@ -1,0 +1,98 @@
+"""What a finished run shows of its program for free: rewards that say nothing, or shout.
+
+Only runs whose particles are draws of the prior can tell; what an engine has steered no longer says how the prior was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.posterior.prior import drew_from_prior
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+TOO_WEAK = 0.05
+"""Nats: a log-factor with a smaller standard deviation moves the posterior by about 0.001 nats of KL."""
+TOO_STRONG = 20.0
+"""Nats between the 5% and the 95% quantile: the posterior is where r is largest, and hardly anything else."""
+ENOUGH = 8  # draws, for a statement on a spread
+
+
+def findings(posterior: Posterior) -> list[str]:
+    """One line each, gravest first; empty where nothing is wrong or nothing can be told."""
+    if not drew_from_prior(posterior) or posterior.log_weight.numel() < ENOUGH:
+        return []
+    return list(_of_rewards(posterior))
+
+
+def _of_rewards(posterior: Posterior) -> Iterator[str]:
+    for name, r in posterior.rewards.items():
+        text = constant_reward(name, r.reshape(-1))
+        text = text or out_of_scale(name, posterior.factors[name].reshape(-1), posterior.scales[name])
+        if text is not None:
+            yield text
+
+
+def constant_reward(name: str, r: Tensor) -> str | None:
+    """``r`` on draws of the prior, [N] reward units; NaN where it does not apply."""
+    applies = r[~r.isnan()]
+    if not len(applies):
+        return f"reward {name!r} applies to none of the draws"
+    if len(applies) > 1 and bool((applies == applies[0]).all()):
+        return f"reward {name!r} is {float(applies[0]):.3g} on every draw: it does not tell them apart"
+    return None
+
+
+def out_of_scale(name: str, log_factor: Tensor, scale: float) -> str | None:
+    """``log_factor`` = scale * r on draws of the prior, [N] nats; rejections aside."""
+    f = log_factor[log_factor.isfinite()]
+    if scale == 0 or len(f) < ENOUGH or bool((f == f[0]).all()):
+        return None
+    sd = float(f.std())
+    if sd < TOO_WEAK and not bool(log_factor.isneginf().any()):
+        return (
+            f"reward {name!r} varies by {sd:.2g} nats over draws of the prior (one unit is worth {scale:.3g}): it "
+            "hardly acts, so lower beta"
+        )
+    low, high = torch.quantile(f, torch.tensor([0.05, 0.95], dtype=f.dtype)).tolist()
+    if high - low > TOO_STRONG:
+        return (
+            f"reward {name!r} spans {high - low:.0f} nats over draws of the prior (one unit is worth {scale:.3g}): the "
+            "posterior is its maximum and little else, so raise beta"
+        )
+    return None
+
+
+def hidden_warps(posterior: Posterior, warps: Mapping[str, Any]) -> list[str]:
+    """``warps``: what a user's guide draws its completions with, by site. Is it what the model declares?"""
+    found = []
+    for name, warp in warps.items():
+        site = posterior.completions.get(name)
+        declared = None if site is None or site.source is None else site.source.warp
+        if declared is not None and warp != declared:
+            found.append(other_warp(name, warp, declared))
+    return found
+
+
+def other_warp(site: str, guide: Any, model: Any) -> str:
+    """The sentence on a guide whose temperature, top-k or top-p is not the model's."""
+    return f"the guide draws {site!r} with {_said(guide)}, the model with {_said(model)}: {_consequence(guide, model)}"
+
+
+def _said(warp: Any) -> str:
+    parts = [] if warp.temperature == 1 else [f"temperature={warp.temperature:g}"]
+    parts += [f"{name}={value:g}" for name in ("top_k", "top_p") if (value := getattr(warp, name)) is not None]
+    return ", ".join(parts) or "no temperature, top-k or top-p"
+
+
+def _consequence(guide: Any, model: Any) -> str:
+    if (guide.top_k, guide.top_p) != (model.top_k, model.top_p) and (guide.top_k or guide.top_p):
+        return "what it never writes is missing from the posterior, and no weight can bring it back"
+    if guide.temperature < model.temperature:
+        return "the weights p/q of rare tokens have no useful bound"
+    return "the weights pay for the difference"
