@@ -234,8 +234,8 @@ def _replicates(run: Posterior) -> str | None:
 def _notes(run: Posterior) -> list[str]:
     resampled = run.history.get("resampled")
     if resampled is not None and not np.asarray(resampled).any():
-        return ["it never resampled, so it is importance sampling under another name"]
-    return []
+        return ["it never resampled, so it is importance sampling under another name", *run.warnings]
+    return list(run.warnings)
 
 
 def _remedy(best: Posterior) -> str:

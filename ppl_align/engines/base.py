@@ -18,6 +18,7 @@ from ppl_align.engines import optimism
 from ppl_align.errors import InputError
 from ppl_align.lm.score_cache import score_cache
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.findings import note_findings
 from ppl_align.program.environment import remembered_answers
 from ppl_align.rewards.cache import reward_cache
 from ppl_align.seeds import mix
@@ -68,6 +69,7 @@ class Engine(ABC):
             posterior.cost = cost
             posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
             posterior.config = self.describe()
+            note_findings(posterior, getattr(self, "proposal", None))
             if posterior.environment and posterior.target == "posterior":
                 with isolated(mix(seed, "optimism")):
                     optimism.warn(task, posterior)

@@ -12,6 +12,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_align.errors import ModelError
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.warp import Warp
 from ppl_align.program import Program
 from ppl_align.program.compiled import PARTICLES
 
@@ -24,6 +26,7 @@ class ProgramGuide:
     def __init__(self, guide: Callable[..., Any], parameters: Any = None) -> None:
         self.guide = guide
         self.parameters = parameters
+        self.warps: dict[str, Warp] = {}  # of the completions it draws, known once it has drawn
 
     @property
     def __name__(self) -> str:
@@ -51,6 +54,8 @@ class ProgramGuide:
             if value.shape[:1] != (size,):
                 raise ModelError(f"the guide draws {name!r} without a particle dimension: it must follow the plates")
             values[name] = value.detach()
+            if isinstance(node["fn"], CompletionDistribution):
+                self.warps[name] = node["fn"].warp
             log_q[name] = log_prob.detach().double().cpu().reshape(size, -1).sum(-1)
         return values, log_q
 

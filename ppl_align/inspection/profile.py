@@ -130,8 +130,8 @@ def _continued(pool: Pool, rows: Tensor, site: str, tokens: int) -> Tensor:
 def _paid(value: Tensor, w: Weighted) -> Estimate:
     """C_t = mean V - log Z: the spread of the draws, and what the pool does not know (where that can be told)."""
     found = float(value.mean()) - w.log_evidence.value
-    if not math.isfinite(found):
-        return Estimate(found, math.nan)
+    if not math.isfinite(found):  # no continuation of some prefix is possible: all that is known is C_t >= 0
+        return Estimate(0.0, math.nan)
     # The draws are a systematic sample, in the order of their weights: neighbours differ by what is left to chance.
     spread = math.sqrt(float(value.diff().square().mean()) / 2 / len(value))
     return Estimate(found, math.hypot(spread, w.kl.standard_error) if w.enough else spread)

@@ -5,7 +5,8 @@ Only runs whose particles are draws of the prior can tell; what an engine has st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from ppl_align.posterior.prior import drew_from_prior
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
+log = logging.getLogger(__name__)
 TOO_WEAK = 0.05
 """Nats: a log-factor with a smaller standard deviation moves the posterior by about 0.001 nats of KL."""
 TOO_STRONG = 20.0
@@ -68,10 +70,21 @@ def out_of_scale(name: str, log_factor: Tensor, scale: float) -> str | None:
     return None
 
 
-def hidden_warps(posterior: Posterior, warps: Mapping[str, Any]) -> list[str]:
-    """``warps``: what a user's guide draws its completions with, by site. Is it what the model declares?"""
+def note_findings(posterior: Posterior, proposal: Any = None) -> None:
+    """Log what a run shows, and leave it in its history: ``posterior.warnings``.
+
+    ``proposal``: what the engine was given to draw from, where it did not train a guide of its own."""
+    found = findings(posterior) + hidden_warps(posterior, posterior.guide or proposal)
+    for line in found:
+        log.warning(line)
+    if found:
+        posterior.history = {**posterior.history, "warnings": found}
+
+
+def hidden_warps(posterior: Posterior, guide: Any) -> list[str]:
+    """Does a guide that the user wrote draw completions as the model declares? It says (``warps``) once it was run."""
     found = []
-    for name, warp in warps.items():
+    for name, warp in getattr(guide, "warps", {}).items():
         site = posterior.completions.get(name)
         declared = None if site is None or site.source is None else site.source.warp
         if declared is not None and warp != declared:

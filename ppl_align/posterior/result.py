@@ -68,6 +68,11 @@ class Posterior:
     guide: Any = None
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the run noticed about its program, one line each (``ppl-align check`` looks for more)."""
+        return tuple(self.history.get("warnings", ()))
+
+    @property
     def log_evidence(self) -> Tensor:
         """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a decision, which estimates no Z."""
         if self.target == "decision":

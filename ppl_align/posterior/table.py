@@ -138,6 +138,7 @@ def paragraph(posterior: Posterior) -> str:
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
             f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
         )
+    parts += [f"Warning: {line}." for line in posterior.warnings]
     cost = posterior.cost
     parts.append(
         f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "

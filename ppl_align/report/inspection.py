@@ -113,8 +113,13 @@ def _profile(found: Inspection) -> Table | None:
     total = found.profile.cuts[-1].middle
     for cut in found.profile.cuts:
         share = percent(min(max(cut.middle / total, 0.0), 1.0)) if total > 0 else "-"
-        rows.append([cut.site, str(cut.tokens), _shown(cut.lower), _shown(cut.upper), share])
+        rows.append([cut.site, str(cut.tokens), *(_shown(_positive(side)) for side in (cut.lower, cut.upper)), share])
     return _grid(["after", "tokens", "at least", "at most", "of it"], rows)
+
+
+def _positive(estimate: Estimate) -> Estimate:
+    """A KL is never negative, whatever its bounds say."""
+    return Estimate(max(estimate.value, 0.0), estimate.standard_error)
 
 
 def _events(found: Inspection) -> Table | None:

@@ -92,7 +92,7 @@ def _divergence(found: Inspection, axes: Axes) -> None:
     axes.set_ylim(1.15 * min([0.0, *seen]) - 0.1, 1.15 * max([math.log(found.num_draws), *seen]))
     axes.set_ylabel("nats")
     axes.set_title("How far from the prior (dotted: at least)")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _means(found: Inspection, axes: Axes) -> None:
@@ -141,8 +141,8 @@ def _profile(found: Inspection, axes: Axes) -> None:
     labels = ["start", *(f"{cut.site} {cut.tokens}" if several else str(cut.tokens) for cut in cuts)]
     axes.set_xticks(places, labels, rotation=45 if several else 0, ha="right" if several else "center")
     axes.set_xlabel("tokens written")
-    axes.set_ylabel("nats of KL(p*||p0) paid")
-    axes.set_title("Where along the text (band: from below, above)")
+    axes.set_ylabel("nats paid (band: at least, at most)")
+    axes.set_title("Where along the text")
 
 
 def _costs(found: Inspection, axes: Axes) -> None:
