@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
 
 _REMEMBERED = 1024  # matchers that are kept, at least; one takes some 4 kB and its mask V / 8 bytes
-_FEW = 4096  # last tokens that are tried one by one (a microsecond each)
+_NEAR, _TRIES = 4, 1024  # so many tokens before the limit, so many continuations are tried (some 50 microseconds each)
+_CHEAP = 4  # tries of a last token count as one: they take a microsecond
 
 
 def llguidance() -> Any:
@@ -158,8 +159,8 @@ class _Place:
 class GuidanceReader(Reader):
     """A Lark grammar over the ids of ``lm``; ``what`` names the constraint in errors.
 
-    At the length limit, tokens after which the text is not acceptable are forbidden where few are allowed at all;
-    elsewhere look-ahead is that of the grammar, without regard to the tokens left.
+    In the last tokens before the length limit, what does not lead to an acceptable text in time is forbidden, as far
+    as few enough continuations are to be tried; elsewhere the grammar looks ahead without regard to the tokens left.
 
     Raises ``InputError`` for a grammar that llguidance cannot read, or that no text of ``lm`` satisfies."""
 
@@ -184,11 +185,13 @@ class GuidanceReader(Reader):
             if place is not None:
                 bits[i] = self._bits(place)
         mask = self.vocabulary.unpacked(bits)
-        if left == 0:
-            for i, place in enumerate(places):
-                if place is not None and mask[i].sum() <= _FEW:
-                    last = np.flatnonzero(mask[i])
-                    mask[i, last] = _ends(place, last.tolist())
+        few = (
+            mask.sum(1) <= (_TRIES if left else _CHEAP * _TRIES) if left < _NEAR else np.zeros(len(places), dtype=bool)
+        )
+        for i, place in enumerate(places):
+            if few[i] and place is not None:
+                last = np.flatnonzero(mask[i])
+                mask[i, last] = self._in_time(place, last.tolist(), left, _TRIES)
         if self.vocabulary.eos_id is not None:
             mask[:, self.vocabulary.eos_id] = [place is not None and place.accepting for place in places]
         return torch.from_numpy(mask)
@@ -197,8 +200,26 @@ class GuidanceReader(Reader):
         return torch.tensor([place is not None and place.accepting for place in self._places(prefixes)])
 
     def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        accepted = self.accepts(prefixes)
-        return accepted if left < 1 else accepted | self.allowed(prefixes, left - 1).any(-1)
+        return torch.tensor([self._viable(place, left, _TRIES) for place in self._places(prefixes)])
+
+    def _viable(self, place: _Place | None, left: int, tries: int) -> bool:
+        if place is None or place.accepting or left < 1:
+            return place is not None and place.accepting
+        bits = self._bits(place)
+        if left > _NEAR or not bits.any():
+            return bool(bits.any())
+        mask = self.vocabulary.unpacked(bits[None])[0]
+        if mask.sum() > (tries if left > 1 else _CHEAP * tries):
+            return True
+        return any(self._in_time(place, np.flatnonzero(mask).tolist(), left - 1, tries))
+
+    def _in_time(self, place: _Place, tokens: list[int], left: int, tries: int) -> list[bool]:
+        """Can the text become acceptable within ``left`` more tokens after each of these? True where it takes more
+        than ``tries`` to tell."""
+        if left == 0:
+            return _ends(place, tokens)
+        tries //= max(1, len(tokens))
+        return [self._viable(self._after(place, token), left, tries) for token in tokens]
 
     def _places(self, prefixes: Sequence[Ids]) -> list[_Place | None]:
         if len(self.young) > max(_REMEMBERED, 2 * len(prefixes)):
