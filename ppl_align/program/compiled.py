@@ -8,6 +8,8 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 from __future__ import annotations
 
 import math
+import re
+import traceback
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -114,9 +116,9 @@ class _Execute(Messenger):
         if is_bookkeeping(msg):
             return
         name = msg["name"]
-        foreign = [f for f in msg["cond_indep_stack"] if f.name != PARTICLES]
-        if any(frame.dim < -self.program.nesting for frame in foreign):
-            raise _Deeper
+        self.program.make_room(msg)
+        if isinstance(msg["fn"], CompletionDistribution):
+            self._check_batch(msg)
         self.order.append(name)
         if msg["is_observed"]:
             return
@@ -158,6 +160,17 @@ class _Execute(Messenger):
             self.result.targets[msg["name"]] = notes["target"]
         if "constrains" in notes:
             self.result.constrained.add(notes["constrains"])
+
+    def _check_batch(self, msg: Any) -> None:
+        """Every dimension of a completion's batch is a plate's."""
+        shape, plates = msg["fn"].batch_shape, {frame.dim for frame in msg["cond_indep_stack"]}
+        stray = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in plates]
+        if stray:
+            size, d = shape[stray[0]], stray[0]
+            raise ModelError(
+                f"completion {msg['name']!r} is a batch of {list(shape)}, no plate declares the {size} of dimension "
+                f"{d}: write it under pyro.plate(..., {size}). {ROOM}"
+            )
 
     def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
@@ -209,7 +222,8 @@ def is_environment(msg: Any) -> bool:
 class Program:
     """A Pyro model with its arguments, seen by ``num_particles`` particles at once.
 
-    ``nesting``: plates inside the model (the particle plate lies to their left); found out while running."""
+    ``nesting``: plates inside one another in the model (the particle plate lies to their left). A first look at the
+    program finds it out, so that what is drawn before a plate has room for it from the beginning."""
 
     def __init__(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], num_particles: int
@@ -217,12 +231,13 @@ class Program:
         self.model, self.args, self.kwargs = model, args, dict(kwargs)
         self.num_particles = num_particles
         self.nesting = 0
+        self._looked = False
         self._order: list[str] = []
 
     def with_particles(self, num_particles: int) -> Program:
         """The same program for another number of particles."""
         other = Program(self.model, self.args, self.kwargs, num_particles)
-        other.nesting, other._order = self.nesting, self._order
+        other.nesting, other._looked, other._order = self.nesting, self._looked, self._order
         return other
 
     def run(
@@ -236,9 +251,23 @@ class Program:
         """One execution; see the module's docstring. ``score``: given values whose prior is wanted as well.
 
         Raises ``ModelError`` where engines cannot work with the program."""
+        self.look()
         handler = self.execute(lambda: _Execute(self, values, draw, propose, score))
         self._check_structure(handler)
         return handler.result
+
+    def look(self) -> None:
+        """Find out ``nesting``, once, before anything is drawn."""
+        if not self._looked:
+            from ppl_align.program.sketch import sketch
+
+            self._looked = True
+            self.nesting = sketch(self).nesting
+
+    def make_room(self, msg: Any) -> None:
+        """Start anew if a site lies in more plates than there is room for."""
+        if any(f.dim < -self.nesting for f in msg["cond_indep_stack"] if f.name != PARTICLES):
+            raise _Deeper
 
     def execute(self, make_handler: Callable[[], Handler]) -> Handler:
         """Run the model under a handler of its own and the particle plate; returns the handler.
@@ -261,10 +290,12 @@ class Program:
                 if mismatch and self.nesting < _DEEPEST:  # perhaps a plate of the program sits where ours is
                     self.nesting += 1
                     continue
-                raise first_mismatch from None
+                raise _plate_mismatch(first_mismatch) or first_mismatch from None
             except RuntimeError as error:
                 if "Boolean value of Tensor" in str(error):
                     raise ModelError(STATIC) from error
+                if self.nesting and "size of tensor" in str(error):
+                    raise ModelError(f"{_in_line(error, self.model)}: {str(error).splitlines()[0]}. {ROOM}") from error
                 raise
             return handler
 
@@ -286,6 +317,31 @@ class Program:
             self._order = list(seen)
 
 
+def _plate_mismatch(error: ValueError) -> ModelError | None:
+    """Pyro's "Shape mismatch inside plate('pair') at site x dim -1, 2 vs 7", as a line that says what to change."""
+    found = re.search(r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-\d+), (\d+) vs (\d+)", str(error))
+    if found is None:
+        return None
+    plate, site, dim, size, got = found.groups()
+    if plate == PARTICLES:
+        return ModelError(
+            f"site {site!r} is a batch of {got}, but no plate says so: write pyro.plate(..., {got}) around it"
+        )
+    return ModelError(f"site {site!r} has {got} elements in dimension {dim}, its plate {plate!r} has {size}. {ROOM}")
+
+
+def _in_line(error: BaseException, model: Any) -> str:
+    """Where in the model's file it happened."""
+    source = getattr(getattr(model, "__code__", None), "co_filename", None)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == source]
+    where = f"line {frames[-1].lineno} ({frames[-1].line})" if frames else "an operation"
+    return f"shapes do not fit in {where}"
+
+
+ROOM = (
+    "In a program with a plate, what comes from outside of it is [particles, 1], what comes from inside [particles, "
+    "plate]: index from the right, and add no dimension of your own"
+)
 STATIC = (
     "Every particle must run the same sites: the program asks for the truth of a batch, or branches on a drawn value. "
     "Write `torch.where(condition, a, b)`, `choose(index, options)` or `.map(f)` instead of `if`"

@@ -32,26 +32,27 @@ def sketching() -> bool:
 
 @dataclass(frozen=True)
 class Sketch:
-    """``readers``: the constraints on each completion site.  ``stopped``: what the program raised on the made-up
-    values, None if it ran to its end; what it says after that is not known."""
+    """``readers``: the constraints on each completion site.  ``nesting``: plates inside one another.  ``stopped``: what
+    the program raised on the made-up values, None if it ran to its end; what it says after that is not known."""
 
     readers: Mapping[str, tuple[Reader, ...]]
+    nesting: int
     stopped: Exception | None
 
 
 def sketch(program: Program) -> Sketch:
-    """Look at a program; the random numbers and the program's own plates are left as they are."""
+    """Look at a program; the random numbers are left as they are."""
     constraints: list[tuple[str, Reader]] = []
-    stopped = None
+    stopped, single = None, program.with_particles(1)
     with torch.random.fork_rng(), _looking():
         try:
-            program.with_particles(1).execute(lambda: _Look(constraints))
+            single.execute(lambda: _Look(single, constraints))
         except Exception as error:
             stopped = error
     readers: dict[str, tuple[Reader, ...]] = {}
     for site, reader in constraints:
         readers[site] = (*readers.get(site, ()), reader)
-    return Sketch(readers, stopped)
+    return Sketch(readers, single.nesting, stopped)
 
 
 @contextmanager
@@ -66,14 +67,15 @@ def _looking() -> Iterator[None]:
 class _Look(Messenger):
     """Completions are empty, other latents are drawn, observed sites are left alone."""
 
-    def __init__(self, constraints: list[tuple[str, Reader]]) -> None:
+    def __init__(self, program: Program, constraints: list[tuple[str, Reader]]) -> None:
         super().__init__()
-        self.constraints = constraints
+        self.program, self.constraints = program, constraints
         self.constraints.clear()  # the program is run again from its beginning when it turns out to have plates
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg):
             return
+        self.program.make_room(msg)
         notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
         if "constrains" in notes:
             self.constraints.append((notes["constrains"], notes["reader"]))
