@@ -40,10 +40,9 @@ class Belief:
     draws: Tensor | None = None
 
 
-def comparisons(differences: Tensor, prior_scale: float) -> None:
-    """The program: weights ``[k]`` and the comparisons that were seen, as ``differences [n, k]``."""
-    zeros = torch.zeros(differences.shape[1], dtype=torch.float64)
-    w = pyro.sample("w", dist.Normal(zeros, prior_scale).to_event(1))
+def comparisons(differences: Tensor) -> None:
+    """The program, in units of the prior: weights ``[k]`` and what was seen, as ``differences [n, k]``."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(differences.shape[1], dtype=torch.float64), 1.0).to_event(1))
     prefers("preferred", (differences * w[..., None, :]).sum(-1), 0.0)
 
 
@@ -56,42 +55,41 @@ def infer(differences: Tensor, prior_scale: float, method: str, seed: int) -> Be
     if not 0 < prior_scale < math.inf:
         raise InputError(f"prior_scale must be positive and finite, got {prior_scale!r}")
     with outside(), isolated(mix(seed, f"preferences, {method}")), torch.enable_grad():
-        return {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](differences, prior_scale)
+        unit = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](differences * prior_scale)
+    draws = None if unit.draws is None else unit.draws * prior_scale
+    return Belief(unit.mean * prior_scale, unit.covariance * prior_scale**2, draws)
 
 
-def log_density(w: Tensor, d: Tensor, prior_scale: float) -> Tensor:
-    """log p(w, comparisons) of the program, up to the constant of the prior."""
-    return torch.nn.functional.logsigmoid(d @ w).sum() - (w @ w) / (2 * prior_scale**2)
+def log_density(w: Tensor, d: Tensor) -> Tensor:
+    """log p(w, comparisons) of the program, up to a constant."""
+    return torch.nn.functional.logsigmoid(d @ w).sum() - w @ w / 2
 
 
-def _laplace(d: Tensor, prior_scale: float) -> Belief:
-    precision = torch.eye(d.shape[1], dtype=torch.float64) / prior_scale**2
-
+def _laplace(d: Tensor) -> Belief:
     def hessian(w: Tensor) -> Tensor:
         p = torch.sigmoid(d @ w)
-        return (d * (p * (1 - p))[:, None]).T @ d + precision
+        return (d * (p * (1 - p))[:, None]).T @ d + torch.eye(len(w), dtype=torch.float64)
 
     w = torch.zeros(d.shape[1], dtype=torch.float64)
     for _ in range(100):
-        gradient = (d * torch.sigmoid(-(d @ w))[:, None]).sum(0) - precision @ w
+        gradient = (d * torch.sigmoid(-(d @ w))[:, None]).sum(0) - w
         step = torch.linalg.solve(hessian(w), gradient)
         if float(gradient @ step) < 1e-20:  # twice the gain that is left, nats
             break
-        size, here = 1.0, log_density(w, d, prior_scale)
-        while log_density(w + size * step, d, prior_scale) < here and size > 1e-9:  # a full step may overshoot
+        size, here = 1.0, log_density(w, d)
+        while log_density(w + size * step, d) < here and size > 1e-9:  # a full step may overshoot
             size /= 2
         w = w + size * step
     return Belief(w, torch.linalg.inv(hessian(w)))
 
 
-def _svi(d: Tensor, prior_scale: float, num_steps: int = 500, num_particles: int = 16) -> Belief:
+def _svi(d: Tensor, num_steps: int = 500, num_particles: int = 16) -> Belief:
     def program() -> None:
-        comparisons(d, prior_scale)
+        comparisons(d)
 
-    start = _laplace(d, prior_scale).mean
-    guide = AutoMultivariateNormal(program, init_loc_fn=lambda site: start.clone(), init_scale=0.1 * prior_scale)
-    rate = 0.05
-    optimiser = pyro.optim.ClippedAdam({"lr": rate, "lrd": 0.02 ** (1 / num_steps)})
+    start = _laplace(d).mean
+    guide = AutoMultivariateNormal(program, init_loc_fn=lambda site: start.clone(), init_scale=0.1)
+    optimiser = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.02 ** (1 / num_steps)})
     svi = SVI(program, guide, optimiser, Trace_ELBO(num_particles, max_plate_nesting=0, vectorize_particles=True))
     for _ in range(num_steps):
         svi.step()
@@ -99,9 +97,9 @@ def _svi(d: Tensor, prior_scale: float, num_steps: int = 500, num_particles: int
     return Belief(q.mean.detach().double(), q.covariance_matrix.detach().double())
 
 
-def _nuts(d: Tensor, prior_scale: float, num_samples: int = 1000, warmup_steps: int = 300) -> Belief:
-    start = {"w": _laplace(d, prior_scale).mean}
-    kernel = NUTS(potential_fn=lambda values: -log_density(values["w"], d, prior_scale))
+def _nuts(d: Tensor, num_samples: int = 1000, warmup_steps: int = 300) -> Belief:
+    start = {"w": _laplace(d).mean}
+    kernel = NUTS(potential_fn=lambda values: -log_density(values["w"], d))
     sampler = MCMC(
         kernel, num_samples=num_samples, warmup_steps=warmup_steps, initial_params=start, disable_progbar=True
     )

@@ -91,9 +91,8 @@ class Scale:
         if not bool(varies.any()):
             raise InputError("the features are the same for all training texts: they cannot tell a better one")
         if components is None:
-            return cls(
-                centre, torch.diag(torch.where(varies, 1 / torch.where(varies, spread, 1.0), 0.0)) / varies.sum().sqrt()
-            )
+            each = torch.where(varies, 1 / torch.where(varies, spread, 1.0), 0.0)
+            return cls(centre, torch.diag(each) / varies.sum().sqrt())
         if isinstance(components, bool) or not isinstance(components, int) or components < 1:
             raise InputError(f"components must be a whole number of at least 1, or None, got {components!r}")
         _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
