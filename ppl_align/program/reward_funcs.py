@@ -29,6 +29,7 @@ def reward_funcs(
     /,
     beta: float = 1.0,
     weights: Sequence[float] | None = None,
+    prefix: str = "",
     **columns: Any,
 ) -> dict[str, Tensor]:
     """TRL's ``reward_funcs`` and ``reward_weights`` as likelihoods: one ``reward`` for each function.
@@ -38,8 +39,9 @@ def reward_funcs(
                  without special tokens
     ``beta``     the KL coefficient, ``GRPOConfig(beta=...)``; one for all
     ``weights``  one number for each function, by default 1
-    ``columns``  columns of the data set by name, one value for all completions or a batch of them. A column called
-                 ``beta`` or ``weights`` is bound to its function: ``ppl_align.rewards.columns(fn, beta=...)``
+    ``prefix``   begins the sites' names, where two completions of a program have the same rewards
+    ``columns``  columns of the data set by name, one value for all completions or a batch of them. A column that is
+                 called like one of these arguments is bound: ``ppl_align.rewards.columns(fn, beta=...)``
 
     A site is called like its function (``__name__``, a leading underscore aside), as TRL's metrics are; a second one of
     that name gets a number, ``length_2``. Returns r of each, ``[...]`` by site name.
@@ -56,7 +58,7 @@ def reward_funcs(
     given = [1.0] * len(listed) if weights is None else [_plain(w) for w in weights]
     if len(given) != len(listed):
         raise InputError(f"reward_funcs: {len(given)} weights for {len(listed)} reward function(s)")
-    fns = _named([_as_trl(fn) for fn in listed])
+    fns = _named([_as_trl(fn) for fn in listed], prefix)
     with reward_cache():
         waiting = {name: fn for name, fn in fns.items() if _is_async(fn)}
         if len(waiting) > 1 and not sketching():
@@ -73,13 +75,14 @@ def _as_trl(fn: Any) -> Any:
     return as_reward(fn if isinstance(fn, str) else _name(fn), fn)
 
 
-def _named(fns: Sequence[Any]) -> dict[str, Any]:
+def _named(fns: Sequence[Any], prefix: str) -> dict[str, Any]:
     """The functions by unique names."""
     named: dict[str, Any] = {}
     for fn in fns:
-        name, number = _name(fn), 2
+        plain, number = prefix + _name(fn), 2
+        name = plain
         while name in named:
-            name, number = f"{_name(fn)}_{number}", number + 1
+            name, number = f"{plain}_{number}", number + 1
         named[name] = fn
     return named
 

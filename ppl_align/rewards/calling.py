@@ -147,7 +147,7 @@ def _hint(error: Exception, chat: bool) -> str:
         return ". The prompt is chat messages, so a completion is too: read completion[0]['content']"
     if isinstance(error, AttributeError) and "'list' object" in str(error):
         return ". It gets a list of texts: if it is a function of one text, wrap it: ppl_align.rewards.each(fn)"
-    if isinstance(error, TypeError) and "string indices" in str(error):
+    if isinstance(error, (TypeError, IndexError)) and "string ind" in str(error):
         return ". It seems to expect chat messages: wrap it: ppl_align.rewards.chat(fn)"
     return ""
 
