@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from ppl_align.diagnostics import evidence, exact_draws, weights
+from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.prior import drew_from_prior
@@ -68,7 +68,25 @@ def best_run(runs: Mapping[str, Posterior]) -> str:
 
 
 def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
-    """A verdict over the runs of one comparison; ``best`` from :func:`best_run`."""
+    """A verdict over the runs of one comparison; ``best`` from :func:`best_run`.
+
+    Runs that decide are judged by their J, those that condition by what is above."""
+    conditioned, decided = decisions.split(runs)
+    if not decided:
+        return _of_conditioned(runs, best)
+    act, confirmed = decisions.verdict(runs)
+    notes = tuple(f"{name}: {note}." for name, run in decided.items() for note in _notes(run))
+    if not conditioned:
+        remedy = () if confirmed else ("Another engine that decides (SVI, Nested) would confirm it.",)
+        return Advice(act, (*notes, *remedy), "good" if confirmed else "unconfirmed")
+    explain = _of_conditioned(conditioned, best)
+    standing = "unconfirmed" if explain.standing == "good" and not confirmed else explain.standing
+    return Advice(
+        f"{act} To explain: {explain.verdict}", (decisions.questions(runs), *notes, *explain.reasons), standing
+    )
+
+
+def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     found = {name: complaints(run, runs) for name, run in runs.items()}
     reasons = [f"{name}: {'; '.join(problems)}." for name, problems in found.items() if problems]
     reasons += [f"{name}: {note}." for name, run in runs.items() for note in _notes(run)]

@@ -80,6 +80,14 @@ BLOCKS = {
 COLUMNS = (
     Column("log_evidence", "log Z", ANSWER, "pooled log of the mean Zhat over replicates, nats", fixed(3)),
     Column(
+        "decision_value",
+        "J",
+        ANSWER,
+        "E[log-likelihood] - KL(policy||p0) with the world as it is, nats: what SVI and Nested maximise",
+        number(3),
+        error="se[J]",
+    ),
+    Column(
         "kl_to_prior",
         "KL(p*||p0)",
         ANSWER,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ppl_align.diagnostics import diversity, evidence, exact_draws, weights
+from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, weights
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
@@ -119,11 +119,13 @@ def compare(runs: Runs) -> Comparison:
     averaged over replicates; expectations and log Z pool replicates in proportion to Zhat_r.
 
     Raises ``InputError`` for no runs, an unreadable file, or runs whose targets differ (model, LM, reward scales or
-    prompt): their log Z and E[r] could not be compared.
+    prompt): their log Z and E[r] could not be compared. Of a program with ``environment(...)``, runs that condition and
+    runs that decide may stand side by side: the first have log Z, the second J.
     """
     named = _named(runs)
     _same_target(named)
-    best = best_run(named)
+    conditioned, decided = decisions.split(named)
+    best = best_run(conditioned) if conditioned else decisions.best(decided)
     top = evidence.best_log_evidence(named.values())
     rewards = list(named[best].rewards)
     prior = best_view_of_prior(named.values())
@@ -132,18 +134,22 @@ def compare(runs: Runs) -> Comparison:
         "best_log_evidence": top,
         "posterior_entropy": diversity.posterior_entropy(named[best]),
         "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
-        "evidence_bounds": _evidence_bounds(named),
+        "evidence_bounds": _evidence_bounds(conditioned),
+        "optimism": None if named[best].optimism is None else str(named[best].optimism),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": named[best].model,
         "lm": named[best].lm,
         "prompts": sorted(_prompts(named[best]))[:8],
     }
-    own_entropy = diversity.attainable_entropy(named[best])
-    own_distinct2 = diversity.distinct_ngrams(named[best])
+    own = {
+        "entropy_posterior": diversity.attainable_entropy(named[best]),
+        "distinct2_posterior": diversity.distinct_ngrams(named[best]),
+    }
     rows = {}
     for name, run in named.items():
-        rows[name] = _row(run, rewards, top) | {"entropy_posterior": own_entropy, "distinct2_posterior": own_distinct2}
-        rows[name]["unseen"] = _unseen(run, named)
+        deciding = run.target == "decision"
+        rows[name] = _row(run, rewards, top) | (dict.fromkeys(own) if deciding else own)
+        rows[name]["unseen"] = None if deciding else _unseen(run, conditioned)
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "run"
     numbers = table.columns.drop(["engine", "kl_is_lower_bound"])
@@ -158,7 +164,8 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
     kl = evidence.kl_to_prior(run)
     elbo = evidence.elbo(run)
     rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]
-    sampled = not run.exact
+    sampled, weighted = not run.exact, not run.exact and run.target == "posterior"
+    row["decision_value"], row["se[J]"] = decisions.value(run) or (None, None)
     return row | {
         "log_evidence": evidence.log_evidence(run),
         "log_evidence_spread": evidence.spread(run),
@@ -168,11 +175,11 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
         "elbo_gap": None if elbo is None else best_log_evidence - elbo,
         "num_replicates": run.log_weight.shape[0] if sampled else None,
         "num_particles": run.log_weight.shape[1] if sampled else None,
-        "unique_ancestors": diversity.unique_ancestors(run),
+        "unique_ancestors": diversity.unique_ancestors(run) if weighted else None,
         "distinct_completions": diversity.distinct_completions(run),
-        "ess": weights.ess(run) if sampled else None,
+        "ess": weights.ess(run) if weighted else None,
         "khat": weights.pareto_k(run),
-        "largest_weight": weights.largest(run) if sampled else None,
+        "largest_weight": weights.largest(run) if weighted else None,
         "rhat": max(rhats, default=None),
         "entropy": diversity.entropy_of_draws(run),
         "distinct2": diversity.distinct_ngrams(run),

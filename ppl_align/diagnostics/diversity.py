@@ -42,8 +42,10 @@ def entropy_of_draws(posterior: Posterior, n: int = NUM_DRAWS, seed: int = 0) ->
 
 
 def posterior_entropy(posterior: Posterior) -> float | None:
-    """H(p*) [nats] = log Z - E_p*[log p0 + log-likelihood], as this run estimates it. None with continuous latents."""
-    if any(z.is_floating_point() for z in posterior.latents.values()):
+    """H(p*) [nats] = log Z - E_p*[log p0 + log-likelihood], as this run estimates it.
+
+    None with continuous latents, and for a decision."""
+    if posterior.target == "decision" or any(z.is_floating_point() for z in posterior.latents.values()):
         return None
     w = posterior.weights
     joint = torch.where(w > 0, log_prior(posterior) + log_likelihood(posterior), 0.0)

@@ -40,7 +40,7 @@ def relative_variance(posterior: Posterior) -> float | None:
     Independent draws: Zhat_r is a mean of N weights, so it is the relative variance of a weight over N, estimated
     from all R * N weights. SMC: from the replicates, None below four. Underestimates where a tail was not visited.
     Rejection: its weights say nothing, the draws it took do."""
-    if posterior.exact:
+    if posterior.exact or posterior.target == "decision":
         return None
     replicates, particles = posterior.log_weight.shape
     if "num_draws" in posterior.history:
@@ -89,15 +89,20 @@ def precision_per_1000_tokens(posterior: Posterior) -> float | None:
 def elbo(posterior: Posterior) -> float | None:
     """E_q[log p0 + log-likelihood - log q] of a trained guide, the mean log-weight of its draws. None for others.
 
-    A lower bound of log Z; times beta, the objective of KL-regularised RL (arXiv:2205.11275)."""
-    return float(posterior.log_weight.mean()) if "loss" in posterior.history else None
+    A lower bound of log Z; times beta, the objective of KL-regularised RL (arXiv:2205.11275). None for a decision,
+    whose ELBO is J (:func:`ppl_align.diagnostics.decisions.value`) and approaches something else than log Z."""
+    if "loss" not in posterior.history or posterior.target == "decision":
+        return None
+    return float(posterior.log_weight.mean())
 
 
 def best_log_evidence(posteriors: Iterable[Posterior]) -> float:
-    """The exact log Z if one run has it, else the highest estimate: each is a lower bound in expectation."""
-    runs = list(posteriors)
+    """The exact log Z if one run has it, else the highest estimate: each is a lower bound in expectation.
+
+    NaN if all of them are decisions, which estimate none."""
+    runs = [p for p in posteriors if p.target == "posterior"]
     exact = [log_evidence(p) for p in runs if p.exact]
-    return exact[0] if exact else max(log_evidence(p) for p in runs)
+    return exact[0] if exact else max((log_evidence(p) for p in runs), default=math.nan)
 
 
 class KL(NamedTuple):
@@ -111,7 +116,10 @@ def kl_to_prior(posterior: Posterior) -> KL:
     """KL(p* || p0) = E_p*[log-likelihood] - log Z, pooled.
 
     From n prior draws this is log n minus the entropy of the weights, so it can never exceed log n: once the
-    weight sits on fewer than 10 draws (or descends from fewer than 10 ancestors) it is a lower bound."""
+    weight sits on fewer than 10 draws (or descends from fewer than 10 ancestors) it is a lower bound. NaN for a
+    decision, which is no estimate of p*."""
+    if posterior.target == "decision":
+        return KL(math.nan, False)
     w = posterior.weights
     likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
     value = float((w * likelihood).sum()) - log_evidence(posterior)
@@ -137,7 +145,9 @@ def rhat(posterior: Posterior, name: str) -> float | None:
     """Do replicates agree on E[name]? sqrt(1 + Var_r(mean_r) / mean_r(Var within r)), replicates as chains.
 
     Gelman & Rubin 1992, with weighted moments in place of a chain's. None for one replicate, for an exact run, for
-    a trained guide (its replicates are draws of one guide and cannot disagree) and for a constant."""
+    a trained guide (its replicates are draws of one guide and cannot disagree), a decision and for a constant."""
+    if posterior.target == "decision":
+        return None
     if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
         return None
     f = functionals(posterior)[name]

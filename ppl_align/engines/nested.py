@@ -46,8 +46,9 @@ class Nested(Engine):
     J of the result is a lower bound, in expectation, on J of the policy as it is.
 
     ``history["planned"]`` [R, N]: the value that each episode's first plan promised, nats. ``log_proposal`` counts
-    the choice among the drawn actions, log q = log p0(a) + log(num_actions * w_a), which makes E[log q - log p0] an
-    upper bound on the KL of the policy. ``target`` is "decision": weights are uniform, there is no log evidence.
+    the choice among the drawn actions, log q = log p0(a) + log(num_actions * w_a) with w_a the mean weight of the
+    copies of a, which makes E[log q - log p0] an upper bound on the KL of the policy. ``target`` is "decision": weights
+    are uniform, there is no log evidence.
     Raises ``InputError`` for a program without ``environment(...)``, where conditioning is the answer.
     Sources: Levine 2018 (arXiv:1805.00909); Rainforth et al. 2018 (arXiv:1709.06181) for the bias of nested averages.
     """
@@ -107,10 +108,12 @@ class Nested(Engine):
                 "penalty in place of -inf, or raise num_actions"
             )
         choice = draw_by(scores)
-        chosen = actions.pick(torch.arange(played.size) * self.num_actions + choice)
-        share = torch.log_softmax(scores, -1).gather(-1, choice[:, None])[:, 0]
+        where = torch.arange(played.size) * self.num_actions + choice
+        chosen = actions.pick(where)
+        own = [value.reshape(actions.size, -1).double() for name, value in actions.values.items() if name not in sites]
+        weight = _per_copy(torch.softmax(scores, -1).reshape(-1), self.num_actions, torch.cat(own, 1).cpu())
         first = next(name for name in chosen.values if name not in sites)
-        chosen.log_proposal[first] = chosen.log_proposal[first] + share + math.log(self.num_actions)
+        chosen.log_proposal[first] = chosen.log_proposal[first] + (weight[where] * self.num_actions).log()
         return chosen, log_mean_exp(scores)
 
     def _mean(self, value: Tensor) -> Tensor:
@@ -126,3 +129,11 @@ class Nested(Engine):
                 f"{self.num_particles} episodes of {len(turns)} turns), more than max_histories={self.max_histories}: "
                 f"lower num_actions, num_outcomes or num_particles, or use SVI"
             )
+
+
+def _per_copy(weight: Tensor, num_actions: int, actions: Tensor) -> Tensor:
+    """Weights [P * A] averaged over the copies of an action among the A of its plan; ``actions`` [P * A, d]."""
+    plan = torch.arange(len(weight)) // num_actions
+    same = torch.unique(torch.cat([plan[:, None].double(), actions], 1), dim=0, return_inverse=True)[1]
+    total = torch.zeros_like(weight).index_add(0, same, weight)
+    return total[same] / torch.bincount(same)[same]

@@ -113,16 +113,20 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
-    from ppl_align.diagnostics import diversity, evidence, weights
+    from ppl_align.diagnostics import decisions, diversity, evidence, weights
 
     replicates, particles = posterior.log_weight.shape
     what = ", ".join(posterior.completions) or "latents"
     of = f" of {posterior.model}" if posterior.model else ""
     by = f" ({posterior.lm})" if posterior.lm else ""
     spread = evidence.spread(posterior)
+    deciding = posterior.target == "decision"
     parts = [
-        f"Posterior{of} by {posterior.engine}: {replicates} x {particles} weighted draws of {what}{by}.",
-        f"log Z = {evidence.log_evidence(posterior):.4g}"
+        f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
+        f"{'episodes' if deciding else 'weighted draws'} of {what}{by}.",
+        f"J = {decisions.value(posterior)} nats, the world as it is."
+        if deciding
+        else f"log Z = {evidence.log_evidence(posterior):.4g}"
         + ("." if spread is None else f", spread {spread:.2g} over replicates."),
     ]
     parts += [f"E[{name}] = {posterior.mean(name)}." for name in posterior.rewards]
@@ -133,12 +137,16 @@ def paragraph(posterior: Posterior) -> str:
             f"Exact: {'the' if listed else 'all'} {distinct:.0f} {'listed ' if listed else ''}completions"
             " of positive probability."
         )
+    elif deciding:
+        parts.append(f"{distinct:.1f} distinct completions per replicate.")
     else:
         parts.append(
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
             f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
         )
     parts += [f"Warning: {line}." for line in posterior.warnings]
+    if posterior.optimism is not None:
+        parts.append(f"It conditions the world as well: {posterior.optimism}.")
     cost = posterior.cost
     parts.append(
         f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "

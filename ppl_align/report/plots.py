@@ -76,9 +76,9 @@ def _draw(paint: Callable[[Axes], None], height: float = 3.0) -> Figure:
     return figure
 
 
-def plot_evidence(compared: Comparison) -> Figure:
-    """log Zhat of every replicate, the pooled estimate, and its mean ± spread."""
-    runs, colour = compared.runs, colours(compared)
+def plot_evidence(compared: Comparison) -> Figure | None:
+    """log Zhat of every replicate, the pooled estimate, and its mean ± spread; of runs that estimate a Z."""
+    runs, colour = {name: run for name, run in compared.runs.items() if run.target == "posterior"}, colours(compared)
 
     def paint(axes: Axes) -> None:
         rng = np.random.default_rng(0)
@@ -104,12 +104,12 @@ def plot_evidence(compared: Comparison) -> Figure:
         axes.set_xlabel("log Zhat [nats] (dots: replicates, diamond: pooled, band: ± 1 sd)")
         axes.set_title("Evidence (dashes: the best estimate)")
 
-    return _draw(paint, 1.4 + 0.5 * len(runs))
+    return _draw(paint, 1.4 + 0.5 * len(runs)) if runs else None
 
 
 def plot_weights(compared: Comparison) -> Figure | None:
     """Share of the weight held by the heaviest particles. A diagonal would be equal weights."""
-    runs = {name: run for name, run in compared.runs.items() if not run.exact}
+    runs = {name: run for name, run in compared.runs.items() if not run.exact and run.target == "posterior"}
     colour = colours(compared)
 
     def paint(axes: Axes) -> None:
@@ -177,7 +177,8 @@ def plot_svi(compared: Comparison) -> Figure | None:
             axes.plot(steps, -loss, color=colour[name], lw=0.8, alpha=0.4)
             axes.plot(steps[width - 1 :], smooth, color=colour[name], lw=2, label=f"{name}: ELBO while training")
         best = compared.reference["best_log_evidence"]
-        axes.axhline(best, color=GREY, lw=1.2, ls="--", label=f"best log Z ({best:.2f})")
+        if np.isfinite(best):
+            axes.axhline(best, color=GREY, lw=1.2, ls="--", label=f"best log Z ({best:.2f})")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("gradient step")
         axes.set_ylabel("nats")

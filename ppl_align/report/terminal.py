@@ -82,7 +82,10 @@ def headline(compared: Comparison) -> list[str]:
     about = "" if entropy is None else f", with {entropy:.2f} nats of entropy"
     if entropy is not None and entropy > _LOG_DRAWS:
         about += f" ({NUM_DRAWS} draws can show {_LOG_DRAWS:.2f})"
-    lines.append(f'"posterior" is as {reference["best_run"]} sees it{about}')
+    if compared.runs[reference["best_run"]].target == "posterior":
+        lines.append(f'"posterior" is as {reference["best_run"]} sees it{about}')
+    if reference["optimism"]:
+        lines.append(f"{reference['best_run']} conditions the world as well: {reference['optimism']}")
     for name, bounds in reference["evidence_bounds"].items():
         low, high = (with_error(bounds[side], bounds[f"{side}_error"]) for side in ("lower", "upper"))
         lines.append(f"log Z between {low} and {high} ({name}, one exact draw of {bounds['retained']} retained)")

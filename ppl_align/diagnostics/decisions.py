@@ -1,0 +1,85 @@
+"""Runs that decide, beside runs that condition: two questions about one program, each with its own number.
+
+    conditioning   log Z, the posterior: "it went well: what was said, and what did the world answer?"
+    deciding       J = E[log-likelihood] - KL(policy || p0), the world as it is: "what should be said?"
+
+J is measured on the episodes that a run delivers, so that runs can be ranked by it whatever they did to find their
+policy. It says nothing about how much better another policy could be; an exact run beside them does, its table holds
+the best J there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ppl_align.posterior.estimates import Estimate, log_likelihood, log_prior
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+SIGNIFICANT = 3.0  # standard errors
+NEGLIGIBLE = 0.05  # nats
+
+
+def value(posterior: Posterior) -> Estimate | None:
+    """J in nats: of the policy of a run that decides; of the agent that conditions, where a run knows it (Exact)."""
+    if posterior.target == "posterior":
+        known = None if posterior.optimism is None else posterior.optimism.value
+        return None if known is None else Estimate(known, 0.0)
+    if posterior.log_proposal is None:
+        return None
+    each = (log_prior(posterior) + log_likelihood(posterior) - posterior.log_proposal).reshape(-1)
+    error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+    return Estimate(float(each.mean()), error)
+
+
+def split(runs: Mapping[str, Posterior]) -> tuple[dict[str, Posterior], dict[str, Posterior]]:
+    """``(those that condition, those that decide)``, by name."""
+    conditioned = {name: run for name, run in runs.items() if run.target == "posterior"}
+    return conditioned, {name: run for name, run in runs.items() if name not in conditioned}
+
+
+def best(decided: Mapping[str, Posterior]) -> str:
+    """The run whose policy earned most."""
+    return max(decided, key=lambda name: _known(value(decided[name])).value)
+
+
+def verdict(runs: Mapping[str, Posterior]) -> tuple[str, bool]:
+    """One line on the runs that decide, and whether anything confirms it."""
+    conditioned, decided = split(runs)
+    leader = best(decided)
+    j = _known(value(decided[leader]))
+    line = f"Act by {leader}: J = {j} nats"
+    most = next((run.optimism.best for run in conditioned.values() if run.optimism is not None), None)
+    if most is not None:
+        near = most - j.value <= max(SIGNIFICANT * j.standard_error, NEGLIGIBLE)
+        return f"{line}, where the best of all policies has {most:.4g}.", near
+    others = [_known(value(run)) for name, run in decided.items() if run.engine != decided[leader].engine]
+    agree = any(
+        j.value - other.value <= max(SIGNIFICANT * math.hypot(j.standard_error, other.standard_error), NEGLIGIBLE)
+        for other in others
+    )
+    return f"{line}, the largest of those measured.", agree
+
+
+def questions(runs: Mapping[str, Posterior]) -> str:
+    """Which question each run answers, where there are two."""
+    conditioned, decided = (_list(list(group)) for group in split(runs))
+    return (
+        f"Two questions: {conditioned} condition{_s(conditioned)} (it went well: what was said, what did the world "
+        f"answer?), {decided} decide{_s(decided)} (what to say, in the world as it is?)."
+    )
+
+
+def _known(estimate: Estimate | None) -> Estimate:
+    return Estimate(-math.inf, math.nan) if estimate is None or math.isnan(estimate.value) else estimate
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _s(listed: str) -> str:
+    return "" if " and " in listed else "s"
