@@ -32,7 +32,7 @@ def make_completion():
 
 
 def test_rewards_by_name_and_by_path():
-    assert names() == ["toxicity", "vader"]
+    assert names() == ["length", "readability", "toxicity", "vader"]
     assert resolve("vader") is resolve("vader")
     assert evaluate("r", "vader", "I love it.") > 0.5
     assert resolve("ppl_align.rewards.vader:Vader") == Vader()
@@ -44,12 +44,16 @@ def test_rewards_by_name_and_by_path():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("vadar", "no reward is called 'vadar', did you mean 'vader'?; there are toxicity, vader, and any function"),
+        ("vadar", "no reward is called 'vadar', did you mean 'vader'?; there are length, readability, toxicity, vader, and any function"),
         ("", "no reward is called ''"),
         ("nowhere.at:all", "'nowhere.at:all': there is no module 'nowhere'"),
         ("os.path:basenam", "os.path has no 'basenam', did you mean 'basename'?"),
         ("os.path:sep", "'os.path:sep' is a str, not a function"),
         ("ppl_align.rewards:each", "'ppl_align.rewards:each' is a class that needs arguments"),
+        ("keywords", "needs arguments: write ppl_align.rewards.Keywords(words) in the model, or in a module of yours"),
+        ("keyword", "no reward is called 'keyword', did you mean 'keywords'?"),
+        ("no_such_file.py:f", "no such file: no_such_file.py"),
+        ("./no_such_folder", "no sequence-classification model of that name"),
         ("antigravity_is_broken:f", "importing antigravity_is_broken failed, ZeroDivisionError"),
     ],
 )

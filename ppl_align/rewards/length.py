@@ -38,7 +38,7 @@ class Length:
             raise InputError(f"Length(unit=...) is one of {', '.join(_UNITS)}, got {self.unit!r}")
         if self.target is None:
             return
-        both = (self.target, self.target) if isinstance(self.target, int) else tuple(self.target)
+        both = tuple(self.target) if isinstance(self.target, (tuple, list)) else (self.target, self.target)
         whole = len(both) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in both)
         if not whole or not 0 <= both[0] <= both[1]:
             raise InputError(f"Length(target=...) is a number or (least, most), got {self.target!r}")
