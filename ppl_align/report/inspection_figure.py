@@ -72,6 +72,7 @@ def _over_beta(found: Inspection, axes: Axes) -> np.ndarray:
 def _curve(axes: Axes, x: np.ndarray, y: list[float], errors: list[float], colour: str, label: str) -> None:
     """A line with a band of two standard errors; dotted where it is a bound (no error)."""
     value, error = np.array(y), np.array(errors)
+    value = np.where(np.isfinite(value), value, np.nan)
     known = ~np.isnan(error)
     axes.plot(x, value, color=colour, lw=1.2, ls=":")
     axes.plot(np.where(known, x, np.nan), np.where(known, value, np.nan), color=colour, lw=2, label=label)
@@ -117,8 +118,8 @@ def _ess(found: Inspection, axes: Axes) -> None:
     from ppl_align.inspection.weighted import ENOUGH
 
     x = _over_beta(found, axes)
-    axes.plot(x, [s.ess for s in found.strengths], color=PALETTE[2], lw=2)
     axes.set_yscale("log")
+    axes.plot(x, [max(s.ess, 0.5) for s in found.strengths], color=PALETTE[2], lw=2)  # below 1: all are rejected
     axes.axhline(ENOUGH, color=GREY, lw=0.8, ls="-.")
     axes.annotate("enough to state errors", (x[0], ENOUGH), (2, 3), textcoords="offset points", fontsize=8, color=GREY)
     axes.set_ylim(0.9, 1.3 * found.num_draws)
