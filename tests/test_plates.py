@@ -107,10 +107,16 @@ def no_plate_at_all():
 @pytest.mark.parametrize(
     ("program", "says"),
     [
-        (a_dimension_too_many, r"'x' is a batch of \[\d+, \d+, 2\], no plate declares .* of dimension -3"),
+        (
+            a_dimension_too_many,
+            r"'x' is a batch of \[\d+, \d+, 2\], but no plate declares its dimension -3: outside of a plate",
+        ),
         (of_another_size, r"site 'x' has 3 elements in dimension -1, its plate 'pair' has 2"),
         (sums_that_do_not_fit, r"shapes do not fit in line \d+ \(.*arange\(3\).*index from the right"),
-        (no_plate_at_all, r"completion 'x' is a batch of \[\d+, 2\], no plate declares the 2 of dimension -1"),
+        (
+            no_plate_at_all,
+            r"completion 'x' is a batch of \[\d+, 2\], but no plate declares its dimension -1: write it under",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(program, says):

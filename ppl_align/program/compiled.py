@@ -166,11 +166,10 @@ class _Execute(Messenger):
         shape, plates = msg["fn"].batch_shape, {frame.dim for frame in msg["cond_indep_stack"]}
         stray = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in plates]
         if stray:
-            size, d = shape[stray[0]], stray[0]
-            raise ModelError(
-                f"completion {msg['name']!r} is a batch of {list(shape)}, no plate declares the {size} of dimension "
-                f"{d}: write it under pyro.plate(..., {size}). {ROOM}"
-            )
+            what = f"completion {msg['name']!r} is a batch of {list(shape)}"
+            surplus = len(shape) > 1 + self.program.nesting
+            remedy = ROOM if surplus else f"write it under pyro.plate(..., {shape[stray[0]]})"
+            raise ModelError(f"{what}, but no plate declares its dimension {stray[0]}: {remedy}")
 
     def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
@@ -295,7 +294,7 @@ class Program:
                 if "Boolean value of Tensor" in str(error):
                     raise ModelError(STATIC) from error
                 if self.nesting and "size of tensor" in str(error):
-                    raise ModelError(f"{_in_line(error, self.model)}: {str(error).splitlines()[0]}. {ROOM}") from error
+                    raise ModelError(f"{_in_line(error, self.model)}: {str(error).splitlines()[0]}; {ROOM}") from error
                 raise
             return handler
 
@@ -327,7 +326,7 @@ def _plate_mismatch(error: ValueError) -> ModelError | None:
         return ModelError(
             f"site {site!r} is a batch of {got}, but no plate says so: write pyro.plate(..., {got}) around it"
         )
-    return ModelError(f"site {site!r} has {got} elements in dimension {dim}, its plate {plate!r} has {size}. {ROOM}")
+    return ModelError(f"site {site!r} has {got} elements in dimension {dim}, its plate {plate!r} has {size}: {ROOM}")
 
 
 def _in_line(error: BaseException, model: Any) -> str:
@@ -338,10 +337,7 @@ def _in_line(error: BaseException, model: Any) -> str:
     return f"shapes do not fit in {where}"
 
 
-ROOM = (
-    "In a program with a plate, what comes from outside of it is [particles, 1], what comes from inside [particles, "
-    "plate]: index from the right, and add no dimension of your own"
-)
+ROOM = "outside of a plate values are [particles, 1], inside [particles, size]: index from the right"
 STATIC = (
     "Every particle must run the same sites: the program asks for the truth of a batch, or branches on a drawn value. "
     "Write `torch.where(condition, a, b)`, `choose(index, options)` or `.map(f)` instead of `if`"
