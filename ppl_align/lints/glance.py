@@ -12,9 +12,11 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.cost import measure
 from ppl_align.engines.base import isolated
+from ppl_align.errors import ModelError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
+from ppl_align.program.compiled import STATIC
 from ppl_align.program.environment import remembered_answers
 from ppl_align.rewards.cache import reward_cache
 from ppl_align.seeds import mix
@@ -74,7 +76,8 @@ class Glance:
     ) -> Execution:
         """Run the program again, with nothing remembered, on its own draws or on other ``values``.
 
-        ``rows``: some of the particles only, in this order. ``draw``: latents without a value are drawn anew."""
+        ``rows``: some of the particles only, in this order. ``draw``: latents without a value are drawn anew.
+        Raises ``ModelError`` where the program then has other sites."""
         values = dict(self.values if values is None else values)
         size = self.num_draws
         if rows is not None:
@@ -82,4 +85,8 @@ class Glance:
             size = len(torch.arange(self.num_draws)[rows])
         self._asked += 1
         with isolated(mix(self.seed, f"glance {self._asked}")), remembered_answers(), reward_cache():
-            return self.program.with_particles(size).run(values, draw=draw)
+            run = self.program.with_particles(size).run(values, draw=draw)
+        if run.pending is None and run.factors.keys() != self.execution.factors.keys():
+            differs = sorted(run.factors.keys() ^ self.execution.factors.keys())
+            raise ModelError(f"the program's structure changes from run to run (site {differs[0]!r}). {STATIC}")
+        return run

@@ -1,0 +1,438 @@
+"""Lints: each on a program that has the sin, and on one that has not."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_align import (
+    SVI,
+    CallableLM,
+    ImportanceSampling,
+    MarkovLM,
+    Posterior,
+    choose,
+    compare,
+    completion,
+    environment,
+    reward,
+)
+from ppl_align.cli import main
+from ppl_align.guides.program import ProgramGuide
+from ppl_align.lints import Finding, Glance, lint, lint_proposal
+from ppl_align.testing.programs import PROGRAMS
+
+WORDS = CallableLM(4, lambda prefix: torch.zeros(len(prefix), 4), tokens=[" a", " b", " c", " d"])
+ENDING = CallableLM(4, lambda prefix: torch.zeros(len(prefix), 4), eos_id=3, tokens=[" a", " b", " c", ""])
+
+
+def text(max_new_tokens: int = 4, **sampling: Any) -> Any:
+    return completion("x", WORDS, "", max_new_tokens=max_new_tokens, **sampling)
+
+
+def found(program: Callable[..., Any], kind: str, *args: Any) -> list[Finding]:
+    return [finding for finding in lint(program, *args) if finding.lint == kind]
+
+
+def count_a(texts: list[str]) -> list[float]:
+    return [float(t.count("a")) for t in texts]
+
+
+def sound() -> None:
+    reward("as", count_a, text())
+
+
+def test_a_sound_program_has_no_findings() -> None:
+    assert lint(sound) == []
+
+
+@pytest.mark.parametrize("name", list(PROGRAMS))
+def test_no_false_alarms(name: str) -> None:
+    assert [f for f in lint(PROGRAMS[name]) if f.severity != "note"] == []
+
+
+def test_the_same_seed_finds_the_same_and_the_global_stream_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    assert lint(unknown_quality, seed=5) == lint(unknown_quality, seed=5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# -- a tilted environment --------------------------------------------------------------------------------------------
+
+
+def coin_after_text() -> None:
+    x = text()
+    coin = environment("coin", dist.Bernoulli(0.5))
+    reward(
+        "luck",
+        lambda t: t.sum(-1).double() if tilted else t[..., 0].double(),
+        torch.stack([x.tokens[..., 0], coin], -1),
+    )
+
+
+def coin_at_the_end() -> None:
+    reward("as", count_a, text())
+    environment("coin", dist.Bernoulli(0.5))
+
+
+def a_tool() -> None:
+    x = text()
+    answer = environment("length", lambda t: float(len(t)), x)
+    reward("long", lambda t: t[..., 0], answer[..., None])
+
+
+def test_a_tilted_environment() -> None:
+    (finding,) = found(coin_after_text, "tilted environment")
+    assert "'coin'" in finding.text
+    assert "'luck'" in finding.text
+    assert found(coin_at_the_end, "tilted environment") == []
+    assert found(a_tool, "tilted environment") == []  # no randomness, nothing to be lucky with
+
+
+# -- a reward parameter, marginalised --------------------------------------------------------------------------------
+
+
+def unknown_quality(spread: float = 2.0) -> None:
+    x = text()
+    theta = pyro.sample("theta", dist.Normal(0.0, spread))
+    reward("quality", lambda t: theta.reshape(-1) * (t == 0).double().sum(-1), x.tokens)
+
+
+def topic_of_the_prompt() -> None:
+    which = pyro.sample("topic", dist.Categorical(torch.ones(2)))
+    x = completion("x", WORDS, choose(which, [" a", " b"]), max_new_tokens=3)
+    reward("as", lambda prompts, completions: [float(p.count("a")) for p in prompts], x)
+
+
+def test_a_marginalised_parameter_and_its_bonus() -> None:
+    (finding,) = found(unknown_quality, "marginalised reward parameter", 0.5)
+    assert "'theta'" in finding.text
+    bonus = float(finding.text.split("uncertainty of ")[1].split(" nats")[0])
+    # log E exp(theta n) - E theta n = (n s)^2 / 2 for n times " a" in four tokens, each with probability 1/4
+    exact = 0.5**2 / 2 * (4 * 0.25 * 0.75 + 1)
+    assert exact / 2 < bonus < 2 * exact
+    assert found(topic_of_the_prompt, "marginalised reward parameter") == []  # it steers the text
+    assert found(coin_after_text, "marginalised reward parameter") == []  # the world's, named by another lint
+
+
+# -- a reward with a state -------------------------------------------------------------------------------------------
+
+
+class Tired:
+    """Pays less each time it is asked."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, texts: list[str]) -> list[float]:
+        self.calls += 1
+        return [t.count("a") / self.calls for t in texts]
+
+
+def by_rank(texts: list[str]) -> list[float]:
+    return [float(i) for i in range(len(texts))]
+
+
+def by_batch(texts: list[str]) -> list[float]:
+    values = sorted(count_a(texts))
+    return [c - values[-1] + len(texts) for c in count_a(texts)]
+
+
+def scored_by(fn: Any) -> None:
+    reward("r", fn, text())
+
+
+@pytest.mark.parametrize(
+    ("fn", "says"),
+    [
+        (Tired(), "asked again"),
+        (lambda texts: torch.rand(len(texts)), "asked again"),
+        (by_rank, "order of the batch"),
+        (by_batch, "what else is in the batch"),
+    ],
+)
+def test_a_reward_with_a_state(fn: Any, says: str) -> None:
+    (finding,) = found(scored_by, "reward with a state", fn)
+    assert says in finding.text
+    assert found(scored_by, "reward with a state", count_a) == []
+
+
+def test_rounding_is_no_state() -> None:
+    def nearly(texts: list[str]) -> list[float]:
+        return [c + 1e-7 * len(texts) for c in count_a(texts)]
+
+    assert found(scored_by, "reward with a state", nearly) == []
+
+
+def test_a_factor_with_a_state() -> None:
+    def noisy() -> None:
+        x = text()
+        pyro.factor("noise", torch.rand(x.tokens.shape[0]) + (x.tokens == 0).double().sum(-1))
+
+    (finding,) = found(noisy, "reward with a state")
+    assert "factor 'noise'" in finding.text
+
+
+# -- partial text ----------------------------------------------------------------------------------------------------
+
+
+def needs_all(texts: list[str]) -> list[float]:
+    return [float(t.split()[3] == "a") for t in texts]
+
+
+def at_the_end(texts: list[str]) -> list[float]:
+    return [float(t.split()[3] == "a") if len(t.split()) > 3 else 0.0 for t in texts]
+
+
+def only_whole(texts: list[str]) -> list[float | None]:
+    return [float(t.count("a")) if len(t.split()) > 3 else None for t in texts]
+
+
+def wild(texts: list[str]) -> list[float]:
+    return [t.count("a") * (1.0 if len(t.split()) > 3 else 20.0) for t in texts]
+
+
+@pytest.mark.parametrize(
+    ("fn", "severity", "says"),
+    [
+        (needs_all, "warning", "raised IndexError"),
+        (at_the_end, "note", "the same on all halves"),
+        (only_whole, "note", "does not apply to unfinished"),
+        (wild, "warning", "would follow noise"),
+    ],
+)
+def test_rewards_on_partial_text(fn: Any, severity: str, says: str) -> None:
+    (finding,) = found(scored_by, "reward on partial text", fn)
+    assert finding.severity == severity
+    assert says in finding.text
+    assert found(scored_by, "reward on partial text", count_a) == []
+
+
+def test_prefix_closed_is_a_promise() -> None:
+    def ends_in_a(closed: bool) -> None:
+        x = text()
+        rejecting = lambda t: torch.where(t[..., -1] == 0, 0.0, -torch.inf)  # noqa: E731
+        reward("ends in a", rejecting, x.tokens, prefix_closed=closed)
+
+    assert any("prefix_closed" in f.text for f in found(ends_in_a, "reward on partial text", True))
+    assert not any("prefix_closed" in f.text for f in found(ends_in_a, "reward on partial text", False))
+
+
+# -- truncation ------------------------------------------------------------------------------------------------------
+
+
+def ending(limit: int, fussy: bool) -> None:
+    x = completion("x", ENDING, "", max_new_tokens=limit)
+    ended = (x.tokens == 3).any(-1)
+    pyro.factor("whole", torch.where(ended, 0.0, -torch.inf if fussy else -0.1))
+
+
+def test_truncation() -> None:
+    (normal,) = found(ending, "truncation", 2, False)
+    assert normal.severity == "note"
+    (fussy,) = found(ending, "truncation", 2, True)
+    assert fussy.severity == "warning"
+    share = float(fussy.text.split("%")[0])
+    assert abs(share / 100 - 9 / 16) < 4.5 * math.sqrt(9 / 16 * 7 / 16 / 32)
+    assert found(ending, "truncation", 20, False) == []
+    assert found(sound, "truncation") == []  # texts of a fixed length have no end
+
+
+# -- scale -----------------------------------------------------------------------------------------------------------
+
+
+def scaled(beta: float) -> None:
+    reward("as", count_a, text(), beta=beta)
+
+
+def test_constant_rewards() -> None:
+    (finding,) = found(scored_by, "constant reward", lambda texts: [1.0] * len(texts))
+    assert "1 on every draw" in finding.text
+    (finding,) = found(scored_by, "constant reward", lambda texts: [None] * len(texts))
+    assert "none of the draws" in finding.text
+    assert found(sound, "constant reward") == []
+
+
+@pytest.mark.parametrize(("beta", "says"), [(50.0, "lower beta"), (0.05, "raise beta"), (1.0, None), (5.0, None)])
+def test_beta_out_of_scale(beta: float, says: str | None) -> None:
+    findings = [f for f in found(scaled, "beta out of scale", beta) if "outweighs" not in f.text]
+    assert len(findings) == (says is not None)
+    assert says is None or says in findings[0].text
+
+
+def test_a_yes_or_no_is_not_out_of_scale() -> None:
+    def rejecting() -> None:
+        reward("no a", lambda texts: [0.0 if "a" not in t else -math.inf for t in texts], text())
+
+    assert found(rejecting, "beta out of scale") == []
+
+
+# -- structure -------------------------------------------------------------------------------------------------------
+
+
+def branches_on_a_batch() -> None:
+    x = text()
+    if x.tokens[..., 0] == 1:
+        reward("as", count_a, x)
+
+
+def branches_on_text() -> None:
+    x = text()
+    if "a" in x.text:
+        reward("as", count_a, x)
+
+
+def changes_by_chance() -> None:
+    x = text()
+    reward("as", count_a, x)
+    if torch.rand(()) < 0.5:
+        pyro.factor("more", (x.tokens == 1).double().sum(-1))
+
+
+@pytest.mark.parametrize("program", [branches_on_a_batch, branches_on_text, changes_by_chance])
+def test_non_static_structure(program: Callable[[], None]) -> None:
+    findings = found(program, "non-static structure")
+    assert findings
+    assert findings[0].severity == "error"
+
+
+def test_a_branch_on_the_whole_batch_shows_in_half_of_it() -> None:
+    def by_average() -> None:
+        x = text()
+        first = (x.tokens[..., 0] == 0).double()
+        pyro.factor("popular", first * (1.0 if len(first) > 20 else 2.0))
+
+    (finding,) = found(by_average, "reward with a state")
+    assert "what else is in the batch" in finding.text
+
+
+# -- guides ----------------------------------------------------------------------------------------------------------
+
+SKEWED = MarkovLM(torch.zeros(4, 4), torch.tensor([3.0, 2.0, 1.0, 0.0]).double())
+
+
+def skewed(top_p: float | None = None) -> None:
+    x = completion("x", SKEWED, [], max_new_tokens=2, top_p=top_p)
+    reward("r", lambda t: t.double().sum(-1), x.tokens)
+
+
+def guide(**sampling: Any) -> Callable[..., None]:
+    def q(*args: Any) -> None:
+        pyro.sample("x", SKEWED.completion([], 2, **sampling))
+
+    return q
+
+
+def test_top_p_hidden_in_a_guide() -> None:
+    (finding,) = lint_proposal(SVI(guide=guide(top_p=0.8)), skewed, num_draws=400)
+    assert "top_p=0.8" in finding.text
+    initial = torch.tensor([3.0, 2.0, 1.0, 0.0]).softmax(0)
+    kept = float(initial[:2].sum())  # 0.64 + 0.24 reaches 0.8; the second token is uniform: all four are needed
+    share = float(finding.text.split("written ")[1].split("%")[0]) / 100
+    assert abs(share - (1 - kept)) < 4.5 * math.sqrt(kept * (1 - kept) / 400) + 0.01
+    assert lint_proposal(SVI(guide=guide()), skewed) == []
+    assert lint_proposal(SVI(guide=guide(top_p=0.8)), skewed, 0.8) == []  # the model declares it too
+    (hot,) = lint_proposal(ProgramGuide(guide(temperature=0.5)), skewed)
+    assert "temperature=0.5" in hot.text
+
+
+def cut_to_two(rows: Any) -> Tensor:
+    kept = rows.log_probs.clone()
+    kept[:, 2:] = -torch.inf
+    return kept.log_softmax(-1)
+
+
+def test_a_proposal_that_cannot_write_everything() -> None:
+    (finding,) = lint_proposal(ImportanceSampling(proposal=cut_to_two), skewed)
+    assert "probability zero" in finding.text
+    assert lint_proposal(ImportanceSampling(proposal=lambda rows: rows.log_probs), skewed) == []
+    assert lint_proposal(ImportanceSampling(), skewed) == []
+    narrow = MarkovLM(torch.zeros(4, 4), torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]).double())
+    assert lint_proposal(narrow, skewed)
+    trained = SVI(num_steps=3).run(skewed).guide
+    assert lint_proposal(trained, skewed) == []
+
+
+# -- at run time -----------------------------------------------------------------------------------------------------
+
+
+def test_runs_say_what_they_noticed(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    with caplog.at_level(logging.WARNING, logger="ppl_align"):
+        run = ImportanceSampling(16).run(scored_by, lambda texts: [1.0] * len(texts))
+    assert len(run.warnings) == 1
+    assert "on every draw" in run.warnings[0]
+    assert sum("on every draw" in record.message for record in caplog.records) == 1
+    assert "on every draw" in run.summary()
+    assert Posterior.load(run.save(tmp_path / "run.nc")).warnings == run.warnings
+    assert any("on every draw" in reason for reason in compare([run]).advice.reasons)
+    assert ImportanceSampling(16).run(scored_by, count_a).warnings == ()
+    assert "lower beta" in ImportanceSampling(64).run(scaled, 50.0).warnings[0]
+
+
+def test_runs_notice_a_guide_that_is_not_the_models() -> None:
+    run = SVI(num_steps=2, guide=guide(top_p=0.8)).run(skewed)
+    assert "top_p=0.8" in run.warnings[0]
+    assert "top_p=0.8" in ImportanceSampling(proposal=run.guide).run(skewed).warnings[0]
+    assert SVI(num_steps=2, guide=guide()).run(skewed).warnings == ()
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+MODEL = """
+import torch
+from ppl_align import SVI, CallableLM, completion, reward
+import pyro
+
+_lm = CallableLM(4, lambda prefix: torch.zeros(len(prefix), 4), eos_id=3)
+
+
+def toy(beta: float = 1.0):
+    x = completion("x", _lm, "0", max_new_tokens=6)
+    reward("ones", lambda tokens: (tokens == 1).double().sum(-1), x.tokens, beta=beta)
+    return x
+"""
+ENGINE = """
+import pyro
+from ppl_align import SVI
+from toy import _lm
+
+
+def guide(beta: float = 1.0):
+    pyro.sample("x", _lm.completion("0", 6, top_k=2))
+
+
+engine = SVI(guide=guide)
+"""
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "toy.py").write_text(MODEL)
+    (tmp_path / "cut.py").write_text(ENGINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["check", "toy.py"]) == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in out + err
+    assert main(["check", "toy.py", "--set", "beta=100"]) == 0
+    out, err = capsys.readouterr()
+    assert "lower beta" in out
+    assert "with 1 warning" in err
+    assert main(["check", "toy.py", "--engine", "cut.py"]) == 0
+    assert "top_k=2" in capsys.readouterr().out
+
+
+def test_a_glance_can_be_asked_again() -> None:
+    glance = Glance(PROGRAMS["upstream_latent"], num_draws=12)
+    back = torch.arange(11, -1, -1)
+    assert torch.allclose(glance.ask(rows=back).log_potential, glance.execution.log_potential[back])
+    assert glance.ask(rows=slice(0, 5)).num_particles == 5
