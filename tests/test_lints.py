@@ -72,11 +72,7 @@ def test_the_same_seed_finds_the_same_and_the_global_stream_is_left_alone() -> N
 def coin_after_text() -> None:
     x = text()
     coin = environment("coin", dist.Bernoulli(0.5))
-    reward(
-        "luck",
-        lambda t: t.sum(-1).double() if tilted else t[..., 0].double(),
-        torch.stack([x.tokens[..., 0], coin], -1),
-    )
+    reward("luck", lambda t: t.sum(-1).double(), torch.stack([x.tokens[..., 0], coin], -1))
 
 
 def coin_at_the_end() -> None:
