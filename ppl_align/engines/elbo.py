@@ -9,6 +9,7 @@ does, arXiv:2402.14740), and it vanishes when q is the posterior, where every f_
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -16,15 +17,16 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_align.errors import InputError, RunError
-from ppl_align.program.compiled import is_environment
 
 
 class LeaveOneOutELBO(Trace_ELBO):
     """``num_particles`` S >= 2 vectorised draws; ``max_plate_nesting``: plates of the program."""
 
-    def __init__(self, num_particles: int, max_plate_nesting: int) -> None:
+    def __init__(self, num_particles: int, max_plate_nesting: int, environment: Collection[str] = ()) -> None:
+        """``environment``: sites that the guide must leave as they are."""
         if num_particles < 2:
             raise InputError("a leave-one-out baseline needs num_particles of at least 2 draws per step")
+        self.environment = environment
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -38,7 +40,7 @@ class LeaveOneOutELBO(Trace_ELBO):
     ) -> tuple[float, Tensor]:
         """``(-ELBO estimate, a scalar whose gradient estimates that of -ELBO)``."""
         model_trace, guide_trace = next(iter(self._get_traces(model, guide, args, kwargs)))
-        leave_the_world_alone(model_trace, guide_trace)
+        leave_the_world_alone(self.environment, model_trace, guide_trace)
         log_p = self._per_draw(model_trace)
         log_q = self._per_draw(guide_trace)
         score = self._per_draw(guide_trace, only_scored=True)
@@ -68,12 +70,10 @@ def _is_latent(site: Any) -> bool:
     return site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
 
 
-def leave_the_world_alone(model_trace: Any, guide_trace: Any) -> None:
+def leave_the_world_alone(environment: Collection[str], model_trace: Any, guide_trace: Any) -> None:
     """A guide may choose what to say, not what the world answers: log q = log p at the environment's sites."""
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or not is_environment(site):
-            continue
-        own = guide_trace.nodes.get(name)
+    for name in environment:
+        site, own = model_trace.nodes[name], guide_trace.nodes.get(name)
         if own is None or not torch.allclose(own["log_prob"].detach(), site["log_prob"].detach(), atol=1e-3):
             does = "leaves out" if own is None else "changes"
             raise InputError(
@@ -89,6 +89,11 @@ def refuse_infinite(f: Tensor, model_trace: Any) -> None:
     for name, site in model_trace.nodes.items():
         if site["type"] == "sample" and "log_prob" in site and not bool(site["log_prob"].isfinite().all()):
             share = float((~site["log_prob"].isfinite()).double().mean())
+            if "constrains" in site["infer"].get("ppl_align", {}):
+                raise RunError(
+                    f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they could "
+                    f"and ended without meeting it. Raise max_new_tokens, or use SMC or importance sampling"
+                )
             raise RunError(
                 f"SVI cannot learn from a hard rejection: {name!r} is -inf or NaN on {share:.0%} of the guide's draws. "
                 f"Use a finite penalty, or SMC or importance sampling"

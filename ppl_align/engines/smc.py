@@ -120,7 +120,7 @@ class _Steering:
 
     def during(self, sweep: Sweep, site: Site, population: Population) -> None:
         """After a token, before the forward: refresh the particles that are due, then maybe resample."""
-        if not self.config.twist and population.source.restriction is None:
+        if self.config.twist in (None, "lookahead") and population.source.restriction is None:
             return  # nothing is known of a prefix: weights wait for the end
         self.step += 1
         self.schedule = self.schedule or Schedule(self.config.every, site.fn.lm)

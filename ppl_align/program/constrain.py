@@ -36,6 +36,9 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
             f"constrain {name!r}: the third argument is what completion(...) returned, got {type(completion).__name__}"
         )
     reader = compiled(constraint, completion)
+    limit = completion.source.max_new_tokens
+    if not bool(reader.viable([()], limit).all()):
+        raise InputError(f"constrain {name!r}: no text of at most {limit} tokens meets {constraint!r}")
     meets = torch.ones(completion.shape, dtype=torch.bool) if sketching() else check(reader, completion)
     log_factor = torch.where(meets, 0.0, -torch.inf).double()
     notes = {"prefix_closed": True, "log_upper": 0.0, "constrains": completion.site, "reader": reader}
