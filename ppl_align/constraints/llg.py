@@ -200,7 +200,9 @@ class GuidanceReader(Reader):
         return torch.tensor([place is not None and place.accepting for place in self._places(prefixes)])
 
     def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        return torch.tensor([self._viable(place, left, _TRIES) for place in self._places(prefixes)])
+        places = dict(zip(map(tuple, prefixes), self._places(prefixes), strict=True))  # particles share prefixes
+        verdicts = {prefix: self._viable(place, left, _TRIES) for prefix, place in places.items()}
+        return torch.tensor([verdicts[tuple(prefix)] for prefix in prefixes])
 
     def _viable(self, place: _Place | None, left: int, tries: int) -> bool:
         if place is None or place.accepting or left < 1:
