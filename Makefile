@@ -14,7 +14,7 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_
 TORCH := $(shell grep '^torch==' constraints.txt)
 DEMO  := runs/demo
 
-.PHONY: demo demo-again test test-statistical claims book lint types bench bench-peers clean
+.PHONY: demo demo-again test test-statistical claims book tour lint types bench bench-peers clean
 
 demo: $(STAMP) .venv/weights
 	@if [ -f $(DEMO)/report.html ]; then \
@@ -37,6 +37,10 @@ claims: $(STAMP)
 
 book: $(STAMP) .venv/weights
 	OMP_NUM_THREADS=1 $(BIN)/ppl-align claims --lm --book docs/claims.md
+
+# Every command of docs/models.md again (half an hour); ONLY="infill topic" these alone, ONLY=stale those that have changed.
+tour: $(STAMP) .venv/weights
+	$(BIN)/python docs/tour.py $(if $(ONLY),--only $(ONLY))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
