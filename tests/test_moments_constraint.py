@@ -84,7 +84,8 @@ WISHES = {
     "one": ({"one": ONE}, {"one": 0.7}),
     "rare": ({"first": FIRST}, {"first": 0.02}),
     "large units": ({"score": SCORE}, {"score": 900.0}),
-    "where it applies": ({"where": WHERE}, {"where": 0.25}),
+    "where it applies": ({"where": WHERE}, {"where": 0.7}),
+    "nearly so": ({"where": WHERE}, {"where": 0.25}),
     "two": ({"one": ONE, "score": SCORE}, {"one": 0.6, "score": 500.0}),
     "three": ({"one": ONE, "first": FIRST, "where": WHERE}, {"one": 0.75, "first": 0.4, "where": 0.6}),
 }
@@ -211,7 +212,7 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 @each_engine
 def test_the_contract_of_engines(engine):
-    wish, program = make(*WISHES["two"])
+    wish, program = make(*WISHES["two"], rewarded=engine != "rejection")  # which would accept one draw in a hundred
     wish.fit(program, engine=Exact())
     report = check_engine(ENGINES[engine], {"two wishes": program}, seed=SEED, num_replicates=150)
     report.raise_if_failed()
@@ -221,7 +222,7 @@ def test_the_contract_of_engines(engine):
 @each_engine
 @pytest.mark.parametrize("name", ["two", "where it applies"])
 def test_every_engine_keeps_the_promise(engine, name):
-    wish, program = make(*WISHES[name])
+    wish, program = make(*WISHES[name], rewarded=engine != "rejection")
     wish.fit(program, engine=Exact())
     wide = ENGINES[engine]
     if engine != "exact":
@@ -244,7 +245,14 @@ POOLS = {
 
 @pytest.mark.parametrize(
     ("name", "pool"),
-    [("one", "prior"), ("two", "prior"), ("where it applies", "weighted"), ("two", "weighted"), ("two", "smc")],
+    [
+        ("one", "prior"),
+        ("two", "prior"),
+        ("where it applies", "weighted"),
+        ("nearly so", "weighted"),
+        ("two", "weighted"),
+        ("two", "smc"),
+    ],
 )
 def test_errors_are_as_large_as_they_say(name, pool):
     wish, program = make(*WISHES[name])
@@ -260,7 +268,8 @@ def test_errors_are_as_large_as_they_say(name, pool):
         assert 0.75 < float(z.std()) < 1.35
     kl = torch.tensor([(run.kl.value - exact.kl.value) / run.kl.standard_error for run in runs])
     assert abs(float(kl.mean())) < Z / math.sqrt(len(kl)) + 0.3
-    assert 0.7 < float(kl.std()) < 1.4
+    assert float(kl.std()) < 1.4
+    assert float(kl.std()) > 0.7 or name == "nearly so", "where the KL is all but 0, its error is on the safe side"
 
 
 def test_it_fits_itself_and_leaves_the_run_alone():

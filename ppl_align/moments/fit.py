@@ -70,9 +70,13 @@ def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
     weights = solve(g[alive], pool.log_weight[alive])
     tilted = replace(pool, log_weight=pool.log_weight + g @ weights)
     w = tilted.weights
-    influence = g @ torch.linalg.inv(torch.einsum("rn,rnj,rnk->jk", w, g, g))
-    errors = [_error(tilted, influence[..., k]) for k in range(len(names))]
+    half = torch.linalg.cholesky(torch.einsum("rn,rnj,rnk->jk", w, g, g))
+    white = torch.linalg.solve_triangular(half, g[..., None], upper=False)[..., 0]  # of unit covariance
+    influence = torch.linalg.solve_triangular(half.T, white[..., None], upper=True)[..., 0]
+    errors, noise = _errors(tilted, influence), _errors(tilted, white)
     gain = pool.mean(lambda particles: (g @ weights).exp())
+    second = math.sqrt(0.75) * sum(e**2 for e in noise)  # root mean square of a quadratic form of that trace, at most
+    kl_error = math.hypot(gain.standard_error / gain.value, second)
     found = MomentFit(
         weights={n: Estimate(float(v), e) for n, v, e in zip(names, weights, errors, strict=True)},
         targets=dict(targets),
@@ -80,7 +84,7 @@ def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
         after={name: tilted.mean(name) for name in names},
         ess=float(1 / (w**2).sum()),
         num_draws=int(alive.sum()),
-        kl=Estimate(max(0.0, -math.log(gain.value)), gain.standard_error / gain.value),
+        kl=Estimate(max(0.0, -math.log(gain.value)), kl_error),
         pool=pool.engine + (f" of {pool.model}" if pool.model else ""),
         exact=pool.exact,
     )
@@ -95,5 +99,6 @@ def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
     return found
 
 
-def _error(tilted: Posterior, values: Tensor) -> float:
-    return tilted.mean(lambda particles: values).standard_error
+def _errors(tilted: Posterior, values: Tensor) -> list[float]:
+    """Standard errors of the means of values [R, N, K], one for each k."""
+    return [tilted.mean(lambda particles, v=v: v).standard_error for v in values.unbind(-1)]
