@@ -91,8 +91,8 @@ def refuse_infinite(f: Tensor, model_trace: Any) -> None:
             share = float((~site["log_prob"].isfinite()).double().mean())
             if "constrains" in site["infer"].get("ppl_align", {}):
                 raise RunError(
-                    f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they could "
-                    f"and ended without meeting it. Raise max_new_tokens, or use SMC or importance sampling"
+                    f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they "
+                    f"could and ended without meeting it. Raise max_new_tokens, or use SMC or importance sampling"
                 )
             raise RunError(
                 f"SVI cannot learn from a hard rejection: {name!r} is -inf or NaN on {share:.0%} of the guide's draws. "
