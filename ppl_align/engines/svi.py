@@ -6,7 +6,7 @@ In the words of RLHF: beta * ELBO = E_q[r] - beta KL(q || p0) (Korbak, Perez & B
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -64,11 +64,11 @@ class SVI(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         guide = self._guide(task)
-        nesting = self._pilot(task)
+        nesting, environment = self._pilot(task)
         readers = foreseen(Program(task.model, task.args, task.kwargs, 1))
         if isinstance(guide, AutoGuide):
             guide.nesting, guide.readers = nesting, readers
-        losses = self.train(task, guide, nesting)
+        losses = self.train(task, guide, nesting, environment)
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting
         shape = (self.num_replicates, self.num_particles)
@@ -89,18 +89,20 @@ class SVI(Engine):
             return AutoGuide(task.model, self.guide, self.rank)
         return ProgramGuide(self.guide)
 
-    def _pilot(self, task: Task) -> int:
-        """Two draws from the prior: are the program's sites and plates as SVI needs them? Returns its plate nesting."""
+    def _pilot(self, task: Task) -> tuple[int, Sequence[str]]:
+        """Two draws from the prior: are the program's sites and plates as SVI needs them?
+
+        Returns its plate nesting, and the sites at which the world answers."""
         program = Program(task.model, task.args, task.kwargs, 2)
         sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
-        sweep.run()
-        return program.nesting
+        environment = sweep.run().environment
+        return program.nesting, environment
 
-    def train(self, task: Task, guide: Any, nesting: int) -> list[float]:
+    def train(self, task: Task, guide: Any, nesting: int, environment: Sequence[str] = ()) -> list[float]:
         """Pyro's SVI, ``num_steps`` times; the loss of each step."""
         settings: Any = lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0}  # noqa: E731
         optimiser = pyro.optim.ClippedAdam(settings)
-        elbo = LeaveOneOutELBO(self.num_particles, nesting)
+        elbo = LeaveOneOutELBO(self.num_particles, nesting, environment)
         svi = pyro.infer.SVI(task.model, guide, optimiser, elbo)
         losses = []
         for step in range(self.num_steps):

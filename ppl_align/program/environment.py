@@ -150,7 +150,7 @@ def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_r
     shape = _joint_shape(name, arrays)
     columns = [np.broadcast_to(a, shape).reshape(-1).tolist() for a in arrays]
     rows = list(zip(*columns, strict=True)) if columns else [()]
-    tables = _memory.get()
+    tables = None if sketching() else _memory.get()  # what stands in for answers in a sketch is not to be remembered
     known: Answers = {} if tables is None else tables.setdefault((name, identity(world)), {})
     keys = [tuple(map(content, row)) for row in rows]
     for key, row in zip(keys, rows, strict=True):
