@@ -15,8 +15,9 @@ import torch
 from conftest import SEED
 from torch import Tensor
 
-from ppl_align import Exact, ImportanceSampling, Rejection, completion, inspect, reward
+from ppl_align import CallableLM, Exact, ImportanceSampling, Rejection, completion, constrain, inspect, reward
 from ppl_align.cli import main
+from ppl_align.constraints import Contains
 from ppl_align.engines.base import isolated
 from ppl_align.errors import InputError
 from ppl_align.inspection.pool import Pool, complete, draw_pool
@@ -282,6 +283,23 @@ def test_what_cannot_be_done_says_why() -> None:
     assert lines["rejection"].lm_tokens is None
     rejecting = {p.engine: p for p in inspect(PROGRAMS["hard_rejection"], num_prefixes=0).predictions}
     assert "no gradient" in rejecting["svi"].note
+
+
+LETTERS = CallableLM(3, lambda prefix: torch.tensor([[0.3, 0.0, -0.5]]).repeat(len(prefix), 1), 2, ["a", "b", ""])
+
+
+def constrained() -> None:
+    constrain("a b in it", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))
+
+
+def test_a_hard_constraint_is_drawn_from_within() -> None:
+    found = inspect(constrained, num_draws=1000, num_prefixes=4)
+    lines = {p.engine: p for p in found.predictions}
+    assert found.pool.constraints == ("a b in it",)
+    assert all("from within 'a b in it'" in lines[engine].note for engine in ("importance", "smc", "svi"))
+    assert lines["rejection"].lm_tokens is not None
+    log_evidence = Oracle(constrained).log_evidence  # KL = -log Z where w is 0 or 1
+    assert abs(found.written.kl.value + log_evidence) < 4.5 * found.written.kl.standard_error
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.predictive import PriorReward
 from ppl_align.inspection.strengths import SLIGHT, Strength, useful_range
@@ -38,6 +40,9 @@ def _range(pool: Pool, grid: Sequence[Strength], beta: float | None) -> str:
 
 def _as_written(pool: Pool, written: Strength, beta: float | None) -> str:
     at = f"at beta {beta:.3g}" if beta else "as written"
+    if pool.constraints and not written.enough:
+        meets = float(torch.stack([pool.factors[name].isfinite() for name in pool.constraints]).all(0).double().mean())
+        return f"{at}, {100 * meets:.2g}% of the prior's draws meet the constraints: engines draw from within them."
     if written.ess == 0:
         return f"{at}, all {pool.num_draws} draws of the prior are rejected: what is asked for is rare."
     if written.enough:

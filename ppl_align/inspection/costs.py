@@ -5,6 +5,8 @@
 * SMC: a particle is at most one effective draw, so ``goal`` particles at least; what a twist saves is not known
   beforehand, and SMC without one draws as often as importance sampling;
 * SVI: its default budget, counted; what the guide will have learned is not known beforehand;
+* under a hard constraint the first, second and fourth draw from within it: what that takes, draws of the prior cannot
+  tell;
 * exact: the number of sequences, where they can be listed.
 """
 
@@ -36,6 +38,11 @@ class Prediction:
 
 def predict(pool: Pool, goal: int) -> list[Prediction]:
     """A line for each engine; ``goal`` effective draws (then Zhat is within about 1 / sqrt(goal))."""
+    if pool.constraints:
+        note = f"draws from within {pool.constraints[0]!r}: draws of the prior cannot tell"
+        unknown = Estimate(math.nan, math.nan)
+        within = [Prediction(engine, unknown, None, None, False, note) for engine in ("importance", "smc", "svi")]
+        return [*within, _rejection(pool, goal), _exact(pool)]
     w = Weighted(pool.log_weight)
     each = w.draws_per_effective
     sampling = Estimate(goal * each.value, goal * each.standard_error)

@@ -37,6 +37,7 @@ class Pool:
     ``texts``      by completion site, a list of texts for each draw (several where a plate holds several)
     ``sites``      the distribution of every latent site (as of the first batch)
     ``environment``  the latents at which the world answers
+    ``constraints``  the factors that are hard constraints: engines draw from within them, this pool does not
     """
 
     program: Program
@@ -49,6 +50,7 @@ class Pool:
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
     sites: dict[str, Any] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
     cost: Cost = field(default_factory=Cost)
 
     @property
@@ -97,12 +99,15 @@ def draw_pool(
     traced = poutine.trace(model)
     program, parts = Program(traced, args, kwargs, num_draws), []
     sites: dict[str, Any] = {}
+    constraints: tuple[str, ...] = ()
     with measure() as cost:
         for start in range(0, num_draws, BATCH):
             batch = program.with_particles(min(BATCH, num_draws - start))
             values, log_prior, execution = complete(batch, {})
             program.nesting, program._order = batch.nesting, batch._order
-            sites = sites or {name: traced.trace.nodes[name]["fn"] for name in values}
+            nodes: Any = traced.trace.nodes
+            sites = sites or {name: nodes[name]["fn"] for name in values}
+            constraints = tuple(name for name in execution.factors if "constrains" in _notes(nodes[name]))
             parts.append((values, log_prior, execution))
             progress(start + batch.num_particles, num_draws, "draws of the prior")
     if not sites:
@@ -120,7 +125,12 @@ def draw_pool(
     texts = {name: [row for v, _, e in parts for row in _texts(v[name], e.sources[name])] for name in last.sources}
     program.model = model  # the trace has served its purpose, and would hold on to every later execution
     world = tuple(last.environment)
-    return Pool(program, values, log_prior, factors, rewards, last.scales, last.log_upper, texts, sites, world, cost)
+    known = (factors, rewards, last.scales, last.log_upper, texts)
+    return Pool(program, values, log_prior, *known, sites, world, constraints, cost)
+
+
+def _notes(node: Any) -> Any:
+    return node["infer"].get("ppl_align", {})
 
 
 def _texts(tokens: Tensor, source: CompletionDistribution) -> list[list[str]]:
