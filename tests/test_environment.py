@@ -1,0 +1,199 @@
+"""What the world answers: asked once, replayed as it was, never steered."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from worlds import GUEST, HOST, speaker, talk
+
+from ppl_align import SMC, Exact, ImportanceSampling, completion, environment, reward
+from ppl_align.cost import measure
+from ppl_align.errors import InputError, ModelError, RunError
+from ppl_align.program import Program
+from ppl_align.text import Texts
+
+# -- functions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_tool_is_asked_once_about_each_distinct_input():
+    asked = []
+
+    def tool(text, times):
+        asked.append((text, times))
+        return text * times
+
+    with measure() as cost:
+        answers = environment("tool", tool, Texts(["a", "b", "a"]), torch.tensor([2, 1, 2]))
+    assert answers.tolist() == ["aa", "b", "aa"]
+    assert asked == [("a", 2), ("b", 1)]
+    assert cost.environment_calls == 2
+
+
+def test_numbers_come_back_as_a_tensor():
+    lengths = environment("length", len, Texts(["a", "bcd"]))
+    assert lengths.tolist() == [1, 3]
+    assert lengths.dtype == torch.long
+    assert environment("half", lambda n: n / 2, lengths).tolist() == [0.5, 1.5]
+    assert environment("greeting", lambda name: f"hello {name}", "you") == "hello you"
+
+
+def searching():
+    query = completion("query", HOST, " hm", max_new_tokens=2)
+    found = environment("search", lambda text: {"yes": " no", "no": " hm"}.get(text.split()[0], " yes"), query)
+    answer = completion("answer", HOST, found, max_new_tokens=1)
+    reward("same", lambda texts: [float(a == b) for a, b in map(str.split, texts)], found + answer.text, upper=1)
+
+
+def test_a_tool_without_randomness_is_part_of_the_program_and_nothing_else():
+    exact = Exact().run(searching)
+    assert exact.environment == ()
+    assert exact.optimism is None
+    # P(found, answer agree) under p0, by hand: first word yes -> no, no -> hm, hm -> yes
+    agree = 0.5 * 0.3 + 0.3 * 0.2 + 0.2 * 0.5
+    assert math.isclose(float(exact.log_evidence), math.log(1 - agree + agree * math.e), rel_tol=1e-9)
+    run = ImportanceSampling(num_particles=200).run(searching)
+    assert run.cost.environment_calls == 3**2, "one call for each query, however often the program is executed"
+    value, error = run.mean("same")
+    assert abs(value - exact.mean("same").value) < 4 * error
+
+
+def test_an_answer_is_executed_again_as_it_was():
+    def program():
+        word = completion("word", HOST, " hm", max_new_tokens=1)
+        said = environment("said", lambda text, rng: f"{text} {rng.random()}", word)
+        if said.shape == (5,):
+            seen.append(said.tolist())
+        completion("next", HOST, " hm", max_new_tokens=1)
+
+    seen: list = []
+    run = ImportanceSampling(num_particles=5, num_replicates=1).run(program)
+    assert len({answer.split()[1] for answer in seen[-1]}) == 5, "each particle has a seed of its own"
+    assert seen[-1] == seen[-2], "the program was executed anew after the last completion"
+    again = Program(program, (), {}, 5)
+    again.run({name: getattr(value, "tokens", value)[0] for name, value in run.particles.items()}, draw=False)
+    assert seen[-1] == seen[-3], "and now once more"
+
+
+def test_by_hand_each_element_has_its_own_randomness():
+    answers = environment("die", lambda text, rng: text + str(rng.random()), Texts(["a", "a"]))
+    assert answers.flat[0] != answers.flat[1]
+
+
+def noisy():
+    said = completion("said", HOST, " hm", max_new_tokens=1)
+    reply = environment("reply", lambda text, z: text if z < 2 else " no", said, noise=dist.Categorical(torch.ones(3)))
+    reward("agrees", lambda texts: [float(text == " yes") for text in texts], reply, beta=0.5, upper=1.0)
+
+
+def test_noise_with_few_values_can_be_enumerated():
+    exact = Exact().run(noisy)
+    assert exact.environment == ("reply",)
+    assert math.isclose(float(exact.log_evidence), math.log(1 + 0.5 * (2 / 3) * (math.e**2 - 1)), rel_tol=1e-6)
+    assert math.isclose(exact.optimism.gets["agrees"].value, (2 / 3) * float(exact.mean(_says_yes).value), rel_tol=1e-6)
+    value, error = SMC(num_particles=300).run(noisy).mean("agrees")
+    assert abs(value - exact.mean("agrees").value) < 4 * error
+
+
+def _says_yes(particles):
+    return (particles["said"].tokens[..., 0] == 0).double()
+
+
+def test_inside_a_plate():
+    def program():
+        with pyro.plate("guests", 2):
+            said = completion("said", HOST, [" yes", " no"], max_new_tokens=1)
+            reply = environment("reply", GUEST, said, max_new_tokens=1)
+            mood = environment("mood", lambda a, b, z: float(a == b) + z, said, reply, noise=dist.Bernoulli(0.5))
+            reward("r", lambda m: m[..., 0], mood[..., None], beta=0.7)
+
+    exact = Exact().run(program)
+    value, error = ImportanceSampling(num_particles=2000).run(program).mean("r")
+    assert abs(value - exact.mean("r").value) < 4 * error
+    for part in exact.log_prior.values():
+        assert part.shape == exact.log_weight.shape
+
+
+# -- one clear line ----------------------------------------------------------------------------------------------------
+
+
+def recursive(text):
+    return environment("inner", len, text)
+
+
+def a_site(text):
+    return completion("inner", HOST, text, max_new_tokens=1).text
+
+
+@pytest.mark.parametrize(
+    ("world", "options", "error", "line"),
+    [
+        (lambda text: 1 / 0, {}, RunError, r"environment 'w' raised ZeroDivisionError: .*, asked about ' hm'"),
+        (lambda: "a", {}, RunError, r"environment 'w' raised TypeError: .*1 was given"),
+        (lambda text: [text], {}, RunError, r"one particle at a time.*asked about ' hm' it returned a list of 1"),
+        (lambda text: None, {}, RunError, r"with a string or a number.*returned None"),
+        (lambda text: math.nan, {}, RunError, r"returned nan"),
+        (recursive, {}, ModelError, r"environment 'w' is circular: its function runs 'inner'"),
+        (a_site, {}, ModelError, r"environment 'w' is circular: its function runs 'inner'"),
+        (3, {}, InputError, r"a function, a Pyro distribution or a language model, got int"),
+        (dict, {}, InputError, r"got the class dict"),
+        (len, {"noise": 2}, InputError, r"noise= takes a Pyro distribution, got int"),
+        (len, {"max_new_tokens": 2}, InputError, r"max_new_tokens= goes with a language model"),
+        (HOST, {"noise": dist.Bernoulli(0.5)}, InputError, r"a language model takes one prompt"),
+        (dist.Bernoulli(0.5), {}, InputError, r"a distribution takes no inputs"),
+    ],
+)
+def test_what_cannot_answer_says_so_in_one_line(world, options, error, line):
+    def program():
+        completion("said", HOST, " hm", max_new_tokens=1)
+        environment("w", world, " hm", **options)
+
+    with pytest.raises(error, match=line) as caught:
+        ImportanceSampling(num_particles=4).run(program)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_and_numbers_do_not_mix():
+    with pytest.raises(RunError, match="now with text, now with numbers"):
+        environment("w", lambda text: text if text == "a" else 1, Texts(["a", "b"]))
+
+
+def test_shapes_that_do_not_fit():
+    with pytest.raises(InputError, match=r"shapes \(2,\), \(3,\), which do not fit together"):
+        environment("w", lambda a, b: a, Texts(["a", "b"]), torch.zeros(3))
+
+
+# -- a simulated user --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", [ImportanceSampling, SMC])
+def test_a_proposal_does_not_speak_for_the_world(engine):
+    run = engine(num_particles=500, proposal=speaker(0.1, 0.1, 0.8)).run(talk)
+    exact = Exact().run(talk)
+    value, error = run.mean("mood")
+    assert abs(value - exact.mean("mood").value) < 4 * error
+    heard = run.particles["heard"].tokens
+    if run.independent:  # as drawn, before any weight: the guest's own law, and no other
+        assert abs(float((heard == 1).double().mean()) - 0.7) < 4 * 0.5 / heard.numel() ** 0.5
+    assert run.environment == ("heard",)
+
+
+def test_a_twist_does_not_steer_the_world(monkeypatch):
+    drawn = []
+    original = SMC(num_particles=100, twist="prefix", ess_threshold=1.0)
+    during = type(original).__module__
+
+    def spy(self, sweep, site, population):
+        drawn.append(site.name)
+        return kept(self, sweep, site, population)
+
+    steering = importlib.import_module(during)._Steering
+    kept = steering.during
+    monkeypatch.setattr(steering, "during", spy)
+    value, error = original.run(talk).mean("mood")
+    assert set(drawn) == {"said"}
+    assert abs(value - Exact().run(talk).mean("mood").value) < 4 * error
