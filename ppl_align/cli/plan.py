@@ -81,6 +81,8 @@ def make_plan(
         given = {name: cell for name, cell in row.items() if arguments.accepts(name)}
         if data.suffix.lower() == ".csv":
             given = {name: arguments.convert(name, cell, f"{label}: {name}") for name, cell in given.items()}
+            if not isinstance(given["prompt"], (str, list)):  # a number is text to continue; a list, chat messages
+                given["prompt"] = row["prompt"]
         args, kwargs = arguments.bind({**values, **given}, f"{label}: ")
         jobs.append(Job(args, kwargs, seed + number, f"{number:0{width}d}", row["prompt"]))
     ignored = [name for name in columns(rows) if not arguments.accepts(name)]
