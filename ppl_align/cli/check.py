@@ -70,10 +70,6 @@ class Draws:
         """Name, kind, shape for one particle, and distribution of every site."""
         rows = []
         for name, node in self.nodes.items():
-            if node["type"] != "sample" or type(node["fn"]).__name__ == "_Subsample":
-                continue
-            if node["infer"].get("_deterministic"):
-                continue
             fn = node["fn"]
             kind, source = type(fn).__name__, ""
             if name in self.execution.rewards:

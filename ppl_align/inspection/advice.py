@@ -21,8 +21,8 @@ def advise(
 
 
 def _range(pool: Pool, grid: Sequence[Strength], beta: float | None) -> str:
-    if not pool.rewards:
-        return "There is no reward, so no beta to choose."
+    if not pool.chosen:
+        return "There is no reward with a beta of its own, so none to choose."
     found = useful_range(list(grid))
     n = pool.num_draws
     if found is None:

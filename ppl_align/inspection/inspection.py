@@ -75,8 +75,7 @@ class Inspection:
     @property
     def beta(self) -> float | None:
         """beta / weight of the only reward; None where there are several, or it is wanted small."""
-        scales = [reward.scale for reward in self.rewards]
-        return 1 / scales[0] if len(scales) == 1 and scales[0] > 0 else None
+        return self.pool.beta
 
     def __str__(self) -> str:
         from ppl_align.report.inspection import tables
@@ -155,7 +154,6 @@ def inspect(
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
     happened = predictive.events(pool, events or {})
-    single = rewards[0].scale if len(rewards) == 1 and rewards[0].scale > 0 else None
     sources = pool.completions.values()
     prompts = {source.lm.decode(prompt) for source in sources for prompt in source.prompts[:8]}
     return Inspection(
@@ -171,7 +169,7 @@ def inspect(
         profile=paid,
         predictions=tuple(predict(pool, goal)),
         events=tuple(happened),
-        advice=tuple(advise(pool, written, grid, rewards, None if single is None else 1 / single)),
+        advice=tuple(advise(pool, written, grid, rewards, pool.beta)),
         goal=goal,
         seed=seed,
         pool=pool,

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppl_align.completions import Completion
@@ -21,6 +20,7 @@ from ppl_align.errors import ModelError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
+from ppl_align.program.record import Record
 
 BATCH = 512
 """Particles decoded together at most: memory."""
@@ -38,6 +38,7 @@ class Pool:
     ``sites``      the distribution of every latent site (as of the first batch)
     ``environment``  the latents at which the world answers
     ``constraints``  the factors that are hard constraints: engines draw from within them, this pool does not
+    ``targets``    rewards whose weight is solved for (a moment constraint): no beta of theirs could be chosen
     """
 
     program: Program
@@ -51,6 +52,7 @@ class Pool:
     sites: dict[str, Any] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     cost: Cost = field(default_factory=Cost)
 
     @property
@@ -59,13 +61,24 @@ class Pool:
 
     @property
     def tilt(self) -> Tensor:
-        """psi_rewards: what all rewards say together, nats."""
-        return self._total(name for name in self.factors if name in self.rewards)
+        """psi_rewards: what all rewards that have a beta say together, nats."""
+        return self._total(self.chosen)
 
     @property
     def other(self) -> Tensor:
         """psi_other: observations, constraints and raw factors, nats."""
-        return self._total(name for name in self.factors if name not in self.rewards)
+        return self._total(name for name in self.factors if name not in self.chosen)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The rewards whose beta somebody chose."""
+        return [name for name in self.rewards if name not in self.targets]
+
+    @property
+    def beta(self) -> float | None:
+        """beta / weight of the only reward; None where there are several, or it is wanted small."""
+        scales = [self.scales[name] for name in self.chosen]
+        return 1 / scales[0] if len(scales) == 1 and scales[0] > 0 else None
 
     @property
     def log_weight(self) -> Tensor:
@@ -96,18 +109,19 @@ def draw_pool(
     progress: Callable[[int, int, str], None],
 ) -> Pool:
     """``num_draws`` draws of the prior of a program. Raises ``ModelError`` where there is no latent to draw."""
-    traced = poutine.trace(model)
-    program, parts = Program(traced, args, kwargs, num_draws), []
+    program, record = Program(model, args, kwargs, num_draws), Record()
+    parts: list[tuple[dict[str, Tensor], dict[str, Tensor], Execution]] = []
     sites: dict[str, Any] = {}
     constraints: tuple[str, ...] = ()
     with measure() as cost:
         for start in range(0, num_draws, BATCH):
             batch = program.with_particles(min(BATCH, num_draws - start))
-            values, log_prior, execution = complete(batch, {})
+            with record:
+                values, log_prior, execution = complete(batch, {})
             program.nesting, program._order = batch.nesting, batch._order
-            nodes: Any = traced.trace.nodes
-            sites = sites or {name: nodes[name]["fn"] for name in values}
-            constraints = tuple(name for name in execution.factors if "constrains" in _notes(nodes[name]))
+            if not parts:
+                sites = {name: record.nodes[name]["fn"] for name in values}
+                constraints = tuple(name for name in execution.factors if "constrains" in _notes(record.nodes[name]))
             parts.append((values, log_prior, execution))
             progress(start + batch.num_particles, num_draws, "draws of the prior")
     if not sites:
@@ -123,10 +137,9 @@ def draw_pool(
     )
     last = parts[-1][2]
     texts = {name: [row for v, _, e in parts for row in _texts(v[name], e.sources[name])] for name in last.sources}
-    program.model = model  # the trace has served its purpose, and would hold on to every later execution
     world = tuple(last.environment)
     known = (factors, rewards, last.scales, last.log_upper, texts)
-    return Pool(program, values, log_prior, *known, sites, world, constraints, cost)
+    return Pool(program, values, log_prior, *known, sites, world, constraints, tuple(last.targets), cost)
 
 
 def _notes(node: Any) -> Any:

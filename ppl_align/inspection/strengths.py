@@ -46,7 +46,7 @@ def strength(pool: Pool, factor: float) -> Strength:
 
 def strengths(pool: Pool) -> list[Strength]:
     """The grid, smallest beta first; a program without rewards has only itself."""
-    return [strength(pool, factor) for factor in (FACTORS if pool.rewards else (1.0,))]
+    return [strength(pool, factor) for factor in (FACTORS if pool.chosen else (1.0,))]
 
 
 def useful_range(found: list[Strength]) -> tuple[float, float] | None:
@@ -76,7 +76,7 @@ def sensitivities(pool: Pool) -> list[Sensitivity]:
     for name, part in pool.factors.items():
         less = Weighted(pool.without(name))
         slope = None
-        if name in pool.rewards:
+        if name in pool.rewards and pool.chosen:
             moved = whole.covariance(pool.rewards[name], tilt)
             slope = Estimate(-moved.value, moved.standard_error)
         gain = whole.gain(part, less)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ppl_align.completions import Completion
@@ -18,6 +17,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
 from ppl_align.program.compiled import STATIC
 from ppl_align.program.environment import remembered_answers
+from ppl_align.program.record import Record
 from ppl_align.rewards.cache import reward_cache
 from ppl_align.seeds import mix
 
@@ -28,7 +28,7 @@ class Glance:
     """``num_draws`` draws of the prior and what the program says of them.
 
     ``values``     every latent by site, [P, ...]        ``execution``  the run of the program on them
-    ``nodes``      the sites as Pyro traced them         ``cost``       of drawing them
+    ``nodes``      every site, Pyro's message of it         ``cost``       of drawing them
 
     The random numbers come from ``seed`` alone, and the global ones are left as they are."""
 
@@ -36,11 +36,11 @@ class Glance:
         self, model: Callable[..., Any], args: Any = (), kwargs: Any = None, seed: int = 0, num_draws: int = DRAWS
     ) -> None:
         self.model, self.seed = model, seed
-        traced = poutine.trace(model)
-        self.program = Program(traced, tuple(args), dict(kwargs or {}), num_draws)
+        self.program = Program(model, tuple(args), dict(kwargs or {}), num_draws)
+        record = Record()
         self.values: dict[str, Tensor] = {}
         self._asked = 0
-        with isolated(mix(seed, "glance")), remembered_answers(), measure() as self.cost, reward_cache():
+        with isolated(mix(seed, "glance")), remembered_answers(), measure() as self.cost, reward_cache(), record:
             while True:
                 self.execution: Execution = self.program.run(self.values, draw=True)
                 self.values |= self.execution.drawn
@@ -49,8 +49,7 @@ class Glance:
                 name, fn = self.execution.pending.name, self.execution.pending.fn
                 tokens = Population(fn).run().tokens
                 self.values[name] = tokens.reshape(*fn.batch_shape, fn.max_new_tokens)
-        self.nodes: Mapping[str, Any] = traced.trace.nodes if hasattr(traced, "trace") else {}
-        self.program.model = model  # later runs need no trace
+        self.nodes: Mapping[str, Any] = record.nodes
 
     @property
     def num_draws(self) -> int:

@@ -23,6 +23,8 @@ def beta_out_of_scale(glance: Glance) -> Iterator[Finding]:
     """The spread of each reward in nats, and of all factors together."""
     run = glance.execution
     for name in run.rewards:
+        if name in run.targets:
+            continue  # its weight is solved for
         text = out_of_scale(name, run.factors[name], run.scales[name])
         if text is not None:
             yield Finding("beta out of scale", "warning", text)

@@ -35,7 +35,8 @@ def findings(posterior: Posterior) -> list[str]:
 def _of_rewards(posterior: Posterior) -> Iterator[str]:
     for name, r in posterior.rewards.items():
         text = constant_reward(name, r.reshape(-1))
-        text = text or out_of_scale(name, posterior.factors[name].reshape(-1), posterior.scales[name])
+        if name not in posterior.targets:  # else its weight is solved for
+            text = text or out_of_scale(name, posterior.factors[name].reshape(-1), posterior.scales[name])
         if text is not None:
             yield text
 

@@ -50,7 +50,7 @@ def _layout(found: Inspection) -> RenderableType:
     for title, table in sections.items():
         if table is not None:
             parts += [Text(), Text(title, style="bold"), table]
-            if title.startswith("What each") and found.rewards:
+            if title.startswith("What each") and found.pool.chosen:
                 parts.append(Text(f"(all betas together: d log Z / d log beta = {_shown(found.slope)} nats)"))
     parts += [Text(), *map(Text, _variety(found))]
     first, *others = found.advice
