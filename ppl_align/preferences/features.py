@@ -9,7 +9,7 @@ components. Then the k x k covariance is well conditioned, NUTS mixes, and one p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -61,6 +61,20 @@ class LMFeatures:
             hook.remove()
         hidden = seen[0].float()
         return ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """``features`` that are asked about each text only once, as long as this object lives."""
+
+    features: Features
+    _known: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, evaluate_features(self.features, new), strict=True))
+        return torch.stack([self._known[text] for text in texts])
 
 
 @dataclass(frozen=True, eq=False)
