@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         Engine,
         Exact,
         ImportanceSampling,
+        LookAhead,
         Nested,
         Rejection,
         evidence_bounds,
+        look_ahead,
     )
     from ppl_align.inspection import Inspection, inspect
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
@@ -63,6 +65,8 @@ _HOME = {
     "SMC": "ppl_align.engines",
     "SVI": "ppl_align.engines",
     "evidence_bounds": "ppl_align.engines",
+    "LookAhead": "ppl_align.engines",
+    "look_ahead": "ppl_align.engines",
     "Inspection": "ppl_align.inspection",
     "inspect": "ppl_align.inspection",
     "LM": "ppl_align.lm",
@@ -105,6 +109,7 @@ __all__ = [
     "Exact",
     "ImportanceSampling",
     "Inspection",
+    "LookAhead",
     "MarkovLM",
     "Mixture",
     "MomentConstraint",
@@ -123,6 +128,7 @@ __all__ = [
     "goes_on",
     "inspect",
     "label",
+    "look_ahead",
     "moment_constraint",
     "power",
     "prefers",

@@ -13,35 +13,59 @@ where psi_l(s), without v, is the same with the mean P(s -> s'). Both are learne
 the word itself may not occur once: the LM's next-token *mass* that moves the automaton is seen on every prefix
 (:mod:`ppl_align.engines.moves`).
 
-Any psi that is positive where success is possible leaves E[Zhat] = Z; the pool only decides how much Zhat varies.
+Any psi that is positive where success is possible leaves E[Zhat] = Z; the pool only decides how much Zhat varies. But a
+psi that is far too small somewhere makes Zhat heavy-tailed, which looks like a bias until the rare draw comes. Two
+precautions cost next to nothing: no state is thought much worse than the start, and one token in ten is drawn from
+the prior, as far as the constraint allows.
 (Twisted SMC: Guarniero, Johansen & Lee 2017, arXiv:1511.06286; Zhao et al. 2024, arXiv:2404.17546.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_align.constraints.automata import AutomatonReader
-from ppl_align.engines.moves import Moves, observe_moves
-from ppl_align.lm.base import Ids
+from ppl_align.constraints.base import Constraint
+from ppl_align.engines.base import isolated
+from ppl_align.engines.moves import observe
+from ppl_align.errors import InputError
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
+from ppl_align.program.constrain import compiled
+from ppl_align.seeds import mix
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
+RELATIVE_FLOOR = 0.05  # the same, as a share of what it is worth at the start
+DEFENSIVE = 0.1  # share of the tokens drawn from the confined prior
+SHARE = 0.05  # of a state's success: what a move must contribute for its last token to be looked at
 
 
 @dataclass(eq=False)
 class LookAhead:
-    """psi of one automaton: ``success`` [T + 1, S] psi_l(s); ``moves`` what is known of P(s -> s' | v)."""
+    """psi of one automaton: ``success`` [T + 1, S] psi_l(s); ``by_token``, for moves s -> s' that matter: how much more
+    likely than usual they are after each last token, P(s -> s' | v) - P(s -> s') [V]."""
 
     reader: AutomatonReader
     success: Tensor
-    moves: Moves
+    by_token: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
     _table: tuple[int, Tensor] = field(default_factory=lambda: (-1, torch.zeros(0)))
+
+    def checked(self, source: CompletionDistribution) -> LookAhead:
+        """Itself; raises ``InputError`` unless it reaches as far as the completion."""
+        needed = (source.max_new_tokens + 1, self.reader.automaton.num_states)
+        if self.success.shape[0] < needed[0] or self.success.shape[1:] != needed[1:]:
+            raise InputError(
+                f"this LookAhead has success of shape {list(self.success.shape)}, but the completion needs {list(needed)} "
+                f"(tokens left, states)"
+            )
+        return self
 
     def table(self, left: int) -> Tensor:
         """log psi_l(s, v), ``[S, V]`` nats; -inf exactly where no success is possible."""
@@ -49,10 +73,11 @@ class LookAhead:
             psi = self.success[left][:, None].expand(-1, self.reader.automaton.vocab_size).clone()
             if left > 0:
                 later = self.success[left - 1]
-                for (state, target), (usual, by_token) in self.moves.by_token.items():
-                    psi[state] += (by_token - usual) * later[target]
+                for (state, target), surplus in self.by_token.items():
+                    psi[state] += surplus * later[target]
             possible = self.reader.distance <= left
-            self._table = (left, torch.where(possible[:, None], psi.clamp(FLOOR, 1.0), 0.0).log())
+            floor = max(FLOOR, RELATIVE_FLOOR * float(self.success[left, self.reader.automaton.start]))
+            self._table = (left, torch.where(possible[:, None], psi.clamp(floor, 1.0), 0.0).log())
         return self._table[1]
 
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
@@ -70,14 +95,33 @@ class LookAhead:
         return values[where]
 
 
+def look_ahead(
+    lm: LM, constraint: Constraint, prompt: Any = "", max_new_tokens: int = 32, *, num_pool: int = 64, seed: int = 0
+) -> LookAhead:
+    """Learn psi once, to be used by many runs: ``SMC(twist=look_ahead(lm, Contains("word"), prompt, 24))``.
+
+    Arguments as of ``completion``. Raises ``InputError`` for a constraint that cannot look ahead."""
+    reader = compiled(constraint, lm)
+    if not isinstance(reader, AutomatonReader):
+        raise InputError(f"{constraint!r} cannot look ahead: only Contains, EndsWith and AcceptedBy can")
+    with isolated(mix(seed, "lookahead")):
+        return learn(lm.completion(prompt, max_new_tokens), reader, num_pool)
+
+
 def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> LookAhead:
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
-    moves = observe_moves(source, reader, num_pool)
+    moves = observe(source, reader, num_pool)
     accepting = reader.automaton.accepting.double()
     psi = [accepting]
     for _ in range(source.max_new_tokens):
         psi.append(moves.mean[:, :-1] @ psi[-1] + moves.mean[:, -1] * accepting)
-    return LookAhead(reader, torch.stack(psi), moves)
+    features, by_token = source.lm.token_features, {}
+    gain = moves.mean[:, :-1] * psi[-1]
+    for state, target in ((gain > SHARE * psi[-1][:, None]) & (psi[-1] > 2 * psi[-1][:, None])).nonzero().tolist():
+        after = None if features is None else moves.after(state, target, features)
+        if after is not None:
+            by_token[state, target] = after - moves.mean[state, target]
+    return LookAhead(reader, torch.stack(psi), by_token)
 
 
 class LookingAhead(Restriction):
@@ -90,7 +134,9 @@ class LookingAhead(Restriction):
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
         left = self.max_new_tokens - len(prefixes[0]) - 1
         tilt = torch.stack([look.then(prefixes, left) for look in self.looks]).sum(0)
-        return self.confine(log_probs + tilt.to(log_probs), allowed & tilt.isfinite())
+        leaning = self.confine(log_probs + tilt.to(log_probs), allowed & tilt.isfinite())
+        safe = self.confine(log_probs, allowed)
+        return torch.logaddexp(leaning + math.log(1 - DEFENSIVE), safe + math.log(DEFENSIVE))
 
     def log_success(self, prefixes: Sequence[Ids]) -> Tensor:
         """log psi of running prefixes of one length, ``[m]`` nats."""

@@ -1,10 +1,10 @@
 """How the next token moves an automaton, seen on a pool of draws: on average, and after each last token.
 
 Every prefix of the pool tells P(s -> s' | prefix), the LM's mass on the tokens that lead from state s to s', whether
-or not one of them is drawn. So that states inside a word are seen as well, the pool follows the word more often than
-the LM would, and is weighed for it:
+or not one of them is drawn. So that rare states are seen as well, the pool visits them more often than the LM would,
+and is weighed for it:
 
-    q_pool = (1 - e) p0 + e p0(. | a step nearer),      e = 1/T outside of the word, 1/2 inside it
+    q_pool = (1 - e) p0 + e mean over states s' != s of p0(. | leads to s'),      e = 1/T at the start, 1/2 elsewhere
 
 How likely a word comes next depends above all on the token before it (" very", then " funny"). So log P(s -> s') is
 regressed on the embedding of the last token, a ridge regression whose penalty is chosen by its exact leave-one-out
@@ -26,21 +26,35 @@ from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
 
-INSIDE = 0.5
-FEWEST = 32  # prefixes in a state, below which only its mean is used
+ELSEWHERE = 0.5
+FEWEST = 32  # different last tokens, below which only the mean is used
 PENALTIES = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """``mean``  [S, S + 1] mean mass from state to state, the last column to EOS
-    ``by_token``  for some (s, s'): (mean mass, mass after each last token [V])"""
+    """What a pool of n prefixes says of an automaton with S states.
 
+    ``states`` [n], ``last`` [n] the last token, ``weights`` [n] p0 / q of the prefix
+    ``masses``  [n, S + 1] P(s -> s' | prefix), the last column to EOS     ``mean``  [S, S + 1] its weighted mean"""
+
+    states: Tensor
+    last: Tensor
+    weights: Tensor
+    masses: Tensor
     mean: Tensor
-    by_token: dict[tuple[int, int], tuple[float, Tensor]]
+
+    def after(self, state: int, target: int, features: Tensor) -> Tensor | None:
+        """P(s -> s' | last token) for every last token, ``[V]``; None where the pool saw too little."""
+        here = (self.states == state) & (self.masses[:, target] > 0)
+        last, weights, masses = self.last[here], self.weights[here], self.masses[here, target]
+        if len(last.unique()) < FEWEST:
+            return None
+        predicted = _predict(features, last, masses.log(), weights)
+        return predicted * (masses * weights).sum() / (predicted[last] * weights).sum()
 
 
-def observe_moves(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> Moves:
+def observe(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> Moves:
     """Draw the pool and look. A draw that has succeeded for good is not continued."""
     size = reader.automaton.num_states
     states, last, weights, masses = _pool(source, reader, num_pool)
@@ -48,26 +62,14 @@ def observe_moves(source: CompletionDistribution, reader: AutomatonReader, num_p
     weight = torch.zeros(size, dtype=torch.float64).index_add_(0, states, weights)
     mean = total / weight.clamp_min(1e-300)[:, None]
     mean = torch.where((weight > 0)[:, None], mean, mean[reader.automaton.start])  # never seen: as at the start
-    features = source.lm.token_features
-    by_token = {}
-    for state, target in _nearer_pairs(reader):
-        here = (states == state) & (masses[:, target] > 0)
-        usual = float(mean[state, target])
-        if features is not None and int(here.sum()) >= FEWEST and usual > 0:
-            predicted = _predict(features, last[here], masses[here, target].log(), weights[here])
-            by_token[state, target] = (usual, predicted * usual / _mean(predicted[last[here]], weights[here]))
-    return Moves(mean, by_token)
+    stays = torch.eye(size, size + 1, dtype=torch.float64)
+    return Moves(states, last, weights, masses, torch.where(_settled(reader)[:, None], stays, mean))
 
 
-def _nearer_pairs(reader: AutomatonReader) -> list[tuple[int, int]]:
-    """Moves by one token that bring success nearer."""
-    moves, distance = reader.automaton.transitions, reader.distance
-    return [
-        (state, target)
-        for state in range(len(distance))
-        for target in moves[state].unique().tolist()
-        if distance[target] < distance[state]
-    ]
+def _settled(reader: AutomatonReader) -> Tensor:
+    """Accepting states that nothing leads out of, ``[S]`` bool."""
+    automaton = reader.automaton
+    return automaton.accepting & (automaton.transitions == torch.arange(automaton.num_states)[:, None]).all(-1)
 
 
 def _pool(
@@ -78,7 +80,7 @@ def _pool(
     columns = moves.clone()
     if reader.eos_id is not None:
         columns[:, reader.eos_id] = size
-    settled = reader.automaton.accepting & (moves == torch.arange(size)[:, None]).all(-1)
+    settled = _settled(reader)
     flat = source.index.reshape(-1)
     spread = torch.linspace(0, len(flat) - 1, num_pool).round().long()
     population = Population(source.with_index(flat[spread.to(flat.device)]).within(_Explore(reader, source)))
@@ -106,26 +108,26 @@ def _pool(
 
 
 class _Explore(Restriction):
-    """Forbids nothing; steps nearer to success are drawn more often than the prior would."""
+    """Forbids nothing; steps into other states are drawn more often than the prior would."""
 
     def __init__(self, reader: AutomatonReader, source: CompletionDistribution) -> None:
         super().__init__([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids)
-        self.reader, distance = reader, reader.distance
-        self.nearer = distance[reader.automaton.transitions] < distance[:, None]
-        if reader.eos_id is not None:
-            self.nearer[:, reader.eos_id] = False
-        outside = distance >= distance[reader.automaton.start]
-        self.share = torch.where(outside, min(INSIDE, 1 / source.max_new_tokens), INSIDE)
+        self.reader = reader
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         return torch.ones(len(prefixes), self.reader.automaton.vocab_size, dtype=torch.bool)
 
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
-        states = self.reader.states(prefixes)
-        nearer, share = self.nearer[states].to(log_probs.device), self.share[states][:, None].to(log_probs)
-        log_step = log_probs.masked_fill(~nearer, -torch.inf).logsumexp(-1, keepdim=True)
-        gain = torch.where(nearer, (1 - share + share * (-log_step).exp()).log(), (1 - share).log())
-        return torch.where(log_step > -25, log_probs + gain, log_probs)  # where there is a step nearer at all
+        automaton, states = self.reader.automaton, self.reader.states(prefixes)
+        p = log_probs.exp().cpu().double()
+        mass = torch.zeros(len(states), automaton.num_states, dtype=torch.float64)
+        mass.scatter_add_(1, automaton.transitions[states], p)
+        there = (mass > 1e-12).scatter(1, states[:, None], False)
+        share = torch.where(states == automaton.start, min(ELSEWHERE, 1 / self.max_new_tokens), ELSEWHERE)
+        share = torch.where(there.any(-1), share, 0.0).double()[:, None]
+        gain = torch.where(there, share / (there.sum(-1, keepdim=True).clamp_min(1) * mass.clamp_min(1e-12)), 0.0)
+        q = p * (1 - share + gain.gather(1, automaton.transitions[states]))
+        return (q / q.sum(-1, keepdim=True)).log().to(log_probs)
 
 
 def _predict(features: Tensor, last: Tensor, log_mass: Tensor, weights: Tensor) -> Tensor:
@@ -150,7 +152,3 @@ def _predict(features: Tensor, last: Tensor, log_mass: Tensor, weights: Tensor) 
     assert best is not None
     predicted = level + (features.double().cpu() - centre) @ best[1]
     return predicted.clamp(float(log_mass.min()), float(log_mass.max())).exp()
-
-
-def _mean(values: Tensor, weights: Tensor) -> float:
-    return float((values * weights).sum() / weights.sum())

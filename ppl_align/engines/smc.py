@@ -14,7 +14,7 @@ from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
 from ppl_align.engines.constrained import foreseen
-from ppl_align.engines.lookahead import LookingAhead, learn
+from ppl_align.engines.lookahead import LookAhead, LookingAhead, learn
 from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
@@ -38,7 +38,8 @@ class SMC(Engine):
     ``resampling``      "systematic" (default), "stratified", "residual", "multinomial"
     ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program),
                         "prefix": what the rest of the program says of the text so far, "lookahead": how likely
-                        constraints such as ``Contains`` are still to be met (:mod:`ppl_align.engines.lookahead`),
+                        constraints such as ``Contains`` are still to be met (:mod:`ppl_align.engines.lookahead`;
+                        a ``LookAhead`` that was made before is used as it is),
                         or a function ``Prefixes -> log psi [m]``: what the program is expected to say of the finished
                         text (:mod:`ppl_align.engines.twists`)
     ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
@@ -57,7 +58,7 @@ class SMC(Engine):
     num_replicates: int = 4
     ess_threshold: float = 0.5
     resampling: str = "systematic"
-    twist: str | Twist | None = None
+    twist: str | LookAhead | Twist | None = None
     every: int | str = 1
     num_pool: int = 64
     proposal: Any = None
@@ -78,6 +79,15 @@ class SMC(Engine):
         if isinstance(self.proposal, ProgramGuide):
             raise InputError("this guide proposes whole values, not tokens: SMC cannot steer with it; use importance")
 
+    @property
+    def _looks_ahead(self) -> bool:
+        return self.twist == "lookahead" or isinstance(self.twist, LookAhead)
+
+    @property
+    def _by_constraints(self) -> bool:
+        """Prefixes are judged by hard constraints only."""
+        return self.twist is None or self._looks_ahead
+
     def _infer(self, task: Task) -> Posterior:
         size = self.num_replicates * self.num_particles
         program = Program(task.model, task.args, task.kwargs, size)
@@ -85,7 +95,7 @@ class SMC(Engine):
         readers = foreseen(program)
         sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, readers)
         steering = _Steering(self, sweep)
-        sweep.prepare = steering.look_ahead if self.twist == "lookahead" else None
+        sweep.prepare = steering.look_ahead if self._looks_ahead else None
         execution = sweep.run(during=steering.during, between=steering.between)
         if not steering.events:
             log.warning(
@@ -120,7 +130,7 @@ class _Steering:
 
     def during(self, sweep: Sweep, site: Site, population: Population) -> None:
         """After a token, before the forward: refresh the particles that are due, then maybe resample."""
-        if self.config.twist in (None, "lookahead") and population.source.restriction is None:
+        if self.config._by_constraints and population.source.restriction is None:
             return  # nothing is known of a prefix: weights wait for the end
         self.step += 1
         self.schedule = self.schedule or Schedule(self.config.every, site.fn.lm)
@@ -140,7 +150,7 @@ class _Steering:
     def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
         """The potential of the chosen particles' prefixes, [m] nats; of finished ones it is the true one."""
         sweep, twist = self.sweep, self.config.twist
-        if not twist or twist == "lookahead":
+        if self.config._by_constraints:
             return self._hope(population, chosen)
         upstream = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
         tokens = sweep.prefix(site, population, population.t)
@@ -155,7 +165,10 @@ class _Steering:
     def look_ahead(self, site: Site, restriction: Restriction) -> Restriction:
         """The constraints on a completion, looking ahead where they can."""
         readers = [reader for reader in restriction.readers if isinstance(reader, AutomatonReader)]
-        looks = [learn(site.fn, reader, self.config.num_pool) for reader in readers]
+        if isinstance(self.config.twist, LookAhead):
+            looks = [self.config.twist.checked(site.fn) for reader in readers if reader is self.config.twist.reader]
+        else:
+            looks = [learn(site.fn, reader, self.config.num_pool) for reader in readers]
         return LookingAhead(restriction, looks) if looks else restriction
 
     def _hope(self, population: Population, chosen: Tensor) -> Tensor:

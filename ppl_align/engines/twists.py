@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.engines.base import one_of
+from ppl_align.engines.lookahead import LookAhead
 from ppl_align.errors import InputError, RunError
 from ppl_align.lm.base import Ids
 
@@ -43,7 +44,7 @@ def check_twist(twist: Any) -> None:
     """Raises ``InputError`` unless it is None, ``"prefix"``, ``"lookahead"`` or a function."""
     if isinstance(twist, str) or twist is None:
         one_of("twist", twist, [None, "prefix", "lookahead"])
-    elif not callable(twist):
+    elif not callable(twist) and not isinstance(twist, LookAhead):
         raise InputError(
             f'twist must be None, "prefix", "lookahead" or a function of Prefixes that returns [m] nats, '
             f"got {type(twist).__name__}"

@@ -8,6 +8,7 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
+from ppl_align.lm.base import LM
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
@@ -35,7 +36,7 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
         raise InputError(
             f"constrain {name!r}: the third argument is what completion(...) returned, got {type(completion).__name__}"
         )
-    reader = compiled(constraint, completion)
+    reader = compiled(constraint, completion.lm)
     limit = completion.source.max_new_tokens
     if not bool(reader.viable([()], limit).all()):
         raise InputError(f"constrain {name!r}: no text of at most {limit} tokens meets {constraint!r}")
@@ -46,9 +47,8 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
     return meets
 
 
-def compiled(constraint: Constraint, completion: Completion) -> Reader:
-    """The constraint over the ids of the completion's LM, made once per LM."""
-    lm = completion.lm
+def compiled(constraint: Constraint, lm: LM) -> Reader:
+    """The constraint over the ids of an LM, made once per LM."""
     cache: dict[Constraint, Reader] = lm.__dict__.setdefault("_readers", {})
     if constraint not in cache:
         cache[constraint] = constraint.compile(lm)

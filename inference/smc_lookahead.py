@@ -1,0 +1,10 @@
+"""SMC that looks ahead: for constraints that few texts meet, such as a word that has to occur.
+
+A pool of draws from the prior tells how likely `Contains`, `EndsWith` or an automaton of your own is still to be met
+from any prefix. Tokens are proposed and prefixes weighed by it. Constraints that cannot look ahead, and rewards, are
+treated as without a twist.
+"""
+
+from ppl_align import SMC
+
+engine = SMC(num_particles=32, num_replicates=4, twist="lookahead", num_pool=64)

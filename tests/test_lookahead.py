@@ -1,0 +1,179 @@
+"""Looking ahead: psi against the exact probability of success, E[Zhat] = Z whatever psi is, and what it is worth."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from ppl_align import (
+    SMC,
+    AcceptedBy,
+    Contains,
+    EndsWith,
+    Exact,
+    ImportanceSampling,
+    LookAhead,
+    MarkovLM,
+    completion,
+    constrain,
+    look_ahead,
+    reward,
+)
+from ppl_align.engines.moves import observe
+from ppl_align.errors import InputError
+from ppl_align.program.constrain import compiled
+from ppl_align.rewards import Automaton
+from ppl_align.testing import check_engine
+
+TOKENS = ["a", "b", "ab", "c", "."]
+
+
+def chain(eos: bool = True, rare: float = 0.0) -> MarkovLM:
+    """A Markov chain over letters; ``rare``: nats taken from every token with a b in it."""
+    generator = torch.Generator().manual_seed(4)
+    logits = 0.7 * torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    initial = 0.7 * torch.randn(5, generator=generator, dtype=torch.float64)
+    cost = torch.tensor([0.0, rare, rare, 0.0, 1.0], dtype=torch.float64)
+    return MarkovLM(logits - cost, initial - cost, eos_id=4 if eos else None, tokens=TOKENS)
+
+
+LM = chain()
+
+
+def word() -> None:
+    x = completion("x", LM, [], max_new_tokens=4)
+    constrain("word", Contains("ba"), x)
+    reward("r", lambda t: 0.7 * (t == 3).sum(-1), x.tokens, upper=2.8)
+
+
+def ending() -> None:
+    x = completion("x", LM, [0], max_new_tokens=4)
+    constrain("ending", EndsWith("bc"), x)
+
+
+def fixed() -> None:
+    x = completion("x", chain(eos=False), [1], max_new_tokens=4)
+    constrain("ids", AcceptedBy(Automaton.contains([2, 3], 5)), x)
+
+
+def later() -> None:
+    """The second completion is constrained, and its prompts differ."""
+    first = completion("first", LM, [], max_new_tokens=2)
+    second = completion("second", LM, ([0], first), max_new_tokens=3)
+    constrain("word", Contains("cab"), second)
+
+
+PROGRAMS = {program.__name__: program for program in (word, ending, fixed, later)}
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        SMC(num_particles=24, twist="lookahead", num_pool=16),
+        SMC(num_particles=24, twist="lookahead", num_pool=1),  # a poor psi costs variance, not truth
+        SMC(num_particles=24, twist="lookahead", every=2, resampling="multinomial", ess_threshold=1.0),
+    ],
+    ids=["learned", "hardly learned", "resampled all the time"],
+)
+def test_every_psi_keeps_the_contract(engine):
+    report = check_engine(engine, PROGRAMS, num_replicates=150)
+    report.raise_if_failed()
+    assert all(result.status != "refused" for result in report.results)
+
+
+def test_any_given_psi_keeps_the_contract():
+    """Deliberately wrong: success seems likely exactly where it is not."""
+    reader = compiled(Contains("ba"), LM)
+    size = reader.automaton.num_states
+    wrong = torch.tensor([[0.9, 0.2, 0.5][s % 3] for s in range(size)]).double().expand(5, -1)
+    check_engine(SMC(num_particles=48, twist=LookAhead(reader, wrong)), {"word": word}).raise_if_failed()
+
+
+def success(lm: MarkovLM, reader, length: int) -> torch.Tensor:
+    """P(success | state s, last token v, l tokens left), [T + 1, S, V], by brute force over the next tokens."""
+    automaton, vocab = reader.automaton, lm.vocab_size
+    p = lm.start([(v,) for v in range(vocab)]).log_probs.exp()
+    value = automaton.accepting.double()[:, None].expand(-1, vocab)
+    found = [value]
+    for _ in range(length):
+        new = torch.zeros_like(value)
+        for s, v, w in itertools.product(range(automaton.num_states), range(vocab), range(vocab)):
+            ends = w == lm.eos_id
+            new[s, v] += p[v, w] * (automaton.accepting[s] if ends else found[-1][automaton.transitions[s, w], w])
+        found.append(new)
+    return torch.stack(found)
+
+
+def test_psi_is_learned_without_seeing_the_word():
+    """A word of probability 1e-4 does not occur in a pool of 64 draws; its psi is right within a factor of two."""
+    lm = chain(rare=6.5)
+    look = look_ahead(lm, Contains("cba"), [0], 6, num_pool=64, seed=1)
+    reader = look.reader
+    exact = success(lm, reader, 6)
+    start = reader.automaton.start
+    for left in (3, 4, 6):
+        for token in (0, 3):
+            learned = float(look.table(left)[start, token].exp())
+            assert 0.5 < learned / float(exact[left, start, token]) < 2, (left, token)
+
+
+def test_the_mean_moves_are_unbiased():
+    """Averaged over pools, the weighted mass from the start state is the exact mean over the prior's prefixes."""
+    lm, seeds = chain(rare=1.0), 60
+    reader = compiled(Contains("ba"), lm)
+    support = Exact().run(lambda: completion("x", lm, [0], max_new_tokens=3))
+    tokens, p = support.particles["x"].tokens[0], support.weights[0]
+    automaton, moves = reader.automaton, reader.automaton.transitions
+    expected = torch.zeros(automaton.num_states, automaton.num_states + 1, dtype=torch.float64)
+    for t in range(3):  # masses summed over the prefixes of each length
+        known = torch.cat([torch.zeros(len(tokens), 1, dtype=torch.long), tokens[:, :t]], 1)
+        distinct, where = known.unique(dim=0, return_inverse=True)
+        prefixes = distinct[:, 1:]
+        weight = torch.zeros(len(prefixes), dtype=torch.float64).index_add_(0, where, p)
+        for prefix, mass in zip(prefixes.tolist(), weight.tolist(), strict=True):
+            state = int(reader.states([tuple(prefix)])[0])
+            if lm.eos_id in prefix or (automaton.accepting[state] and bool((moves[state] == state).all())):
+                continue
+            step = lm.start([(0, *prefix)]).log_probs.exp()[0]
+            for v in range(lm.vocab_size):
+                expected[state, automaton.num_states if v == lm.eos_id else moves[state, v]] += mass * float(step[v])
+    totals = []
+    for seed in range(seeds):
+        torch.manual_seed(seed)
+        seen = observe(lm.completion([0], 3).expand([8]), reader, 8)
+        total = torch.zeros_like(expected)
+        totals.append(total.index_add_(0, seen.states, seen.weights[:, None] * seen.masses) / 8)
+    stack = torch.stack(totals)
+    error = stack.std(0) / seeds**0.5
+    z = (stack.mean(0) - expected)[error > 0] / error[error > 0]
+    assert z.abs().max() < 4
+    assert torch.allclose(stack.mean(0)[error == 0], expected[error == 0], atol=1e-6)
+
+
+def test_a_rare_word_is_worth_a_hundred_times_the_tokens():
+    """On a chain, IS would need (1 - p) / (p relvar) draws for the same relative variance; the pool counts."""
+    lm = chain(rare=6.5)
+
+    def rare() -> None:
+        x = completion("x", lm, [0], max_new_tokens=12)
+        constrain("word", Contains("cba"), x)
+
+    run = SMC(num_particles=16, num_replicates=64, twist="lookahead").run(rare)
+    z = run.log_evidence.exp()
+    relvar = float(z.var() / z.mean() ** 2) / len(z)
+    p = float(z.mean())
+    assert 1e-4 < p < 3e-3
+    draws = (1 - p) / (p * relvar)
+    prior = ImportanceSampling(num_particles=2048, num_replicates=1).run(lambda: completion("x", lm, [0], 12))
+    equivalent = draws * float(prior.particles["x"].lengths.double().mean())  # no LM rows: a chain shares most of them
+    spent = float(run.particles["x"].lengths.sum()) + 64 * 12
+    assert equivalent > 30 * spent
+
+
+def test_what_cannot_look_ahead_says_so():
+    with pytest.raises(InputError, match="needs \\[5, "):
+        SMC(twist=LookAhead(compiled(Contains("ba"), LM), torch.ones(2, 3).double())).run(word)
+    with pytest.raises(InputError, match="did you mean 'lookahead'"):
+        SMC(twist="look-ahead")
