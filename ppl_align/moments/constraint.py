@@ -61,7 +61,10 @@ class MomentConstraint:
 
     Lambda belongs to a program with its arguments (another prompt, another lambda). It is fitted when an engine first
     runs that program: the program without the constraint is sampled ``num_pool`` times, by importance sampling with a
-    random stream of its own, and that engine's bill contains it. :meth:`fit` does it beforehand, and better.
+    random stream of its own, and that engine's bill contains it. :meth:`fit` does it beforehand, and better. Outside of
+    this library's engines (plain Pyro) nobody knows which program runs: there it is the lambda used last.
+
+    ``fitted``   the :class:`~ppl_align.moments.MomentFit` used last, None before
     """
 
     def __init__(

@@ -101,4 +101,8 @@ def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
 
 def _errors(tilted: Posterior, values: Tensor) -> list[float]:
     """Standard errors of the means of values [R, N, K], one for each k."""
-    return [tilted.mean(lambda particles, v=v: v).standard_error for v in values.unbind(-1)]
+
+    def error(column: Tensor) -> float:
+        return tilted.mean(lambda particles: column).standard_error
+
+    return [error(column) for column in values.unbind(-1)]
