@@ -184,8 +184,9 @@ class _Steering:
         hope = torch.zeros(len(lanes), dtype=torch.float64)
         if unfinished:
             possible = torch.where(restriction.viable(unfinished), 0.0, -torch.inf).double()
-            ahead = isinstance(restriction, LookingAhead)
-            hope[running] = possible + restriction.log_success(unfinished) if ahead else possible
+            if isinstance(restriction, LookingAhead):
+                possible = possible + restriction.log_success(unfinished)
+            hope[running] = possible
         hope = hope.reshape(len(chosen), -1).sum(-1)
         psi = self.sweep.psi[chosen] - self.hope[chosen].clamp_min(-1e300) + hope
         self.hope[chosen] = hope
