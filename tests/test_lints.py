@@ -80,6 +80,17 @@ def coin_at_the_end() -> None:
     environment("coin", dist.Bernoulli(0.5))
 
 
+def coin_nobody_reads() -> None:
+    x = text()
+    environment("coin", dist.Bernoulli(0.5))
+    reward("as", count_a, x)
+
+
+def coin_in_a_prompt() -> None:
+    coin = environment("coin", dist.Bernoulli(0.5))
+    reward("as", count_a, completion("x", WORDS, choose(coin.long(), [" a", " b"]), max_new_tokens=3))
+
+
 def a_tool() -> None:
     x = text()
     answer = environment("length", lambda t: float(len(t)), x)
@@ -90,7 +101,9 @@ def test_a_tilted_environment() -> None:
     (finding,) = found(coin_after_text, "tilted environment")
     assert "'coin'" in finding.text
     assert "'luck'" in finding.text
+    assert len(found(coin_in_a_prompt, "tilted environment")) == 1
     assert found(coin_at_the_end, "tilted environment") == []
+    assert found(coin_nobody_reads, "tilted environment") == []
     assert found(a_tool, "tilted environment") == []  # no randomness, nothing to be lucky with
 
 
@@ -99,7 +112,7 @@ def test_a_tilted_environment() -> None:
 
 def unknown_quality(spread: float = 2.0) -> None:
     x = text()
-    theta = pyro.sample("theta", dist.Normal(0.0, spread))
+    theta = pyro.sample("theta", dist.Normal(1.0, spread))
     reward("quality", lambda t: theta.reshape(-1) * (t == 0).double().sum(-1), x.tokens)
 
 
@@ -113,7 +126,7 @@ def test_a_marginalised_parameter_and_its_bonus() -> None:
     (finding,) = found(unknown_quality, "marginalised reward parameter", 0.5)
     assert "'theta'" in finding.text
     bonus = float(finding.text.split("uncertainty of ")[1].split(" nats")[0])
-    # log E exp(theta n) - E theta n = (n s)^2 / 2 for n times " a" in four tokens, each with probability 1/4
+    # log E exp(theta n) - E[theta] n = (n s)^2 / 2 for n times " a" in four tokens, each with probability 1/4
     exact = 0.5**2 / 2 * (4 * 0.25 * 0.75 + 1)
     assert exact / 2 < bonus < 2 * exact
     assert found(topic_of_the_prompt, "marginalised reward parameter") == []  # it steers the text

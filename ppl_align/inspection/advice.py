@@ -63,4 +63,4 @@ def _beware(pool: Pool, rewards: Sequence[PriorReward]) -> Iterator[str]:
             yield f"{reward.name} has the same value on {100 * reward.ties:.0f}% of the draws."
     if pool.environment:
         names = ", ".join(map(repr, pool.environment))
-        yield f"{names} is the world's answer: conditioning bends it too, so log Z and KL include that optimism."
+        yield f"the world answers at {names}: conditioning bends that too, so log Z and KL include its optimism."

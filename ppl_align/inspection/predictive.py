@@ -12,6 +12,7 @@ from ppl_align.errors import InputError
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.posterior.estimates import Estimate
+from ppl_align.program.environment import Seeds
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEVER_SEEN = 3.0
@@ -84,7 +85,8 @@ def answers(pool: Pool) -> Answers | None:
     value = max(w.log_evidence.value - of_joint.value, 0.0)
     influence = w.relative - 1 - w.relative * (joint - of_joint.value)
     error = float(influence.std()) / math.sqrt(pool.num_draws) if w.enough else math.nan
-    rows = torch.cat([v.reshape(pool.num_draws, -1).double() for v in pool.values.values()], 1)
+    said = [value for name, value in pool.values.items() if not isinstance(pool.sites[name], Seeds)]
+    rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
     return Answers(prior, Estimate(value, error), len(torch.unique(rows, dim=0)))
 
 

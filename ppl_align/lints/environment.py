@@ -8,29 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
+from ppl_align.program import Execution
+
+OTHERS = 3
+"""Answers of other particles that each particle is given in place of its own."""
 
 
 def tilted_environment(glance: Glance) -> Iterator[Finding]:
-    """A site of the world that is random, with a factor after it."""
-    order = list(glance.nodes)
+    """Swap the world's answers between particles, all else held fixed: what comes after must not notice."""
     for name in glance.execution.environment:
-        if _is_certain(glance, name):
-            continue
-        after = [other for other in order[order.index(name) + 1 :] if other in glance.execution.factors]
-        if after:
+        held = glance.values[name]
+        runs = [glance.ask({**glance.values, name: held.roll(k + 1, 0)}) for k in range(OTHERS)]
+        moved = [factor for run in runs for factor in _moved(glance.execution, run)]
+        if moved:
             yield Finding(
                 "tilted environment",
                 "warning",
-                f"{name!r} is what the world answers, and {after[-1]!r} comes after it: engines that condition "
-                "believe in a world that answers more kindly",
+                f"{name!r} is what the world answers, and {moved[0]!r} depends on it: engines that condition believe "
+                "in a world that answers more kindly",
                 "to decide in the world as it is use SVI or Nested",
             )
 
 
-def _is_certain(glance: Glance, name: str) -> bool:
-    """One possible answer only: there is nothing to tilt."""
-    fn = glance.nodes[name]["fn"]
-    base = getattr(fn, "base_dist", fn)
-    return type(base).__name__ == "Delta"
+def _moved(before: Execution, after: Execution) -> Iterator[str]:
+    """Factors that say something else; or all of them, if a completion would have been written after another prompt."""
+    for source, other in zip(before.sources.values(), after.sources.values(), strict=True):
+        if source.prompt_rows(source.batch_shape) != other.prompt_rows(source.batch_shape):
+            yield from list(before.factors)[-1:]
+    for name, factor in before.factors.items():
+        if not torch.allclose(factor, after.factors[name], rtol=1e-4, atol=1e-6, equal_nan=True):
+            yield name
