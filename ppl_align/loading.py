@@ -20,8 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ppl_align import gallery
 from ppl_align.errors import InputError, ModelError, PplAlignError
+from ppl_align.gallery import entries, find
 
 Model = Callable[..., Any]
 
@@ -48,12 +48,12 @@ def load_model(spec: str) -> Model:
         if not path.is_file():
             raise ModelError(f"no such model file: {where}{_neighbour(path)}")
         return _model_in(load_file(path), where, attribute)
-    found = gallery.find("models", where)
+    found = find("models", where)
     if found is not None:
         return _model_in(load_file(found), where, attribute)
     if attribute and all(part.isidentifier() for part in where.split(".")):
         return _attribute(_import_module(where), where, attribute)
-    known = [entry.name for entry in gallery.entries("models")]
+    known = [entry.name for entry in entries("models")]
     raise ModelError(f"no model called {where!r} in the gallery{_own_file('models', where) or nearest(where, known)}")
 
 
@@ -64,9 +64,9 @@ def load_engine(spec: str) -> Recipe:
         if not path.is_file():
             raise InputError(f"no such engine file: {spec}{_neighbour(path)}")
     else:
-        found = gallery.find("inference", spec)
+        found = find("inference", spec)
         if found is None:
-            known = [entry.name for entry in gallery.entries("inference")]
+            known = [entry.name for entry in entries("inference")]
             raise InputError(
                 f"no engine called {spec!r} in the gallery{_own_file('inference', spec) or nearest(spec, known)}"
             )
