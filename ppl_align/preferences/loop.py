@@ -96,7 +96,9 @@ def refresh(
 
 def compare(pool: Sequence[str], gold: Tensor, log_weight: Tensor, n: int, random: torch.Generator) -> Pairs:
     """n comparisons of two different texts, drawn from a law over the pool, by a judge with Bradley-Terry noise."""
-    p, better, worse = log_weight.exp(), [], []
+    p = log_weight.exp()
+    better: list[str] = []
+    worse: list[str] = []
     if len(set(pool)) < 2:
         raise InputError("the pool has fewer than two different texts: there is nothing to compare")
     while len(better) < n:
