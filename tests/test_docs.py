@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import ppl_align
+from ppl_align.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,3 +47,48 @@ def test_the_engine_in_contributing(capsys):
     quick = snippet.replace("check_engine(MyEngine())", "check_engine(MyEngine(64), num_replicates=50)")
     run(quick, {"__name__": "reader"})
     assert "FAILED" not in capsys.readouterr().out
+
+
+# -- docs/from-trl.md: files, commands and a session, in the order of the page --------------------------------
+
+
+class _Keyboard(ppl_align.CallableLM):
+    """A language model that types at random, and a chat template: the page's programs without waiting for weights."""
+
+    def __init__(self, name: str) -> None:
+        keys = [chr(code) for code in range(32, 127)]
+        flat = torch.randn(96, generator=torch.Generator().manual_seed(2))
+        super().__init__(96, lambda prefix: flat.expand(len(prefix), 96), 95, [*keys, "\n"], name)
+
+    def chat_ids(self, messages):
+        return self.encode("".join(f"{message['role']}: {message['content']} " for message in messages))
+
+
+@pytest.mark.filterwarnings("ignore")  # ArviZ's and matplotlib's own
+def test_docs_from_trl(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ppl_align, "CausalLM", _Keyboard)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (ROOT / "docs" / "from-trl.md").read_text(encoding="utf-8")
+    commands = []
+    try:
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page, re.S | re.M):
+            named = re.match(r"# (\w+\.py)\n", block)
+            if language == "python" and named:
+                (tmp_path / named[1]).write_text(block)
+            elif language == "python":
+                run(block, {"__name__": "reader"})
+            elif language == "json":
+                (tmp_path / "data.jsonl").write_text(block)
+            elif block.startswith("ppl-align "):
+                commands.append(shlex.split(block))
+                assert main(commands[-1][1:]) == 0, block
+    finally:
+        for name in ("my_rewards", "hobby"):
+            sys.modules.pop(name, None)
+    assert [command[1] for command in commands] == ["check", "run"]
+    said = capsys.readouterr()
+    assert "E[mentions]" in said.out
+    assert "E[concise]" in said.out
+    assert "ignored" not in said.err, "every column of the data reaches the model"
+    assert len(list((tmp_path / "runs" / "hobby").glob("*/smc.nc"))) == 3
