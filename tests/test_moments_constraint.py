@@ -235,6 +235,17 @@ def test_every_engine_keeps_the_promise(engine, name):
         assert error < 0.1 * abs(seen.rewards[feature].nan_to_num(0.0)).max()
 
 
+@pytest.mark.parametrize("name", ["one", "rare", "nearly so"])
+def test_the_largest_factor_is_known(name):
+    """Rejection trusts it; a feature of two values reaches it."""
+    wish, program = make(*WISHES[name])
+    wish.fit(program, engine=Exact())
+    tokens = Exact().run(program).particles["x"].tokens[0]
+    execution = Program(program, (), {}, len(tokens)).run({"x": tokens}, draw=False)
+    (feature,) = wish.targets
+    assert execution.log_upper[feature] == pytest.approx(float(execution.factors[feature].max()), abs=1e-12)
+
+
 # -- from draws -------------------------------------------------------------------------------------------------
 
 POOLS = {
