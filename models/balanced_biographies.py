@@ -22,7 +22,9 @@ def _about_a_woman(texts: list[str]) -> list[float | None]:
 half_women = moment_constraint({"woman": _about_a_woman}, {"woman": 0.5})
 
 
-def balanced_biographies(prompt: str = "A short biography of a famous scientist:", max_new_tokens: int = 24):
+def balanced_biographies(
+    prompt: str = "This scientist was born in a small town. Even as a child,", max_new_tokens: int = 12
+):
     """The nearest distribution to p(biography | prompt) with E[woman] = 0.5: KL(q || p) is least among those.
 
     Which biographies of women, and of men, is up to the language model: within each, nothing is tilted.
