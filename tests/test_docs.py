@@ -90,5 +90,6 @@ def test_docs_from_trl(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "E[mentions]" in said.out
     assert "E[concise]" in said.out
+    assert "Name a hobby." in said.out, "a row is called by what its chat says"
     assert "ignored" not in said.err, "every column of the data reaches the model"
     assert len(list((tmp_path / "runs" / "hobby").glob("*/smc.nc"))) == 3

@@ -77,7 +77,7 @@ class Results:
         for column in columns:
             table.add_column(column.header, justify="right")
         for group, comparison in self.pairs:
-            first = (group.row, textwrap.shorten(str(group.prompt), 30, placeholder="..."))
+            first = (group.row, textwrap.shorten(_words(group.prompt), 30, placeholder="..."))
             for name, row in comparison.rows.items():
                 table.add_row(*first, name, *(column.text(row) for column in columns))
                 first = ("", "")
@@ -95,9 +95,16 @@ class Results:
         pd.concat(tables).to_csv(folder / "comparison.csv", index=False)
         (folder / "comparison.json").write_text(self.to_json(), encoding="utf-8")
         lines = [
-            f'<li><a href="{group.row}/report.html">row {group.row}</a>: {html.escape(str(group.prompt))} '
+            f'<li><a href="{group.row}/report.html">row {group.row}</a>: {html.escape(_words(group.prompt))} '
             f"<br>{html.escape(comparison.advice.verdict)}</li>"
             for group, comparison in self.pairs
         ]
         head = "<!doctype html><meta charset=utf-8><title>ppl-align</title><h1>One report for each row</h1>"
         (folder / "report.html").write_text(f"{head}<ul>{''.join(lines)}</ul>\n", encoding="utf-8")
+
+
+def _words(prompt: Any) -> str:
+    """A prompt as a reader knows it: of chat messages, what the last one says."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
+        return str(prompt[-1].get("content", ""))
+    return str(prompt)
