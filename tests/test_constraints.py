@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from ppl_align import CallableLM, MarkovLM
+from ppl_align import CallableLM, MarkovLM, Mixture, Prompted
 from ppl_align.constraints import Both, Constraint, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
 from ppl_align.constraints.llg import GuidanceReader, Vocabulary
 from ppl_align.errors import InputError, PromptError, WeightsNotFound
@@ -305,6 +305,13 @@ def test_white_space_in_json():
     assert compact.accepts(texts).tolist() == [True, False, False]
     assert free.accepts(texts).tolist() == [True, True, True]
     assert JsonSchema(SCHEMA).compile(lm).accepts(texts).tolist() == [False, True, False]
+
+
+def test_an_lm_made_of_others_spells_as_they_do():
+    one, other = toy(LETTERS), toy(LETTERS)
+    persona = Prompted(Mixture([one, other], [0.5, 0.5]), before="ab")
+    assert Regex("(ab)+").compile(persona).accepts([(2,), (0, 1), (0,)]).tolist() == [True, True, False]
+    assert Vocabulary.of(persona) is Vocabulary.of(one)
 
 
 # -- a byte-level vocabulary of 49,152 tokens --------------------------------------------------------------------------

@@ -90,7 +90,12 @@ class Vocabulary:
 
     @classmethod
     def of(cls, lm: LM) -> Vocabulary:
-        """Made once per LM (SmolLM2: 0.7 s)."""
+        """Made once per LM (SmolLM2: 0.7 s). A mixture spells as its first member, a prompted LM as what it wraps."""
+        from ppl_align.lm import Prompted
+        from ppl_align.lm.ensemble import Ensemble
+
+        while isinstance(lm, (Ensemble, Prompted)):
+            lm = lm.lms[0] if isinstance(lm, Ensemble) else lm.lm
         if "_guidance" not in lm.__dict__:
             lm.__dict__["_guidance"] = cls(lm)
         return lm.__dict__["_guidance"]
