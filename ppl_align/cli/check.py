@@ -83,6 +83,8 @@ class Draws:
                 source = f"{fn.lm.name}, {prompt}, {most}{fn.max_new_tokens} tokens"
             else:
                 kind, source = "observed" if node["is_observed"] else "latent", kind
+            if name in self.execution.environment:
+                kind = "world"
             plates = [f.size for f in node["cond_indep_stack"] if f.dim is not None and f.name[:9] != "ppl_align"]
             shape = [*plates, *fn.event_shape] if source != "pyro.factor" and kind != "reward" else plates
             rows.append([name, kind, str(shape), source])
