@@ -66,11 +66,12 @@ def what_it_sees(
     if isinstance(completion, Completion):
         if how.reads("prompts"):
             with suppress(ValueError):  # a completion made by hand may carry no prompt
-                seen["prompts"] = completion.texts("prompt") if chat is None else [prompt.messages for prompt in chat]
-                keys.append(_keys(seen["prompts"]))
+                prompts = completion.texts("prompt")
+                seen["prompts"] = list(prompts) if chat is None else [prompt.messages for prompt in chat]
+                keys.append(prompts if chat is None else _keys(seen["prompts"]))
         if how.reads("completion_ids"):
             seen["completion_ids"] = _trl_ids(completion)
-            keys.append(_keys(seen["completion_ids"]))
+            keys.append(list(map(tuple, seen["completion_ids"])))
     for column, value in columns.items():
         if how.reads(column) and column not in _DROPPED:
             seen[column] = _spread(name, column, value, shape)
