@@ -15,13 +15,13 @@ lm = CausalLM("smollm2-135m")
 
 @lru_cache(maxsize=8)
 def _rounds(prompt: str, max_new_tokens: int, arm: str, num_draws: int = 256, seed: int = 0):
-    """The loop, on draws of the prior; the reader knows 300 pairs. Runs at the model's first call."""
+    """The loop, on draws of the prior; the reader knows 200 pairs. Runs at the model's first call."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         source = lm.completion(prompt, max_new_tokens).expand([num_draws])
         pool = list(dict.fromkeys(Completion(source.sample(), source).texts()))
     features = Remembered(Embedding())
-    reader = RewardPosterior.learn(film_pairs(300), features).mean()
+    reader = RewardPosterior.learn(film_pairs(200), features).mean()
     return refresh(pool, reader, film_pairs(10, seed=1), features, arm=arm, kls=(0.5, 1, 2, 3), seed=seed)
 
 
