@@ -23,6 +23,7 @@ from ppl_align.preferences import (
     LMFeatures,
     OptimismWarning,
     Pairs,
+    Remembered,
     RewardPosterior,
     comparisons,
     film_pairs,
@@ -422,6 +423,32 @@ def test_save_and_load(tmp_path, posterior):
     with pytest.raises(InputError, match=r"was learned with counts: give these features"):
         RewardPosterior.load(path)
     assert [p.name for p in path.parent.iterdir()] == ["reward.npz"]
+
+
+def test_features_of_the_library_are_found_again(tmp_path):
+    """By name, and without the memory that was wrapped around them."""
+    for features in (Embedding(), Remembered(Embedding())):
+        posterior = RewardPosterior(features, TOY.scale, TOY.belief, "laplace", 1.5, 6)
+        assert RewardPosterior.load(posterior.save(tmp_path / "reward.npz")).features == Embedding()
+
+
+def test_a_text_may_hold_any_line_separator(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"chosen": "a\u2028b", "rejected": "c"}\n', encoding="utf-8")
+    assert read_pairs(path).better == ("a\u2028b",)
+
+
+def test_remembered_features_are_asked_once():
+    asked = []
+
+    def features(texts):
+        asked.extend(texts)
+        return counts(texts)
+
+    known = Remembered(features)
+    assert torch.equal(known(["1", "0", "1"]), counts(["1", "0", "1"]).double())
+    known(["0", "1 1"])
+    assert asked == ["1", "0", "1 1"]
 
 
 def test_a_file_that_is_no_reward(tmp_path):

@@ -103,7 +103,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         raise InputError(f"no preference pairs at {path}: there is no such file")
     try:
         if path.suffix == ".jsonl":
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8").split("\n")  # splitlines() would cut texts at other separators
             rows: Any = [json.loads(line) for line in lines if line.strip()]
         elif path.suffix == ".json":
             rows = json.loads(path.read_text("utf-8"))

@@ -14,7 +14,7 @@ import torch
 from ppl_align.errors import InputError
 from ppl_align.lm.causal import CausalLM
 from ppl_align.preferences.belief import Belief
-from ppl_align.preferences.features import Features, LMFeatures, Scale
+from ppl_align.preferences.features import Features, LMFeatures, Remembered, Scale
 from ppl_align.rewards.embedding import Embedder
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def load(path: str | Path, features: Features | None = None) -> RewardPosterior:
 
 
 def _describe(features: Features) -> dict[str, Any]:
+    if isinstance(features, Remembered):
+        return _describe(features.features)
     if isinstance(features, Embedder):
         return {"kind": "embedding", "folder": features.folder}
     if isinstance(features, LMFeatures):
