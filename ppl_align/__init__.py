@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_align.completions import Completion
-    from ppl_align.constraints import AcceptedBy, Contains, EndsWith
+    from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import (
         SMC,
@@ -53,6 +53,10 @@ _HOME = {
     "AcceptedBy": "ppl_align.constraints",
     "Contains": "ppl_align.constraints",
     "EndsWith": "ppl_align.constraints",
+    "Regex": "ppl_align.constraints",
+    "Length": "ppl_align.constraints",
+    "JsonSchema": "ppl_align.constraints",
+    "Grammar": "ppl_align.constraints",
     "Completion": "ppl_align.completions",
     "Comparison": "ppl_align.diagnostics.comparison",
     "compare": "ppl_align.diagnostics.comparison",
@@ -107,8 +111,11 @@ __all__ = [
     "EndsWith",
     "Engine",
     "Exact",
+    "Grammar",
     "ImportanceSampling",
     "Inspection",
+    "JsonSchema",
+    "Length",
     "LookAhead",
     "MarkovLM",
     "Mixture",
@@ -117,6 +124,7 @@ __all__ = [
     "Posterior",
     "Product",
     "Prompted",
+    "Regex",
     "Rejection",
     "choose",
     "compare",
