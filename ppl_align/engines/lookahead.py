@@ -62,8 +62,8 @@ class LookAhead:
         needed = (source.max_new_tokens + 1, self.reader.automaton.num_states)
         if self.success.shape[0] < needed[0] or self.success.shape[1:] != needed[1:]:
             raise InputError(
-                f"this LookAhead has success of shape {list(self.success.shape)}, but the completion needs {list(needed)} "
-                f"(tokens left, states)"
+                f"this LookAhead has success of shape {list(self.success.shape)}, but the completion needs "
+                f"{list(needed)} (tokens left, states)"
             )
         return self
 

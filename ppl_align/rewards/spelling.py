@@ -28,7 +28,7 @@ class Characters:
 
 
 def contains_characters(text: str, *, at_the_end: bool = False) -> Characters:
-    """Texts that contain ``text`` (that end with it); state k: the last k characters read are the first k of ``text``."""
+    """Texts that contain ``text``, or end with it; state k: the last k characters read are the first k of ``text``."""
 
     def step(state: int, character: str) -> int:
         if state == len(text) and not at_the_end:
