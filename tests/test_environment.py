@@ -11,7 +11,19 @@ import pytest
 import torch
 from worlds import GUEST, HOST, speaker, talk
 
-from ppl_align import SMC, Exact, ImportanceSampling, completion, environment, reward
+from ppl_align import (
+    SMC,
+    SVI,
+    Exact,
+    ImportanceSampling,
+    Nested,
+    Posterior,
+    Rejection,
+    compare,
+    completion,
+    environment,
+    reward,
+)
 from ppl_align.cost import measure
 from ppl_align.errors import InputError, ModelError, RunError
 from ppl_align.program import Program
@@ -116,6 +128,27 @@ def test_inside_a_plate():
     assert abs(value - exact.mean("r").value) < 4 * error
     for part in exact.log_prior.values():
         assert part.shape == exact.log_weight.shape
+
+
+def flattered():
+    said = completion("said", HOST, " hm", max_new_tokens=1)
+    reply = environment("reply", lambda text, rng: rng.choice(["well", "bad"]) + text, said)
+    completion("more", HOST, said, max_new_tokens=1)
+    reward("well", lambda texts: [float(text.startswith("well")) for text in texts], reply, upper=1.0)
+
+
+ENGINES = (ImportanceSampling(), SMC(), SVI(num_steps=3), Nested(), Rejection(num_particles=8))
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_what_the_world_said_can_be_read(engine, tmp_path):
+    run = engine.run(flattered)
+    table = run.table()
+    assert (table["reply"].str.startswith("well") == (table["well"] == 1)).all()
+    assert all(reply.endswith(said) for reply, said in zip(table["reply"], table["said"], strict=True))
+    back = Posterior.load(run.save(tmp_path / "run.nc"))
+    assert list(back.draws(5)["reply"]) == list(run.draws(5)["reply"])
+    assert "world calls" in str(compare([run]))
 
 
 # -- one clear line ----------------------------------------------------------------------------------------------------

@@ -134,6 +134,7 @@ COLUMNS = (
     Column("scored_tokens", "scored", COST, "positions of teacher-forced scoring", whole),
     Column("lm_forwards", "forwards", COST, "calls of the network", whole),
     Column("reward_calls", "reward calls", COST, "texts a reward was asked about", whole),
+    Column("environment_calls", "world calls", COST, "questions to functions that stand for the world", whole),
     Column("seconds", "seconds", COST, "wall time", fixed(1)),
     Column(
         "precision_per_1000_tokens",

@@ -52,7 +52,8 @@ class Comparison:
         targets = next(iter(self.runs.values())).targets
         every = [*(reward_column(name, targets.get(name)) for name in self.rewards), *COLUMNS]
         shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in self.rows.values())]
-        return [c for c in shown if c.key != "scored_tokens" or bool((self.table[c.key] > 0).any())]
+        rare = ("scored_tokens", "environment_calls")  # left out where nobody paid for them
+        return [c for c in shown if c.key not in rare or bool((self.table[c.key] > 0).any())]
 
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -187,6 +188,7 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
         "scored_tokens": run.cost.scored_tokens,
         "lm_forwards": run.cost.lm_forwards,
         "reward_calls": run.cost.reward_calls,
+        "environment_calls": run.cost.environment_calls,
         "seconds": run.cost.seconds,
         "precision_per_1000_tokens": evidence.precision_per_1000_tokens(run),
     }

@@ -222,6 +222,7 @@ class _Stream:
             targets=runs[0].targets,
             sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
             environment=runs[0].environment,
+            answers={name: [a for run in runs for a in run.answers[name]] for name in runs[0].answers},
         )
         first = torch.arange(count)
         return _pick(_join(values), first), _pick(_join(log_priors), first), _rows(whole, first)
@@ -247,6 +248,7 @@ def _rows(execution: Execution, chosen: Tensor) -> Execution:
         targets=execution.targets,
         sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
         environment=execution.environment,
+        answers={name: [listed[i] for i in chosen.tolist()] for name, listed in execution.answers.items()},
         num_particles=len(chosen),
     )
 

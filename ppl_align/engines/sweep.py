@@ -208,6 +208,8 @@ def assemble(
             particles[name] = view(value)
         else:
             particles[name] = Completion(view(value), source.reshaped((*shape, *source.batch_shape[1:])))
+    if execution.answers:
+        fields["history"] = {**fields.get("history", {}), "answers": dict(execution.answers)}
     lm_names = sorted({source.lm.name for source in execution.sources.values()})
     return Posterior(
         engine="",

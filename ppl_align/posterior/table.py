@@ -50,11 +50,19 @@ def _columns(posterior: Posterior) -> TextFrame:
     frame = TextFrame({"log_prior": log_prior(posterior).reshape(-1).numpy()})
     for name, r in posterior.rewards.items():
         frame[name] = r.reshape(-1).double().numpy()
+    answers = posterior.history.get("answers", {})
     for name, z in posterior.latents.items():
-        frame[name] = _latent_column(posterior, z)
+        frame[name] = answers[name] if name in answers else _latent_column(posterior, z)
+    for name in _tools(posterior):
+        frame[name] = answers[name]
     for name in posterior.completions:
         frame[name] = site_texts(posterior, name)
     return frame
+
+
+def _tools(posterior: Posterior) -> list[str]:
+    """Functions of the world that answered without any randomness: no sites, but worth reading."""
+    return [name for name in posterior.history.get("answers", {}) if name not in posterior.particles]
 
 
 def table(posterior: Posterior, by: Literal["ids", "text"] = "ids") -> TextFrame:
@@ -70,7 +78,8 @@ def table(posterior: Posterior, by: Literal["ids", "text"] = "ids") -> TextFrame
     frame = frame.drop_duplicates("_id").set_index("_id")
     frame["probability"] = total
     if by == "text":
-        frame = _merge_spellings(frame, [*posterior.latents, *posterior.completions], list(posterior.rewards))
+        keys = [*posterior.latents, *_tools(posterior), *posterior.completions]
+        frame = _merge_spellings(frame, keys, list(posterior.rewards))
     return TextFrame(frame.sort_values("probability", ascending=False, kind="stable").reset_index(drop=True))
 
 
@@ -107,7 +116,7 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
     """See :meth:`ppl_align.Posterior.draws`."""
     index = draw_indices(posterior, n, seed)
     frame = _columns(posterior)
-    order = [*posterior.completions, *posterior.latents, *posterior.rewards, "log_prior"]
+    order = [*posterior.completions, *posterior.latents, *_tools(posterior), *posterior.rewards, "log_prior"]
     return TextFrame(frame.iloc[index][order].reset_index(drop=True))
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ppl_align.errors import ModelError
@@ -57,6 +58,7 @@ class Execution:
     ``targets``    the mean that a reward is to have, where one is promised (``moment_constraint``)
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
     ``environment``  the latents met, in order, at which the world answers
+    ``answers``    what functions that stand for the world said, by name, one for each particle
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
     ``log_potential``  sum of ``factors``, [P]
     """
@@ -74,6 +76,7 @@ class Execution:
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
     sources: dict[str, CompletionDistribution] = field(default_factory=dict)
     environment: list[str] = field(default_factory=list)
+    answers: dict[str, list[Any]] = field(default_factory=dict)
     num_particles: int = 0
 
     @property
@@ -211,6 +214,14 @@ def _is_discrete(fn: Any) -> bool:
 def is_bookkeeping(msg: Any) -> bool:
     """Sites of Pyro's own: subsampling of plates, deterministic values."""
     return type(msg["fn"]).__name__ == "_Subsample" or bool(msg["infer"].get("_deterministic"))
+
+
+def note_answers(name: str, answers: list[Any]) -> None:
+    """Tell the execution that is under way, if there is one, what the world said to each particle."""
+    for handler in reversed(_PYRO_STACK):
+        if isinstance(handler, _Execute) and handler.result.num_particles == len(answers):
+            handler.result.answers[name] = answers
+            return
 
 
 def is_environment(msg: Any) -> bool:
