@@ -9,7 +9,6 @@ from ppl_align import CausalLM, completion, constrain, reward
 from ppl_align.constraints import JsonSchema
 
 lm = CausalLM("smollm2-135m")
-
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -21,8 +20,13 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
+EXAMPLES = """Visitors of the museum:
+{"name": "Clara", "age": 71, "mood": "calm"}
+{"name": "Ben", "age": 9, "mood": "bored"}
+"""
 
-def json_record(prompt: str = "A visitor of the museum, as JSON:\n", beta: float = 0.2, max_new_tokens: int = 40):
+
+def json_record(prompt: str = EXAMPLES, beta: float = 0.2, max_new_tokens: int = 40):
     """p(record | it obeys the schema) exp(age / 100 / beta): every record is valid, and most visitors are old."""
     record = completion("record", lm, prompt, max_new_tokens=max_new_tokens, stop="}")
     constrain("schema", JsonSchema(SCHEMA), record)
