@@ -25,7 +25,7 @@ def beta_out_of_scale(glance: Glance) -> Iterator[Finding]:
     for name in run.rewards:
         if name in run.targets:
             continue  # its weight is solved for
-        text = out_of_scale(name, run.factors[name], run.scales[name])
+        text = out_of_scale(name, run.factors[name], run.scales[name], run.log_potential)
         if text is not None:
             yield Finding("beta out of scale", "warning", text)
     alive = run.log_potential[~run.log_potential.isneginf()]

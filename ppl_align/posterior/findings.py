@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_align.posterior.estimates import log_likelihood
 from ppl_align.posterior.prior import drew_from_prior
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ def findings(posterior: Posterior) -> list[str]:
 
 
 def _of_rewards(posterior: Posterior) -> Iterator[str]:
+    together = log_likelihood(posterior).reshape(-1)
     for name, r in posterior.rewards.items():
         text = constant_reward(name, r.reshape(-1))
         if name not in posterior.targets:  # else its weight is solved for
-            text = text or out_of_scale(name, posterior.factors[name].reshape(-1), posterior.scales[name])
+            text = text or out_of_scale(name, posterior.factors[name].reshape(-1), posterior.scales[name], together)
         if text is not None:
             yield text
 
@@ -51,8 +53,9 @@ def constant_reward(name: str, r: Tensor) -> str | None:
     return None
 
 
-def out_of_scale(name: str, log_factor: Tensor, scale: float) -> str | None:
-    """``log_factor`` = scale * r on draws of the prior, [N] nats; rejections aside."""
+def out_of_scale(name: str, log_factor: Tensor, scale: float, together: Tensor) -> str | None:
+    """``log_factor`` = scale * r on draws of the prior, [N] nats; rejections aside. ``together``: with all others, [N];
+    two experts that are set against each other may be large and their difference small."""
     f = log_factor[log_factor.isfinite()]
     if scale == 0 or len(f) < ENOUGH or bool((f == f[0]).all()):
         return None
@@ -62,13 +65,21 @@ def out_of_scale(name: str, log_factor: Tensor, scale: float) -> str | None:
             f"reward {name!r} varies by {sd:.2g} nats over draws of the prior (one unit is worth {scale:.3g}): it "
             "hardly acts, so lower beta"
         )
-    low, high = torch.quantile(f, torch.tensor([0.05, 0.95], dtype=f.dtype)).tolist()
-    if high - low > TOO_STRONG:
+    if min(_span(f), _span(together)) > TOO_STRONG:
         return (
-            f"reward {name!r} spans {high - low:.0f} nats over draws of the prior (one unit is worth {scale:.3g}): the "
-            "posterior is its maximum and little else, so raise beta"
+            f"reward {name!r} spans {_span(f):.0f} nats over draws of the prior (one unit is worth {scale:.3g}): the "
+            "posterior is its maximum and little else, so raise beta or lower its weight"
         )
     return None
+
+
+def _span(log_factor: Tensor) -> float:
+    """Between the 5% and the 95% quantile, nats; rejections aside."""
+    f = log_factor[log_factor.isfinite()]
+    if not len(f):
+        return 0.0
+    low, high = torch.quantile(f, torch.tensor([0.05, 0.95], dtype=f.dtype)).tolist()
+    return high - low
 
 
 def note_findings(posterior: Posterior, proposal: Any = None) -> None:
