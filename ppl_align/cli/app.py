@@ -22,7 +22,7 @@ app = typer.Typer(
 
 SAY_IT_THEMSELVES = ("run", "claims")
 """Commands that tell how far they came when they are interrupted."""
-_ENGINES = "a gallery recipe, or file.py that says engine = ...; may be repeated [importance, smc, svi]"
+_ENGINES = "a gallery recipe, or file.py that says engine = ...; may be repeated [importance, smc]"
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="a gallery name, file.py, file.py:function or package.module:attr")

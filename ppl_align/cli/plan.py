@@ -12,7 +12,7 @@ from ppl_align.cli.settings import Arguments, configure, parse_settings
 from ppl_align.errors import InputError
 from ppl_align.loading import load_engine, load_model
 
-DEFAULT_ENGINES = ("importance", "smc", "svi")
+DEFAULT_ENGINES = ("importance", "smc")
 
 
 @dataclass(frozen=True)
