@@ -1,4 +1,4 @@
-"""A text by one of two voices: which of them was it, if the text is cheerful?
+"""A text by one of two voices, and the answer to which of them it was if the text is cheerful.
 
 A mixture of prompted language models is the prior; who wrote is summed out, and asked for afterwards.
 """

@@ -23,7 +23,9 @@ from ppl_align import (
 )
 from ppl_align.engines.moves import observe
 from ppl_align.errors import InputError
+from ppl_align.program import Program
 from ppl_align.program.constrain import compiled
+from ppl_align.program.sketch import sketch
 from ppl_align.rewards import Automaton
 from ppl_align.testing import check_engine
 
@@ -177,3 +179,15 @@ def test_what_cannot_look_ahead_says_so():
         SMC(twist=LookAhead(compiled(Contains("ba"), LM), torch.ones(2, 3).double())).run(word)
     with pytest.raises(InputError, match="did you mean 'lookahead'"):
         SMC(twist="look-ahead")
+
+
+def test_each_part_of_a_conjunction_looks_ahead():
+    """``Contains`` is asked as well when it stands beside another constraint."""
+
+    def both() -> None:
+        x = completion("x", LM, [], max_new_tokens=4)
+        constrain("both", Contains("ba") & Contains("c"), x)
+
+    found = sketch(Program(both, (), {}, 1)).readers["x"]
+    assert [type(reader).__name__ for reader in found] == ["AutomatonReader"] * 2
+    check_engine(SMC(num_particles=32, twist="lookahead"), {"both": both}, num_replicates=150).raise_if_failed()

@@ -35,11 +35,6 @@ class Constraint(ABC):
     def compile(self, lm: LM) -> Reader:
         """The constraint over the token ids of ``lm``. Raises ``InputError`` for one that cannot be met or read."""
 
-    @property
-    def always_reachable(self) -> bool:
-        """True where every prefix can still become acceptable if there are tokens enough (``Contains``)."""
-        return False
-
     def __and__(self, other: Constraint) -> Constraint:
         """Both constraints at once."""
         from ppl_align.constraints.both import Both
@@ -52,6 +47,11 @@ class Reader(ABC):
 
     ``allowed`` may err on the side of permitting (a token after which nothing acceptable fits into the tokens left),
     never on the side of forbidding: what it permits in vain ends with weight 0."""
+
+    @property
+    def parts(self) -> tuple[Reader, ...]:
+        """The readers it is the conjunction of; engines that look ahead ask each of them."""
+        return (self,)
 
     @abstractmethod
     def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Both(Constraint):
     """The completion meets ``first`` and ``second``; written ``first & second``.
 
-    Next tokens are those that either would allow. That each can still be met does not mean that both can: a dead end
+    Next tokens are those that both would allow. That each can still be met does not mean that both can: a dead end
     that neither sees alone costs particles, and is weighed right (0)."""
 
     first: Constraint
@@ -39,6 +39,10 @@ class BothReader(Reader):
 
     def __init__(self, first: Reader, second: Reader) -> None:
         self.first, self.second = first, second
+
+    @property
+    def parts(self) -> tuple[Reader, ...]:
+        return (*self.first.parts, *self.second.parts)
 
     def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
         return self.first.allowed(prefixes, left) & self.second.allowed(prefixes, left)

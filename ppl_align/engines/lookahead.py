@@ -134,7 +134,9 @@ class LookingAhead(Restriction):
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
         left = self.max_new_tokens - len(prefixes[0]) - 1
         tilt = torch.stack([look.then(prefixes, left) for look in self.looks]).sum(0)
-        leaning = self.confine(log_probs + tilt.to(log_probs), allowed & tilt.isfinite())
+        tilt = tilt.to(log_probs)
+        keep = allowed.to(tilt.device) & tilt.isfinite()
+        leaning = self.confine(log_probs + torch.where(keep, tilt, 0.0), keep)
         safe = self.confine(log_probs, allowed)
         return torch.logaddexp(leaning + math.log(1 - DEFENSIVE), safe + math.log(DEFENSIVE))
 

@@ -78,7 +78,7 @@ class _Look(Messenger):
         self.program.make_room(msg)
         notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
         if "constrains" in notes:
-            self.constraints.append((notes["constrains"], notes["reader"]))
+            self.constraints += [(notes["constrains"], part) for part in notes["reader"].parts]
         if not msg["is_observed"]:
             fn = msg["fn"]
             if isinstance(fn, CompletionDistribution):
