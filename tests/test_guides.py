@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracles import canonical_sequences
 
-from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, CallableLM, CausalLM, Exact, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.cost import measure
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.errors import InputError
@@ -299,3 +299,19 @@ def test_pyros_trace_graph_elbo_sees_a_reward_that_left_torch():
     got = torch.stack(gradients)
     assert gradient_test(got, want).p_value > RATE / TESTS
     assert float(want.abs().max()) > 0.1
+
+
+def test_a_guide_with_a_language_model_of_its_own_is_trained():
+    """The scores of its draws carry the gradient: remembered ones would not."""
+
+    def model() -> None:
+        x = completion("x", MarkovLM(torch.zeros(3, 3).double(), eos_id=None), [0], max_new_tokens=2)
+        reward("r", lambda tokens: (tokens == 1).double().sum(-1), x.tokens)
+
+    def guide() -> None:
+        logits = pyro.param("logits", torch.zeros(3, dtype=torch.float64))
+        completion("x", CallableLM(3, lambda prefix: logits.expand(len(prefix), -1)), [0], max_new_tokens=2)
+
+    trained = SVI(num_steps=60, num_particles=16, guide=guide).run(model).guide
+    q = torch.softmax(trained.parameters["params"]["logits"].detach(), 0)
+    assert q[1] > 0.45  # the posterior has e / (e + 2) = 0.576

@@ -26,7 +26,7 @@ from ppl_align.guides.lora import LoRAGuide
 from ppl_align.guides.table import TableGuide
 from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
-from ppl_align.lm.decoding import TokenProposal
+from ppl_align.lm.decoding import Population, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.memo import remember
 from ppl_align.lm.restriction import Restriction
@@ -116,8 +116,12 @@ class _Substitute(Messenger):
         self.guide = guide
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample" or is_environment(msg):
-            return  # the world is what it is: its sites stay those of the prior
+        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        if is_environment(msg):  # the world is what it is: its sites stay those of the prior
+            if isinstance(msg["fn"], CompletionDistribution):
+                msg["fn"] = _Witnessed.of(msg["fn"])
+            return
         part = self.guide.part(msg["name"], msg["fn"])
         if isinstance(part, TokenGuide):
             part.prepare(msg["fn"])
@@ -126,6 +130,25 @@ class _Substitute(Messenger):
             msg["fn"] = GuidedCompletion(part, msg["fn"].within(self.guide.restriction(msg["name"], msg["fn"])))
         else:
             msg["fn"] = part(msg["fn"])
+
+
+class _Witnessed(CompletionDistribution):
+    """What a world's own LM writes: nothing is learned of it, so the model need not score it a second time.
+
+    (Of a guide's completions that would be fatal: what is remembered has no gradient.)"""
+
+    @classmethod
+    def of(cls, fn: CompletionDistribution) -> _Witnessed:
+        return cls(fn.lm, fn.prompts, fn.index, fn.max_new_tokens, fn.warp, fn.stop_ids, fn.restriction)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        expanded = self.expand(shape)
+        population = Population(expanded).run()
+        tokens = population.tokens.reshape(*shape, self.max_new_tokens)
+        remember(expanded, tokens, population.log_p.reshape(shape))
+        return tokens
 
 
 def register(name: str, part: nn.Module) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.decoding import Population
-from ppl_align.lm.memo import recall, remember
+from ppl_align.lm.memo import recall
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class CompletionDistribution(TorchDistribution):
 
     def _but(self, index: Tensor, restriction: Restriction | None) -> CompletionDistribution:
         settings = (self.max_new_tokens, self.warp, self.stop_ids, restriction)
-        return CompletionDistribution(self.lm, self.prompts, index, *settings)
+        return type(self)(self.lm, self.prompts, index, *settings)
 
     def prompt_rows(self, shape: Sequence[int]) -> list[Ids]:
         """The prompt of every element of a batch of that shape, flat."""
@@ -97,11 +97,8 @@ class CompletionDistribution(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Ancestral sampling with the global torch RNG: ids ``[*sample_shape, *batch_shape, T]``."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        expanded = self.expand(shape)
-        population = Population(expanded).run()
-        tokens = population.tokens.reshape(*shape, self.max_new_tokens)
-        remember(expanded, tokens, population.log_p.reshape(shape))
-        return tokens
+        population = Population(self.expand(shape)).run()
+        return population.tokens.reshape(*shape, self.max_new_tokens)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p0 in nats, ``[*batch]``. A value of fewer than T tokens is scored as a prefix."""
