@@ -38,11 +38,11 @@ class AutomatonReader(Reader):
         return torch.tensor(found, dtype=torch.long)
 
     def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        states = self.states(prefixes)
-        mask = self.distance[self.automaton.transitions[states]] <= left
+        distinct, where = self.states(prefixes).unique(return_inverse=True)
+        mask = self.distance[self.automaton.transitions[distinct]] <= left  # a row for each state, not for each prefix
         if self.eos_id is not None:
-            mask[:, self.eos_id] = self.automaton.accepting[states]
-        return mask
+            mask[:, self.eos_id] = self.automaton.accepting[distinct]
+        return mask[where]
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return self.automaton.accepting[self.states(prefixes)]

@@ -22,7 +22,6 @@ the prior, as far as the constraint allows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,12 +37,14 @@ from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.warp import log_normalise
 from ppl_align.program.constrain import compiled
 from ppl_align.seeds import mix
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
 RELATIVE_FLOOR = 0.05  # the same, as a share of what it is worth at the start
 DEFENSIVE = 0.1  # share of the tokens drawn from the confined prior
+TINY = 1e-37  # float32: what a mass is divided by where it is 0
 SHARE = 0.05  # of a state's success: what a move must contribute for its last token to be looked at
 
 
@@ -92,7 +93,7 @@ class LookAhead:
         values = self.table(left)[automaton.transitions[distinct], torch.arange(automaton.vocab_size)]
         if self.reader.eos_id is not None:
             values[:, self.reader.eos_id] = torch.where(automaton.accepting[distinct], 0.0, -torch.inf).double()
-        return values[where]
+        return values.float()[where]
 
 
 def look_ahead(
@@ -132,13 +133,18 @@ class LookingAhead(Restriction):
         self.looks = tuple(looks)
 
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
+        """(1 - d) p0 psi / A + d p0 1[allowed] / B, each normalised; a dead end is drawn from like any other prefix."""
         left = self.max_new_tokens - len(prefixes[0]) - 1
-        tilt = torch.stack([look.then(prefixes, left) for look in self.looks]).sum(0)
-        tilt = tilt.to(log_probs)
-        keep = allowed.to(tilt.device) & tilt.isfinite()
-        leaning = self.confine(log_probs + torch.where(keep, tilt, 0.0), keep)
-        safe = self.confine(log_probs, allowed)
-        return torch.logaddexp(leaning + math.log(1 - DEFENSIVE), safe + math.log(DEFENSIVE))
+        psi = self.looks[0].then(prefixes, left)
+        for look in self.looks[1:]:
+            psi = psi + look.then(prefixes, left)
+        psi = psi.to(log_probs).exp().mul_(allowed.to(log_probs.device))
+        safe = log_probs.exp().mul_(allowed.to(log_probs.device))
+        total, room = (safe * psi).sum(-1, keepdim=True), safe.sum(-1, keepdim=True)
+        leaning = torch.where(total > 0, 1 - DEFENSIVE, 0.0) / total.clamp_min(TINY)
+        rest = torch.where(total > 0, DEFENSIVE, 1.0) / room.clamp_min(TINY)
+        log_q = (psi.mul_(leaning).add_(rest)).log_().add_(log_probs).masked_fill_(~allowed.to(psi.device), -torch.inf)
+        return log_normalise(torch.where(room > 0, log_q, log_probs))
 
     def log_success(self, prefixes: Sequence[Ids]) -> Tensor:
         """log psi of running prefixes of one length, ``[m]`` nats."""
