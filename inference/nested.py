@@ -1,4 +1,4 @@
-"""Decide by looking ahead: several things to say, several answers of the world to each, turn by turn.
+"""Decide instead of condition: plan over sampled answers.
 
 For programs with `environment(...)`: a tool that may fail, a simulated user. Engines of conditioning explain a good end
 by the luck of the world as well; this one, like `svi`, takes the world as it is and asks what to say in it. It needs no

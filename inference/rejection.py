@@ -1,4 +1,4 @@
-"""Exact draws of the posterior: what the others are judged by.
+"""Exact draws of the posterior: the judge of the others.
 
 Right when every reward has a known largest value and that value can be reached: draws of the prior are accepted with
 probability exp(likelihood - its maximum), one in exp(B) / Z. It is dear, and says how dear before it starts. Run it

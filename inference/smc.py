@@ -1,4 +1,4 @@
-"""Particles weighed at every sentence end, resampled at low ESS.
+"""Particles weighed at sentence ends, resampled at low ESS.
 
 Right when a prefix already tells how good the whole will be: several sentences, rewards that add up along the text,
 constraints that can fail early, or programs with several completions. The rewards are asked about unfinished text,

@@ -1,4 +1,4 @@
-"""SMC that looks ahead: for constraints that few texts meet, such as a word that has to occur.
+"""SMC that looks ahead: a word that has to occur, an ending.
 
 A pool of draws from the prior tells how likely `Contains`, `EndsWith` or an automaton of your own is still to be met
 from any prefix. Tokens are proposed and prefixes weighed by it. Constraints that cannot look ahead, and rewards, are

@@ -1,4 +1,4 @@
-"""Any reward, named on the command line: --set reward=vader, my_module:fn or my_file.py:fn.
+"""Any reward, named on the command line.
 
 `ppl-align rewards` lists those that ship with the library.
 """

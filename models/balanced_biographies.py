@@ -1,4 +1,4 @@
-"""Biographies of scientists, half of those that say "he" or "she" about women.
+"""Biographies of scientists, half of them about women.
 
 A promise about the average: no text is rewarded on its own, the weight of the feature is solved for.
 """

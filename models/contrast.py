@@ -1,4 +1,4 @@
-"""What a child would say of the moon, and an encyclopedia would not.
+"""What a child says of the moon, an encyclopedia would not.
 
 Contrast: a text is worth more the more probable it is after one prompt than after another.
 """

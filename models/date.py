@@ -1,4 +1,4 @@
-"""When somebody walked on the Moon: a date, and nothing else.
+"""A date, and nothing else, by regular expression.
 
 A hard constraint by regular expression: what the language model believes, given that it answers in this form.
 """

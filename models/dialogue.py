@@ -1,4 +1,4 @@
-"""A dialogue of two turns with a simulated guest: the host is inferred, the guest is the world.
+"""A dialogue of two turns; the guest is the world.
 
 Engines that condition also pick a guest who cheers up easily, and say by how much; `svi` and `nested` decide.
 """

@@ -1,4 +1,4 @@
-"""A learned reward, frozen, or refreshed on the policy's own texts, after some rounds of labels.
+"""A learned reward, frozen or refreshed on new labels.
 
 Ten pairs of reviews teach the first reward; then a simulated reader compares what the tilted model writes.
 """

@@ -1,4 +1,4 @@
-"""A record of a visitor by JSON schema, and the older the better.
+"""A record by JSON schema, and the older the better.
 
 A hard constraint and a reward: the schema is conditioned on, the age is preferred.
 """

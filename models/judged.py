@@ -1,4 +1,4 @@
-"""A chat's answer that the language model itself judges to be happy.
+"""An answer that the language model itself judges happy.
 
 The judge reads a few examples and the answer; its log-odds of "happy" over "sad" are the reward. Nothing is sampled.
 """

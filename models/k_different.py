@@ -1,4 +1,4 @@
-"""Several answers to one question that differ from one another.
+"""Several answers that differ from one another.
 
 A plate of completions under one joint reward: the set is aligned, not each answer on its own.
 """

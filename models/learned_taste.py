@@ -1,4 +1,4 @@
-"""A film review to the taste of critics, learned from pairs of real reviews.
+"""A review to the taste of critics, learned from pairs.
 
 A Bayesian reward from preferences; what is not known about it can be averaged, feared or hoped for.
 """

@@ -1,4 +1,4 @@
-"""A review that mentions a word which the language model would hardly ever write.
+"""A review that mentions a word it hardly ever would.
 
 A hard constraint that says nothing on the way: run it with the engine smc_lookahead.
 """

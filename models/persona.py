@@ -1,4 +1,4 @@
-"""Who would say the kindest thing? A latent persona, told to a chat model as its system message.
+"""A kind answer, and the persona that would give it.
 
 Chat messages may hold what differs from particle to particle.
 """

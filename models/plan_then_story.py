@@ -1,4 +1,4 @@
-"""A plan first, then a story that keeps to it, both written by the language model.
+"""A plan first, then a story that keeps to it.
 
 Two completions in a row; one reward ties them together, another one reads the story alone.
 """

@@ -1,4 +1,4 @@
-"""What somebody likes, from thumbs and comparisons, and a review to that taste.
+"""A taste inferred from thumbs and pairs, a review to it.
 
 Labels, preferences and a completion in one program: the taste is a latent, and all three speak about it.
 """

@@ -1,4 +1,4 @@
-"""A question answered with a search tool: the query, what it finds, and an answer that keeps to it.
+"""A question answered with a search tool.
 
 The tool is real: full-text search (SQLite's FTS5, ranked by BM25) over the docstrings of Python's own library.
 """

@@ -1,4 +1,4 @@
-"""The model's own most probable sentences: its distribution squared, sentence by sentence.
+"""The model's own most probable sentences: a power prior.
 
 A power prior weighs whole texts; temperature sharpens each token, wherever it leads.
 """

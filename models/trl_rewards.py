@@ -1,4 +1,4 @@
-"""Two TRL reward functions with weights and a data column, as GRPOTrainer takes them.
+"""Two TRL reward functions, with weights and a data column.
 
 `reward_funcs` is TRL's argument of that name; what is a keyword here is a column of its data set.
 """

@@ -1,4 +1,4 @@
-"""A text by one of two voices, and the answer to which of them it was if the text is cheerful.
+"""A text by one of two voices, and which of them it was.
 
 A mixture of prompted language models is the prior; who wrote is summed out, and asked for afterwards.
 """
