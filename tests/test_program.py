@@ -9,7 +9,7 @@ import torch
 
 from ppl_align import SMC, CausalLM, Completion, ImportanceSampling, choose, completion, reward
 from ppl_align.errors import BatchTextError, InputError, ModelError, RewardError
-from ppl_align.program import Program
+from ppl_align.program import Execution, Program
 from ppl_align.testing.programs import EOS, FIXED, PROGRAMS
 from ppl_align.text import Texts
 
@@ -216,3 +216,10 @@ def test_a_wrong_shape_names_the_site():
 
     with pytest.raises(ModelError, match="'lost a plate'"):
         ImportanceSampling(4, 2).run(program)
+
+
+def test_only_rejections_are_floored_on_a_prefix():
+    """A log-probability of -30 on a prefix is a judgement; only -inf, "not yet", is softened."""
+    factors = {"score": torch.tensor([-30.0, -1.0, 0.5]), "hard": torch.tensor([0.0, -torch.inf, 0.0])}
+    execution = Execution(factors={k: v.double() for k, v in factors.items()}, num_particles=3)
+    assert execution.prefix_potential(-2.0).tolist() == [-30.0, -3.0, 0.5]

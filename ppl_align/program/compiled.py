@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -53,7 +53,6 @@ class Execution:
     ``pending``    the site where it stopped, or None if it ran to its end
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
     ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known
-    ``constrained``  completion sites with hard constraints
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
     ``targets``    the mean that a reward is to have, where one is promised (``moment_constraint``)
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
@@ -70,7 +69,6 @@ class Execution:
     scales: dict[str, float] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
     prefix_closed: dict[str, bool] = field(default_factory=dict)
-    constrained: set[str] = field(default_factory=set)
     drawn: dict[str, Tensor] = field(default_factory=dict)
     log_prior: dict[str, Tensor] = field(default_factory=dict)
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
@@ -87,7 +85,8 @@ class Execution:
         """``log_potential`` for a prefix: a factor of -inf becomes ``floor``, unless it is prefix-closed."""
         total = torch.zeros(self.num_particles, dtype=torch.float64)
         for name, value in self.factors.items():
-            total = total + (value if self.prefix_closed.get(name) else value.clamp_min(floor))
+            open_ended = not self.prefix_closed.get(name)
+            total = total + (torch.where(value.isneginf(), floor, value) if open_ended else value)
         return total
 
 
@@ -161,8 +160,6 @@ class _Execute(Messenger):
             self.result.scales[msg["name"]] = notes["scale"]
         if "target" in notes:
             self.result.targets[msg["name"]] = notes["target"]
-        if "constrains" in notes:
-            self.result.constrained.add(notes["constrains"])
 
     def _check_batch(self, msg: Any) -> None:
         """Every dimension of a completion's batch is a plate's."""
@@ -265,6 +262,11 @@ class Program:
         handler = self.execute(lambda: _Execute(self, values, draw, propose, score))
         self._check_structure(handler)
         return handler.result
+
+    @property
+    def order(self) -> Sequence[str]:
+        """The sites met so far, in the order of the program."""
+        return self._order
 
     def look(self) -> None:
         """Find out ``nesting``, once, before anything is drawn."""
