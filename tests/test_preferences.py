@@ -247,6 +247,7 @@ def test_marginalising_warns_once_with_the_bonus_of_the_run():
     assert f"{float(bonus.mean()):.3g} nats ({0.8 * float(bonus.mean()):.3g} reward units)" in said
     assert f"over the {len(texts)} texts" in said
     assert f"{float(bonus.min()):.3g} to {float(bonus.max()):.3g} nats" in said
+    assert run.warnings == (said,), "the comparison shows it too"
 
 
 @pytest.mark.parametrize("use", ["marginalised", "sampled"])

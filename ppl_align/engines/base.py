@@ -63,7 +63,7 @@ class Engine(ABC):
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
         task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
-        with reward_cache(), remembered_answers(), score_cache():
+        with reward_cache() as remarks, remembered_answers(), score_cache():
             with measure() as cost, isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
             posterior.cost = cost
@@ -73,6 +73,8 @@ class Engine(ABC):
             if posterior.environment and posterior.target == "posterior":
                 with isolated(mix(seed, "optimism")):
                     optimism.warn(task, posterior)
+        if remarks:
+            posterior.history = {**posterior.history, "warnings": [*posterior.warnings, *remarks]}
         return posterior
 
     @abstractmethod

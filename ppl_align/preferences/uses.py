@@ -92,19 +92,19 @@ class _Tally:
         self.beta = beta
         self.parts: list[Tensor] = []
 
-    def __call__(self) -> None:
+    def __call__(self) -> str | None:
         bonus = torch.cat(self.parts)
         if len(bonus) == 0 or not bool((bonus > 0).any()):
-            return
+            return None
         mean, low, high = float(bonus.mean()), float(bonus.min()), float(bonus.max())
-        warnings.warn(
+        text = (
             f"a learned reward was marginalised inside exp(): this pays texts for being unlike those it was learned "
             f"from, {mean:.3g} nats ({self.beta * mean:.3g} reward units) on average over the {len(bonus)} texts it "
             f"was asked about, {low:.3g} to {high:.3g} nats; differences count. If that is not meant, use mean() or "
-            f"pessimistic()",
-            OptimismWarning,
-            stacklevel=2,
+            f"pessimistic()"
         )
+        warnings.warn(text, OptimismWarning, stacklevel=2)
+        return text
 
 
 def _tell(posterior: RewardPosterior, beta: float, bonus: Tensor) -> None:

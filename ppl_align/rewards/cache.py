@@ -13,26 +13,30 @@ from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
-T = TypeVar("T", bound=Callable[[], None])
+Ending = Callable[[], "str | None"]
+"""Called when a block ends well; what it returns is a remark on the run."""
+T = TypeVar("T", bound=Ending)
 Row = tuple[Hashable, ...]
 """What a reward saw of one completion, as a key: its text, and what else it reads (prompt, ids, data columns)."""
 
 _tables: ContextVar[dict[Hashable, dict[Row, float]] | None] = ContextVar("ppl_align_reward_cache", default=None)
-_endings: ContextVar[dict[Hashable, Callable[[], None]] | None] = ContextVar("ppl_align_reward_endings", default=None)
+_endings: ContextVar[dict[Hashable, Ending] | None] = ContextVar("ppl_align_reward_endings", default=None)
 
 
 @contextmanager
-def reward_cache() -> Iterator[None]:
-    """Remember every reward's answers inside the block; a block inside a block shares the outer one's memory."""
+def reward_cache() -> Iterator[list[str]]:
+    """Remember every reward's answers inside the block; a block inside a block shares the outer one's memory.
+
+    Gives a list that holds, once the (outer) block has ended well, what rewards had to remark on the run."""
+    remarks: list[str] = []
     if _tables.get() is not None:
-        yield
+        yield remarks
         return
-    endings: dict[Hashable, Callable[[], None]] = {}
+    endings: dict[Hashable, Ending] = {}
     tables, after = _tables.set({}), _endings.set(endings)
     try:
-        yield
-        for ending in endings.values():
-            ending()
+        yield remarks
+        remarks += [remark for ending in endings.values() if (remark := ending()) is not None]
     finally:
         _tables.reset(tables)
         _endings.reset(after)
