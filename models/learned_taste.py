@@ -17,7 +17,7 @@ def _critics() -> RewardPosterior:
     return RewardPosterior.learn(film_pairs(200), Embedding())
 
 
-def learned_taste(prompt: str = "This film is", use: str = "mean", beta: float = 0.5, max_new_tokens: int = 20):
+def learned_taste(prompt: str = "This film is", use: str = "mean", beta: float = 0.8, max_new_tokens: int = 20):
     """p(review | prompt) exp(r / beta), r what critics prefer: one unit is one nat of log-odds.
 
     use="mean" averages what r may be before the exponential, "pessimistic" takes a standard deviation off, and

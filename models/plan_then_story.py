@@ -19,7 +19,7 @@ def _kept(completions, plan, **columns):
     return [len(p & story) / len(p) if p else 0.0 for p, story in pairs]
 
 
-def plan_then_story(subject: str = "a dog and a thunderstorm", beta: float = 0.2, max_new_tokens: int = 30):
+def plan_then_story(subject: str = "a dog and a thunderstorm", beta: float = 0.35, max_new_tokens: int = 30):
     """p(plan) p(story | plan) exp(kept / beta + mood / 3 beta): plans that lead somewhere, stories that follow them.
 
     The plan is inferred like the story: the posterior prefers plans that the model can keep.

@@ -30,7 +30,7 @@ def _overlap(pairs: list[str]) -> list[float]:
     return [len(said & source) / max(len(said), 3) for source, said in sides]
 
 
-def search_tool(question: str = "How do I shuffle the items of a list?", beta: float = 0.2, max_new_tokens: int = 12):
+def search_tool(question: str = "How do I shuffle the items of a list?", beta: float = 0.3, max_new_tokens: int = 12):
     """p0(query) p0(answer | what the query finds) exp((grounded + relevant) / beta)."""
     query = completion("query", lm, f"Question: {question}\nSearch terms:", max_new_tokens=5, stop="\n")
     found = environment("search", _search, query)
