@@ -276,6 +276,24 @@ def test_a_network_in_training_is_asked_anew():
         torch.testing.assert_close(log_prob_of(lm.completion([], 3), tokens), want)
 
 
+def test_an_expert_in_training_is_not_judged_by_what_was_scored_before():
+    """The pilot run of SVI, without gradients, has seen the only text there is."""
+
+    def program():
+        bias = pyro.param("bias", lambda: torch.zeros(3, dtype=torch.float64))
+        trained[0] = bias
+        x = completion("x", one, [0], max_new_tokens=1)
+        expert("e", pupil, x)
+        seen[:] = torch.softmax(bias.detach(), -1).tolist()
+
+    seen, trained = [], [torch.zeros(3)]
+    one = CallableLM(3, lambda prefix: torch.tensor([0.0, 0.0, 1.0]).log().expand(len(prefix), -1))
+    pupil = CallableLM(3, lambda prefix: trained[0].log_softmax(-1).expand(len(prefix), -1))
+    run = SVI(num_steps=40, num_particles=4, guide="table").run(program)
+    assert seen[2] > 0.9
+    assert abs(float(run.log_evidence[0]) - math.log(seen[2])) < 1e-6, "the last sweep asks the LM as it is now"
+
+
 # -- what cannot be said -------------------------------------------------------------------------------------------
 
 NEVER = CallableLM(3, lambda prefix: torch.tensor([0.0, -torch.inf, 0.0]).expand(len(prefix), -1), eos_id=2)

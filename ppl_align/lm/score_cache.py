@@ -29,10 +29,12 @@ _Drawn = tuple["CompletionDistribution", Tensor, Tensor]
 
 
 class _Scores:
-    """``known``: log p by distribution and row. ``drawn``: by site what was last drawn there, not yet cut into rows."""
+    """``known``: log p by distribution and row. ``drawn``: by site what was last drawn there, not yet cut into rows.
+    ``trained``: by distribution whether its scores have a gradient, as far as somebody asked with gradients on."""
 
     def __init__(self) -> None:
         self.known: dict[Hashable, dict[_Row, float]] = {}
+        self.trained: dict[Hashable, bool] = {}
         self.drawn: dict[str, _Drawn] = {}
 
     def table(self, source: CompletionDistribution) -> dict[_Row, float]:
@@ -47,7 +49,11 @@ class _Scores:
         return self._of(source)
 
     def _of(self, source: CompletionDistribution) -> dict[_Row, float]:
-        return self.known.setdefault((source.lm, source.warp, source.terminal), {})
+        return self.known.setdefault(_key(source), {})
+
+
+def _key(source: CompletionDistribution) -> Hashable:
+    return source.lm, source.warp, source.terminal
 
 
 _open: ContextVar[_Scores | None] = ContextVar("ppl_align_score_cache", default=None)
@@ -76,24 +82,28 @@ def leave_scores(site: str, source: CompletionDistribution, tokens: Tensor, log_
 def log_prob_of(source: CompletionDistribution, tokens: Tensor) -> Tensor:
     """``source.log_prob(tokens)``, ``[*batch]``: only rows that were never scored are read by the network, each once.
 
-    Where the LM is being trained (its score has a gradient) nothing is remembered."""
+    Where the LM is being trained (its score has a gradient) nothing is remembered, and what was scored before gradients
+    were on is not used until it is known that there are none."""
     scores = _open.get()
     known = recall(source, tokens)
-    if known is not None or scores is None:
+    if known is not None or scores is None or scores.trained.get(_key(source), False):
         return source.log_prob(tokens) if known is None else known
+    untold = torch.is_grad_enabled() and _key(source) not in scores.trained
     shape = torch.broadcast_shapes(tokens.shape[:-1], source.batch_shape)
     tokens = tokens.expand(*shape, tokens.shape[-1])
     expanded = source.expand(shape)
     table, rows = scores.table(source), _rows(expanded, tokens)
     new: dict[_Row, int] = {}
     for at, row in enumerate(rows):
-        if row not in table:
+        if untold or row not in table:
             new.setdefault(row, at)
     if new:
         first = torch.tensor(list(new.values()))
         flat = tokens.reshape(-1, tokens.shape[-1])
         found = expanded.reshaped((len(rows),)).with_index(expanded.index.reshape(-1)[first])
         log_p = found.log_prob(flat[first.to(flat.device)])
+        if untold:
+            scores.trained[_key(source)] = log_p.requires_grad
         if log_p.requires_grad:
             return source.log_prob(tokens)
         table.update(zip(new, log_p.double().tolist(), strict=True))
