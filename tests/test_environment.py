@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from worlds import GUEST, HOST, speaker, talk
+from worlds import ASSISTANT, GUEST, HOST, dialogue, speaker, talk
 
 from ppl_align import (
     SMC,
@@ -26,6 +26,7 @@ from ppl_align import (
 )
 from ppl_align.cost import measure
 from ppl_align.errors import InputError, ModelError, RunError
+from ppl_align.guides.program import ProgramGuide
 from ppl_align.program import Program
 from ppl_align.text import Texts
 
@@ -213,6 +214,22 @@ def test_a_proposal_does_not_speak_for_the_world(engine):
     if run.independent:  # as drawn, before any weight: the guest's own law, and no other
         assert abs(float((heard == 1).double().mean()) - 0.7) < 4 * 0.5 / heard.numel() ** 0.5
     assert run.environment == ("heard",)
+
+
+def test_a_run_tells_its_sites_in_the_order_of_the_program():
+    """Whose turn it was is read off the order; a guide may draw the agent's last word first."""
+
+    def backwards(beta=1.0):
+        completion("second", ASSISTANT, [0, 0], max_new_tokens=1)
+
+    run = ImportanceSampling(num_particles=4, proposal=ProgramGuide(backwards)).run(dialogue)
+    assert list(run.particles) == list(Exact().run(dialogue).particles) == ["first", "mood", "second", "verdict"]
+
+
+def test_a_forecast_asks_the_world_as_often_as_a_run():
+    with measure() as cost:
+        Rejection(num_particles=8).forecast(searching)
+    assert cost.environment_calls == 3**2
 
 
 def test_a_twist_does_not_steer_the_world(monkeypatch):

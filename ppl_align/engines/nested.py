@@ -110,8 +110,9 @@ class Nested(Engine):
         choice = draw_by(scores)
         where = torch.arange(played.size) * self.num_actions + choice
         chosen = actions.pick(where)
-        own = [value.reshape(actions.size, -1).double() for name, value in actions.values.items() if name not in sites]
-        weight = _per_copy(torch.softmax(scores, -1).reshape(-1), self.num_actions, torch.cat(own, 1).cpu())
+        new = [value for name, value in actions.values.items() if name not in sites]
+        said = torch.cat([value.reshape(actions.size, -1).double().cpu() for value in new], 1)
+        weight = _per_copy(torch.softmax(scores, -1).reshape(-1), self.num_actions, said)
         first = next(name for name in chosen.values if name not in sites)
         chosen.log_proposal[first] = chosen.log_proposal[first] + (weight[where] * self.num_actions).log()
         return chosen, log_mean_exp(scores)

@@ -19,6 +19,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.score_cache import score_cache
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
+from ppl_align.program.environment import remembered_answers
 from ppl_align.rewards.cache import reward_cache
 from ppl_align.seeds import mix
 
@@ -73,7 +74,7 @@ class Rejection(Engine):
         """What ``run`` with the same arguments would cost, by its own first ``num_pilot`` draws."""
         if not callable(model):
             raise InputError(f"forecast() takes a Pyro program (a function), got {type(model).__name__}")
-        with isolated(mix(seed, self.name)), reward_cache(), score_cache():
+        with isolated(mix(seed, self.name)), reward_cache(), remembered_answers(), score_cache():
             return self._pilot(_Stream(Task(model, args, dict(kwargs), lambda done, total, note: None)))
 
     def _pilot(self, stream: _Stream) -> Forecast:

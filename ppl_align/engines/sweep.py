@@ -182,7 +182,9 @@ class Sweep:
         log_weight = self.log_weight.reshape(self.shape) + self.log_evidence[:, None]
         if bool(log_weight.isneginf().all()):
             raise AllDeadError(all_dead("at the end of the program", execution))
-        return assemble(execution, self.values, log_weight, self.log_prior, self.log_proposal, **fields)
+        # In the order of the program, which a guide that proposes whole values need not follow.
+        met = {name: self.values[name] for name in self.program.order if name in self.values}
+        return assemble(execution, met | self.values, log_weight, self.log_prior, self.log_proposal, **fields)
 
 
 def assemble(
