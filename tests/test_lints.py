@@ -226,6 +226,14 @@ def test_rewards_on_partial_text(fn: Any, severity: str, says: str) -> None:
     assert found(scored_by, "reward on partial text", count_a) == []
 
 
+def test_a_tool_on_partial_text() -> None:
+    def asks_a_tool() -> None:
+        environment("tool", lambda said: said.split()[3], text())
+
+    (finding,) = found(asks_a_tool, "world on partial text")
+    assert "environment 'tool' raised IndexError" in finding.text
+
+
 def test_prefix_closed_is_a_promise() -> None:
     def ends_in_a(closed: bool) -> None:
         x = text()

@@ -1,4 +1,4 @@
-"""Rewards on unfinished text: what ``SMC(twist="prefix")`` asks them, and most were never meant for.
+"""Rewards and tools on unfinished text: what ``SMC(twist="prefix")`` asks them, and most were never meant for.
 
 A prefix potential may be anything finite without biasing Z, so a bad one costs draws and not truth. A rejection that is
 declared ``prefix_closed`` is the exception: SMC drops such prefixes at once, and what could have followed is lost.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ppl_align.errors import RewardError
+from ppl_align.errors import RewardError, RunError
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.program import Execution
@@ -29,9 +29,10 @@ def partial_text(glance: Glance) -> Iterator[Finding]:
         given = _upstream(glance, site) | {site: glance.values[site][..., : source.max_new_tokens // 2]}
         try:
             halves = glance.ask(given)
-        except RewardError as error:
+        except (RewardError, RunError) as error:
+            who = "reward" if isinstance(error, RewardError) else "world"
             yield Finding(
-                "reward on partial text", "warning", f"on unfinished text: {error}", "use SMC(twist=None), or catch it"
+                f"{who} on partial text", "warning", f"on unfinished text: {error}", "use SMC(twist=None), or catch it"
             )
             continue
         for name in glance.execution.rewards:
