@@ -144,6 +144,12 @@ def test_a_prompted_lm_reads_more_than_the_program_sees():
     assert prompted.completion([1, 1], 2).prompts == ((1, 1),)
 
 
+def test_tokens_are_alike_in_a_persona_as_in_the_lm_itself(tiny_llama: CausalLM):
+    """Looking ahead learns from it; without, it knows no last token."""
+    for lm in (Prompted(tiny_llama, before=[1]), Mixture([tiny_llama, tiny_llama]), Product([tiny_llama, tiny_llama])):
+        assert lm.token_features.data_ptr() == tiny_llama.token_features.data_ptr()
+
+
 def test_bos_is_put_in_front_once(tiny_llama: CausalLM, monkeypatch):
     monkeypatch.setitem(tiny_llama.__dict__, "_bos", 5)
     prompted = Prompted(tiny_llama, before=[1])

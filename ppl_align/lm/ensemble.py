@@ -76,6 +76,10 @@ class Ensemble(LM):
     def vocabulary(self) -> list[str]:
         return self.lms[0].vocabulary
 
+    @property
+    def token_features(self) -> Tensor | None:
+        return self.lms[0].token_features
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.lms[0].decode(ids)
 

@@ -77,6 +77,10 @@ class Prompted(LM):
     def vocabulary(self) -> list[str]:
         return self.lm.vocabulary
 
+    @property
+    def token_features(self) -> Tensor | None:
+        return self.lm.token_features
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.lm.decode(ids)
 
