@@ -22,6 +22,7 @@ from ppl_align import (
     compare,
     completion,
     environment,
+    moment_constraint,
     reward,
 )
 from ppl_align.claims import optimism
@@ -201,3 +202,19 @@ def test_a_comparison_of_decisions_alone(runs, tmp_path):
     assert runs["svi"].draws(3)["action"].map(len).min() > 0
     assert "log Z" not in runs["svi"].summary()
     assert isinstance(runs["svi"].particles["action"].source, CompletionDistribution)
+
+
+def test_a_promise_that_was_fitted_for_conditioning_is_not_kept_by_deciding():
+    """lambda solves E[risky] = .2 under the posterior; an engine that decides says that its mean is another one."""
+    risk = moment_constraint({"risk": lambda texts: [float(text == "1") for text in texts]}, {"risk": 0.2})
+
+    def careful():
+        action = completion("action", optimism.COIN, [], max_new_tokens=1)
+        outcome = environment("outcome", dist.Categorical(logits=optimism.LUCK[action.tokens[..., 0]]))
+        reward("pay", lambda tokens: optimism.PAY[tokens[..., 0], outcome], action.tokens)
+        risk(action)
+
+    exact, decided = Exact().run(careful), Nested(num_particles=64, num_actions=8, num_outcomes=8).run(careful)
+    assert abs(exact.mean("risk").value - 0.2) < 0.05
+    assert not any("promised" in line for line in exact.warnings)
+    assert any("not the 0.2 that was promised" in line for line in decided.warnings)

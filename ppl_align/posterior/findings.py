@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.estimates import log_likelihood
+from ppl_align.posterior.estimates import log_likelihood, with_error
 from ppl_align.posterior.prior import drew_from_prior
 
 if TYPE_CHECKING:
@@ -86,11 +86,26 @@ def note_findings(posterior: Posterior, proposal: Any = None) -> None:
     """Log what a run shows, and leave it in its history: ``posterior.warnings``.
 
     ``proposal``: what the engine was given to draw from, where it did not train a guide of its own."""
-    found = findings(posterior) + hidden_warps(posterior, posterior.guide or proposal)
+    found = findings(posterior) + hidden_warps(posterior, posterior.guide or proposal) + broken_promises(posterior)
     for line in found:
         log.warning(line)
     if found:
         posterior.history = {**posterior.history, "warnings": found}
+
+
+def broken_promises(posterior: Posterior) -> list[str]:
+    """Means that a run which decides leaves off their promise: lambda was fitted for the target of conditioning."""
+    if posterior.target != "decision":
+        return []
+    found = []
+    for name, target in posterior.targets.items():
+        value, error = posterior.mean(name)
+        if abs(value - target) > 3 * error:
+            found.append(
+                f"the mean of {name!r} is {with_error(value, error)}, not the {target:g} that was promised: its weight "
+                "was fitted for engines that condition, and this one decides"
+            )
+    return found
 
 
 def hidden_warps(posterior: Posterior, guide: Any) -> list[str]:
