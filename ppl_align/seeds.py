@@ -25,3 +25,8 @@ def mix(seed: int, purpose: str) -> int:
 def generator(seed: int, purpose: str) -> torch.Generator:
     """A local generator with a stream of its own."""
     return torch.Generator().manual_seed(mix(seed, purpose))
+
+
+def cuda_devices() -> list[int]:
+    """Every CUDA device, whose random numbers are to be given back as well: for ``torch.random.fork_rng``."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

@@ -14,13 +14,16 @@ from worlds import ASSISTANT, GUEST, HOST, dialogue, speaker, talk
 from ppl_align import (
     SMC,
     SVI,
+    Contains,
     Exact,
     ImportanceSampling,
     Nested,
     Posterior,
     Rejection,
+    choose,
     compare,
     completion,
+    constrain,
     environment,
     reward,
 )
@@ -28,6 +31,7 @@ from ppl_align.cost import measure
 from ppl_align.errors import InputError, ModelError, RunError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.program import Program
+from ppl_align.program.sketch import sketch
 from ppl_align.text import Texts
 
 # -- functions ---------------------------------------------------------------------------------------------------------
@@ -247,3 +251,16 @@ def test_a_twist_does_not_steer_the_world(monkeypatch):
     value, error = original.run(talk).mean("mood")
     assert set(drawn) == {"said"}
     assert abs(value - Exact().run(talk).mean("mood").value) < 4 * error
+
+
+def test_constraints_behind_a_world_that_answers_with_numbers_are_foreseen():
+    def program():
+        said = completion("said", HOST, " hm", max_new_tokens=1)
+        count = environment("count", len, said)
+        more = torch.where(count > 3, 1, 0)
+        then = completion("then", HOST, choose(more, [" yes", " no"]), max_new_tokens=3)
+        constrain("word", Contains("yes"), then)
+
+    assert list(sketch(Program(program, (), {}, 1)).readers) == ["then"]
+    run = ImportanceSampling(num_particles=32, num_replicates=1).run(program)
+    assert not run.log_weight.isneginf().any(), "every draw is from within"

@@ -21,7 +21,7 @@ from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
 from ppl_align.program.environment import remembered_answers
 from ppl_align.rewards.cache import reward_cache
-from ppl_align.seeds import mix
+from ppl_align.seeds import cuda_devices, mix
 
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, note)``, called as the work goes on."""
@@ -91,8 +91,7 @@ class Engine(ABC):
 @contextlib.contextmanager
 def isolated(seed: int) -> Iterator[None]:
     """One random stream for the whole run, taken from ``seed`` and given back; a parameter store of its own."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope():
+    with torch.random.fork_rng(devices=cuda_devices()), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         yield
 

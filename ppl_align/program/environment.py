@@ -35,7 +35,7 @@ from ppl_align.errors import InputError, ModelError, PplAlignError, RunError
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import note_answers
-from ppl_align.program.sketch import sketching
+from ppl_align.program.sketch import sketching, stand_in
 from ppl_align.rewards.cache import content, identity
 from ppl_align.text import Texts
 
@@ -156,7 +156,7 @@ def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_r
     keys = [tuple(map(content, row)) for row in rows]
     for key, row in zip(keys, rows, strict=True):
         if key not in known:
-            known[key] = "" if sketching() else _answer(name, world, row, takes_rng)
+            known[key] = stand_in() if sketching() else _answer(name, world, row, takes_rng)
     answers = [known[key] for key in keys]
     note_answers(name, answers)
     words = sum(isinstance(answer, str) for answer in answers)

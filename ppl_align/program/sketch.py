@@ -18,16 +18,25 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import Program, is_bookkeeping
+from ppl_align.seeds import cuda_devices
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
 
-_open: ContextVar[bool] = ContextVar("ppl_align_sketching", default=False)
+STAND_INS: tuple[str | int, ...] = ("", 0)
+"""What the world may seem to answer; which of the two kinds it does is not known before it is asked."""
+_open: ContextVar[str | int | None] = ContextVar("ppl_align_sketching", default=None)
 
 
 def sketching() -> bool:
     """Is the program only being looked at? Then rewards return zeros, and constraints check nothing."""
-    return _open.get()
+    return _open.get() is not None
+
+
+def stand_in() -> str | int:
+    """What to take for the world's answer in a sketch."""
+    found = _open.get()
+    return "" if found is None else found
 
 
 @dataclass(frozen=True)
@@ -42,22 +51,31 @@ class Sketch:
 
 def sketch(program: Program) -> Sketch:
     """Look at a program; the random numbers are left as they are."""
-    constraints: list[tuple[str, Reader]] = []
-    stopped, single = None, program.with_particles(1)
-    with torch.random.fork_rng(), _looking():
-        try:
-            single.execute(lambda: _Look(single, constraints))
-        except Exception as error:
-            stopped = error
+    constraints, stopped, nesting = _look(program, STAND_INS[0])
+    for answer in STAND_INS[1:] if stopped is not None else ():
+        other = _look(program, answer)
+        if other[1] is None or len(other[0]) > len(constraints):
+            constraints, stopped, nesting = other
     readers: dict[str, tuple[Reader, ...]] = {}
     for site, reader in constraints:
         readers[site] = (*readers.get(site, ()), reader)
-    return Sketch(readers, single.nesting, stopped)
+    return Sketch(readers, nesting, stopped)
+
+
+def _look(program: Program, answer: str | int) -> tuple[list[tuple[str, Reader]], Exception | None, int]:
+    """The constraints that were met, by site; what stopped the program, if anything; and its plates."""
+    single, seen = program.with_particles(1), list[tuple[str, "Reader"]]()
+    with torch.random.fork_rng(devices=cuda_devices()), _looking(answer):
+        try:
+            single.execute(lambda: _Look(single, seen))
+        except Exception as error:
+            return seen, error, single.nesting
+    return seen, None, single.nesting
 
 
 @contextmanager
-def _looking() -> Iterator[None]:
-    token = _open.set(True)
+def _looking(answer: str | int) -> Iterator[None]:
+    token = _open.set(answer)
     try:
         yield
     finally:
