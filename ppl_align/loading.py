@@ -37,7 +37,8 @@ class Recipe:
 def load_model(spec: str) -> Model:
     """A Pyro model from a gallery name, ``file.py``, ``file.py:function`` or ``package.module:attr``.
 
-    A file's model is the public function defined in it; of several, the one that is named like the file.
+    A file's model is the public function defined in it; of several, the one that is named like the file, else the only
+    one that calls ``completion``.
     Relative imports of a file's neighbours work by plain name, as they do for a script.
     Raises ``ModelError`` saying what was looked for; whatever this library raises while the file is loaded
     (say, ``WeightsNotFound``) passes through.
@@ -158,12 +159,13 @@ def _model_in(module: ModuleType, where: str, attribute: str) -> Model:
     stem = Path(module.__file__ or where).stem
     if stem in public:
         return public[stem]
-    if len(public) > 1:
+    writers = [name for name, function in public.items() if "completion" in function.__code__.co_names]
+    if len(public) > 1 and len(writers) != 1:
         raise ModelError(
             f"{where} defines several functions ({', '.join(public)}): say which one is the model, "
-            f"e.g. {where}:{next(iter(public))}, or start the names of the others with an underscore"
+            f"e.g. {where}:{(writers or list(public))[-1]}, or start the names of the others with an underscore"
         )
-    return next(iter(public.values()))
+    return public[writers[0]] if writers else next(iter(public.values()))
 
 
 def _attribute(module: ModuleType, where: str, attribute: str) -> Model:

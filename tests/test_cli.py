@@ -11,6 +11,7 @@ import pytest
 
 from ppl_align import gallery
 from ppl_align.cli import main
+from ppl_align.loading import load_model
 
 MODEL = '''
 import torch
@@ -379,3 +380,13 @@ def test_the_installed_command_and_its_exit_code(here: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert (here / "out/few.nc").is_file()
+
+
+def test_the_model_of_a_file_is_the_one_function_that_writes(here: Path) -> None:
+    (here / "script.py").write_text(
+        "from ppl_align import completion\n"
+        "def good(texts):\n    return [0.0 for _ in texts]\n"
+        "def write():\n    return completion('x', None)\n",
+        encoding="utf-8",
+    )
+    assert load_model("script.py").__name__ == "write"

@@ -118,7 +118,7 @@ class Arguments:
         """``(args, kwargs)`` for the call; says which arguments still have no value."""
         missing = [n for n, p in self.named.items() if n not in values and p.default is inspect.Parameter.empty]
         if missing:
-            how = "--prompt TEXT or --data FILE" if missing == ["prompt"] else f"--set {missing[0]}=..."
+            how = "--prompt TEXT (run also takes --data FILE)" if missing == ["prompt"] else f"--set {missing[0]}=..."
             raise InputError(f"{where}{self.spec} needs a value for {', '.join(map(repr, missing))}: give {how}")
         bound = self.signature.bind(
             *(values[n] for n, p in self.named.items() if p.kind is p.POSITIONAL_ONLY and n in values),

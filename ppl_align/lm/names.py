@@ -6,6 +6,7 @@ takes transformers some 15-30 s, so it is converted once into a cache folder, fr
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import logging
@@ -45,6 +46,8 @@ def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
         return _from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
     if path.is_dir() and not (path / "config.json").is_file():
         raise WeightsNotFound(f"the folder {name} holds no config.json: point to a folder saved by save_pretrained")
+    if not path.exists() and difflib.get_close_matches(name.lower(), [SMOLLM2], cutoff=0.85):
+        raise WeightsNotFound(f"no weights for {name!r}; did you mean {SMOLLM2!r}?")
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise WeightsNotFound(f"no such folder: {name}")
     return _from_pretrained(name, **kwargs)
