@@ -68,6 +68,8 @@ def environment(
     * a language model, a simulated user: ``environment(name, lm, prompt, max_new_tokens=...)``, with the sampling
       options of ``completion``. It is only ever sampled from: guides, proposals, twists and constraints leave it alone.
 
+    An engine that judges unfinished text (``SMC(twist="prefix")``) asks the world about it too: a tool must bear that.
+
     Returns ``Texts`` or a tensor with an element per particle (int64 if every answer is an int, else float64), for a
     language model a ``Completion``; a plain ``str`` or a tensor without dimensions where nothing is a batch.
 
