@@ -234,9 +234,8 @@ def all_dead(where: str, execution: Execution) -> str:
     killers = [name for name, value in execution.factors.items() if bool(value.isneginf().all())]
     blame = f" ({killers[0]!r} is -inf for each of them)" if killers else ""
     return (
-        f"every particle has weight zero {where}{blame}: no draw satisfies the program. Can it be met at all? If so, "
-        f"try more particles, more room (max_new_tokens), a softer reward than -inf, or a proposal= that knows what is "
-        f"wanted"
+        f"every particle has weight zero {where}{blame}: no draw satisfies the program. Try more particles, more room "
+        f"(max_new_tokens) if it can be met at all, a softer reward than -inf, or a proposal= that knows what is wanted"
     )
 
 
