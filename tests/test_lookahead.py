@@ -154,7 +154,7 @@ def test_the_mean_moves_are_unbiased():
     assert torch.allclose(stack.mean(0)[error == 0], expected[error == 0], atol=1e-6)
 
 
-def test_a_rare_word_is_worth_a_hundred_times_the_tokens():
+def test_a_rare_word_is_worth_thirty_times_the_tokens():
     """On a chain, IS would need (1 - p) / (p relvar) draws for the same relative variance; the pool counts."""
     lm = chain(rare=6.5)
 

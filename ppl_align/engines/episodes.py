@@ -112,7 +112,7 @@ class Episodes:
         readers = None if site.environment else self.readers.get(site.name)
         if not readers:
             return None
-        return Restriction(readers, site.fn.max_new_tokens, site.fn.lm.eos_id, site.fn.stop_ids)
+        return Restriction.of(readers, site.fn)
 
 
 def draw_by(log_weight: Tensor) -> Tensor:

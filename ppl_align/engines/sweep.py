@@ -129,7 +129,7 @@ class Sweep:
         readers = None if site.environment else self.readers.get(site.name)
         if not readers:
             return None
-        restriction = Restriction(readers, site.fn.max_new_tokens, site.fn.lm.eos_id, site.fn.stop_ids)
+        restriction = Restriction.of(readers, site.fn)
         return restriction if self.prepare is None else self.prepare(site, restriction)
 
     def _first_particles(self, site: Site) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ class AutoGuide:
                 f'guide="lora" cannot be confined to the constraint on {name!r}, since it draws with a network of its '
                 f'own: use guide="head"'
             )
-        return Restriction(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids)
+        return Restriction.of(readers, source)
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:
         kind = self.kind

@@ -16,6 +16,7 @@ from ppl_align.lm.warp import log_normalise
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
     from ppl_align.lm.base import Ids
+    from ppl_align.lm.distribution import CompletionDistribution
 
 _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the text must be acceptable with it
 
@@ -30,6 +31,11 @@ class Restriction:
     ) -> None:
         self.readers = tuple(readers)
         self.max_new_tokens, self.eos_id, self.stop_ids = max_new_tokens, eos_id, tuple(stop_ids)
+
+    @classmethod
+    def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
+        """The constraints on one completion site."""
+        return cls(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids)
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m, V]`` bool: what may come next after running prefixes of one length."""

@@ -59,7 +59,7 @@ def check(reader: Reader, completion: Completion) -> Tensor:
     """Does each element meet it? bool ``[...]``; where a text is unfinished: can it still?"""
     source, tokens = completion.source, completion.tokens
     assert source is not None
-    restriction = Restriction([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids)
+    restriction = Restriction.of([reader], source)
     width = tokens.shape[-1]
     ended = (completion.lengths.reshape(-1) < width) | _ends_at_last(tokens, source.terminal).reshape(-1)
     finished = (ended | (width == source.max_new_tokens)).tolist()
