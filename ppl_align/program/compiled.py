@@ -12,6 +12,7 @@ import re
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import pyro
@@ -226,6 +227,14 @@ def is_environment(msg: Any) -> bool:
     return bool(msg["infer"].get("ppl_align", {}).get("environment", False))
 
 
+@dataclass
+class _Structure:
+    """The sites that a program has been seen to meet, for all its numbers of particles; ``ended``: these are all."""
+
+    sites: list[str] = field(default_factory=list)
+    ended: bool = False
+
+
 class Program:
     """A Pyro model with its arguments, seen by ``num_particles`` particles at once.
 
@@ -239,12 +248,12 @@ class Program:
         self.num_particles = num_particles
         self.nesting = 0
         self._looked = False
-        self._order: list[str] = []
+        self._structure = _Structure()
 
     def with_particles(self, num_particles: int) -> Program:
         """The same program for another number of particles."""
         other = Program(self.model, self.args, self.kwargs, num_particles)
-        other.nesting, other._looked, other._order = self.nesting, self._looked, self._order
+        other.nesting, other._looked, other._structure = self.nesting, self._looked, self._structure
         return other
 
     def run(
@@ -266,7 +275,7 @@ class Program:
     @property
     def order(self) -> Sequence[str]:
         """The sites met so far, in the order of the program."""
-        return self._order
+        return self._structure.sites
 
     def look(self) -> None:
         """Find out ``nesting``, once, before anything is drawn."""
@@ -285,11 +294,13 @@ class Program:
         """Run the model under a handler of its own and the particle plate; returns the handler.
 
         Anew with room for one plate more, and another handler, as long as the program has more plates than that."""
+        from ppl_align.program.names import Names
+
         first_mismatch: ValueError | None = None
         while True:
             handler = make_handler()
             try:
-                with torch.no_grad(), handler, self.plate():
+                with torch.no_grad(), handler, Names(), self.plate():
                     self.model(*self.args, **self.kwargs)
             except _Stop:
                 pass
@@ -315,18 +326,27 @@ class Program:
         return pyro.plate(PARTICLES, self.num_particles, dim=-1 - self.nesting)
 
     def _check_structure(self, handler: _Execute) -> None:
-        seen = handler.order
-        if handler.result.pending is not None and not handler.result.pending.is_completion:
+        """Each run meets the sites that every other has met, as far as both went."""
+        known, seen = self._structure, handler.order
+        pending = handler.result.pending
+        if pending is not None and not pending.is_completion:
             seen = seen[:-1]
-        shared = min(len(seen), len(self._order))
-        ended = handler.result.pending is None
-        if seen[:shared] != self._order[:shared] or (ended and len(seen) < len(self._order)):
-            differs = next(
-                (a or b for a, b in zip([*seen, None], [*self._order, None], strict=False) if a != b), "its sites"
-            )
-            raise ModelError(f"the program's structure changes from run to run (site {differs!r}). {STATIC}")
-        if len(seen) > len(self._order):
-            self._order = list(seen)
+        refuse_change(known.sites, seen, known.ended, pending is None)
+        if len(seen) > len(known.sites):
+            known.sites = list(seen)
+        known.ended = known.ended or pending is None
+
+
+def refuse_change(known: Sequence[str], seen: Sequence[str], known_ended: bool = True, ended: bool = True) -> None:
+    """Raise ``ModelError`` with the first site in which two runs of one program differ.
+
+    A run that has not ended may be the beginning of another."""
+    for before, now in zip_longest(known, seen):
+        if before != now:
+            if (before is None and not known_ended) or (now is None and not ended):
+                return
+            site = now if now is not None and now not in known else before
+            raise ModelError(f"the program's structure changes from run to run (site {site!r}). {STATIC}")
 
 
 def _plate_mismatch(error: ValueError) -> ModelError | None:

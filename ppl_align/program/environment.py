@@ -35,6 +35,7 @@ from ppl_align.errors import InputError, ModelError, PplAlignError, RunError
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import note_answers
+from ppl_align.program.names import take_name
 from ppl_align.program.sketch import sketching, stand_in
 from ppl_align.rewards.cache import content, identity
 from ppl_align.text import Texts
@@ -73,8 +74,8 @@ def environment(
     Returns ``Texts`` or a tensor with an element per particle (int64 if every answer is an int, else float64), for a
     language model a ``Completion``; a plain ``str`` or a tensor without dimensions where nothing is a batch.
 
-    Raises ``InputError`` for something that cannot answer, ``ModelError`` for a function that runs sites of the
-    program itself, ``RunError`` where it raises or answers with something else.
+    Raises ``InputError`` for something that cannot answer, ``ModelError`` for a name that another site has and for a
+    function that runs sites of the program itself, ``RunError`` where it raises or answers with something else.
     """
     if _asking.get() is not None:
         raise _circular(_asking.get(), name)
@@ -102,6 +103,8 @@ def environment(
         arrays.append(_events(_sample(name, noise), len(noise.event_shape)))
     elif takes_rng:
         arrays.append(_elements(_sample(name, Seeds(_joint_shape(name, arrays)))))
+    else:
+        take_name(name)
     return _ask(name, world, arrays, takes_rng)
 
 

@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import Program, is_bookkeeping
+from ppl_align.program.names import SameNameError
 from ppl_align.seeds import cuda_devices
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Sketch:
 
 
 def sketch(program: Program) -> Sketch:
-    """Look at a program; the random numbers are left as they are."""
+    """Look at a program; the random numbers are left as they are. Raises ``ModelError`` for two sites of one name."""
     constraints, stopped, nesting = _look(program, STAND_INS[0])
     for answer in STAND_INS[1:] if stopped is not None else ():
         other = _look(program, answer)
@@ -68,6 +69,8 @@ def _look(program: Program, answer: str | int) -> tuple[list[tuple[str, Reader]]
     with torch.random.fork_rng(devices=cuda_devices()), _looking(answer):
         try:
             single.execute(lambda: _Look(single, seen))
+        except SameNameError:
+            raise
         except Exception as error:
             return seen, error, single.nesting
     return seen, None, single.nesting
