@@ -118,7 +118,7 @@ def draw_pool(
             batch = program.with_particles(min(BATCH, num_draws - start))
             with record:
                 values, log_prior, execution = complete(batch, {})
-            program.nesting, program._order = batch.nesting, batch._order
+            program.nesting = batch.nesting
             if not parts:
                 sites = {name: record.nodes[name]["fn"] for name in values}
                 constraints = tuple(name for name in execution.factors if "constrains" in _notes(record.nodes[name]))
