@@ -17,16 +17,26 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_align.errors import InputError, RunError
+from ppl_align.program.compiled import refuse_change
 
 
 class LeaveOneOutELBO(Trace_ELBO):
     """``num_particles`` S >= 2 vectorised draws; ``max_plate_nesting``: plates of the program."""
 
-    def __init__(self, num_particles: int, max_plate_nesting: int, environment: Collection[str] = ()) -> None:
-        """``environment``: sites that the guide must leave as they are."""
+    def __init__(
+        self,
+        num_particles: int,
+        max_plate_nesting: int,
+        environment: Collection[str] = (),
+        kept: Collection[str] = (),
+    ) -> None:
+        """``environment``: sites that the guide must leave as they are.
+
+        ``kept``: completions at which the guide is kept to the hard constraints of the program, token by token."""
         if num_particles < 2:
             raise InputError("a leave-one-out baseline needs num_particles of at least 2 draws per step")
-        self.environment = environment
+        self.environment, self.kept = environment, kept
+        self.sites: list[str] | None = None  # of the program, as the first draws met them
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True)
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -40,13 +50,16 @@ class LeaveOneOutELBO(Trace_ELBO):
     ) -> tuple[float, Tensor]:
         """``(-ELBO estimate, a scalar whose gradient estimates that of -ELBO)``."""
         model_trace, guide_trace = next(iter(self._get_traces(model, guide, args, kwargs)))
+        sites = [name for name, site in model_trace.nodes.items() if site["type"] == "sample"]
+        refuse_change(sites if self.sites is None else self.sites, sites)
+        self.sites = sites
         leave_the_world_alone(self.environment, model_trace, guide_trace)
         log_p = self._per_draw(model_trace)
         log_q = self._per_draw(guide_trace)
         score = self._per_draw(guide_trace, only_scored=True)
         pathwise = any(_is_latent(site) and site["fn"].has_rsample for site in guide_trace.nodes.values())
         f = log_p - (log_q if pathwise else log_q.detach())
-        refuse_infinite(f, model_trace)
+        refuse_infinite(f, model_trace, self.kept)
         value = f.detach()
         baseline = (value.sum() - value) / (self.num_particles - 1)
         surrogate = -(f + (value - baseline) * score).mean()
@@ -82,17 +95,24 @@ def leave_the_world_alone(environment: Collection[str], model_trace: Any, guide_
             )
 
 
-def refuse_infinite(f: Tensor, model_trace: Any) -> None:
-    """A log-density of -inf has no gradient: say which site gave it."""
+def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> None:
+    """A log-density of -inf has no gradient: say which site gave it, and whether the guide was ``kept`` from it."""
     if bool(f.isfinite().all()):
         return
     for name, site in model_trace.nodes.items():
         if site["type"] == "sample" and "log_prob" in site and not bool(site["log_prob"].isfinite().all()):
             share = float((~site["log_prob"].isfinite()).double().mean())
-            if "constrains" in site["infer"].get("ppl_align", {}):
+            constrained = site["infer"].get("ppl_align", {}).get("constrains")
+            if constrained in kept:
                 raise RunError(
                     f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they "
                     f"could and ended without meeting it. Raise max_new_tokens, or use SMC or importance sampling"
+                )
+            if constrained is not None:
+                raise RunError(
+                    f"SVI cannot learn from a hard rejection: {share:.0%} of the guide's draws do not meet {name!r}, "
+                    f'and nothing keeps them to it. Use guide="auto", with constrain(...) right after its completion, '
+                    f"or SMC or importance sampling"
                 )
             raise RunError(
                 f"SVI cannot learn from a hard rejection: {name!r} is -inf or NaN on {share:.0%} of the guide's draws. "

@@ -6,13 +6,14 @@ In the words of RLHF: beta * ELBO = E_q[r] - beta KL(q || p0) (Korbak, Perez & B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyro
 import torch
 
+from ppl_align.engines.again import write_again
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.constrained import foreseen
 from ppl_align.engines.elbo import LeaveOneOutELBO
@@ -39,7 +40,10 @@ class SVI(Engine):
 
     A program with ``environment(...)`` sites is decided, not conditioned: the guide repeats these sites unchanged, so
     that the ELBO is J / beta = E[r] / beta - KL(policy || p0), and the draws are those of the policy, of equal weight
-    (``target`` is "decision").
+    (``target`` is "decision"). Under a hard constraint J is finite only for a policy that never breaks it: a text that
+    ends dead is written again from the same history, the world left as it is (:mod:`ppl_align.engines.again`). What
+    cannot be mended so (a likelihood of zero for another reason, a guide of your own) keeps its weight, J is -inf, and
+    ``posterior.warnings`` says so.
 
     ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
     Raises ``RunError`` where the program's log-density is -inf on a draw: a hard rejection has no gradient.
@@ -68,7 +72,8 @@ class SVI(Engine):
         readers = foreseen(Program(task.model, task.args, task.kwargs, 1))
         if isinstance(guide, AutoGuide):
             guide.nesting, guide.readers = nesting, readers
-        losses = self.train(task, guide, nesting, environment)
+        kept = readers if isinstance(guide, AutoGuide) else ()
+        losses = self.train(task, guide, nesting, environment, kept)
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting
         shape = (self.num_replicates, self.num_particles)
@@ -78,9 +83,11 @@ class SVI(Engine):
             sweep.adopt(*guide.draw(program))
         else:
             sweep = Sweep(program, *shape, guide, _quiet, readers=readers)
+            sweep.mend = write_again if environment else None
         posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
         posterior.guide = guide
         if posterior.environment:  # the guide left the world alone: what it maximised is J, and q is the answer
+            _note_failures(posterior)
             posterior.target, posterior.log_weight = "decision", torch.zeros_like(posterior.log_weight)
         return posterior
 
@@ -98,11 +105,13 @@ class SVI(Engine):
         environment = sweep.run().environment
         return program.nesting, environment
 
-    def train(self, task: Task, guide: Any, nesting: int, environment: Sequence[str] = ()) -> list[float]:
-        """Pyro's SVI, ``num_steps`` times; the loss of each step."""
+    def train(
+        self, task: Task, guide: Any, nesting: int, environment: Sequence[str] = (), kept: Collection[str] = ()
+    ) -> list[float]:
+        """Pyro's SVI, ``num_steps`` times; the loss of each step. ``environment``, ``kept``: see the ELBO."""
         settings: Any = lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0}  # noqa: E731
         optimiser = pyro.optim.ClippedAdam(settings)
-        elbo = LeaveOneOutELBO(self.num_particles, nesting, environment)
+        elbo = LeaveOneOutELBO(self.num_particles, nesting, environment, kept)
         svi = pyro.infer.SVI(task.model, guide, optimiser, elbo)
         losses = []
         for step in range(self.num_steps):
@@ -116,6 +125,20 @@ class SVI(Engine):
         if self.learning_rate is not None:
             return self.learning_rate
         return 1e-3 if parameter.endswith((".left", ".right")) or ".lora_" in parameter else 1e-1
+
+
+def _note_failures(posterior: Posterior) -> None:
+    """A policy with draws of likelihood zero has J = -inf: say so, and where it comes from."""
+    dead = posterior.log_weight.isneginf()
+    if not bool(dead.any()):
+        return
+    parts = {**posterior.log_prior, **posterior.factors}
+    where = ", ".join(repr(name) for name, value in parts.items() if bool(value.isneginf().any()))
+    line = (
+        f"{float(dead.double().mean()):.1%} of the policy's draws have likelihood zero (at {where}): its J is -inf. "
+        f"Use a finite penalty, or a guide that cannot go there"
+    )
+    posterior.history = {**posterior.history, "warnings": [*posterior.warnings, line]}
 
 
 def _quiet(done: int, total: int, note: str) -> None:

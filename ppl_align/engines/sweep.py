@@ -54,6 +54,7 @@ class Sweep:
         self.program, self.progress, self.retained = program, progress, retained
         self.readers = readers or {}
         self.prepare: Callable[[Site, Restriction], Restriction] | None = None  # SMC may look further ahead
+        self.mend: Callable[[Site, Population], None] | None = None  # a policy does not leave dead ends as they are
         self.proposal = proposal if retained is None else Retaining(proposal, retained, particles)
         self.shape = (replicates, particles)
         size = replicates * particles
@@ -119,6 +120,8 @@ class Sweep:
                 during(self, site, population)
             population.advance()
             self.progress(population.t, site.fn.max_new_tokens, site.name)
+        if self.mend is not None:
+            self.mend(site, population)
         self.values[site.name] = self.prefix(site, population, site.fn.max_new_tokens)
         self.log_prior[site.name] = self.per_particle(population.log_p)
         self.leave_scores(population, site.fn.max_new_tokens)
