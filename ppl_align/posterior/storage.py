@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.errors import InputError
+from ppl_align.files import written_beside
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.text import Texts
@@ -29,15 +29,8 @@ def save(posterior: Posterior, path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise InputError(f"cannot save to {path}: it is a folder; give a file name such as {path / 'posterior.nc'}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_beside(path) as temporary:
         xr.DataTree.from_dict(to_groups(posterior)).to_netcdf(temporary, engine=_ENGINE)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot save to {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from ppl_align.errors import InputError
+from ppl_align.files import written_beside
 from ppl_align.lm.causal import CausalLM
 from ppl_align.preferences.belief import Belief
 from ppl_align.preferences.features import Features, LMFeatures, Remembered, Scale
@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def save(posterior: RewardPosterior, path: str | Path) -> Path:
-    """See :meth:`RewardPosterior.save`. Written beside its place and renamed."""
+    """See :meth:`RewardPosterior.save`."""
     path = Path(path)
     if path.suffix != ".npz":
         raise InputError(f"cannot save to {path}: a learned reward is an .npz file")
@@ -40,17 +40,9 @@ def save(posterior: RewardPosterior, path: str | Path) -> Path:
         "include_prompt": posterior.include_prompt,
         "features": _describe(posterior.features),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            held: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
-            np.savez(file, about=np.array(json.dumps(about)), **held)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot save to {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    held: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
+    with written_beside(path) as temporary, temporary.open("wb") as file:  # given a name, savez would add to it
+        np.savez(file, about=np.array(json.dumps(about)), **held)
     return path
 
 
