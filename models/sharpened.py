@@ -1,4 +1,4 @@
-"""The model's own most probable sentences: a power prior.
+"""The model's own most probable beginnings: a power prior.
 
 A power prior weighs whole texts; temperature sharpens each token, wherever it leads.
 """
@@ -12,13 +12,14 @@ def sharpened(
     prompt: str = "Water is important because",
     alpha: float = 2.0,
     temperature: float = 1.0,
-    max_new_tokens: int = 12,
+    max_new_tokens: int = 8,
 ):
-    """p(text | prompt)^alpha, ended by a full stop: what the model would say if it thought twice.
+    """p(text | prompt)^alpha: what the model would say if it thought twice.
 
-    Try `--set alpha=1 --set temperature=0.5` for the local kin: its first words are sharper, its sentences are less
-    probable. Steer it (smc), for draws of the prior seldom meet what is most probable as a whole.
+    Steer it (smc_tempered), for draws of the prior seldom meet what is most probable as a whole. All texts are of one
+    length: beside unfinished text, whose tokens are still to be paid for, finished text looks improbable and is lost.
+    Try `--set alpha=1 --set temperature=0.5` for the local kin: its first words are sharper, its texts less probable.
     """
-    text = completion("text", lm, prompt, max_new_tokens=max_new_tokens, temperature=temperature, stop=[".", "\n"])
+    text = completion("text", lm, prompt, max_new_tokens=max_new_tokens, temperature=temperature)
     power("sharp", text, alpha=alpha)
     return text

@@ -168,6 +168,12 @@ def test_every_kind_of_run_knows_the_prior(target):
     assert prior.best_view_of_prior([svi(), importance()]).engine == "importance"
 
 
+def test_steered_particles_do_not_speak_of_the_prior():
+    """What was resampled away is in no weight, however large their ESS for the prior."""
+    assert prior.best_view_of_prior([smc(particles=2000)]) is None
+    assert prior.best_view_of_prior([smc(particles=2000), importance()]).engine == "importance"
+
+
 def test_entropy_of_the_posterior(target):
     entropy = float(torch.special.entr(target["p"]).sum())
     assert diversity.posterior_entropy(exact()) == pytest.approx(entropy, abs=1e-9)

@@ -15,14 +15,21 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 
+ENOUGH = 10.0
+"""Effective draws of the prior below which a run does not speak of it."""
+
+
 def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:
     """The run whose particles represent the prior best: an exact one, else the one with the largest ESS for p0.
 
-    None where no run has two effective draws of it."""
-    best, most = None, 2.0
+    Particles that were resampled on the way cannot: what the prior often writes and the likelihood dislikes has died
+    out, and no weight says how much of it. None where no other run has ``ENOUGH`` effective draws."""
+    best, most = None, ENOUGH
     for posterior in posteriors:
         if posterior.exact:
             return posterior
+        if not posterior.independent:
+            continue
         effective = float(weights.ess_by_replicate(prior_log_weight(posterior).reshape(1, -1)))
         if effective > most:
             best, most = posterior, effective
