@@ -3,10 +3,11 @@
 1. an exact answer settles it;
 2. evidence: a run whose log Z lies significantly below another's has missed what the other has seen
    (every log Zhat is a lower bound in expectation), and replicates must agree;
-3. support: how many draws, and how many first ancestors, the answer rests on;
-4. exact draws of another run (Rejection): do they reach where this one has never been?
-5. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
-6. a run is called good only if something independent confirms it: enough replicates, or another sound engine. The
+3. a reward that is the same on every draw of one run and varies in another: the first has missed the rest;
+4. support: how many draws, and how many first ancestors, the answer rests on;
+5. exact draws of another run (Rejection): do they reach where this one has never been?
+6. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
+7. a run is called good only if something independent confirms it: enough replicates, or another sound engine. The
    replicates of a trained guide confirm nothing (what the guide never writes, none of them sees).
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
+from ppl_align.diagnostics.blind_spots import blind_spot
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.prior import drew_from_prior
@@ -51,14 +53,17 @@ class Advice:
 
 
 def best_run(runs: Mapping[str, Posterior]) -> str:
-    """The run that stands for the posterior: exact, else exact draws, else the most precise log Z without a gap."""
+    """The run that stands for the posterior: exact, else exact draws, else the most precise log Z without a gap.
+
+    A run that is known to have missed part of the target is the last resort: its error looks smallest."""
     for name, run in runs.items():
         if run.exact:
             return name
     drawn = exact_draws.source(runs)
     if drawn is not None and _few_draws(runs[drawn]) is None:
         return drawn
-    candidates = {name: run for name, run in runs.items() if _shortfall(run, runs) is None}
+    level = {name: run for name, run in runs.items() if _shortfall(run, runs) is None}
+    candidates = {name: run for name, run in level.items() if blind_spot(run, runs) is None} or level
 
     def rank(name: str) -> tuple[float, float]:
         error = evidence.standard_error(candidates[name])
@@ -152,7 +157,7 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
         found = [_disagreement_with_exact(run, runs), _few_draws(run), _wide_spread(run)]
         return [problem for problem in found if problem is not None]
-    found = [_shortfall(run, runs), _disagreement_with_exact(run, runs), _unseen(run, runs)]
+    found = [_shortfall(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs), _unseen(run, runs)]
     found += [_few_draws(run), _replicates(run)]
     k = weights.pareto_k(run) if run.independent else None
     if k is not None and k > GOOD_K:
@@ -180,6 +185,11 @@ def _shortfall(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
 def _error(run: Posterior) -> float:
     error = evidence.standard_error(run)
     return UNKNOWN_ERROR if error is None else error
+
+
+def _blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
+    spot = blind_spot(run, runs)
+    return None if spot is None else str(spot)
 
 
 def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:

@@ -1,0 +1,102 @@
+"""A reward that is the same on every draw of one run, and not in another: the first missed part of the target.
+
+Such a run looks perfect from within. Its weights are even, its replicates agree, its error bars are zero. Only another
+run can tell. Let B have found other values of the reward on a share m of its weight. The mass that it saw there, Z_B m,
+is estimated without bias however badly B did elsewhere, and beside what the run A itself has found it is the share
+
+    s = Z_B m / (Z_B m + Z_A)
+
+of the target (the odds Z_B m / Z_A less three standard errors). n draws of the target all miss it with probability
+(1 - s)^n; with n effective draws in A and that below one in a thousand, A cannot reach it. Draws of weight zero count
+for neither: a reward is rightly constant where everything else is ruled out, and a few draws that weigh next to nothing
+are a share of next to nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.diagnostics import evidence
+from ppl_align.posterior.estimates import mean
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+SIGNIFICANT = 3.0  # standard errors
+SURPRISING = 1e-3
+SAME = 1e-4  # relative: one text scored in two batches of a float32 network
+
+
+@dataclass(frozen=True)
+class BlindSpot:
+    """``reward`` is ``value`` (NaN: does not apply) on every draw that counts, but not on a ``share`` of the target
+    that ``witness`` has seen. ``share`` is what it saw at least, three standard errors taken off."""
+
+    reward: str
+    value: float
+    witness: str
+    share: float
+
+    def __str__(self) -> str:
+        said = (
+            "does not apply to any of its draws" if math.isnan(self.value) else f"is {self.value:.3g} on all its draws"
+        )
+        return (
+            f"the reward {self.reward!r} {said}, but {self.witness} found other values on {self.share:.0%} of the "
+            "posterior or more: it misses part of the target"
+        )
+
+
+def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | None:
+    """The gravest of a run, seen by the others; None where there is none, and for a run that cannot have one."""
+    if run.exact or run.draws_are_exact or not bool(run.log_evidence.isfinite().any()):
+        return None
+    draws = _effective_draws(run)
+    found = []
+    for name in run.rewards:
+        value = _constant(run, name)
+        if value is None:
+            continue
+        for witness, other in runs.items():
+            share = 0.0 if other is run else _share(run, other, name, value)
+            if draws * math.log1p(-share) < math.log(SURPRISING):
+                found.append(BlindSpot(name, value, witness, share))
+    return max(found, key=lambda spot: spot.share, default=None)
+
+
+def _constant(run: Posterior, reward: str) -> float | None:
+    """The value that a reward has on every draw of positive weight; None where it has several."""
+    values = run.rewards[reward].double()[run.weights > 0]
+    first = values[:1]
+    return float(first) if len(values) and bool(_same(values, first).all()) else None
+
+
+def _same(values: Tensor, value: Tensor) -> Tensor:
+    return torch.isclose(values, value, rtol=SAME, atol=SAME * SAME, equal_nan=True)
+
+
+def _share(run: Posterior, other: Posterior, reward: str, value: float) -> float:
+    """s of the module's docstring: the least that ``other`` saw of other values, as a share of the target."""
+    elsewhere = ~_same(other.rewards[reward].double(), torch.tensor(value, dtype=torch.float64))
+    seen, error = mean(other, lambda particles: elsewhere.double())
+    noise = evidence.standard_error(run), evidence.standard_error(other)
+    if None in noise or not seen > 0 or math.isnan(error):  # it saw nothing, or nobody knows how much
+        return 0.0
+    gap = evidence.log_evidence(other) - evidence.log_evidence(run)
+    odds = math.log(seen) + gap - SIGNIFICANT * math.hypot(error / seen, *(each or 0.0 for each in noise))
+    return float(torch.sigmoid(torch.tensor(odds, dtype=torch.float64)))
+
+
+def _effective_draws(run: Posterior) -> float:
+    """1 / sum_i W_i^2 over all replicates; what descends from one first particle (SMC) is one draw."""
+    weights = run.weights
+    lineage = run.history.get("lineage")
+    if lineage is not None:
+        weights = torch.zeros_like(weights).scatter_add_(1, torch.as_tensor(lineage), weights)
+    return 1 / float((weights**2).sum())
