@@ -139,10 +139,10 @@ def test_output_folders_that_cannot_be_used(here: Path, capsys: pytest.CaptureFi
 
 def test_bad_data_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {
-        "no.jsonl": ('{"text": "0"}\n', "no column 'prompt' (it has text)"),
+        "no.jsonl": ('{"text": "0"}\n', "row 0: there is no column 'prompt'; the only column is 'text'"),
         "half.jsonl": ('{"prompt": "0"}\n{"prompt"\n', "line 2: not JSON"),
         "list.jsonl": ("[1]\n", "one object a line"),
-        "null.jsonl": ('{"prompt": null}\n', "the prompt of row 0 is None"),
+        "null.jsonl": ('{"prompt": null}\n', "row 0: the prompt is None"),
         "empty.csv": ("prompt\n", "has no rows"),
         "ragged.csv": ("prompt,bias\n0\n", "as many cells as the header"),
         "words.csv": ("prompt,bias\n0,much\n", "row 0: bias must be a number"),

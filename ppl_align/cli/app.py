@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_align.cli.console import err, exit_code, report
+from ppl_align.cli.console import err, report
 from ppl_align.errors import InputError
 
 app = typer.Typer(
@@ -28,6 +28,13 @@ ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="a gallery name, file.py, file.py:function or package.module:attr")
 ]
 Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="the model's argument named prompt")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="JSONL, CSV or Parquet with a prompt column: the model's arguments"),
+]
+OneRow = Annotated[
+    int | None, typer.Option("--row", metavar="N", min=0, help="the row of --data to look at, counted from 0 [0]")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="a model's argument, or engine.key=value for an engine's option"),
@@ -72,9 +79,10 @@ def run(
     debug: Debug = False,
 ) -> int:
     """Infer the posterior of MODEL by several engines, compare them."""
+    from ppl_align.cli.plan import Asked
     from ppl_align.cli.run import run as execute
 
-    return execute(model, engine or [], prompt, data, set_ or [], seed, out, force, json, debug)
+    return execute(Asked(model, prompt, data, None, set_ or [], seed, debug), engine or [], out, force, json)
 
 
 @app.command()
@@ -95,6 +103,8 @@ def compare(
 def check(
     model: ModelName,
     prompt: Prompt = None,
+    data: Data = None,
+    row: OneRow = None,
     set_: Set = None,
     engine: Annotated[
         list[str] | None,
@@ -105,14 +115,17 @@ def check(
 ) -> int:
     """Is this spec sound? Look at a few draws of MODEL for what is legal but not meant."""
     from ppl_align.cli.check import check as execute
+    from ppl_align.cli.plan import Asked
 
-    return execute(model, prompt, set_ or [], engine or [], seed, debug)
+    return execute(Asked(model, prompt, data, row, set_ or [], seed, debug), engine or [])
 
 
 @app.command()
 def inspect(
     model: ModelName,
     prompt: Prompt = None,
+    data: Data = None,
+    row: OneRow = None,
     set_: Set = None,
     event: Annotated[
         list[str] | None,
@@ -128,8 +141,10 @@ def inspect(
 ) -> int:
     """Choose beta by looking: what MODEL wants, before any inference."""
     from ppl_align.cli.inspection import inspect as execute
+    from ppl_align.cli.plan import Asked
 
-    return execute(model, prompt, set_ or [], event or [], draws, goal, seed, out, force, json, debug)
+    asked = Asked(model, prompt, data, row, set_ or [], seed, debug)
+    return execute(asked, event or [], draws, goal, out, force, json)
 
 
 @app.command()
@@ -210,8 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:
         rejected = _usage_error(error)
-        report(error if rejected is None else rejected, debug="--debug" in arguments)
-        return exit_code(error if rejected is None else rejected)
+        return report(error if rejected is None else rejected, debug="--debug" in arguments)
     if result == 130 and arguments[0] not in SAY_IT_THEMSELVES:  # typer turns Ctrl-C into this exit code
         err.print("interrupted", style="red")
     return result if isinstance(result, int) else 0

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ppl_align.cli.console import exit_code, note, report, show, user_code, waiting
-from ppl_align.cli.plan import Plan, make_plan
-from ppl_align.loading import source_file
+from ppl_align.cli.console import note, show, user_code, waiting
+from ppl_align.cli.plan import Asked, Job, Plan, load_one
 
 if TYPE_CHECKING:
     from ppl_align.lints import Finding, Glance
@@ -20,22 +19,18 @@ PRINTED = 8
 """Draws that are shown; the lints look at more."""
 
 
-def check(
-    model: str, prompt: str | None, settings: Sequence[str], engines: Sequence[str], seed: int, debug: bool
-) -> int:
+def check(asked: Asked, engines: Sequence[str]) -> int:
     """Print sites, draws from the prior with their rewards, and findings; returns the exit code."""
-    with user_code(), waiting(f"loading {model}"):
-        plan = make_plan(model, engines, prompt, None, settings, seed)
+    plan, job = load_one(asked, engines)
     try:
         with user_code(), waiting("drawing from the prior"):
-            draws = Draws(plan)
+            draws = Draws(plan, job)
             findings = draws.findings(plan)
     except Exception as error:
-        report(error, debug, source_file(plan.model))
-        return exit_code(error)
+        return plan.failed(job, error, asked.debug)
     out = Console(markup=False, highlight=False, emoji=False)
-    arguments = ", ".join(f"{name}={value!r}" for name, value in _arguments(plan).items())
-    show(f"{model}({textwrap.shorten(arguments, 200)})\n")
+    arguments = ", ".join(f"{name}={value!r}" for name, value in _arguments(plan, job).items())
+    show(f"{plan.spec}({textwrap.shorten(arguments, 200)})\n")
     out.print(_grid(["site", "what", "shape", "from"], draws.sites()))
     show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
     out.print(_grid(*draws.table()))
@@ -44,17 +39,16 @@ def check(
     for finding in findings:
         show(str(finding))
     warnings = sum(finding.severity != "note" for finding in findings)
-    note(f"{model} runs" + (f", with {warnings} warning{'s'[: warnings != 1]}" if warnings else ""))
+    note(f"{plan.spec} runs" + (f", with {warnings} warning{'s'[: warnings != 1]}" if warnings else ""))
     return 0
 
 
 class Draws:
     """A few draws from the prior of a program, laid out for the screen."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, job: Job) -> None:
         from ppl_align.lints import Glance
 
-        job = plan.jobs[0]
         self.glance: Glance = Glance(plan.model, job.args, job.kwargs, job.seed)
         self.nodes, self.execution = self.glance.nodes, self.glance.execution
         self.completions = list(self.glance.completions)
@@ -103,10 +97,9 @@ class Draws:
         return [*scores, "log weight", self.completions[0] if self.completions else ""], rows
 
 
-def _arguments(plan: Plan) -> dict[str, Any]:
+def _arguments(plan: Plan, job: Job) -> dict[str, Any]:
     from ppl_align.cli.settings import Arguments
 
-    job = plan.jobs[0]
     bound = Arguments(plan.model, plan.spec).signature.bind(*job.args, **job.kwargs)
     return dict(bound.arguments)
 

@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppl_align.cli.console import note, user_code
-from ppl_align.cli.output import OutputFolder, read_manifest
+from ppl_align.cli.console import note, show, user_code
+from ppl_align.cli.output import output_folder, read_manifest
 from ppl_align.cli.results import Group, Results
 from ppl_align.errors import InputError
 
 
 def compare(paths: Sequence[Path], out: Path | None, force: bool, as_json: bool) -> int:
     """Print the comparison; with ``out``, save it. Raises ``InputError`` for what is not a posterior of ours."""
-    folder = None if out is None else OutputFolder(out, force)
-    if folder is not None:
-        folder.check()
-        if any(folder.root.resolve() in (path.resolve(), *path.resolve().parents) for path in paths):
-            raise InputError(f"--out {out} holds what is compared: name another folder")
+    folder = output_folder(out, force)
+    if folder is not None and any(folder.root.resolve() in (p.resolve(), *p.resolve().parents) for p in paths):
+        raise InputError(f"--out {out} holds what is compared: name another folder")
     with user_code():
         results = Results(find_groups(paths))
     if folder is not None:
         folder.open({"compared": [str(path) for path in paths]})
         results.save(folder)
-    if as_json:
-        print(results.to_json())
-    else:
-        results.show()
+    show(results, as_json)
     if folder is not None:
         note(f"saved in {folder.root}")
     return 0
@@ -45,10 +40,12 @@ def find_groups(paths: Sequence[Path]) -> list[Group]:
             if not own and not rows:
                 raise InputError(f"{path} holds no .nc file: name a folder that `ppl-align run --out` wrote")
             files += own
-            prompts = {job.get("row"): job.get("prompt") for job in read_manifest(path).get("jobs", [])}
-            for child in rows:
-                runs = {file.stem: Posterior.load(file) for file in _netcdf(child)}
-                groups.append(Group(child.name, prompts.get(child.name, ""), runs))
+            jobs = read_manifest(path).get("jobs", []) if rows else []
+            prompts = {child.name: "" for child in rows} | {str(j.get("row")): j.get("prompt") for j in jobs}
+            finished = {child.name: _netcdf(child) for child in rows}
+            for row, prompt in sorted(prompts.items()):  # also those that no engine finished
+                runs = {file.stem: Posterior.load(file) for file in finished.get(row, [])}
+                groups.append(Group(row, prompt, runs))
         elif path.is_file():
             files.append(path)
         else:

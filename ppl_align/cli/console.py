@@ -24,32 +24,38 @@ def note(text: str) -> None:
     err.print(" ".join(text.split()))
 
 
-def show(result: Any) -> None:
-    """A result, on stdout: anything rich can draw, else its text."""
-    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+def show(result: Any, as_json: bool = False) -> None:
+    """A result, on stdout: anything rich can draw, else its text; or its JSON."""
+    if as_json:
+        print(result.to_json())
+    elif hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
         Console(markup=False, highlight=False, emoji=False).print(result)
     else:
         print(result)
 
 
-def one_line(error: BaseException, source: Path | None = None) -> str:
-    """An error as one readable line; ``source`` is the file of the user's model, to point into where it can."""
+def one_line(error: BaseException, source: Path | None = None, where: str = "", hint: str = "") -> str:
+    """An error as one readable line; ``source`` is the file of the user's model, to point into where it can.
+
+    ``where``: the row of a data file that was at work; ``hint``: what it may be about."""
+    where, hint = f"{where}: " if where else "", f". {hint}" if hint else ""
     if isinstance(error, PplAlignError):
-        return f"error: {' '.join(str(error).split())}"
+        return f"error: {where}{' '.join(str(error).split())}{hint}"
     from ppl_align.loading import describe, line_in
 
     inside = source is not None and line_in(error, source) is not None
     what = " ".join(describe(error, source if inside else None).split())
-    return f"{'error' if inside else 'internal error'}: {what} (add --debug for the traceback)"
+    return f"{'error' if inside else 'internal error'}: {where}{what} (add --debug for the traceback)"
 
 
-def report(error: BaseException, debug: bool, source: Path | None = None) -> None:
-    """Say what went wrong: one line, after the traceback if ``debug``."""
+def report(error: BaseException, debug: bool, source: Path | None = None, where: str = "", hint: str = "") -> int:
+    """Say what went wrong: one line, after the traceback if ``debug``; returns the exit code."""
     if debug:
         import traceback
 
         err.print("".join(traceback.format_exception(error)), end="")
-    err.print(one_line(error, source), style="red")
+    err.print(one_line(error, source, where, hint), style="red")
+    return exit_code(error)
 
 
 def exit_code(error: BaseException) -> int:

@@ -5,61 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from ppl_align.cli.console import exit_code, note, progress, report, show, user_code, waiting
-from ppl_align.cli.output import OutputFolder
-from ppl_align.cli.plan import make_plan
+from ppl_align.cli.console import note, progress, show, user_code
+from ppl_align.cli.output import output_folder
+from ppl_align.cli.plan import Asked, load_one
 from ppl_align.errors import InputError
-from ppl_align.loading import source_file
 
 
 def inspect(
-    model: str,
-    prompt: str | None,
-    settings: Sequence[str],
-    events: Sequence[str],
-    draws: int,
-    goal: int,
-    seed: int,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-    debug: bool,
+    asked: Asked, events: Sequence[str], draws: int, goal: int, out: Path | None, force: bool, as_json: bool
 ) -> int:
     """Draw from the prior of a model, print what that says of its target; returns the exit code."""
     if draws < 2:
         raise InputError(f"--draws must be at least 2, got {draws}")
     named = parse_events(events)
-    folder = None if out is None else OutputFolder(out, force)
-    if folder is not None:
-        folder.check()
-    with user_code(), waiting(f"loading {model}"):
-        plan = make_plan(model, [], prompt, None, settings, seed)
-        from ppl_align.inspection import inspect as look
-    job = plan.jobs[0]
+    folder = output_folder(out, force)
+    plan, job = load_one(asked)
+    from ppl_align.inspection import inspect as look
+
+    options: Any = {"num_draws": draws, "events": named, "goal": goal, "seed": job.seed}
     try:
-        with user_code(), progress(model) as tell:
-            found = look(
-                plan.model,
-                *job.args,
-                num_draws=draws,
-                events=named,
-                goal=goal,
-                seed=job.seed,
-                progress=tell,
-                **job.kwargs,
-            )
+        with user_code(), progress(asked.model) as tell:
+            found = look(plan.model, *job.args, progress=tell, **options, **job.kwargs)
     except Exception as error:
-        report(error, debug, source_file(plan.model))
-        return exit_code(error)
+        return plan.failed(job, error, asked.debug)
     if folder is not None:
-        folder.open({"model": plan.spec, "seed": seed, "args": job.args, "kwargs": job.kwargs})
+        folder.open({"model": plan.spec, "seed": asked.seed, "args": job.args, "kwargs": job.kwargs, "row": job.row})
         folder.write_all(folder.root, found.save)
         note(f"saved in {folder.root}")
-    if as_json:
-        print(found.to_json())
-    else:
-        show(found)
+    show(found, as_json)
     return 0
 
 

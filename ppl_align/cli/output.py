@@ -77,6 +77,15 @@ class OutputFolder:
         return [p for p in paths if p.is_file() and p.resolve().parent in (root, *_children(root))]
 
 
+def output_folder(out: Path | None, force: bool) -> OutputFolder | None:
+    """The folder of ``--out``, checked; None without one. Raises ``InputError`` unless it can be used."""
+    if out is None:
+        return None
+    folder = OutputFolder(out, force)
+    folder.check()
+    return folder
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What an earlier run noted of itself; empty where there is nothing readable."""
     try:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_align.cli.console import show
 from ppl_align.cli.output import OutputFolder
+from ppl_align.cli.verdict import over_rows
 
 if TYPE_CHECKING:
-    from ppl_align.diagnostics.comparison import Comparison
     from ppl_align.posterior import Posterior
 
 SHOWN = 3  # completions printed for each engine
@@ -30,33 +29,38 @@ class Group:
 
 
 class Results:
-    """Groups and their comparisons: engines are compared within a row, since rows have different targets."""
+    """Groups and their comparisons: engines are compared within a row, since rows have different targets.
+
+    ``pairs``: the groups that have runs; ``advice``: the verdict on the only one, or over all rows."""
 
     def __init__(self, groups: Sequence[Group]) -> None:
         from ppl_align import compare
 
-        self.pairs: list[tuple[Group, Comparison]] = [(group, compare(group.runs)) for group in groups]
+        compared = [(group, compare(group.runs) if group.runs else None) for group in groups]
+        self.pairs = [(group, comparison) for group, comparison in compared if comparison is not None]
         self.single = len(groups) == 1 and not groups[0].row
+        given = {group.row: None if comparison is None else comparison.advice for group, comparison in compared}
+        self.advice = self.pairs[0][1].advice if self.single else over_rows(given)
 
     def to_json(self) -> str:
-        """The comparison, or ``{"rows": [{"row", "prompt", "comparison"}, ...]}``."""
+        """The comparison, or ``{"advice": ..., "rows": [{"row", "prompt", "comparison"}, ...]}``."""
         if self.single:
             return self.pairs[0][1].to_json()
         rows = [{"row": g.row, "prompt": g.prompt, "comparison": json.loads(c.to_json())} for g, c in self.pairs]
-        return json.dumps({"rows": rows}, indent=2, ensure_ascii=False)
+        return json.dumps({"advice": asdict(self.advice), "rows": rows}, indent=2, ensure_ascii=False)
 
-    def show(self) -> None:
-        """The comparison and the best completions of each engine; of many rows, one table."""
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """The comparison and the best completions of each engine; of many rows, one table and the verdict."""
+        from ppl_align.report.terminal import advice, best_completions
+
         if not self.single:
-            show(self._overview())
+            yield from (self._overview(), "", advice(self.advice))
             return
-        from ppl_align.report.terminal import best_completions
-
         group, comparison = self.pairs[0]
-        show(comparison)
+        yield comparison
         for name, posterior in group.runs.items():
-            show(f"\n{name}: the most probable of what it found")
-            show(best_completions(posterior, SHOWN))
+            yield f"\n{name}: the most probable of what it found"
+            yield best_completions(posterior, SHOWN)
 
     def save(self, folder: OutputFolder) -> None:
         """Comparison and report; of many rows, one set for each row and one for all."""
@@ -94,13 +98,15 @@ class Results:
             tables.append(table)
         pd.concat(tables).to_csv(folder / "comparison.csv", index=False)
         (folder / "comparison.json").write_text(self.to_json(), encoding="utf-8")
+        found = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.advice.reasons)
+        verdict = f"<p><b>{html.escape(self.advice.verdict)}</b></p><ul>{found}</ul>"
         lines = [
             f'<li><a href="{group.row}/report.html">row {group.row}</a>: {html.escape(_words(group.prompt))} '
             f"<br>{html.escape(comparison.advice.verdict)}</li>"
             for group, comparison in self.pairs
         ]
         head = "<!doctype html><meta charset=utf-8><title>ppl-align</title><h1>One report for each row</h1>"
-        (folder / "report.html").write_text(f"{head}<ul>{''.join(lines)}</ul>\n", encoding="utf-8")
+        (folder / "report.html").write_text(f"{head}{verdict}<ul>{''.join(lines)}</ul>\n", encoding="utf-8")
 
 
 def _words(prompt: Any) -> str:

@@ -4,16 +4,44 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ppl_align.columns import lacking
 from ppl_align.errors import InputError
 
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file, in its order."""
+
+    path: Path
+    rows: list[Row]
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Every column that any row has, in order of appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def where(self, number: int) -> str:
+        """A row, as messages call it."""
+        return f"--data {self.path}, row {number}"
+
+    def select(self, number: int | None) -> list[tuple[int, Row]]:
+        """``(number, row)`` of all rows, or of one. Raises ``InputError`` where there is no such row."""
+        numbered = list(enumerate(self.rows))
+        if number is None:
+            return numbered
+        if number >= len(numbered):
+            raise InputError(f"--row {number}: the rows of {self.path} are 0 to {len(numbered) - 1}")
+        return [numbered[number]]
+
+
+def read_rows(path: Path) -> Rows:
     """Rows in the order of the file, each with a ``prompt``. CSV cells stay text: the caller knows what they mean.
 
     Raises ``InputError`` naming the line that cannot be used."""
@@ -23,17 +51,16 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise InputError(f"no such data file: {path}")
     try:
-        rows = readers[path.suffix.lower()](path)
+        rows = Rows(path, readers[path.suffix.lower()](path))
     except UnicodeDecodeError as error:
         raise InputError(f"--data {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not rows:
+    if not rows.rows:
         raise InputError(f"--data {path}: the file has no rows")
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows.rows):
         if "prompt" not in row:
-            found = ", ".join(row) or "nothing"
-            raise InputError(f"--data {path}: row {number} has no column 'prompt' (it has {found})")
+            raise InputError(f"{rows.where(number)}: there is no column 'prompt'; {lacking('prompt', row)}")
         if not isinstance(row["prompt"], (str, list)):
-            raise InputError(f"--data {path}: the prompt of row {number} is {row['prompt']!r}, not text")
+            raise InputError(f"{rows.where(number)}: the prompt is {row['prompt']!r}, not text")
     return rows
 
 
@@ -78,8 +105,3 @@ def _parquet(path: Path) -> list[Row]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def columns(rows: Iterable[Row]) -> list[str]:
-    """Every column that any row has, in order of appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row))

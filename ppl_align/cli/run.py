@@ -6,53 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_align.cli.console import exit_code, note, progress, report, user_code, waiting
-from ppl_align.cli.output import OutputFolder
-from ppl_align.cli.plan import DEFAULT_ENGINES, Job, Plan, make_plan
+from ppl_align.cli.console import note, progress, report, show, user_code
+from ppl_align.cli.output import OutputFolder, output_folder
+from ppl_align.cli.plan import DEFAULT_ENGINES, Asked, Job, Plan, load_plan
 from ppl_align.cli.results import Group, Results
 from ppl_align.errors import AllDeadError, TooManyDrawsError
-from ppl_align.loading import source_file
 
 
-def run(
-    model: str,
-    engines: Sequence[str],
-    prompt: str | None,
-    data: Path | None,
-    settings: Sequence[str],
-    seed: int,
-    out: Path | None,
-    force: bool,
-    as_json: bool,
-    debug: bool,
-) -> int:
+def run(asked: Asked, engines: Sequence[str], out: Path | None, force: bool, as_json: bool) -> int:
     """Check everything, then run; returns the exit code."""
-    folder = None if out is None else OutputFolder(out, force)
+    folder = output_folder(out, force)
+    plan = load_plan(asked, engines or DEFAULT_ENGINES)
     if folder is not None:
-        folder.check()
-    with user_code(), waiting(f"loading {model}"):
-        plan = make_plan(model, engines or DEFAULT_ENGINES, prompt, data, settings, seed)
-    if plan.ignored:
-        note(f"columns that {plan.spec} has no argument for are ignored: {', '.join(plan.ignored)}")
-    if folder is not None:
-        folder.open(_manifest(plan, seed))
-    session = _Session(plan, folder, debug)
+        folder.open(_manifest(plan, asked.seed))
+    session = _Session(plan, folder, asked.debug)
     session.run()
-    done = [group for group in session.groups if group.runs]
-    if done:
+    if any(group.runs for group in session.groups):
         try:
             with user_code():
-                results = Results(done)
+                results = Results(session.groups)
         except Exception as error:
-            report(error, debug)
+            report(error, asked.debug)
             return session.code or 1
         if folder is not None:
-            saved = _save(results, folder, debug)
+            saved = _save(results, folder, asked.debug)
             session.code = session.code or saved
-        if as_json:
-            print(results.to_json())
-        else:
-            results.show()
+        show(results, as_json)
     return session.code
 
 
@@ -75,16 +54,13 @@ class _Session:
 
     def __init__(self, plan: Plan, folder: OutputFolder | None, debug: bool) -> None:
         self.plan, self.folder, self.debug = plan, folder, debug
-        self.groups: list[Group] = []
+        self.groups = [Group(job.row, job.prompt, {}) for job in plan.jobs]
         self.code = 0
-        self.source = source_file(plan.model)
 
     def run(self) -> None:
         total = len(self.plan.jobs) * len(self.plan.engines)
         try:
-            for job in self.plan.jobs:
-                group = Group(job.row, job.prompt, {})
-                self.groups.append(group)
+            for job, group in zip(self.plan.jobs, self.groups, strict=True):
                 for name, engine in self.plan.engines.items():
                     if not self._one(group, job, name, engine):
                         return
@@ -103,9 +79,9 @@ class _Session:
             if self.folder is not None:
                 self.folder.write(f"{job.row}/{name}.nc" if job.row else f"{name}.nc", posterior.save)
         except Exception as error:
-            report(error, self.debug, self.source)
+            code = self.plan.failed(job, error, self.debug)
             started = self._finished() > 0 or self.code
-            self.code = 1 if started else exit_code(error)
+            self.code = 1 if started else code
             return isinstance(error, (AllDeadError, TooManyDrawsError))
         note(f"{label}: done in {posterior.cost.seconds:.1f} s")
         return True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppl_align.columns import lacking
 from ppl_align.errors import InputError
 from ppl_align.loading import Recipe, nearest
 
@@ -114,12 +115,19 @@ class Arguments:
             annotation = guesses.get(type(parameter.default), Any)
         return convert(text, annotation, label)
 
-    def bind(self, values: Mapping[str, Any], where: str = "") -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """``(args, kwargs)`` for the call; says which arguments still have no value."""
+    def bind(
+        self, values: Mapping[str, Any], where: str = "", columns: Sequence[str] = ()
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` for the call; says which arguments still have no value.
+
+        ``where``, ``columns``: the row of a data file that values come from, and its columns."""
         missing = [n for n, p in self.named.items() if n not in values and p.default is inspect.Parameter.empty]
         if missing:
-            how = "--prompt TEXT (run also takes --data FILE)" if missing == ["prompt"] else f"--set {missing[0]}=..."
-            raise InputError(f"{where}{self.spec} needs a value for {', '.join(map(repr, missing))}: give {how}")
+            wanted = f"{self.spec} needs a value for {', '.join(map(repr, missing))}"
+            if where:
+                raise InputError(f"{where}: {wanted}; {lacking(missing[0], columns)}; or give --set {missing[0]}=...")
+            how = "--prompt TEXT" if missing == ["prompt"] else f"--set {missing[0]}=..."
+            raise InputError(f"{wanted}: give {how}, or --data FILE with a column for each")
         bound = self.signature.bind(
             *(values[n] for n, p in self.named.items() if p.kind is p.POSITIONAL_ONLY and n in values),
             **{n: v for n, v in values.items() if n not in self.named or not self._positional_only(n)},

@@ -23,6 +23,7 @@ from ppl_align.diagnostics.diversity import NUM_DRAWS
 from ppl_align.posterior.estimates import with_error
 
 if TYPE_CHECKING:
+    from ppl_align.diagnostics.advisor import Advice
     from ppl_align.diagnostics.comparison import Comparison
     from ppl_align.posterior import Posterior
 
@@ -60,7 +61,7 @@ def comparison(compared: Comparison) -> Printable:
             columns = [c for c in compared.columns if c.block == block]
             cells = {c.header: [c.text(row) for row in compared.rows.values()] for c in columns}
             parts += [Text(), Text(title, style="bold"), *_grids(list(compared.rows), cells, width)]
-        return Group(*parts, Text(), _advice(compared))
+        return Group(*parts, Text(), advice(compared.advice))
 
     return Printable(layout)
 
@@ -95,10 +96,11 @@ def headline(compared: Comparison) -> list[str]:
 _LOG_DRAWS = math.log(NUM_DRAWS)
 
 
-def _advice(compared: Comparison) -> RenderableType:
-    colour = {"good": "green", "unconfirmed": "yellow", "bad": "red"}[compared.advice.standing]
-    verdict = Text("=> " + compared.advice.verdict, style=f"bold {colour}")
-    return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in compared.advice.reasons))
+def advice(given: Advice) -> RenderableType:
+    """The verdict, and below it what it rests on."""
+    colour = {"good": "green", "unconfirmed": "yellow", "bad": "red"}[given.standing]
+    verdict = Text("=> " + given.verdict, style=f"bold {colour}")
+    return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
 
 
 def _grids(rows: Sequence[str], cells: dict[str, list[str]], width: int) -> list[RenderableType]:

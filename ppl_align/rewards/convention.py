@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ppl_align.columns import lacking
 from ppl_align.errors import InputError
 
 OWN_COLUMNS = ("prompts", "completions", "completion_ids")
@@ -55,16 +56,19 @@ class Convention:
         """Can the answer depend on this column?"""
         return column in self.named or self.open
 
-    def check(self, name: str, available: Sequence[str]) -> None:
-        """Raise ``InputError`` for a column that the reward needs and nobody has; warn of a moving reward."""
+    def check(self, name: str, available: Sequence[str], columns: Sequence[str] = ()) -> None:
+        """Raise ``InputError`` for a column that the reward needs and nobody has; warn of a moving reward.
+
+        ``available``: all that the reward could be given; ``columns``: those of the data set that there are."""
         missing = sorted(self.required - {*available, *SERVICES})
         if missing and missing[0] in OWN_COLUMNS:
             raise InputError(f"reward {name!r} reads {missing[0]}: give it the completion itself, not only its text")
         if missing:
             column = missing[0]
+            there = f" ({lacking(column, columns)})" if columns else ""
             raise InputError(
-                f"reward {name!r} needs the column {column!r}: give it, reward(..., columns={{{column!r}: ...}}) or "
-                f"reward_funcs(..., {column}=...)"
+                f"reward {name!r} needs the column {column!r}{there}: give it, "
+                f"reward(..., columns={{{column!r}: ...}}) or reward_funcs(..., {column}=...)"
             )
         if "trainer_state" in self.named and not self.warned:
             self.warned = True

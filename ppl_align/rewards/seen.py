@@ -77,7 +77,7 @@ def what_it_sees(
             seen[column] = _spread(name, column, value, shape)
             keys.append(_keys(seen[column]))
     keys.append([tuple(seen)] * len(texts))
-    how.check(name, tuple(seen))
+    how.check(name, tuple(seen), tuple(columns))
     return Seen(texts, shape, seen, list(zip(*keys, strict=True)))
 
 

@@ -1,0 +1,47 @@
+"""One verdict over the rows of ``--data``: each row has a target of its own, and is trusted or not by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ppl_align.diagnostics.advisor import Advice
+
+SHOWN = 8  # rows that a verdict names of each kind
+
+
+def over_rows(rows: Mapping[str, Advice | None]) -> Advice:
+    """What the advice on every row amounts to; None for a row that no engine finished.
+
+    ``standing`` is that of the worst row; ``reasons`` has a line for each row that cannot be trusted as it is."""
+    from ppl_align.diagnostics.advisor import CAVEAT, Advice
+
+    kinds: dict[str, list[str]] = {"good": [], "unconfirmed": [], "bad": [], "missing": []}
+    for row, advice in rows.items():
+        kinds["missing" if advice is None else advice.standing].append(row)
+    good, count = len(kinds["good"]), len(rows)
+    parts = [f"{good} of {count} row{'s' if count > 1 else ''} can be trusted"]
+    if good == count:
+        parts = [f"All {count} rows can be trusted" if count > 1 else "The row can be trusted"]
+    for kind, what in (("bad", "not to be trusted"), ("unconfirmed", "unconfirmed"), ("missing", "without a result")):
+        if kinds[kind]:
+            parts.append(f"{what}: {_listed(kinds[kind])}")
+    reasons = [
+        f"row {row}: {_why(advice)}" for row, advice in rows.items() if advice is None or advice.standing != "good"
+    ]
+    if any(advice is not None and CAVEAT in advice.reasons for advice in rows.values()):
+        reasons.append(CAVEAT)
+    worst: Literal["good", "unconfirmed", "bad"] = "unconfirmed" if kinds["unconfirmed"] else "good"
+    if kinds["bad"] or kinds["missing"]:
+        worst = "bad"
+    return Advice("; ".join(parts) + ".", tuple(reasons), worst)
+
+
+def _why(advice: Advice | None) -> str:
+    return "no engine finished." if advice is None else advice.verdict
+
+
+def _listed(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:SHOWN])}{more}"
