@@ -10,8 +10,19 @@ from the prior give log mean exp(psi) <= U(h) in expectation, and with the draw'
 one of p*) they give >= U(h) (Grosse, Ghahramani & Adams 2015, arXiv:1511.02543). Taking U(h, o) from below and U(h)
 from above, and the last turn of the world only (every turn adds something >= 0), bounds the tilt from below.
 
+Where a likelihood can be zero, the K continuations of (h, o) may all have none, and the bound would be -inf (to leave
+such draws out would favour the answers that are hard to continue from: then it is no bound). So a constant is added to
+both means, exp(psi) + Z / K, as if each had one more continuation, worth the average Z. The tilt is a KL divergence
+between laws of o, so for any statistic S of o, and of what is drawn after it alike under both,
+
+    KL >= E_p*[log S | h] - log E_p[S | h]       (Donsker & Varadhan 1975);  S = mean of K exp(psi) after (h, o) + Z / K
+
+and log E_p[S | h] = log(exp(U(h)) + Z / K) is bounded from above just as U(h) is: z log(z + c) is convex.
+
 What the agent gets is found by playing: it begins as a draw of the posterior does, the world answers afresh, and
 whatever the agent says after that is chosen by conditioning anew, among K continuations in proportion to exp(psi).
+Where none of the K is allowed, what it would have said is not known, and neither is what it gets (NaN). Where U(h)
+is -inf, in the table, it says what the prior would: nothing is better.
 """
 
 from __future__ import annotations
@@ -61,7 +72,8 @@ def exact(posterior: Posterior) -> Optimism:
     acted, tilt, value = torch.zeros_like(log_p0), 0.0, psi
     sites = list(posterior.particles)
     for name, here, after in zip(sites, before, before[1:], strict=False):
-        conditional = _log_sum(log_target, after) - _log_sum(log_target, here)
+        mass = _log_sum(log_target, here)
+        conditional = torch.where(mass.isneginf(), parts[name], _log_sum(log_target, after) - mass)
         if name in posterior.environment:
             tilt += _mean(log_target.exp(), conditional - parts[name])
             acted = acted + parts[name]
@@ -73,8 +85,8 @@ def exact(posterior: Posterior) -> Optimism:
             share = (log_p0 - mass).exp()
             value = _sum(torch.where(share > 0, share * value, 0.0), here)
         else:
-            value = _log_sum(log_p0 + value, here) - mass
-    q = torch.where(log_p0.isneginf(), -torch.inf, acted).nan_to_num(-torch.inf, neginf=-torch.inf).exp()
+            value = _log_sum(torch.where(log_p0.isneginf(), -torch.inf, log_p0 + value), here) - mass
+    q = torch.where(log_p0.isneginf(), -torch.inf, acted).exp()
     rewards = {name: r.reshape(-1) for name, r in posterior.rewards.items()}
     return Optimism(
         posterior.environment,
@@ -125,10 +137,12 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     drawn, psi = _draws(posterior, index), log_likelihood(posterior).reshape(-1)[index]
     turns = _turns(posterior)
     first, last = _first_and_last(turns)
-    played = _play(episodes, _until(drawn, turns[:first]), turns[first:])
+    played, lost = _play(episodes, _until(drawn, turns[:first]), turns[first:])
     copies = played.num_particles // NUM_DRAWS
-    gets = {name: _estimate(r.reshape(-1, copies).nanmean(-1), distinct) for name, r in played.rewards.items()}
-    tilt = _last_tilt(episodes, drawn, psi, turns, last)
+    got = {name: r.reshape(-1, copies).nanmean(-1) for name, r in played.rewards.items()}
+    gets = {name: _estimate(r, distinct, lost) for name, r in got.items()}
+    log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
+    tilt = _last_tilt(episodes, drawn, psi, turns, last, log_z)
     believes = {name: posterior.mean(name) for name in posterior.rewards}
     return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", believes, gets)
 
@@ -169,34 +183,47 @@ def _until(drawn: Histories, turns: Turns) -> Histories:
     return Histories(drawn.size, {name: drawn.values[name] for name in names})
 
 
-def _play(episodes: Episodes, histories: Histories, turns: Turns) -> Execution:
-    """To the end: the world answers by its own law, the agent conditions anew at each of its turns."""
+def _play(episodes: Episodes, histories: Histories, turns: Turns) -> tuple[Execution, Tensor]:
+    """To the end: the world answers by its own law, the agent conditions anew at each of its turns.
+
+    And which histories were lost on the way, [M] bool: the agent found nothing to say that is allowed."""
+    lost = torch.zeros(histories.size, dtype=torch.bool)
     if len(turns) == 1:  # nothing is left to the agent: several answers in place of one
         histories = histories.repeated(NUM_CONTINUATIONS)
     for world, _ in turns:
-        histories = episodes.turn(histories) if world else _conditioned(episodes, histories)
-    return episodes.look(histories)
+        if world:
+            histories = episodes.turn(histories)
+        else:
+            histories, hopeless = _conditioned(episodes, histories)
+            lost = lost | hopeless
+    return episodes.look(histories), lost
 
 
-def _conditioned(episodes: Episodes, histories: Histories) -> Histories:
-    """A turn of an agent that conditions: one of several continuations by its likelihood, as far as the turn goes."""
+def _conditioned(episodes: Episodes, histories: Histories) -> tuple[Histories, Tensor]:
+    """A turn of an agent that conditions: one of several continuations by its likelihood, as far as the turn goes.
+
+    And where no continuation has any, [M] bool."""
     before = histories.repeated(NUM_CONTINUATIONS)
     turn = episodes.turn(before)
     ended, execution = episodes.finish(turn)
     scores = execution.log_potential + ended.log_ratio - before.log_ratio
     scores = scores.reshape(histories.size, NUM_CONTINUATIONS)
-    hopeless = scores.amax(-1, keepdim=True).isneginf()
-    choice = draw_by(torch.where(hopeless, 0.0, scores))
-    return turn.pick(torch.arange(histories.size) * NUM_CONTINUATIONS + choice)
+    hopeless = scores.amax(-1).isneginf()
+    choice = draw_by(torch.where(hopeless[:, None], 0.0, scores))
+    return turn.pick(torch.arange(histories.size) * NUM_CONTINUATIONS + choice), hopeless
 
 
-def _last_tilt(episodes: Episodes, drawn: Histories, psi: Tensor, turns: Turns, last: int) -> Tensor:
-    """A lower bound on U(h, o) - U(h) at the last turn of the world, for each draw, [M] nats."""
+def _last_tilt(
+    episodes: Episodes, drawn: Histories, psi: Tensor, turns: Turns, last: int, log_evidence: float
+) -> Tensor:
+    """A lower bound on U(h, o) - U(h) at the last turn of the world, for each draw, in expectation, [M] nats."""
     afresh = _potential(episodes, _until(drawn, turns[:last]))
     without = log_mean_exp(torch.cat([psi[:, None], afresh], 1))
     if last == len(turns) - 1:
         return psi - without
-    return log_mean_exp(_potential(episodes, _until(drawn, turns[: last + 1]))) - without
+    after = log_mean_exp(_potential(episodes, _until(drawn, turns[: last + 1])))
+    more = torch.tensor(log_evidence - math.log(NUM_CONTINUATIONS), dtype=torch.float64)
+    return torch.logaddexp(after, more) - torch.logaddexp(without, more)
 
 
 def _potential(episodes: Episodes, histories: Histories) -> Tensor:
@@ -205,10 +232,15 @@ def _potential(episodes: Episodes, histories: Histories) -> Tensor:
     return (execution.log_potential + ended.log_ratio).reshape(histories.size, NUM_CONTINUATIONS)
 
 
-def _estimate(values: Tensor, distinct: int) -> Estimate:
-    """The mean over draws of which so many are different."""
-    values = values[values.isfinite()]
-    if not len(values):
+def _estimate(values: Tensor, distinct: int, lost: Tensor | None = None) -> Estimate:
+    """The mean over draws of which so many are different; NaN does not count.
+
+    -inf in one draw is -inf in the mean, for certain; else a mean in which draws are ``lost`` is not known."""
+    kept = values if lost is None else values[~lost]
+    if bool(kept.isneginf().any()):
+        return Estimate(-math.inf, 0.0)
+    kept = kept[~kept.isnan()]
+    if not len(kept) or (lost is not None and bool(lost.any())):
         return Estimate(math.nan, math.nan)
-    error = float(values.std()) / math.sqrt(distinct) if distinct > 1 and len(values) > 1 else math.nan
-    return Estimate(float(values.mean()), error)
+    error = float(kept.std()) / math.sqrt(distinct) if distinct > 1 and len(kept) > 1 else math.nan
+    return Estimate(float(kept.mean()), error)

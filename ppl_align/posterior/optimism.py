@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,9 +19,10 @@ class Optimism:
     ``tilt``      nats: sum over these sites of E_p*[KL(p*(answer | history) || p(answer | history))]
     ``how``       "exact", or "at least": then ``tilt`` bounds it from below, in expectation
     ``believes``  E_p*[r] by reward; ``gets``: E[r] when the agent follows its conditionals p*(action | history) and the
-                  world answers by its own law
+                  world answers by its own law; -inf where a reward of -inf is met, NaN where it is not known
     ``value``     J of that agent, nats: E[log-likelihood] - KL(agent || p0); ``best``: the largest J of any agent,
-                  whose value ``SVI`` and ``Nested`` look for. Both are known to ``Exact`` only
+                  whose value ``SVI`` and ``Nested`` look for. Both are known to ``Exact`` only, and -inf where the
+                  world can leave nothing to say that is not forbidden
     """
 
     sites: tuple[str, ...]
@@ -34,11 +36,11 @@ class Optimism:
     def __str__(self) -> str:
         bound = "" if self.how == "exact" else "at least "
         parts = [
-            f"it believes E[{name}] = {_short(self.believes[name])}, its choices get {_short(got)}"
-            for name, got in self.gets.items()
+            f"it believes E[{name}] = {_short(self.believes[name])}, {_of(got)}" for name, got in self.gets.items()
         ]
         where = ", ".join(map(repr, self.sites))
-        return f"it tilts the world at {where} by {bound}{_short(self.tilt)} nats: " + "; ".join(parts)
+        tilt = self.tilt._replace(value=max(0.0, self.tilt.value))  # it is a divergence, whatever a bound of it may be
+        return f"it tilts the world at {where} by {bound}{_short(tilt)} nats: " + "; ".join(parts)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -51,6 +53,10 @@ class Optimism:
         for side in ("believes", "gets"):
             fields[side] = {name: Estimate(*estimate) for name, estimate in fields[side].items()}
         return cls(**fields)
+
+
+def _of(got: Estimate) -> str:
+    return "what its choices get is not known" if math.isnan(got.value) else f"its choices get {_short(got)}"
 
 
 def _short(estimate: Estimate) -> str:
