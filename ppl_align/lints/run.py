@@ -14,10 +14,11 @@ from ppl_align.lints.marginalised import marginalised_parameter
 from ppl_align.lints.partial_text import partial_text
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
-from ppl_align.lints.structure import CAUSES, non_static
+from ppl_align.lints.structure import CAUSES, comes_and_goes, non_static
 from ppl_align.lints.truncation import truncation
 
 LINTS: tuple[Callable[[Glance], Iterator[Finding]], ...] = (
+    comes_and_goes,
     nothing_to_infer,
     constant,
     beta_out_of_scale,
