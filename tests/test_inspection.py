@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -16,7 +15,6 @@ from conftest import SEED
 from torch import Tensor
 
 from ppl_align import CallableLM, Exact, ImportanceSampling, Rejection, completion, constrain, inspect, reward
-from ppl_align.cli import main
 from ppl_align.constraints import Contains
 from ppl_align.engines.base import isolated
 from ppl_align.errors import InputError
@@ -353,60 +351,3 @@ def test_bad_input_is_one_line() -> None:
             inspect(PROGRAMS["text_reward"], **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="is a Pyro program"):
         inspect("positive_review")  # type: ignore[arg-type]
-
-
-# -- the command line -------------------------------------------------------------------------------------------------
-
-MODEL = '''
-import torch
-from ppl_align import CallableLM, completion, reward
-
-_lm = CallableLM(4, lambda prefix: torch.zeros(len(prefix), 4), eos_id=3)
-
-
-def toy(prompt: str = "0", beta: float = 1.0):
-    """A toy that likes ones."""
-    x = completion("x", _lm, prompt, max_new_tokens=3)
-    reward("ones", lambda tokens: (tokens == 1).double().sum(-1), x.tokens, beta=beta, upper=3.0)
-    return x
-'''
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "toy.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
-
-
-def test_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["inspect", "toy.py", "--draws", "100", "--set", "beta=0.5", "--event", "has one=1", "--out", "out"]
-    assert main(arguments) == 0
-    out, err = capsys.readouterr()
-    assert "=> beta between" in out
-    assert "has one" in out
-    assert "0.5" in out
-    assert "saved in out" in err
-    assert {p.name for p in (here / "out").iterdir()} >= {"inspection.json", "inspection.txt", "inspection.png"}
-    assert main([*arguments, "--json", "--force"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["num_draws"], found["beta"]) == (100, 0.5)
-
-
-def test_events_of_the_command_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for bad, says in (("one", "NAME=REGEX"), ("one=(", "no regular expression"), ("=1", "NAME=REGEX")):
-        assert main(["inspect", "toy.py", "--event", bad]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert says in err
-        assert len(err.splitlines()) == 1
-    assert main(["inspect", "toy.py", "--event", "a=1", "--event", "a=2"]) == 2
-    assert "given twice" in capsys.readouterr().err
-    assert main(["inspect", "toy.py", "--draws", "1"]) == 2
-
-
-def test_a_reward_that_raises_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "toy.py").write_text(MODEL.replace("tokens == 1", "tokens == one"))
-    assert main(["inspect", "toy.py"]) == 1
-    assert "reward 'ones' raised NameError" in capsys.readouterr().err
