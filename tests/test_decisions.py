@@ -206,7 +206,7 @@ def test_a_comparison_of_decisions_alone(runs, tmp_path):
 
 def test_a_promise_that_was_fitted_for_conditioning_is_not_kept_by_deciding():
     """lambda solves E[risky] = .2 under the posterior; an engine that decides says that its mean is another one."""
-    risk = moment_constraint({"risk": lambda texts: [float(text == "1") for text in texts]}, {"risk": 0.2})
+    risk = moment_constraint({"risk": lambda texts: [float(t == "1") for t in texts]}, {"risk": 0.2}, num_pool=4096)
 
     def careful():
         action = completion("action", optimism.COIN, [], max_new_tokens=1)
@@ -215,6 +215,10 @@ def test_a_promise_that_was_fitted_for_conditioning_is_not_kept_by_deciding():
         risk(action)
 
     exact, decided = Exact().run(careful), Nested(num_particles=64, num_actions=8, num_outcomes=8).run(careful)
-    assert abs(exact.mean("risk").value - 0.2) < 0.05
+    # lambda is fitted on draws of the prior: E[risk] under it errs as a self-normalised mean over them does
+    chosen, w = exact.rewards["risk"], exact.weights
+    ratio = w / sum(exact.log_prior.values()).exp()
+    error = float((w * ratio * (chosen - 0.2) ** 2).sum() / risk.fitted.num_draws) ** 0.5
+    assert abs(exact.mean("risk").value - 0.2) < 4 * error
     assert not any("promised" in line for line in exact.warnings)
     assert any("not the 0.2 that was promised" in line for line in decided.warnings)
