@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 
 from ppl_align import CausalLM, Completion, completion, reward
+from ppl_align.errors import InputError
 from ppl_align.preferences import Embedding, Remembered, RewardPosterior, film_pairs, refresh
 
 lm = CausalLM("smollm2-135m")
@@ -31,6 +32,8 @@ def frozen_or_refreshed(arm: str = "refreshed", round: int = 3, prompt: str = "T
     arm="frozen": ten pairs of critics, and nothing else; "refreshed": and 20 labels after each round, on texts of its
     posterior; "prior": as many, on texts of the language model as it was. docs/frozen_or_refreshed.py compares them.
     """
+    if round not in (0, 1, 2, 3):
+        raise InputError(f"round must be 0, 1, 2 or 3, got {round!r}")
     now = _rounds(prompt, max_new_tokens, arm)[round]
     review = completion("review", lm, prompt, max_new_tokens=max_new_tokens)
     reward("learned", now.posterior.mean(), review, beta=now.beta)
