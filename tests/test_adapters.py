@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 from oracles import canonical_sequences
@@ -9,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ppl_align import SVI, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
 from ppl_align.errors import InputError, WeightsNotFound
 
 
@@ -105,3 +108,83 @@ def test_what_is_no_adapter_or_does_not_fit_is_said_in_one_line(trained, tiny_ll
 
 def _changed(config, **values):
     return type(config)(**{**config.to_dict(), **values})
+
+
+# -- networks in training ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def student(tiny_llama):
+    """A network in the middle of its training, as PEFT makes it: dropout on, adapters that require gradients."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, lora_alpha=40, lora_dropout=0.5, task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = peft.get_peft_model(LlamaForCausalLM(tiny_llama.model.config), config).train()
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    return network
+
+
+def trainable(network):
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+PRIORS = [
+    Exact(),
+    ImportanceSampling(200, 8),
+    SMC(200, num_replicates=8, twist="prefix"),
+    SVI(num_steps=5, num_particles=200, num_replicates=8),
+    SVI(num_steps=2, num_particles=200, num_replicates=8, guide="lora"),
+]
+
+
+@pytest.mark.parametrize("engine", PRIORS, ids=["exact", "importance", "smc", "head", "lora"])
+def test_a_network_in_training_is_a_prior_and_goes_on_training(student, engine):
+    before, learned = {k: v.clone() for k, v in student.state_dict().items()}, list(trainable(student))
+
+    def program():
+        x = completion("x", lm, [1, 2], max_new_tokens=2)
+        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
+
+    lm = CausalLM(student)
+    run = engine.run(program)
+    exact = Exact().run(program).log_evidence.exp()
+    found = run.log_evidence.exp()
+    error = float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1e-9
+    assert abs(float(found.mean() - exact)) < 4 * error, "one network throughout, without dropout"
+    assert student.training
+    assert list(trainable(student)) == learned != []
+    assert all(parameter.grad is None for parameter in student.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_the_prior_is_the_network_as_it_is_by_now(student):
+    lm = CausalLM(student)
+    before = scores(lm)
+    optimiser = torch.optim.SGD(trainable(student).values(), lr=1.0)
+    student(input_ids=TOKENS[:8, :2], labels=TOKENS[:8, :2]).loss.backward()
+    optimiser.step()
+    after = scores(lm)
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, scores(CausalLM(copy.deepcopy(student))), rtol=1e-4, atol=1e-5)
+    assert {p.data_ptr() for p in lm.model.parameters()} == {p.data_ptr() for p in student.parameters()}, "no copy"
+    assert not after.requires_grad
+
+
+def test_what_an_lm_is_unfrozen_for_is_said_in_one_line(student):
+    lm = CausalLM(student)
+
+    def program():
+        completion("x", lm, [1], max_new_tokens=2)
+
+    lm.model.train()
+    with pytest.raises(InputError, match=r"in training mode, where dropout .* call lm.model.eval\(\) first"):
+        ImportanceSampling(4).run(program)
+    lm.model.eval()
+    assert not lm.learned
+    lm.model.requires_grad_(True)
+    assert lm.learned
+    with pytest.raises(InputError, match=r"parameters that require gradients: call lm.model.requires_grad_\(False\)"):
+        SVI(num_steps=1, guide="lora").run(program)

@@ -21,8 +21,8 @@ from ppl_align.guides import AutoGuide
 from ppl_align.lm import decoding
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.lm.memo import remembered_scores
 from ppl_align.lm.warp import Warp
+from ppl_align.runs import run_memory
 from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.contract import Case
 from ppl_align.testing.statistics import RATE, gradient_test
@@ -331,7 +331,7 @@ def p_value_of_the_gradient(guide):
     torch.manual_seed(SEED)
     elbo, estimates = LeaveOneOutELBO(2, 0), []
     for _ in range(REPEATS):
-        with pyro.get_param_store().scope(), remembered_scores():
+        with pyro.get_param_store().scope(), run_memory():
             _, surrogate = elbo.loss_and_surrogate(PROGRAMS["with_eos"], guide, (), {})
         estimates.append(torch.autograd.grad(surrogate, table)[0].reshape(-1))
     return gradient_test(torch.stack(estimates), gradient).p_value

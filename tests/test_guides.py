@@ -17,7 +17,7 @@ from ppl_align.cost import measure
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.errors import InputError
 from ppl_align.guides import AutoGuide
-from ppl_align.lm.memo import remembered_scores
+from ppl_align.runs import run_memory
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, PROGRAMS
 from ppl_align.testing.statistics import RATE, bonferroni_z, evidence_z, gradient_test, mean_z, two_sided
@@ -52,7 +52,7 @@ def estimated_gradients(program, guide, draws, repeats):
     parameters = [p for p in guide.sites["x"].parameters() if p.requires_grad]
     gradients, losses = [], []
     for _ in range(repeats):
-        with pyro.get_param_store().scope(), remembered_scores():
+        with pyro.get_param_store().scope(), run_memory():
             loss, surrogate = elbo.loss_and_surrogate(program, guide, (), {})
         gradients.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(surrogate, parameters)]).double())
         losses.append(loss)
@@ -135,7 +135,7 @@ def test_leave_one_out_has_less_variance_than_no_baseline():
     elbo, noisy = NoBaseline(8, 0), []
     parameters = list(guide.sites["x"].parameters())
     for _ in range(150):
-        with pyro.get_param_store().scope(), remembered_scores():
+        with pyro.get_param_store().scope(), run_memory():
             _, surrogate = elbo.loss_and_surrogate(program, guide, (), {})
         noisy.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(surrogate, parameters)]))
     assert quiet.var(0).sum() < 0.7 * torch.stack(noisy).var(0).sum()
@@ -315,3 +315,44 @@ def test_a_guide_with_a_language_model_of_its_own_is_trained():
     trained = SVI(num_steps=60, num_particles=16, guide=guide).run(model).guide
     q = torch.softmax(trained.parameters["params"]["logits"].detach(), 0)
     assert q[1] > 0.45  # the posterior has e / (e + 2) = 0.576
+
+
+def closed_over(make):
+    """One LM for all runs, whose function reads the parameter of the run."""
+    held = [torch.full((3,), 1 / 3)]
+    lm = CallableLM(3, lambda prefix: held[0].log().expand(len(prefix), -1))
+
+    def prior():
+        held[0] = make()
+        return lm
+
+    return prior
+
+
+def made_anew(make):
+    """An LM of its own for each run of the program."""
+    return lambda: MarkovLM(make().log().expand(3, 3))
+
+
+@pytest.mark.parametrize("lm", [closed_over, made_anew])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_prior_that_is_learned_is_never_scored_from_memory(lm, constrained):
+    """The guide knows log p of what it draws, but not its gradient: without that, the parameter would not move.
+
+    log Z = log sum_x p(x) exp(2 (number of 1s)) is largest where all of p is on 1."""
+
+    def make():
+        if constrained:
+            return pyro.param("p", torch.full((3,), 1 / 3).double(), constraint=dist.constraints.simplex)
+        return pyro.param("p", torch.zeros(3).double()).softmax(-1)
+
+    def program():
+        seen[:] = make().tolist()
+        x = completion("x", prior(), [0], max_new_tokens=2)
+        reward("r", lambda t: 2 * (t == 1).double().sum(-1), x.tokens)
+
+    prior, seen = lm(make), []
+    run = SVI(num_steps=40, num_particles=16, guide="table").run(program)
+    assert seen[1] > 0.9
+    by_now = torch.tensor(seen).log()[run.particles["x"].tokens].sum(-1)
+    torch.testing.assert_close(run.log_prior["x"], by_now.double(), rtol=0, atol=1e-5)

@@ -10,8 +10,9 @@ import torch
 from ppl_align import CallableLM, Exact, MarkovLM, completion, reward
 from ppl_align.cost import measure
 from ppl_align.errors import InputError
-from ppl_align.rewards import Judge, PairwiseJudge, evaluate, reward_cache
+from ppl_align.rewards import Judge, PairwiseJudge, evaluate
 from ppl_align.rewards.cache import identity
+from ppl_align.runs import run_memory
 from ppl_align.testing import Oracle, check_reward
 from ppl_align.text import Texts
 
@@ -84,7 +85,7 @@ def test_answers_of_several_tokens_and_several_spellings():
 
 def test_a_batch_is_one_forward_of_distinct_questions():
     texts = Texts(["good ", "bad ", "good ", "good bad "])
-    with measure() as cost, reward_cache():
+    with measure() as cost, run_memory():
         evaluate("r", Judge(LM, ASKED), texts)
         evaluate("r", Judge(LM, ASKED), texts)  # written anew in the model's body: still the same judge
     assert (cost.reward_calls, cost.prompt_tokens, cost.lm_tokens, cost.scored_tokens) == (3, 2 + 2 + 3, 0, 0)

@@ -11,9 +11,10 @@ import torch
 from ppl_align import CallableLM, Exact, completion, reward
 from ppl_align.data.packages import MINILM
 from ppl_align.errors import InputError
-from ppl_align.rewards import Embedder, Keywords, Length, Readability, Similarity, evaluate, reward_cache
+from ppl_align.rewards import Embedder, Keywords, Length, Readability, Similarity, evaluate
 from ppl_align.rewards.cache import identity
 from ppl_align.rewards.readability import syllables
+from ppl_align.runs import run_memory
 from ppl_align.testing import check_reward
 from ppl_align.text import Texts
 
@@ -198,7 +199,7 @@ def test_written_in_a_body_it_is_the_same_reward_every_time(fn):
     assert identity(again) == identity(fn)
     assert hash(again) == hash(fn)
     assert fn(CHAT) == fn(["The cat sat on the mat."])
-    with reward_cache():
+    with run_memory():
         first = evaluate("r", fn, Texts(["some good words", "x y z"]))
         torch.testing.assert_close(evaluate("r", again, Texts(["some good words", "x y z"])), first, equal_nan=True)
 

@@ -16,7 +16,8 @@ from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion
 from ppl_align.cost import measure
 from ppl_align.errors import InputError, RunError
 from ppl_align.lm import CallableLM, Mixture, Product, Prompted
-from ppl_align.lm.score_cache import log_prob_of, score_cache
+from ppl_align.lm.score_cache import log_prob_of
+from ppl_align.runs import run_memory
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.oracle import Oracle, kl_divergence
@@ -251,14 +252,18 @@ def test_scores_that_are_found_again_are_those_of_the_network(tiny_llama):
     tokens = torch.where(source.ended_before(tokens), 6, tokens)
     tokens[0, 0] = torch.tensor([6, 1, 1])  # something follows EOS: impossible
     plain = source.log_prob(tokens)
-    with score_cache(), measure() as cost:
+    with run_memory(), measure() as cost:
         for _ in range(3):
             torch.testing.assert_close(log_prob_of(source, tokens), plain.double(), rtol=0, atol=1e-5)
             torch.testing.assert_close(log_prob_of(source, tokens.flip(0)), plain.flip(0).double(), rtol=0, atol=1e-5)
         other = tiny_llama.completion([[3], [2, 3]], 3)
-        torch.testing.assert_close(log_prob_of(other, tokens), other.log_prob(tokens).double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            log_prob_of(other, tokens), other.token_log_probs(tokens).sum(-1).double(), rtol=0, atol=1e-5
+        )
         prefix = tokens[..., :2]
-        torch.testing.assert_close(log_prob_of(source, prefix), source.log_prob(prefix).double(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            log_prob_of(source, prefix), source.token_log_probs(prefix).sum(-1).double(), rtol=0, atol=1e-5
+        )
     assert log_prob_of(source, tokens)[0, 0] == -torch.inf
     assert cost.lm_forwards == 2 * 5  # two calls each, five times
 
@@ -267,7 +272,7 @@ def test_a_network_in_training_is_asked_anew():
     bias = torch.zeros(3, requires_grad=True)
     lm = CallableLM(3, lambda prefix: bias.expand(len(prefix), -1), eos_id=2)
     tokens = torch.tensor([[0, 1, 2]])
-    with score_cache():
+    with run_memory():
         for _ in range(2):
             assert log_prob_of(lm.completion([], 3), tokens).requires_grad
         with torch.no_grad():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from ppl_align.errors import BatchTextError, InputError, RewardError
-from ppl_align.rewards import Vader, evaluate, reward_cache
+from ppl_align.rewards import Vader, evaluate
 from ppl_align.rewards.answers import shorten
+from ppl_align.runs import run_memory
 from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
@@ -117,7 +118,7 @@ def test_a_failed_call_is_not_remembered():
         calls.append(texts)
         return [math.nan]
 
-    with reward_cache():
+    with run_memory():
         for _ in range(2):
             with pytest.raises(RewardError):
                 evaluate("r", broken, "a")

@@ -15,7 +15,8 @@ import torch
 from ppl_align import CallableLM, Exact, completion, reward, reward_funcs
 from ppl_align.errors import InputError, RewardError
 from ppl_align.lm.prompts import ChatIds
-from ppl_align.rewards import Length, Vader, columns, evaluate, logged, reward_cache
+from ppl_align.rewards import Length, Vader, columns, evaluate, logged
+from ppl_align.runs import run_memory
 from ppl_align.testing import Oracle
 from ppl_align.text import Texts
 
@@ -160,7 +161,7 @@ def test_columns_are_part_of_what_is_remembered():
         return [float(text == str(a)) for text, a in zip(completions, answer, strict=True)]
 
     texts = Texts(["a", "b", "a"])
-    with reward_cache():
+    with run_memory():
         for _ in range(2):  # as a model's body does: new lists with the same contents
             assert evaluate("r", counts, texts, {"answer": ["a"], "unread": 1}).tolist() == [0, 0, 0]
         assert len(asked) == 2, "two distinct texts, once"
@@ -225,7 +226,7 @@ def test_a_chat_and_a_text_of_the_same_ids_are_asked_about_apart():
     def kind(completions):
         return [float(isinstance(text, str)) for text in completions]
 
-    with reward_cache():
+    with run_memory():
         for prompt, r in (("a", 1), (HELLO, 0), ("a", 1)):
             x = completion("x", LM, prompt, max_new_tokens=1)
             x.tokens = torch.tensor([1])

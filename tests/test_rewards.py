@@ -18,7 +18,8 @@ from ppl_align import CallableLM, reward
 from ppl_align.completions import Completion
 from ppl_align.cost import measure
 from ppl_align.errors import InputError, RewardError
-from ppl_align.rewards import Vader, chat, columns, each, evaluate, reward_cache
+from ppl_align.rewards import Vader, chat, columns, each, evaluate
+from ppl_align.runs import run_memory
 from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
@@ -112,9 +113,9 @@ def test_distinct_texts_are_asked_once_per_call_and_counted():
 
 def test_inside_a_run_every_text_is_asked_once():
     spy = Spy(lengths)
-    with measure() as cost, reward_cache():
+    with measure() as cost, run_memory():
         evaluate("r", spy, TEXTS)
-        with reward_cache():  # an engine inside an engine shares the memory
+        with run_memory():  # an engine inside an engine shares the memory
             assert evaluate("r", spy, TEXTS).tolist() == [1, 2, 1, 3]
         assert evaluate("r", spy, Texts(["bb", "new"])).tolist() == [2, 3]
     assert spy.calls == [["a", "bb", "ccc"], ["new"]]
@@ -126,7 +127,7 @@ def test_inside_a_run_every_text_is_asked_once():
 def test_two_rewards_or_two_names_do_not_share_answers():
     ones, twos = (lambda texts: [1.0 for _ in texts]), (lambda texts: [2.0 for _ in texts])
     spy = Spy(lengths)
-    with reward_cache():
+    with run_memory():
         assert evaluate("r", ones, "a") == 1
         assert evaluate("r", twos, "a") == 2
         evaluate("one name", spy, "a")
@@ -145,7 +146,7 @@ def test_a_reward_written_inside_the_model_is_remembered_across_executions():
         return evaluate("r", scaled, TEXTS), evaluate("e", each(lambda text: scale + len(text)), TEXTS)
 
     one, two = 1000, 2000
-    with measure() as cost, reward_cache():
+    with measure() as cost, run_memory():
         first = body(one)
         again = body(one)
         assert asked == [3]
@@ -158,7 +159,7 @@ def test_a_reward_written_inside_the_model_is_remembered_across_executions():
 
 
 def test_shipped_rewards_are_equal_to_themselves():
-    with measure() as cost, reward_cache():
+    with measure() as cost, run_memory():
         evaluate("r", Vader(), TEXTS)
         evaluate("r", Vader(), TEXTS)
         evaluate("r", "vader", TEXTS)
@@ -173,7 +174,7 @@ def test_an_unhashable_reward_is_remembered_by_identity():
             return True
 
     one, two = Unhashable(lengths), Unhashable(lengths)
-    with reward_cache():
+    with run_memory():
         for fn in (one, two, one):
             evaluate("r", fn, "a")
     assert (len(one.calls), len(two.calls)) == (1, 1)
@@ -278,7 +279,7 @@ def test_data_columns_are_bound():
 
     with pytest.raises(InputError, match=r"needs the column 'answer': give it, reward\(..., columns="):
         evaluate("r", exact, TEXTS)
-    with reward_cache():
+    with run_memory():
         assert evaluate("r", columns(exact, answer="bb"), TEXTS).tolist() == [0, 1, 0, 0]
         assert evaluate("r", columns(exact, answer="a"), TEXTS).tolist() == [1, 0, 1, 0]
     assert evaluate("r", columns(chat(lambda completions, answer: [0.0 for _ in answer]), answer=1), "a") == 0

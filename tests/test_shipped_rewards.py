@@ -17,8 +17,9 @@ from ppl_align.cost import measure
 from ppl_align.data import packages, prompts
 from ppl_align.data.packages import PROMPTS
 from ppl_align.errors import InputError
-from ppl_align.rewards import ClassifierReward, Toxicity, Vader, evaluate, reward_cache
+from ppl_align.rewards import ClassifierReward, Toxicity, Vader, evaluate
 from ppl_align.rewards.registry import names, resolve
+from ppl_align.runs import run_memory
 from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
@@ -157,7 +158,7 @@ def test_a_bare_classifier_finds_its_tokenizer(tmp_path):
         evaluate("r", tiny_classifier(), TEXTS)
     tiny_tokenizer().save_pretrained(tmp_path)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    with measure() as cost, reward_cache():
+    with measure() as cost, run_memory():
         first = evaluate("r", model, make_completion())
         assert torch.equal(first, evaluate("r", model, make_completion()))
     assert cost.reward_calls == 3

@@ -16,11 +16,9 @@ from torch import Tensor
 from ppl_align.cost import measure
 from ppl_align.engines import optimism
 from ppl_align.errors import InputError
-from ppl_align.lm.score_cache import score_cache
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
-from ppl_align.program.environment import remembered_answers
-from ppl_align.rewards.cache import reward_cache
+from ppl_align.runs import aside, run_memory, speaking
 from ppl_align.seeds import cuda_devices, mix
 
 Progress = Callable[[int, int, str], None]
@@ -57,20 +55,21 @@ class Engine(ABC):
         """Approximate the posterior of ``model(*args, **kwargs)``.
 
         Same seed, same result (one build, one machine); different engines have different random streams, so that
-        their runs are independent. The global RNG and Pyro's parameter store are untouched.
+        their runs are independent. The global RNG and Pyro's parameter store are untouched. What the run shows of the
+        program is logged, except :func:`aside`.
         Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way.
         """
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
         task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
-        with reward_cache() as remarks, remembered_answers(), score_cache():
+        with run_memory() as remarks:
             with measure() as cost, isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
             posterior.cost = cost
             posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
             posterior.config = self.describe()
             note_findings(posterior, getattr(self, "proposal", None))
-            if posterior.environment and posterior.target == "posterior":
+            if speaking() and posterior.environment and posterior.target == "posterior":
                 with isolated(mix(seed, "optimism")):
                     optimism.warn(task, posterior)
         if remarks:
@@ -112,4 +111,4 @@ def one_of(name: str, value: Any, choices: list[Any]) -> None:
     raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 
 
-__all__ = ["Engine", "Progress", "Task", "at_least", "isolated", "one_of"]
+__all__ = ["Engine", "Progress", "Task", "aside", "at_least", "isolated", "one_of"]

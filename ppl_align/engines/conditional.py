@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.completions import tensor_of
-from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.base import Engine, Task, aside
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.sweep import log_mean_exp
@@ -135,4 +135,5 @@ def evidence_bounds(
     available = engine.num_replicates if exact.exact else exact.log_weight.numel()
     upper = Conditional(replace(engine, num_replicates=min(engine.num_replicates, available)), exact)
     lower = engine.run(model, *args, seed=seed, **kwargs)
-    return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, **kwargs).log_evidence)
+    with aside():  # of the program, the first run has said it all
+        return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, **kwargs).log_evidence)

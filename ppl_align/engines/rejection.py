@@ -16,11 +16,9 @@ from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep, assemble
 from ppl_align.errors import InputError, ModelError, RunError, TooManyDrawsError
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.lm.score_cache import score_cache
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
-from ppl_align.program.environment import remembered_answers
-from ppl_align.rewards.cache import reward_cache
+from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
 BATCH = 512  # particles decoded together at most: memory
@@ -74,7 +72,7 @@ class Rejection(Engine):
         """What ``run`` with the same arguments would cost, by its own first ``num_pilot`` draws."""
         if not callable(model):
             raise InputError(f"forecast() takes a Pyro program (a function), got {type(model).__name__}")
-        with isolated(mix(seed, self.name)), reward_cache(), remembered_answers(), score_cache():
+        with isolated(mix(seed, self.name)), run_memory():
             return self._pilot(_Stream(Task(model, args, dict(kwargs), lambda done, total, note: None)))
 
     def _pilot(self, stream: _Stream) -> Forecast:

@@ -22,7 +22,6 @@ from ppl_align.engines.sweep import Sweep
 from ppl_align.errors import InputError
 from ppl_align.guides.auto import KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
-from ppl_align.lm.memo import remembered_scores
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
 
@@ -115,8 +114,7 @@ class SVI(Engine):
         svi = pyro.infer.SVI(task.model, guide, optimiser, elbo)
         losses = []
         for step in range(self.num_steps):
-            with remembered_scores():
-                losses.append(float(svi.step(*task.args, **task.kwargs)))
+            losses.append(float(svi.step(*task.args, **task.kwargs)))
             task.progress(step + 1, self.num_steps, f"ELBO {-losses[-1]:.3f}")
         return losses
 

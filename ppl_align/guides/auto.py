@@ -28,8 +28,8 @@ from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.lm.memo import remember
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.score_cache import remember
 from ppl_align.program.compiled import is_environment
 
 if TYPE_CHECKING:

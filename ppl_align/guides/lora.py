@@ -38,6 +38,11 @@ class LoRAGuide(TokenGuide):
         except ImportError as error:
             raise InputError('guide="lora" needs peft: pip install "ppl-align[lora]"') from error
         prior = source.lm
+        if prior.learned:
+            raise InputError(
+                f'guide="lora" adapts a frozen network, and {prior.name} has parameters that require gradients: '
+                f"call lm.model.requires_grad_(False) first"
+            )
         twin = twin_of(prior.model)
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", base_model_name_or_path=prior.name)
         with warnings.catch_warnings():

@@ -23,10 +23,8 @@ from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
-from ppl_align.lm.score_cache import score_cache
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.program.environment import remembered_answers
-from ppl_align.rewards.cache import reward_cache
+from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
 if TYPE_CHECKING:
@@ -149,7 +147,7 @@ def inspect(
     if not callable(model):
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
     tell = progress or (lambda done, total, note: None)
-    with reward_cache(), remembered_answers(), score_cache(), measure() as cost, isolated(mix(seed, "inspect")):
+    with run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
         pool = draw_pool(model, args, kwargs, num_draws, tell)
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)

@@ -16,9 +16,8 @@ from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
 from ppl_align.program.compiled import STATIC
-from ppl_align.program.environment import remembered_answers
 from ppl_align.program.record import Record
-from ppl_align.rewards.cache import reward_cache
+from ppl_align.runs import aside, run_memory
 from ppl_align.seeds import mix
 
 DRAWS = 32
@@ -40,7 +39,7 @@ class Glance:
         record = Record()
         self.values: dict[str, Tensor] = {}
         self._asked = 0
-        with isolated(mix(seed, "glance")), remembered_answers(), measure() as self.cost, reward_cache(), record:
+        with isolated(mix(seed, "glance")), measure() as self.cost, run_memory(), aside(), record:
             while True:
                 self.execution: Execution = self.program.run(self.values, draw=True)
                 self.values |= self.execution.drawn
@@ -83,7 +82,7 @@ class Glance:
             values = {name: value[rows] for name, value in values.items()}
             size = len(torch.arange(self.num_draws)[rows])
         self._asked += 1
-        with isolated(mix(self.seed, f"glance {self._asked}")), remembered_answers(), reward_cache():
+        with isolated(mix(self.seed, f"glance {self._asked}")), run_memory(), aside():
             run = self.program.with_particles(size).run(values, draw=draw)
         if run.pending is None and run.factors.keys() != self.execution.factors.keys():
             differs = sorted(run.factors.keys() ^ self.execution.factors.keys())

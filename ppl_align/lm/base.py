@@ -105,6 +105,11 @@ class LM(ABC):
         return cached
 
     @property
+    def learned(self) -> bool | None:
+        """Is it being learned: do its scores have a gradient? Then they are never remembered. None: asking tells."""
+        return None
+
+    @property
     def token_features(self) -> Tensor | None:
         """What is alike about tokens, ``[V, d]`` (embeddings); None where nothing is known. Looking ahead learns
         from it which tokens are followed by what."""

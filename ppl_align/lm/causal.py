@@ -13,8 +13,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ppl_align.cost import count, network
-from ppl_align.errors import PromptError
-from ppl_align.lm.adapter import with_adapter
+from ppl_align.errors import InputError, PromptError
+from ppl_align.lm.adapter import frozen, with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.warp import Warp, log_normalise
@@ -33,7 +33,8 @@ class CausalLM(LM):
     """Whatever ``AutoModelForCausalLM.from_pretrained`` takes, as a prior.
 
     ``name_or_path``  a hub name, a local folder, a ``.gguf`` file, the built-in name ``"smollm2-135m"``,
-                      or a model already in memory (then give ``tokenizer=``, or only use token ids)
+                      or a model already in memory (then give ``tokenizer=``, or only use token ids). One that is
+                      being trained goes on as it is: the LM is a frozen twin of it, of the same weights at any time
     ``device``        default: CUDA if there is one, else the CPU
     ``dtype``         default: float32 on the CPU, bfloat16 on CUDA
     ``adapter``       a folder with a PEFT adapter for it, such as ``posterior.guide.save(folder)`` writes: what a guide
@@ -60,7 +61,7 @@ class CausalLM(LM):
     ) -> None:
         model: Any
         if isinstance(name_or_path, nn.Module):
-            model = name_or_path
+            model = frozen(name_or_path)
             self.name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         else:
             from ppl_align.lm.names import load_causal
@@ -140,6 +141,10 @@ class CausalLM(LM):
         return ids
 
     @property
+    def learned(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.parameters())
+
+    @property
     def token_features(self) -> Tensor | None:
         return self.model.get_input_embeddings().weight[: self.vocab_size].detach().float()
 
@@ -160,6 +165,10 @@ class CausalLM(LM):
 
     def prefill(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor, DynamicCache, Tensor | None, Tensor]:
         """One forward over the prompts, left-padded: ``(logits, hidden, cache, mask, lengths)``, rows = prompts."""
+        if self.model.training:
+            raise InputError(
+                f"{self.name} is in training mode, where dropout makes every score another: call lm.model.eval() first"
+            )
         lengths = torch.tensor([len(p) for p in prompts])
         width = int(lengths.max())
         ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(self.device)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.decoding import Population
-from ppl_align.lm.memo import recall
+from ppl_align.lm.score_cache import note_gradient, recall
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
@@ -103,7 +103,10 @@ class CompletionDistribution(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log p0 in nats, ``[*batch]``. A value of fewer than T tokens is scored as a prefix."""
         known = recall(self, value)
-        return self.token_log_probs(value).sum(-1) if known is None else known
+        if known is None:
+            known = self.token_log_probs(value).sum(-1)
+            note_gradient(self, known)
+        return known
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p of every token, ``[*batch, t]``: 0 on padding, -inf on anything else after the end."""

@@ -77,6 +77,11 @@ class Ensemble(LM):
         return self.lms[0].vocabulary
 
     @property
+    def learned(self) -> bool | None:
+        members = [lm.learned for lm in self.lms]
+        return True if True in members else None if None in members else False
+
+    @property
     def token_features(self) -> Tensor | None:
         return self.lms[0].token_features
 

@@ -78,6 +78,10 @@ class Prompted(LM):
         return self.lm.vocabulary
 
     @property
+    def learned(self) -> bool | None:
+        return self.lm.learned
+
+    @property
     def token_features(self) -> Tensor | None:
         return self.lm.token_features
 

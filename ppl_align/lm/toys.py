@@ -23,6 +23,7 @@ class ToyDecoder:
         self.lm, self.prefixes, self.offset = lm, prefixes, offset
         self.logits = self.log_probs = lm.next_log_probs(prefixes, offset)
 
+    @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> ToyDecoder:
         grown = [(*self.prefixes[p], v) for p, v in zip(parents.tolist(), tokens.tolist(), strict=True)]
         count(lm_tokens=len(grown))
@@ -51,6 +52,7 @@ class ToyLM(LM):
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
         """Normalised ``[rows, V]``; ``offset`` is the length of each row's prompt."""
 
+    @torch.no_grad()
     def start(self, prompts: Sequence[Ids]) -> ToyDecoder:
         count(prompt_tokens=sum(map(len, prompts)))
         return ToyDecoder(self, list(prompts), [len(p) for p in prompts])
@@ -157,6 +159,10 @@ class MarkovLM(ToyLM):
         self.device = logits.device
         self.log_table = logits.log_softmax(-1)
         self.log_initial = None if initial is None else initial.log_softmax(-1)
+
+    @property
+    def learned(self) -> bool:
+        return any(table is not None and table.requires_grad for table in (self.log_table, self.log_initial))
 
     def begin(self, ids: Ids) -> Ids:
         if not ids and self.log_initial is None:

@@ -24,7 +24,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
 from torch import Tensor
 
 from ppl_align.completions import Completion
-from ppl_align.engines.base import Engine, at_least
+from ppl_align.engines.base import Engine, aside, at_least
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.errors import InputError, RewardError
 from ppl_align.moments.fit import MomentFit, fit
@@ -35,6 +35,7 @@ from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.cache import content, identity
 from ppl_align.rewards.calling import as_reward, evaluate
+from ppl_align.runs import at_end
 from ppl_align.seeds import mix
 from ppl_align.text import Texts
 
@@ -62,7 +63,8 @@ class MomentConstraint:
     Lambda belongs to a program with its arguments (another prompt, another lambda). It is fitted when an engine first
     runs that program: the program without the constraint is sampled ``num_pool`` times, by importance sampling with a
     random stream of its own, and that engine's bill contains it. :meth:`fit` does it beforehand, and better. Outside of
-    this library's engines (plain Pyro) nobody knows which program runs: there it is the lambda used last.
+    this library's engines (plain Pyro) nobody knows which program runs: there it is the lambda used last. A run whose
+    lambda rests on few draws has that among its warnings; the run that draws the pool says nothing for itself.
 
     ``fitted``   the :class:`~ppl_align.moments.MomentFit` used last, None before
     """
@@ -138,6 +140,9 @@ class MomentConstraint:
             self.fitted = self._fits.get(key, self._anywhere)
         if self.fitted is None:
             raise InputError(f"moment constraint on {', '.join(self.features)}: fit it first, constraint.fit(model)")
+        few = self.fitted.few_draws
+        if few is not None:  # whichever run uses it
+            at_end(("moment constraint", id(self)), lambda: lambda: few)
         return {name: estimate.value for name, estimate in self.fitted.weights.items()}
 
     # -- fitting ------------------------------------------------------------------------------------------------
@@ -167,15 +172,17 @@ class MomentConstraint:
             )
         if pool is not None and engine is not None:
             raise InputError("fit(): give pool= (draws that are there) or engine= (to draw them), not both")
+        noticed: tuple[str, ...] = ()
         if pool is None:
             assert model is not None
             chosen = engine or ImportanceSampling(num_particles=self.num_pool, num_replicates=1)
-            with self._switched_off():
+            with self._switched_off(), aside():
                 pool = chosen.run(model, *args, seed=mix(self.seed, "moments"), **kwargs)
             missing = [name for name in self.features if name not in pool.rewards]
             if missing:
                 raise InputError(f"fit(): {pool.model} does not use this constraint ({missing[0]!r} is not in it)")
-        self.fitted = fit(self._base(pool), self.targets)
+            noticed = pool.warnings
+        self.fitted = replace(fit(self._base(pool), self.targets), noticed=noticed)
         if model is None:
             self._anywhere = self.fitted
             self._fits.clear()

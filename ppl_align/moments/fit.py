@@ -33,6 +33,7 @@ class MomentFit:
     ``ess``         effective draws of the pool, weighted by p_lambda; ``num_draws`` of them in all
     ``kl``          KL(p_lambda||p), nats: what the promise costs
     ``pool``        the engine that drew the pool, and of which program; ``exact``: it holds every value there is
+    ``noticed``     what the run that drew the pool noticed of the program, one line each
     """
 
     weights: Mapping[str, Estimate]
@@ -44,6 +45,18 @@ class MomentFit:
     kl: Estimate
     pool: str
     exact: bool = False
+    noticed: tuple[str, ...] = ()
+
+    @property
+    def few_draws(self) -> str | None:
+        """What to do where so few draws carry the fit that it is not to be trusted; None where it is."""
+        if self.ess >= FEW or self.exact:
+            return None
+        fitted = ", ".join(f"lambda = {with_error(*weight)} for {name!r}" for name, weight in self.weights.items())
+        return (
+            f"moment constraint: {self.ess:.1f} effective draws of {self.num_draws:,} carry the fit ({fitted}): draw "
+            "a larger pool (num_pool=), or bring one that is nearer to the targets, fit(pool=posterior)"
+        )
 
     def __str__(self) -> str:
         rows = [("feature", "before", "wanted", "after", "lambda")]
@@ -54,6 +67,7 @@ class MomentFit:
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         size = f"{self.num_draws:,} values" if self.exact else f"{self.ess:.1f} effective of {self.num_draws:,} draws"
         lines.append(f"KL(p_lambda||p) = {self.kl} nats; {size}, {self.pool}")
+        lines += [f"Warning: {line}." for line in (self.few_draws, *self.noticed) if line is not None]
         return "\n".join(lines)
 
 
@@ -88,14 +102,8 @@ def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
         pool=pool.engine + (f" of {pool.model}" if pool.model else ""),
         exact=pool.exact,
     )
-    if found.ess < FEW and not pool.exact:
-        short = ", ".join(f"lambda = {with_error(*found.weights[name])} for {name!r}" for name in names)
-        warnings.warn(
-            f"moment constraint: {found.ess:.1f} effective draws of {found.num_draws:,} carry the fit ({short}): draw "
-            "a larger pool (num_pool=), or bring one that is nearer to the targets, fit(pool=posterior)",
-            UserWarning,
-            stacklevel=2,
-        )
+    if found.few_draws is not None:
+        warnings.warn(found.few_draws, UserWarning, stacklevel=2)
     return found
 
 

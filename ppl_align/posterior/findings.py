@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_align.posterior.estimates import log_likelihood, with_error
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.runs import speaking
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -85,9 +86,13 @@ def _span(log_factor: Tensor) -> float:
 def note_findings(posterior: Posterior, proposal: Any = None) -> None:
     """Log what a run shows, and leave it in its history: ``posterior.warnings``.
 
+    Logged only by a run that the user asked for; whoever runs an engine :func:`~ppl_align.runs.aside` reads them.
+    What the engine itself left there is kept.
+
     ``proposal``: what the engine was given to draw from, where it did not train a guide of its own."""
-    found = findings(posterior) + hidden_warps(posterior, posterior.guide or proposal) + broken_promises(posterior)
-    for line in found:
+    found = [*posterior.warnings, *findings(posterior), *hidden_warps(posterior, posterior.guide or proposal)]
+    found += broken_promises(posterior)
+    for line in found if speaking() else ():
         log.warning(line)
     if found:
         posterior.history = {**posterior.history, "warnings": found}

@@ -30,8 +30,8 @@ from ppl_align.errors import InputError
 from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.program.reward import reward
 from ppl_align.program.sketch import sketching
-from ppl_align.rewards.cache import at_end
 from ppl_align.rewards.convention import plain_text
+from ppl_align.runs import at_end
 
 USES = ("mean", "pessimistic", "marginalised", "sampled")
 

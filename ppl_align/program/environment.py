@@ -16,8 +16,7 @@ from __future__ import annotations
 import inspect
 import numbers
 import random
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
@@ -38,10 +37,10 @@ from ppl_align.program.compiled import note_answers
 from ppl_align.program.names import take_name
 from ppl_align.program.sketch import sketching, stand_in
 from ppl_align.rewards.cache import content, identity
+from ppl_align.runs import remembered
 from ppl_align.text import Texts
 
 Answers = dict[Hashable, str | float]
-_memory: ContextVar[dict[Hashable, Answers] | None] = ContextVar("ppl_align_answers", default=None)
 _asking: ContextVar[str | None] = ContextVar("ppl_align_asking", default=None)
 
 
@@ -113,17 +112,6 @@ def _sample(name: str, source: Any) -> Any:
     return pyro.sample(name, source, infer=infer)
 
 
-@contextmanager
-def remembered_answers() -> Iterator[None]:
-    """Remember what functions answered inside the block; a block inside a block shares the outer one's memory."""
-    token = _memory.set({}) if _memory.get() is None else None
-    try:
-        yield
-    finally:
-        if token is not None:
-            _memory.reset(token)
-
-
 class Seeds(TorchDistribution):
     """Seeds for random numbers, uniform. Densities are with respect to this law itself, log p = 0: which seed it was
     says nothing about how probable the answer is."""
@@ -156,8 +144,7 @@ def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_r
     shape = _joint_shape(name, arrays)
     columns = [np.broadcast_to(a, shape).reshape(-1).tolist() for a in arrays]
     rows = list(zip(*columns, strict=True)) if columns else [()]
-    tables = None if sketching() else _memory.get()  # what stands in for answers in a sketch is not to be remembered
-    known: Answers = {} if tables is None else tables.setdefault((name, identity(world)), {})
+    known = _known(name, world)
     keys = [tuple(map(content, row)) for row in rows]
     for key, row in zip(keys, rows, strict=True):
         if key not in known:
@@ -171,6 +158,12 @@ def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_r
         raise RunError(f"environment {name!r} answers now with text, now with numbers: make it one of the two")
     whole = all(isinstance(answer, int) for answer in answers)
     return torch.tensor(answers, dtype=torch.long if whole else torch.float64).reshape(shape)
+
+
+def _known(name: str, world: Callable[..., Any]) -> Answers:
+    """What this function has answered in the run so far; what stands in for answers in a sketch is not remembered."""
+    tables: dict[Hashable, Answers] | None = None if sketching() else remembered("answers of the world", dict)
+    return {} if tables is None else tables.setdefault((name, identity(world)), {})
 
 
 def _joint_shape(name: str, arrays: list[np.ndarray]) -> tuple[int, ...]:

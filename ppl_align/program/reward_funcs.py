@@ -17,9 +17,9 @@ from ppl_align.completions import Completion
 from ppl_align.errors import InputError
 from ppl_align.program.reward import reward
 from ppl_align.program.sketch import sketching
-from ppl_align.rewards.cache import reward_cache
 from ppl_align.rewards.calling import as_reward, evaluate_all
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
+from ppl_align.runs import run_memory
 from ppl_align.text import Texts
 
 
@@ -59,7 +59,7 @@ def reward_funcs(
     if len(given) != len(listed):
         raise InputError(f"reward_funcs: {len(given)} weights for {len(listed)} reward function(s)")
     fns = _named([_as_trl(fn) for fn in listed], prefix)
-    with reward_cache():
+    with run_memory():
         waiting = {name: fn for name, fn in fns.items() if _is_async(fn)}
         if len(waiting) > 1 and not sketching():
             evaluate_all(waiting, completion, columns)  # all at the same time; below they are remembered

@@ -2,7 +2,6 @@
 
 from ppl_align.rewards.adapters import chat, columns, each
 from ppl_align.rewards.automaton import Accepts, Automaton
-from ppl_align.rewards.cache import reward_cache
 from ppl_align.rewards.calling import evaluate
 from ppl_align.rewards.classifier import ClassifierReward
 from ppl_align.rewards.embedding import Embedder
@@ -36,5 +35,4 @@ __all__ = [
     "each",
     "evaluate",
     "logged",
-    "reward_cache",
 ]

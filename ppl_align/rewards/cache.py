@@ -6,57 +6,20 @@ most questions have been asked before. A reward is a fixed function while an eng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Hashable
 from functools import partial
 from types import CodeType, FunctionType
-from typing import Any, TypeVar
+from typing import Any
 
-Ending = Callable[[], "str | None"]
-"""Called when a block ends well; what it returns is a remark on the run."""
-T = TypeVar("T", bound=Ending)
+from ppl_align.runs import remembered
+
 Row = tuple[Hashable, ...]
 """What a reward saw of one completion, as a key: its text, and what else it reads (prompt, ids, data columns)."""
 
-_tables: ContextVar[dict[Hashable, dict[Row, float]] | None] = ContextVar("ppl_align_reward_cache", default=None)
-_endings: ContextVar[dict[Hashable, Ending] | None] = ContextVar("ppl_align_reward_endings", default=None)
-
-
-@contextmanager
-def reward_cache() -> Iterator[list[str]]:
-    """Remember every reward's answers inside the block; a block inside a block shares the outer one's memory.
-
-    Gives a list that holds, once the (outer) block has ended well, what rewards had to remark on the run."""
-    remarks: list[str] = []
-    if _tables.get() is not None:
-        yield remarks
-        return
-    endings: dict[Hashable, Ending] = {}
-    tables, after = _tables.set({}), _endings.set(endings)
-    try:
-        yield remarks
-        remarks += [remark for ending in endings.values() if (remark := ending()) is not None]
-    finally:
-        _tables.reset(tables)
-        _endings.reset(after)
-
-
-def at_end(key: Hashable, make: Callable[[], T]) -> T | None:
-    """What ``make`` made for this key in this :func:`reward_cache`; it is called once, when the block has ended well.
-
-    For a reward that has something to say of a run as a whole. None outside of any block."""
-    endings = _endings.get()
-    if endings is None:
-        return None
-    if key not in endings:
-        endings[key] = make()
-    return endings[key]  # type: ignore[return-value]
-
 
 def answers_of(name: str, fn: Any) -> dict[Row, float]:
-    """The answers known so far of this reward under this name: outside of a :func:`reward_cache`, none."""
-    tables = _tables.get()
+    """The answers known so far of this reward under this name: outside of any ``run_memory``, none."""
+    tables: dict[Hashable, dict[Row, float]] | None = remembered("answers of rewards", dict)
     return {} if tables is None else tables.setdefault((name, identity(fn)), {})
 
 

@@ -15,7 +15,7 @@ from ppl_align.completions import Completion
 from ppl_align.cost import count
 from ppl_align.errors import InputError, PplAlignError, RewardError
 from ppl_align.rewards.answers import check_number, read_answers, shorten
-from ppl_align.rewards.cache import answers_of, reward_cache
+from ppl_align.rewards.cache import answers_of
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
 from ppl_align.rewards.convention import start_call, wait_for
 from ppl_align.rewards.journal import services
@@ -23,7 +23,7 @@ from ppl_align.rewards.registry import resolve
 from ppl_align.rewards.seen import what_it_sees
 from ppl_align.text import Texts
 
-__all__ = ["evaluate", "evaluate_all", "reward_cache"]
+__all__ = ["evaluate", "evaluate_all"]
 
 
 def evaluate(
@@ -44,7 +44,7 @@ def evaluate(
     ``columns``: a data column's value by its name. A batch (``Texts``, a tensor, another completion) is broadcast to
     the batch of completions, anything else is one value for all.
 
-    Distinct texts are asked about once per call, and once per run inside :func:`reward_cache`; what was really
+    Distinct texts are asked about once per call, and once per run inside ``run_memory()``; what was really
     asked is counted as ``reward_calls``. Raises ``InputError`` for something that is no reward, ``RewardError`` if
     the reward raises or returns a wrong number of values, NaN, +inf or something that is no number.
     """
