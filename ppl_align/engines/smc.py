@@ -25,6 +25,7 @@ from ppl_align.lm.decoding import Population
 from ppl_align.lm.restriction import Restriction
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program, Site
+from ppl_align.runs import speaking
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class SMC(Engine):
         steering = _Steering(self, sweep)
         sweep.prepare = steering.look_ahead if self._looks_ahead else None
         execution = sweep.run(during=steering.during, between=steering.between)
-        if not steering.events:
+        if not steering.events and speaking():
             log.warning(
                 "SMC had no weights before the end (twist=None, one completion): this run is importance sampling"
             )
