@@ -1,7 +1,12 @@
-"""Constraints that are finite automata: they know how many tokens an acceptable text still takes."""
+"""Constraints that are finite automata: they know how many tokens an acceptable text still takes.
+
+An automaton has few states, so its rows over the vocabulary are laid out on the device once, one for each state; what
+is copied for a set of prefixes is the number of the state that each of them is in.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,38 +16,61 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
+from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.rewards.automaton import Automaton
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
 
+_FAR = torch.iinfo(torch.int32).max  # as a distance: no way
+_REMEMBERED = 1024  # prefixes whose states are kept, at least
+
 
 class AutomatonReader(Reader):
     """Reads tokens with an automaton; a prefix is viable if an accepting state is near enough.
 
-    ``distance``  [S] the fewest tokens to an accepting state (S where there is no way)"""
+    ``distance``     [S] the fewest tokens to an accepting state (more than any text has where there is no way)
+    ``transitions``  [S, V] int64, those of the automaton    ``missing``  [S, V] int32, the distance after each token"""
 
     def __init__(self, automaton: Automaton, eos_id: int | None) -> None:
         self.automaton, self.eos_id = automaton, eos_id
         self.distance = distances(automaton, eos_id)
+        self.reach = max((d for d in self.distance.tolist() if d < _FAR), default=0)  # farther limits forbid nothing
+        self.transitions = Resident(automaton.transitions)
+        missing = self.distance[automaton.transitions]
+        if eos_id is not None:
+            missing[:, eos_id] = torch.where(automaton.accepting, 0, _FAR)
+        self.missing = Resident(missing.int())
+        self._permits: tuple[int, Tensor] | None = None
+        self._known: dict[Ids, int] = {}
         self.table = automaton.transitions.numpy()
 
     def states(self, prefixes: Sequence[Ids]) -> Tensor:
         """The state after each prefix, ``[m]`` int64."""
-        found = []
-        for prefix in prefixes:
-            state = self.automaton.start
-            for token in prefix:
-                state = int(self.table[state, token])
-            found.append(state)
-        return torch.tensor(found, dtype=torch.long)
+        if len(self._known) > max(_REMEMBERED, 4 * len(prefixes)):
+            self._known = {}
+        return torch.tensor([self._state(prefix) for prefix in prefixes], dtype=torch.long)
 
-    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        distinct, where = self.states(prefixes).unique(return_inverse=True)
-        mask = self.distance[self.automaton.transitions[distinct]] <= left  # a row for each state, not for each prefix
-        if self.eos_id is not None:
-            mask[:, self.eos_id] = self.automaton.accepting[distinct]
-        return mask[where]
+    def _state(self, prefix: Ids) -> int:
+        """One step from where its parent was, mostly."""
+        state = self._known.get(prefix)
+        if state is None:
+            before = self._known.get(prefix[:-1])
+            state, rest = (self.automaton.start, prefix) if before is None else (before, prefix[-1:])
+            for token in rest:
+                state = int(self.table[state, token])
+            self._known[prefix] = state
+        return state
+
+    def permits(self, left: int, device: torch.device) -> Tensor:
+        """``[S, V]`` bool: what may come next in each state. The same tensor as long as the limit is far away."""
+        near = min(left, self.reach)
+        if self._permits is None or self._permits[0] != near or self._permits[1].device != device:
+            self._permits = near, self.missing.on(device) <= near
+        return self._permits[1]
+
+    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
+        return self.permits(left, device)[upload(self.states(prefixes), device)]
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return self.automaton.accepting[self.states(prefixes)]
@@ -59,10 +87,9 @@ def distances(automaton: Automaton, eos_id: int | None) -> Tensor:
         keep = torch.ones(automaton.vocab_size, dtype=torch.bool)
         keep[eos_id] = False
         moves = moves[:, keep]
-    far = torch.iinfo(torch.long).max // 2
-    distance = torch.where(automaton.accepting, 0, far)
+    distance = torch.where(automaton.accepting, 0, _FAR)
     for _ in range(automaton.num_states):
-        nearer = torch.minimum(distance, distance[moves].amin(-1) + 1)
+        nearer = torch.minimum(distance, (distance[moves].amin(-1) + 1).clamp_max(_FAR))
         if torch.equal(nearer, distance):
             break
         distance = nearer
@@ -70,33 +97,37 @@ def distances(automaton: Automaton, eos_id: int | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Contains(Constraint):
+class _HasText(Constraint):
+    text: str
+
+    @abstractmethod
+    def automaton(self, lm: LM) -> Automaton:
+        """Over the tokens of ``lm``."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text:
+            raise InputError(f"{type(self).__name__} takes a text of at least one character, got {self.text!r}")
+
+    def compile(self, lm: LM) -> AutomatonReader:
+        return _reader(self.automaton(lm), lm, self)
+
+
+class Contains(_HasText):
     """The text contains ``text``, however it is cut into tokens.
 
     Raises ``InputError`` for an empty text, and (when compiled) for an LM whose tokens cannot spell it."""
 
-    text: str
-
-    def __post_init__(self) -> None:
-        _check_text("Contains", self.text)
-
-    def compile(self, lm: LM) -> AutomatonReader:
-        return _reader(Automaton.contains_text(self.text, lm), lm, self)
+    def automaton(self, lm: LM) -> Automaton:
+        return Automaton.contains_text(self.text, lm)
 
 
-@dataclass(frozen=True)
-class EndsWith(Constraint):
+class EndsWith(_HasText):
     """The text ends with ``text``: EOS, a stop token or the length limit comes right after it.
 
     Raises ``InputError`` for an empty text, and (when compiled) for an LM whose tokens cannot spell it."""
 
-    text: str
-
-    def __post_init__(self) -> None:
-        _check_text("EndsWith", self.text)
-
-    def compile(self, lm: LM) -> AutomatonReader:
-        return _reader(Automaton.ends_with_text(self.text, lm), lm, self)
+    def automaton(self, lm: LM) -> Automaton:
+        return Automaton.ends_with_text(self.text, lm)
 
 
 @dataclass(frozen=True)
@@ -116,11 +147,6 @@ class AcceptedBy(Constraint):
                 f"for this LM"
             )
         return _reader(self.automaton, lm, self)
-
-
-def _check_text(name: str, text: object) -> None:
-    if not isinstance(text, str) or not text:
-        raise InputError(f"{name} takes a text of at least one character, got {text!r}")
 
 
 def _reader(automaton: Automaton, lm: LM, constraint: Constraint) -> AutomatonReader:

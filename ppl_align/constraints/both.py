@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
+from ppl_align.lm.transfer import CPU
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
@@ -44,8 +46,8 @@ class BothReader(Reader):
     def parts(self) -> tuple[Reader, ...]:
         return (*self.first.parts, *self.second.parts)
 
-    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        return self.first.allowed(prefixes, left) & self.second.allowed(prefixes, left)
+    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
+        return self.first.allowed(prefixes, left, device) & self.second.allowed(prefixes, left, device)
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return self.first.accepts(prefixes) & self.second.accepts(prefixes)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
+from ppl_align.lm.transfer import CPU, Resident, upload
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
@@ -67,7 +68,7 @@ class Length(Constraint):
 class LengthReader(Reader):
     """Counts tokens and words of prefixes. Tokens are of few kinds, as far as words are concerned:
 
-    ``kind``    [V] the kind of each token
+    ``kind``    [V] the kind of each token; EOS is one of its own, the last
     ``moves``   by kind, for a prefix that ends outside of a word and for one that ends inside of one: how many words
                 begin, and whether the text ends inside of one afterwards"""
 
@@ -77,24 +78,22 @@ class LengthReader(Reader):
         counts_words = bounds.min_words is not None or bounds.max_words is not None
         kinds: dict[tuple[Move, Move], int] = {}
         texts = _texts(lm) if counts_words else [""] * lm.vocab_size
-        self.kind = torch.tensor([kinds.setdefault(_moves(text), len(kinds)) for text in texts])
+        kind = [kinds.setdefault(_moves(text), len(kinds)) if v != lm.eos_id else -1 for v, text in enumerate(texts)]
         self.moves = list(kinds)
-        used = {int(k) for v, k in enumerate(self.kind.tolist()) if v != lm.eos_id}
-        self.possible = [sorted({self.moves[k][inside] for k in used}) for inside in (0, 1)]
+        self.kind = Resident(torch.tensor([k if k >= 0 else len(kinds) for k in kind]))
+        self.possible = [sorted({move[inside] for move in self.moves}) for inside in (0, 1)]
         self.gains: list[tuple[int, int]] = [(1, 1)]  # G_k outside of a word and inside: bit g stands for the number g
         self.unions: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        verdicts = []
+    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
+        verdicts = []  # by kind, EOS last
         for prefix in prefixes:
             words, inside = self._read(prefix)
             reachable = self._reachable(len(prefix) + 1, left)
             moves = (kind[inside] for kind in self.moves)
-            verdicts.append([self._meets(words + begun, reachable[then]) for begun, then in moves])
-        mask = torch.tensor(verdicts, dtype=torch.bool)[:, self.kind]
-        if self.eos_id is not None:
-            mask[:, self.eos_id] = self.accepts(prefixes)
-        return mask
+            ends = self._meets(words, self._reachable(len(prefix), 0)[inside])
+            verdicts.append([*(self._meets(words + begun, reachable[then]) for begun, then in moves), ends])
+        return upload(torch.tensor(verdicts, dtype=torch.bool), device)[:, self.kind.on(device)]
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return self.viable(prefixes, 0)
@@ -109,7 +108,7 @@ class LengthReader(Reader):
     def _read(self, prefix: Ids) -> tuple[int, int]:
         """The words of a prefix, and whether it ends inside of one."""
         words = inside = 0
-        for kind in self.kind[list(prefix)].tolist():
+        for kind in self.kind.host[list(prefix)].tolist():
             begun, inside = self.moves[kind][inside]
             words += begun
         return words, inside

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Reader
 from ppl_align.errors import InputError, RunError
+from ppl_align.lm.ensemble import Ensemble
+from ppl_align.lm.prompted import Prompted
+from ppl_align.lm.transfer import CPU, Resident, upload
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
@@ -67,7 +70,8 @@ class Vocabulary:
 
     ``tokenizer``  llguidance's; it has one id more than the LM where the LM has no EOS to end a text with
     ``text_bits``  [W] int32, one bit per id: those that spell something. Special tokens do not, nor does EOS
-    """
+
+    Masks travel to the device as bits, and are unpacked there: each byte looks up its eight verdicts."""
 
     def __init__(self, lm: LM) -> None:
         self.vocab_size, self.eos_id = lm.vocab_size, lm.eos_id
@@ -83,17 +87,30 @@ class Vocabulary:
         spells[end] = 0
         self.text_bits = np.packbits(spells, bitorder="little").view(np.int32)
         self.spells = spells.astype(bool)
+        every_byte = np.arange(256, dtype=np.uint8)[:, None]
+        self.eight = Resident(
+            torch.from_numpy(np.unpackbits(every_byte, axis=1, bitorder="little").view(np.int64)[:, 0])
+        )
 
     def unpacked(self, bits: np.ndarray) -> np.ndarray:
-        """``[m, W]`` int32 -> ``[m, V]`` bool."""
+        """``[m, W]`` int32 -> ``[m, V]`` bool, on the host."""
         return np.unpackbits(bits.view(np.uint8), axis=1, count=self.vocab_size, bitorder="little").view(bool)
+
+    def packed(self, mask: np.ndarray) -> np.ndarray:
+        """``[m, V]`` bool -> ``[m, W]`` int32: the inverse of :meth:`unpacked`."""
+        padded = np.zeros((len(mask), 32 * self.num_words), dtype=bool)
+        padded[:, : self.vocab_size] = mask
+        return np.packbits(padded, axis=1, bitorder="little").view(np.int32)
+
+    def mask(self, bits: np.ndarray, device: torch.device) -> Tensor:
+        """``[m, W]`` int32 -> ``[m, V]`` bool, on the device."""
+        octets = upload(bits.view(np.uint8), device)
+        verdicts = self.eight.on(device).index_select(0, octets.reshape(-1).int())
+        return verdicts.view(torch.bool).reshape(len(bits), -1)[:, : self.vocab_size]
 
     @classmethod
     def of(cls, lm: LM) -> Vocabulary:
         """Made once per LM (SmolLM2: 0.7 s). A mixture spells as its first member, a prompted LM as what it wraps."""
-        from ppl_align.lm import Prompted
-        from ppl_align.lm.ensemble import Ensemble
-
         while isinstance(lm, (Ensemble, Prompted)):
             lm = lm.lms[0] if isinstance(lm, Ensemble) else lm.lm
         if "_guidance" not in lm.__dict__:
@@ -183,23 +200,29 @@ class GuidanceReader(Reader):
         if not self.root.accepting and not self._bits(self.root).any():
             raise InputError(f"{what} cannot be met: {lm.name} can write no such text")
 
-    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
         places = self._places(prefixes)
         bits = np.zeros((len(prefixes), self.vocabulary.num_words), dtype=np.int32)
         for i, place in enumerate(places):
             if place is not None:
                 bits[i] = self._bits(place)
+        if left < _NEAR:
+            bits = self._only_in_time(places, bits, left)
+        if self.vocabulary.eos_id is not None:
+            byte, bit = divmod(self.vocabulary.eos_id, 8)
+            ends = [place is not None and place.accepting for place in places]
+            bits.view(np.uint8)[:, byte] |= np.array(ends, dtype=np.uint8) << bit
+        return self.vocabulary.mask(bits, device)
+
+    def _only_in_time(self, places: Sequence[_Place | None], bits: np.ndarray, left: int) -> np.ndarray:
+        """Without what does not lead to an acceptable text before the limit, in rows that allow few enough."""
         mask = self.vocabulary.unpacked(bits)
-        few = (
-            mask.sum(1) <= (_TRIES if left else _CHEAP * _TRIES) if left < _NEAR else np.zeros(len(places), dtype=bool)
-        )
+        few = mask.sum(1) <= (_TRIES if left else _CHEAP * _TRIES)
         for i, place in enumerate(places):
             if few[i] and place is not None:
                 last = np.flatnonzero(mask[i])
                 mask[i, last] = self._in_time(place, last.tolist(), left, _TRIES)
-        if self.vocabulary.eos_id is not None:
-            mask[:, self.vocabulary.eos_id] = [place is not None and place.accepting for place in places]
-        return torch.from_numpy(mask)
+        return self.vocabulary.packed(mask)
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return torch.tensor([place is not None and place.accepting for place in self._places(prefixes)])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.lm.transfer import CPU, Resident
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
@@ -31,12 +32,13 @@ class Unfinished(Constraint):
 class _Unfinished(Reader):
     def __init__(self, constraint: Unfinished, vocab_size: int, eos_id: int | None) -> None:
         self.width, self.ends = constraint.max_new_tokens, set(constraint.stop_ids) - {eos_id}
-        self.mask = torch.ones(vocab_size, dtype=torch.bool)
+        mask = torch.ones(vocab_size, dtype=torch.bool)
         if eos_id is not None:
-            self.mask[eos_id] = False
+            mask[eos_id] = False
+        self.mask = Resident(mask)
 
-    def allowed(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        return self.mask.repeat(len(prefixes), 1)  # not a view: it is written to
+    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
+        return self.mask.on(device).repeat(len(prefixes), 1)  # not a view: it is written to
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return torch.tensor([len(ids) == self.width or (bool(ids) and ids[-1] in self.ends) for ids in prefixes])

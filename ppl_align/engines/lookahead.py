@@ -37,6 +37,7 @@ from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 from ppl_align.program.constrain import compiled
 from ppl_align.seeds import mix
@@ -51,12 +52,21 @@ SHARE = 0.05  # of a state's success: what a move must contribute for its last t
 @dataclass(eq=False)
 class LookAhead:
     """psi of one automaton: ``success`` [T + 1, S] psi_l(s); ``by_token``, for moves s -> s' that matter: how much more
-    likely than usual they are after each last token, P(s -> s' | v) - P(s -> s') [V]."""
+    likely than usual they are after each last token, P(s -> s' | v) - P(s -> s') [V].
+
+    As for the masks of a constraint, its rows over the vocabulary are made on the device, one for each state, and
+    particles copy the number of their state; the psi of prefixes, a number each, is for weights and stays on the host.
+    """
 
     reader: AutomatonReader
     success: Tensor
     by_token: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
-    _table: tuple[int, Tensor] = field(default_factory=lambda: (-1, torch.zeros(0)))
+
+    def __post_init__(self) -> None:
+        vocab_size = self.reader.automaton.vocab_size
+        self._moves = torch.tensor(list(self.by_token), dtype=torch.long).reshape(-1, 2)
+        self._surplus = Resident(torch.stack([torch.zeros(vocab_size).double(), *self.by_token.values()])[1:])
+        self._after: tuple[int, Tensor] | None = None
 
     def checked(self, source: CompletionDistribution) -> LookAhead:
         """Itself; raises ``InputError`` unless it reaches as far as the completion."""
@@ -68,32 +78,46 @@ class LookAhead:
             )
         return self
 
-    def table(self, left: int) -> Tensor:
-        """log psi_l(s, v), ``[S, V]`` nats; -inf exactly where no success is possible."""
-        if self._table[0] != left:
-            psi = self.success[left][:, None].expand(-1, self.reader.automaton.vocab_size).clone()
-            if left > 0:
-                later = self.success[left - 1]
-                for (state, target), surplus in self.by_token.items():
-                    psi[state] += surplus * later[target]
-            possible = self.reader.distance <= left
-            floor = max(FLOOR, RELATIVE_FLOOR * float(self.success[left, self.reader.automaton.start]))
-            self._table = (left, torch.where(possible[:, None], psi.clamp(floor, 1.0), 0.0).log())
-        return self._table[1]
-
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        """log psi of prefixes of at least one token with ``left`` tokens to come, ``[m]``."""
-        last = torch.tensor([prefix[-1] for prefix in prefixes])
-        return self.table(left)[self.reader.states(prefixes), last]
+        """log psi of prefixes of at least one token with ``left`` tokens to come, ``[m]`` nats on the host."""
+        states, last = self.reader.states(prefixes), torch.tensor([prefix[-1] for prefix in prefixes])
+        psi = self.success[left, states] + (self._gain(left)[states] * self._surplus.host[:, last].T).sum(-1)
+        return self._bounded(psi, states, left, CPU).log()
 
-    def then(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        """log psi after each next token, when ``left`` more may follow, ``[m, V]``; EOS ends the text as it is."""
-        automaton, states = self.reader.automaton, self.reader.states(prefixes)
-        distinct, where = states.unique(return_inverse=True)
-        values = self.table(left)[automaton.transitions[distinct], torch.arange(automaton.vocab_size)]
-        if self.reader.eos_id is not None:
-            values[:, self.reader.eos_id] = torch.where(automaton.accepting[distinct], 0.0, -torch.inf).double()
-        return values.float()[where]
+    def then(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
+        """psi after each next token, when ``left`` more may follow, ``[m, V]`` float32 on the device."""
+        return self.after(left, device)[upload(self.reader.states(prefixes), device)]
+
+    def after(self, left: int, device: torch.device = CPU) -> Tensor:
+        """psi_l(state after v, v) in each state, ``[S, V]`` float32 on the device; EOS ends the text as it is."""
+        if self._after is None or self._after[0] != left or self._after[1].device != device:
+            automaton = self.reader.automaton
+            psi = self.table(left, device).gather(0, self.reader.transitions.on(device)).float()
+            if self.reader.eos_id is not None:
+                psi[:, self.reader.eos_id] = upload(automaton.accepting.float(), device)
+            self._after = left, psi
+        return self._after[1]
+
+    def table(self, left: int, device: torch.device = CPU) -> Tensor:
+        """psi_l(s, v), ``[S, V]``; 0 exactly where no success is possible."""
+        states = torch.arange(self.reader.automaton.num_states)
+        usual = upload(self.success[left], device)[:, None]
+        psi = usual + upload(self._gain(left), device) @ self._surplus.on(device)
+        return self._bounded(psi, states[:, None], left, device)
+
+    def _gain(self, left: int) -> Tensor:
+        """What the k-th move of ``by_token``, s -> s', is worth: psi_{l-1}(s') in the row of s, ``[S, K]``."""
+        gain = torch.zeros(self.reader.automaton.num_states, len(self._moves), dtype=torch.float64)
+        if left > 0:
+            source, target = self._moves.unbind(-1)
+            gain[source, torch.arange(len(source))] = self.success[left - 1, target]
+        return gain
+
+    def _bounded(self, psi: Tensor, states: Tensor, left: int, device: torch.device) -> Tensor:
+        """Within (0, 1] where success is possible, and then not much less than at the start."""
+        floor = max(FLOOR, RELATIVE_FLOOR * float(self.success[left, self.reader.automaton.start]))
+        possible = upload(self.reader.distance[states] <= left, device)
+        return torch.where(possible, psi.clamp(floor, 1.0), 0.0)
 
 
 def look_ahead(
@@ -129,21 +153,21 @@ class LookingAhead(Restriction):
     """A restriction whose draws lean towards success; ``looks``: for the readers that can look ahead."""
 
     def __init__(self, base: Restriction, looks: Sequence[LookAhead]) -> None:
-        super().__init__(base.readers, base.max_new_tokens, base.eos_id, base.stop_ids)
+        super().__init__(base.readers, base.max_new_tokens, base.eos_id, base.stop_ids, base.device)
         self.looks = tuple(looks)
 
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
         """(1 - d) p0 psi / A + d p0 1[allowed] / B, each normalised; a dead end is drawn from like any other prefix."""
         left = self.max_new_tokens - len(prefixes[0]) - 1
-        psi = self.looks[0].then(prefixes, left)
-        for look in self.looks[1:]:
-            psi = psi + look.then(prefixes, left)
-        psi = psi.to(log_probs).exp().mul_(allowed.to(log_probs.device))
-        safe = log_probs.exp().mul_(allowed.to(log_probs.device))
+        allowed = allowed.to(log_probs.device)
+        safe = log_probs.exp().mul_(allowed)
+        psi = allowed.to(log_probs.dtype)
+        for look in self.looks:
+            psi = psi.mul_(look.then(prefixes, left, log_probs.device))
         total, room = (safe * psi).sum(-1, keepdim=True), safe.sum(-1, keepdim=True)
         leaning = torch.where(total > 0, 1 - DEFENSIVE, 0.0) / total.clamp_min(TINY)
         rest = torch.where(total > 0, DEFENSIVE, 1.0) / room.clamp_min(TINY)
-        log_q = (psi.mul_(leaning).add_(rest)).log_().add_(log_probs).masked_fill_(~allowed.to(psi.device), -torch.inf)
+        log_q = (psi.mul_(leaning).add_(rest)).log_().add_(log_probs).masked_fill_(~allowed, -torch.inf)
         return log_normalise(torch.where(room > 0, log_q, log_probs))
 
     def log_success(self, prefixes: Sequence[Ids]) -> Tensor:

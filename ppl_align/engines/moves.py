@@ -25,6 +25,7 @@ from ppl_align.lm.base import Ids
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.transfer import Resident, upload
 
 ELSEWHERE = 0.5
 FEWEST = 32  # different last tokens, below which only the mean is used
@@ -80,6 +81,7 @@ def _pool(
     columns = moves.clone()
     if reader.eos_id is not None:
         columns[:, reader.eos_id] = size
+    led = Resident(columns)
     settled = _settled(reader)
     flat = source.index.reshape(-1)
     spread = torch.linspace(0, len(flat) - 1, num_pool).round().long()
@@ -89,10 +91,8 @@ def _pool(
         running = torch.from_numpy(np.flatnonzero(population.alive))
         prefixes = population.row_prefixes()
         states = reader.states(prefixes)
-        p = source.warp(population.decoder.log_probs).exp().double().cpu()
-        rows = torch.arange(len(states))[:, None].expand_as(p)
-        masses = torch.zeros(len(states), size + 1, dtype=torch.float64)
-        masses.index_put_((rows, columns[states]), p, accumulate=True)
+        p = source.warp(population.decoder.log_probs).exp().double()
+        masses = _summed(p, led.on(p.device)[upload(states, p.device)], size + 1).cpu()
         ratio = (population.log_p - population.log_q).cpu()[running].exp()
         weights = torch.zeros(len(states), dtype=torch.float64)
         weights.index_add_(0, torch.from_numpy(population.row)[running], ratio)
@@ -107,26 +107,34 @@ def _pool(
     return states, last, weights, masses
 
 
+def _summed(p: Tensor, columns: Tensor, size: int) -> Tensor:
+    """The mass of the tokens [m, V] that lead to each column [m, V] of ``size``, ``[m, size]``."""
+    rows = torch.arange(len(p), device=p.device)[:, None].expand_as(p)
+    masses = torch.zeros(len(p), size, dtype=p.dtype, device=p.device)
+    return masses.index_put_((rows, columns), p, accumulate=True)  # its order, unlike scatter_add's, is always the same
+
+
 class _Explore(Restriction):
     """Forbids nothing; steps into other states are drawn more often than the prior would."""
 
     def __init__(self, reader: AutomatonReader, source: CompletionDistribution) -> None:
-        super().__init__([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids)
+        super().__init__([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids, source.lm.device)
         self.reader = reader
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
-        return torch.ones(len(prefixes), self.reader.automaton.vocab_size, dtype=torch.bool)
+        return torch.ones(len(prefixes), self.reader.automaton.vocab_size, dtype=torch.bool, device=self.device)
 
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
-        automaton, states = self.reader.automaton, self.reader.states(prefixes)
-        p = log_probs.exp().cpu().double()
-        mass = torch.zeros(len(states), automaton.num_states, dtype=torch.float64)
-        mass.scatter_add_(1, automaton.transitions[states], p)
+        automaton, device = self.reader.automaton, log_probs.device
+        states = upload(self.reader.states(prefixes), device)
+        to = self.reader.transitions.on(device)[states]
+        p = log_probs.exp().double()
+        mass = _summed(p, to, automaton.num_states)
         there = (mass > 1e-12).scatter(1, states[:, None], False)
         share = torch.where(states == automaton.start, min(ELSEWHERE, 1 / self.max_new_tokens), ELSEWHERE)
         share = torch.where(there.any(-1), share, 0.0).double()[:, None]
         gain = torch.where(there, share / (there.sum(-1, keepdim=True).clamp_min(1) * mass.clamp_min(1e-12)), 0.0)
-        q = p * (1 - share + gain.gather(1, automaton.transitions[states]))
+        q = p * (1 - share + gain.gather(1, to))
         return (q / q.sum(-1, keepdim=True)).log().to(log_probs)
 
 

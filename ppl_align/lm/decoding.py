@@ -9,6 +9,11 @@ Every engine drives this object; they differ only in what they do between the ve
         population.advance()                one forward over the *distinct* prefixes that are left
 
 Particles that share a history share a row of the network; finished particles leave the batch.
+
+On a GPU the host waits for the device once in a step, for the ids that were drawn: which rows go on, where a
+constraint stands and what a text reward reads follow from them on the host. Everything else is queued
+(:mod:`ppl_align.lm.transfer`). An engine that weighs prefixes asks for the weights right after that, when the device
+has next to nothing left to do.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from torch import Tensor
 
 from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.sampling import cumulative, sample_rows
+from ppl_align.lm.transfer import upload
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
@@ -101,7 +107,7 @@ class Population:
             self.scratch = torch.empty_like(log_q)
         cdf, log_total = cumulative(log_q, self.scratch)
         running = np.flatnonzero(self.alive)
-        moved = torch.as_tensor(running, device=self.tokens.device)
+        moved = upload(running, self.tokens.device)
         u = torch.rand(len(self.row), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
         row = self.row[running]
         drawn = sample_rows(cdf, row, u[moved])
@@ -111,12 +117,12 @@ class Population:
             forced[moved] = drawn
             forced[where.to(drawn.device)] = tokens[:, self.t].to(drawn.device)
             drawn = forced[moved]
-        at = torch.as_tensor(row, device=drawn.device)
+        at = upload(row, drawn.device)
         self.tokens[moved, self.t] = drawn
         picked = (log_q[at, drawn] - log_total[at]).double()
         self.log_q[moved] += picked
         self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
-        self.last[running] = drawn.cpu().numpy()  # the one transfer from device to host of a step
+        self.last[running] = drawn.cpu().numpy()  # the one wait of a step
         self.written[running, self.t] = self.last[running]
         self.alive[running] = ~self.terminal[self.last[running]]
         self.t += 1
@@ -144,7 +150,7 @@ class Population:
         return support if self.proposal is None else self.proposal(self.rows(support))
 
     def rows(self, log_p: Tensor) -> Rows:
-        prefixes = self.tokens[torch.as_tensor(self._first(), device=self.tokens.device), : self.t]
+        prefixes = self.tokens[upload(self._first(), self.tokens.device), : self.t]
         return Rows(log_p, self.decoder.hidden, [self.prompts[i] for i in self.row_prompt], prefixes)
 
     def row_prefixes(self) -> list[Ids]:

@@ -1,6 +1,9 @@
 """Where proposals may go: the next tokens after which a completion can still become acceptable.
 
 A restriction never changes the prior. It confines what particles are *drawn* from, and the weight p0 / q pays for it.
+
+It reads ids on the host, those that a step of decoding brings back anyway, and makes its masks on the device: nothing
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
@@ -24,29 +28,36 @@ _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the t
 class Restriction:
     """Several constraints on one completion of at most ``max_new_tokens`` tokens.
 
-    ``stop_ids``: tokens that end it; ``eos_id`` ends it too and is no part of its text."""
+    ``stop_ids``: tokens that end it; ``eos_id`` ends it too and is no part of its text. ``device``: where masks go."""
 
     def __init__(
-        self, readers: Sequence[Reader], max_new_tokens: int, eos_id: int | None, stop_ids: Sequence[int] = ()
+        self,
+        readers: Sequence[Reader],
+        max_new_tokens: int,
+        eos_id: int | None,
+        stop_ids: Sequence[int] = (),
+        device: torch.device = CPU,
     ) -> None:
-        self.readers = tuple(readers)
+        self.readers, self.device = tuple(readers), device
         self.max_new_tokens, self.eos_id, self.stop_ids = max_new_tokens, eos_id, tuple(stop_ids)
+        tried = [stop for stop in self.stop_ids if stop != eos_id] if len(self.stop_ids) <= _FEW else []
+        self.tried = Resident(torch.tensor(tried, dtype=torch.long))
 
     @classmethod
     def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
         """The constraints on one completion site."""
-        return cls(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids)
+        return cls(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids, source.lm.device)
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
-        """``[m, V]`` bool: what may come next after running prefixes of one length."""
+        """``[m, V]`` bool, on the device: what may come next after running prefixes of one length."""
         left = self.max_new_tokens - len(prefixes[0]) - 1
-        mask = self.readers[0].allowed(prefixes, left)
+        mask = self.readers[0].allowed(prefixes, left, self.device)
         for reader in self.readers[1:]:
-            mask = mask & reader.allowed(prefixes, left)
-        for stop in self.stop_ids if len(self.stop_ids) <= _FEW else ():
-            at = mask[:, stop].nonzero()[:, 0]
-            if stop != self.eos_id and len(at):
-                mask[at, stop] = self.accepts([(*prefixes[i], stop) for i in at.tolist()])
+            mask = mask & reader.allowed(prefixes, left, self.device)
+        stops = self.tried.host.tolist()
+        if stops:
+            ends = self.accepts([(*prefix, stop) for prefix in prefixes for stop in stops])
+            mask[:, self.tried.on(self.device)] &= upload(ends.reshape(len(prefixes), -1), self.device)
         return mask
 
     def accepts(self, texts: Sequence[Ids]) -> Tensor:
