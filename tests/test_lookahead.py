@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import pyro
 import pytest
 import torch
+from conftest import SEED
 
 from ppl_align import (
     SMC,
@@ -22,6 +24,8 @@ from ppl_align import (
     reward,
 )
 from ppl_align.engines.moves import observe
+from ppl_align.engines.smc import _Steering
+from ppl_align.engines.twists import Prefixes
 from ppl_align.errors import InputError
 from ppl_align.program import Program
 from ppl_align.program.constrain import compiled
@@ -117,7 +121,7 @@ def test_psi_is_learned_without_seeing_the_word():
     start = reader.automaton.start
     for left in (3, 4, 6):
         for token in (0, 3):
-            learned = float(look.table(left)[start, token].exp())
+            learned = float(look.table(left)[start, token])
             assert 0.5 < learned / float(exact[left, start, token]) < 2, (left, token)
 
 
@@ -172,6 +176,138 @@ def test_a_rare_word_is_worth_thirty_times_the_tokens():
     equivalent = draws * float(prior.particles["x"].lengths.double().mean())  # no LM rows: a chain shares most of them
     spent = float(run.particles["x"].lengths.sum()) + 64 * 12
     assert equivalent > 30 * spent
+
+
+# -- together with rewards --------------------------------------------------------------------------------------------
+
+VALUES = torch.tensor([0.9, -0.6, 0.4, 0.2, -0.3], dtype=torch.float64)
+
+
+def taste(tokens: torch.Tensor) -> torch.Tensor:
+    """A sum over tokens, so that a prefix has one, and different for every token."""
+    return VALUES[tokens].sum(-1)
+
+
+def liked() -> None:
+    x = completion("x", LM, [], max_new_tokens=4)
+    constrain("word", Contains("ba"), x)
+    reward("taste", taste, x.tokens, beta=0.6, upper=4.0)
+
+
+def liked_pair() -> None:
+    """Two texts in a plate, each with its word: a particle may run in one lane and have ended in the other."""
+    with pyro.plate("pair", 2):
+        x = completion("x", LM, [[0], [1]], max_new_tokens=2)
+        constrain("word", Contains("b"), x)
+        reward("taste", taste, x.tokens, beta=0.6, upper=2.0)
+
+
+def liked_later() -> None:
+    """Nothing to look ahead to on the first completion; a prefix of it has a taste."""
+    first = completion("first", LM, [], max_new_tokens=2)
+    reward("early", taste, first.tokens, beta=0.6, upper=2.0)
+    second = completion("second", LM, ([0], first), max_new_tokens=3)
+    constrain("word", EndsWith("b"), second)
+    reward("late", lambda t: -0.5 * taste(t), second.tokens, beta=0.6, upper=1.0)
+
+
+def tasting(prefixes: Prefixes) -> torch.Tensor:
+    return taste(prefixes.tokens).reshape(len(prefixes.tokens), -1).sum(-1)
+
+
+LIKED = {program.__name__: program for program in (liked, liked_pair, liked_later)}
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        SMC(num_particles=24, twist=("prefix", "lookahead"), num_pool=16, ess_threshold=0.9),
+        SMC(num_particles=24, twist=("lookahead", "prefix"), num_pool=8, every=2, resampling="multinomial"),
+        SMC(num_particles=24, twist=(tasting, "lookahead"), num_pool=8, ess_threshold=0.9),
+    ],
+    ids=["prefix", "prefix, now and then", "function"],
+)
+def test_a_judgement_of_the_text_and_a_look_ahead_keep_the_contract(engine):
+    report = check_engine(engine, LIKED, num_replicates=150)
+    report.raise_if_failed()
+    assert all(result.status != "refused" for result in report.results)
+
+
+@pytest.mark.parametrize("soft", ["prefix", tasting])
+def test_the_two_parts_of_a_twist_are_added(soft, monkeypatch):
+    """Of a running text: its taste and the log-probability of success. Of one that has ended: what the program says."""
+    look, seen, scale = look_ahead(LM, Contains("ba"), [], 7, num_pool=8), [], 1 / 0.6
+
+    def model() -> None:
+        x = completion("x", LM, [], max_new_tokens=7)
+        constrain("word", Contains("ba"), x)
+        reward("taste", taste, x.tokens, beta=0.6)
+
+    inner = _Steering._prefix_potential
+
+    def spy(self, site, population, chosen, running):
+        psi = inner(self, site, population, chosen, running)
+        tokens = self.sweep.prefix(site, population, population.t)[chosen]
+        ended = torch.isin(tokens, torch.tensor(LM.eos_id)).any(-1)
+        for ids, value, over in zip(tokens, psi.tolist(), ended.tolist(), strict=True):
+            prefix = tuple(ids.tolist())
+            ahead = 0.0 if over else look.now([prefix], 7 - len(prefix)).item()
+            liking = taste(ids).item() * (scale if over or soft == "prefix" else 1.0)
+            seen.append((over, value - liking - ahead))
+        return psi
+
+    monkeypatch.setattr(_Steering, "_prefix_potential", spy)
+    SMC(num_particles=32, num_replicates=2, twist=(soft, look), ess_threshold=0.9).run(model, seed=SEED)
+    assert {over for over, _ in seen} == {True, False}
+    assert max(abs(difference) for _, difference in seen) < 1e-6
+
+
+def test_both_parts_are_worth_more_than_one():
+    """A rare word, and a strong reward on one of its letters: relative spread of Zhat, same number of particles."""
+    lm = chain(rare=3.0)
+
+    def rare() -> None:
+        x = completion("x", lm, [0], max_new_tokens=10)
+        constrain("word", Contains("cba"), x)
+        reward("c", lambda t: (t == 3).double().sum(-1), x.tokens, beta=0.5)
+
+    spread = {}
+    for name, twist in {"both": ("prefix", "lookahead"), "ahead": "lookahead", "prefix": "prefix"}.items():
+        run = SMC(num_particles=32, num_replicates=256, twist=twist).run(rare, seed=SEED)
+        spread[name] = float(run.log_evidence.exp().std() / run.log_evidence.exp().mean())
+    assert spread["both"] < 0.8 * spread["ahead"]
+    assert spread["both"] < 0.8 * spread["prefix"]
+
+
+def test_what_is_no_twist():
+    for twist in (("prefix", tasting), ("lookahead", "lookahead")):
+        with pytest.raises(InputError, match="a pair of twists is one judgement of the text so far"):
+            SMC(twist=twist)
+    with pytest.raises(InputError, match="got float"):
+        SMC(twist=("prefix", 0.5))
+
+
+def unconstrained() -> None:
+    x = completion("x", LM, [], max_new_tokens=3)
+    reward("taste", taste, x.tokens, beta=0.6)
+
+
+@pytest.mark.parametrize(
+    ("twist", "says"),
+    [
+        ("lookahead", "no completion has a constraint (Contains, EndsWith or AcceptedBy) to look ahead to; SMC is imp"),
+        (("prefix", "lookahead"), "to look ahead to; SMC goes on without it"),
+        (None, "SMC had no weights before the end (twist=None): this run is importance sampling"),
+        ("given", "no completion has the constraint that it was made for; SMC is importance sampling"),
+        ("prefix", None),
+    ],
+)
+def test_nothing_to_look_ahead_to(twist, says, caplog):
+    given = look_ahead(LM, Contains("ba"), [], 3, num_pool=8) if twist == "given" else twist
+    SMC(8, 2, twist=given).run(unconstrained, seed=SEED)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == (says is not None)
+    assert says is None or says in warnings[0]
 
 
 def test_what_cannot_look_ahead_says_so():

@@ -18,7 +18,7 @@ from ppl_align.engines.lookahead import LookAhead, LookingAhead, learn
 from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
-from ppl_align.engines.twists import Prefixes, Twist, check_twist, evaluate_twist
+from ppl_align.engines.twists import Prefixes, Twist, evaluate_twist, parts_of_twist
 from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.decoding import Population
@@ -42,7 +42,8 @@ class SMC(Engine):
                         constraints such as ``Contains`` are still to be met (:mod:`ppl_align.engines.lookahead`;
                         a ``LookAhead`` that was made before is used as it is),
                         or a function ``Prefixes -> log psi [m]``: what the program is expected to say of the finished
-                        text (:mod:`ppl_align.engines.twists`)
+                        text (:mod:`ppl_align.engines.twists`). A pair is their sum: ``("prefix", "lookahead")``, where
+                        a program has rewards and such a constraint
     ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
     ``every``           when psi is refreshed: a number of tokens, "word" or "sentence"
     ``proposal``        as for importance sampling
@@ -59,7 +60,7 @@ class SMC(Engine):
     num_replicates: int = 4
     ess_threshold: float = 0.5
     resampling: str = "systematic"
-    twist: str | LookAhead | Twist | None = None
+    twist: str | LookAhead | Twist | tuple[str | LookAhead | Twist, ...] | None = None
     every: int | str = 1
     num_pool: int = 64
     proposal: Any = None
@@ -74,20 +75,11 @@ class SMC(Engine):
         if not np.isfinite(self.prefix_floor):
             raise InputError(f"prefix_floor must be finite, got {self.prefix_floor}")
         one_of("resampling", self.resampling, list(SCHEMES))
-        check_twist(self.twist)
+        parts_of_twist(self.twist)
         check_schedule(self.every)
         as_proposal(self.proposal)
         if isinstance(self.proposal, ProgramGuide):
             raise InputError("this guide proposes whole values, not tokens: SMC cannot steer with it; use importance")
-
-    @property
-    def _looks_ahead(self) -> bool:
-        return self.twist == "lookahead" or isinstance(self.twist, LookAhead)
-
-    @property
-    def _by_constraints(self) -> bool:
-        """Prefixes are judged by hard constraints only."""
-        return self.twist is None or self._looks_ahead
 
     def _infer(self, task: Task) -> Posterior:
         size = self.num_replicates * self.num_particles
@@ -96,12 +88,9 @@ class SMC(Engine):
         readers = foreseen(program)
         sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, readers)
         steering = _Steering(self, sweep)
-        sweep.prepare = steering.look_ahead if self._looks_ahead else None
         execution = sweep.run(during=steering.during, between=steering.between)
-        if not steering.events and speaking():
-            log.warning(
-                "SMC had no weights before the end (twist=None, one completion): this run is importance sampling"
-            )
+        if speaking():
+            steering.say_what_had_no_effect()
         return sweep.posterior(execution, independent=not steering.resampled, history=steering.history())
 
 
@@ -110,6 +99,9 @@ class _Steering:
 
     def __init__(self, config: SMC, sweep: Sweep) -> None:
         self.config, self.sweep = config, sweep
+        self.soft, self.ahead = parts_of_twist(config.twist)
+        self.looked = False
+        sweep.prepare = None if self.ahead is None else self.look_ahead
         self.events: list[dict[str, Any]] = []
         self.evidence = sweep.current_log_evidence()
         self.step = 0
@@ -131,7 +123,7 @@ class _Steering:
 
     def during(self, sweep: Sweep, site: Site, population: Population) -> None:
         """After a token, before the forward: refresh the particles that are due, then maybe resample."""
-        if self.config._by_constraints and population.source.restriction is None:
+        if self.soft is None and population.source.restriction is None:
             return  # nothing is known of a prefix: weights wait for the end
         self.step += 1
         self.schedule = self.schedule or Schedule(self.config.every, site.fn.lm)
@@ -150,34 +142,40 @@ class _Steering:
 
     def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
         """The potential of the chosen particles' prefixes, [m] nats; of finished ones it is the true one."""
-        sweep, twist = self.sweep, self.config.twist
-        if self.config._by_constraints:
-            return self._hope(population, chosen)
+        sweep = self.sweep
+        if self.soft is None:
+            before, self.hope[chosen] = self.hope[chosen], self._hope(population, chosen)
+            return sweep.psi[chosen] - before.clamp_min(-1e300) + self.hope[chosen]
+        hope = 0.0 if self.ahead is None else self._hope(population, chosen)
         upstream = {name: value[chosen.to(value.device)] for name, value in sweep.values.items()}
         tokens = sweep.prefix(site, population, population.t)
         tokens = tokens[chosen.to(tokens.device)]
-        if callable(twist):
-            return self._twisted(twist, site, upstream, tokens, running)
+        if callable(self.soft):
+            return self._twisted(self.soft, site, upstream, tokens, running) + hope
         sweep.leave_scores(population, population.t)
         program = sweep.program.with_particles(len(chosen))
         execution = program.run({**upstream, site.name: tokens}, draw=False)
-        return torch.where(running, execution.prefix_potential(self.config.prefix_floor), execution.log_potential)
+        prefix_potential = execution.prefix_potential(self.config.prefix_floor)
+        return torch.where(running, prefix_potential, execution.log_potential) + hope
 
     def look_ahead(self, site: Site, restriction: Restriction) -> Restriction:
         """The constraints on a completion, looking ahead where they can."""
         readers = [reader for reader in restriction.readers if isinstance(reader, AutomatonReader)]
-        if isinstance(self.config.twist, LookAhead):
-            looks = [self.config.twist.checked(site.fn) for reader in readers if reader is self.config.twist.reader]
+        if isinstance(self.ahead, LookAhead):
+            looks = [self.ahead.checked(site.fn) for reader in readers if reader is self.ahead.reader]
         else:
             looks = [learn(site.fn, reader, self.config.num_pool) for reader in readers]
+        self.looked = self.looked or bool(looks)
         return LookingAhead(restriction, looks) if looks else restriction
 
     def _hope(self, population: Population, chosen: Tensor) -> Tensor:
-        """What the chosen particles' hard constraints make of the text so far, added to what held before, [m] nats.
+        """What the hard constraints make of the chosen particles' text so far, [m] nats.
 
-        -inf where they can no longer be met; looking ahead, the log-probability that they will be."""
+        -inf where they can no longer be met; looking ahead, the log-probability that they will be. 0 for text that has
+        ended: that is judged by the program."""
         restriction, size = population.source.restriction, len(self.sweep.psi)
-        assert restriction is not None
+        if restriction is None:
+            return torch.zeros(len(chosen), dtype=torch.float64)
         lanes = torch.arange(len(population.alive)).reshape(size, -1)[chosen].reshape(-1).numpy()
         running = torch.from_numpy(population.alive[lanes])
         prefixes = [tuple(row) for row in population.written[lanes, : population.t].tolist()]
@@ -188,10 +186,7 @@ class _Steering:
             if isinstance(restriction, LookingAhead):
                 possible = possible + restriction.log_success(unfinished)
             hope[running] = possible
-        hope = hope.reshape(len(chosen), -1).sum(-1)
-        psi = self.sweep.psi[chosen] - self.hope[chosen].clamp_min(-1e300) + hope
-        self.hope[chosen] = hope
-        return psi
+        return hope.reshape(len(chosen), -1).sum(-1)
 
     def _twisted(
         self, twist: Twist, site: Site, upstream: dict[str, Tensor], tokens: Tensor, running: Tensor
@@ -249,6 +244,20 @@ class _Steering:
             }
         )
         self.evidence = evidence
+
+    def say_what_had_no_effect(self) -> None:
+        """A warning where there was nothing to look ahead to, or nothing to resample on."""
+        instead = "goes on without it" if self.events else "is importance sampling"
+        if self.ahead == "lookahead" and not self.looked:
+            wanted = "Contains, EndsWith or AcceptedBy"
+            log.warning(
+                'twist="lookahead": no completion has a constraint (%s) to look ahead to; SMC %s', wanted, instead
+            )
+        elif self.ahead is not None and not self.looked:
+            log.warning("twist=LookAhead(...): no completion has the constraint that it was made for; SMC %s", instead)
+        elif not self.events:
+            why = "twist=None" if self.soft is self.ahead is None else "too few tokens"
+            log.warning("SMC had no weights before the end (%s): this run %s", why, instead)
 
     def history(self) -> dict[str, Any]:
         """Stacked over the S times the weights were looked at: see ``Posterior.history``."""
