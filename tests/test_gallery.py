@@ -51,7 +51,8 @@ def lm():
 @pytest.fixture
 def load(lm, monkeypatch):
     """The model of a gallery file, on the one language model of this test run."""
-    monkeypatch.setattr(ppl_align, "CausalLM", lambda name: lm)
+    real = ppl_align.CausalLM
+    monkeypatch.setattr(ppl_align, "CausalLM", lambda name, **kwargs: real(name, **kwargs) if kwargs else lm)
 
     def model_in(path):
         spec = importlib.util.spec_from_file_location(f"gallery_{path.stem}", path)

@@ -37,7 +37,7 @@ def upstream_latent():
 def downstream_latent():
     x = completion("x", EOS, [], max_new_tokens=3)
     z = pyro.sample("z", dist.Bernoulli(torch.sigmoid(0.9 * (x.tokens == 1).sum(-1) - 0.5)))
-    reward("z", lambda z: z.double(), z, weight=1.1, upper=1.0)
+    reward("of z", lambda z: z.double(), z, weight=1.1, upper=1.0)
     reward("zeros", lambda t: (t == 0).sum(-1) - 0.5, x.tokens, weight=-0.2, lower=-0.5)
 
 
