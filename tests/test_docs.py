@@ -90,6 +90,7 @@ def test_docs_from_trl(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     assert "E[mentions]" in said.out
     assert "E[concise]" in said.out
-    assert "Name a hobby." in said.out, "a row is called by what its chat says"
+    assert re.search(r"^2\s+Name a", said.out, re.M), "a row is called by what its chat says"
+    assert "=> All 3 rows can be trusted." in said.out
     assert "ignored" not in said.err, "every column of the data reaches the model"
     assert len(list((tmp_path / "runs" / "hobby").glob("*/smc.nc"))) == 3

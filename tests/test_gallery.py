@@ -71,6 +71,7 @@ def _fixed_random_numbers():
 
 
 @pytest.mark.lm
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # between peft and transformers
 @each_model
 def test_a_model_compiles_into_a_program(path, load):
     program = Program(load(path), (), {}, PARTICLES)
