@@ -291,13 +291,40 @@ def constrained() -> None:
 
 
 def test_a_hard_constraint_is_drawn_from_within() -> None:
-    found = inspect(constrained, num_draws=1000, num_prefixes=4)
+    """What importance sampling would take is told by draws from within, not by the few of the prior that meet it."""
+    found = inspect(constrained, num_draws=4000, num_prefixes=4)
     lines = {p.engine: p for p in found.predictions}
     assert found.pool.constraints == ("a b in it",)
-    assert all("from within 'a b in it'" in lines[engine].note for engine in ("importance", "smc", "svi"))
     assert lines["rejection"].lm_tokens is not None
-    log_evidence = Oracle(constrained).log_evidence  # KL = -log Z where w is 0 or 1
+    oracle = Oracle(constrained)
+    log_evidence = oracle.log_evidence  # KL = -log Z where w is 0 or 1
     assert abs(found.written.kl.value + log_evidence) < 4.5 * found.written.kl.standard_error
+    p_a, p_b, _ = torch.tensor([0.3, 0.0, -0.5], dtype=torch.float64).softmax(0).tolist()
+    # Until b is there, EOS is not allowed: a token weighs p(a) + p(b), and the last of "aa?" is b.
+    ways = {  # text -> (probability of the draw, weight)
+        "b..": (p_b / (p_a + p_b), p_a + p_b),
+        "ab.": (p_a * p_b / (p_a + p_b) ** 2, (p_a + p_b) ** 2),
+        "aab": (p_a**2 / (p_a + p_b) ** 2, (p_a + p_b) ** 2 * p_b),
+    }
+    z = sum(q * w for q, w in ways.values())
+    assert math.log(z) == pytest.approx(log_evidence, abs=1e-6)
+    each = sum(q * w**2 for q, w in ways.values()) / z**2
+    draws = lines["importance"].num_draws
+    assert draws.standard_error > 0
+    assert abs(draws.value - found.goal * each) < 4.5 * draws.standard_error
+    assert lines["smc"].at_least
+    assert lines["smc"].num_draws.value == found.goal
+    assert all(lines[engine].lm_tokens > 0 for engine in ("importance", "smc", "svi"))
+
+
+def test_what_no_draw_from_within_ends_well_has_no_price() -> None:
+    def impossible() -> None:
+        constrain("none", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))
+        reward("never", lambda texts: [-math.inf] * len(texts), completion("y", LETTERS, "", max_new_tokens=2))
+
+    lines = {p.engine: p for p in inspect(impossible, num_draws=40, num_prefixes=0).predictions}
+    assert "from within 'none'" in lines["importance"].note
+    assert lines["importance"].lm_tokens is None
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------

@@ -10,14 +10,22 @@ import torch
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.predictive import PriorReward
 from ppl_align.inspection.strengths import SLIGHT, Strength, useful_range
-from ppl_align.inspection.weighted import ENOUGH
+from ppl_align.inspection.weighted import ENOUGH, Weighted
+from ppl_align.inspection.within import Within
+from ppl_align.posterior.estimates import with_error
 
 
 def advise(
-    pool: Pool, written: Strength, grid: Sequence[Strength], rewards: Sequence[PriorReward], beta: float | None
+    pool: Pool,
+    written: Strength,
+    grid: Sequence[Strength],
+    rewards: Sequence[PriorReward],
+    beta: float | None,
+    within: Within | None = None,
 ) -> list[str]:
-    """The recommendation first. ``beta``: of the only reward, to speak of it rather than of multiples."""
-    return [_range(pool, grid, beta), _as_written(pool, written, beta), *_beware(pool, rewards)]
+    """The recommendation first. ``beta``: of the only reward, to speak of it rather than of multiples; ``within``:
+    draws from within the hard constraints."""
+    return [_range(pool, grid, beta), _as_written(pool, written, beta, within), *_beware(pool, rewards)]
 
 
 def _range(pool: Pool, grid: Sequence[Strength], beta: float | None) -> str:
@@ -38,11 +46,17 @@ def _range(pool: Pool, grid: Sequence[Strength], beta: float | None) -> str:
     return f"{span}: the reward acts ({SLIGHT:g} nats or more) and {n} draws of the prior carry it (ESS {ENOUGH:.0f})."
 
 
-def _as_written(pool: Pool, written: Strength, beta: float | None) -> str:
+def _as_written(pool: Pool, written: Strength, beta: float | None, within: Within | None) -> str:
     at = f"at beta {beta:.3g}" if beta else "as written"
     if pool.constraints and not written.enough:
         meets = float(torch.stack([pool.factors[name].isfinite() for name in pool.constraints]).all(0).double().mean())
-        return f"{at}, {100 * meets:.2g}% of the prior's draws meet the constraints: engines draw from within them."
+        line = f"{at}, {100 * meets:.2g}% of the prior's draws meet the constraints: engines draw from within them."
+        if within is None:
+            return line
+        drawn = Weighted(within.log_weight)
+        log_evidence = drawn.log_evidence
+        found = with_error(*log_evidence) if drawn.enough else f"at least {log_evidence.value:.2f}"
+        return f"{line} {within.num_draws} such draws are worth {drawn.ess:.0f}; log Z is {found}."
     if written.ess == 0:
         return f"{at}, all {pool.num_draws} draws of the prior are rejected: what is asked for is rare."
     if written.enough:

@@ -5,8 +5,8 @@
 * SMC: a particle is at most one effective draw, so ``goal`` particles at least; what a twist saves is not known
   beforehand, and SMC without one draws as often as importance sampling;
 * SVI: its default budget, counted; what the guide will have learned is not known beforehand;
-* under a hard constraint the first, second and fourth draw from within it: what that takes, draws of the prior cannot
-  tell;
+* under a hard constraint the first, second and fourth draw from within it: a pilot of such draws tells their chi2 and
+  price (:mod:`ppl_align.inspection.within`);
 * exact: the number of sequences, where they can be listed.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from ppl_align.engines import SVI, Exact
 from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.inspection.weighted import Weighted
+from ppl_align.inspection.within import Within
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.estimates import Estimate
 
@@ -36,39 +37,45 @@ class Prediction:
     note: str
 
 
-def predict(pool: Pool, goal: int) -> list[Prediction]:
-    """A line for each engine; ``goal`` effective draws (then Zhat is within about 1 / sqrt(goal))."""
-    if pool.constraints:
-        note = f"draws from within {pool.constraints[0]!r}: draws of the prior cannot tell"
+def predict(pool: Pool, goal: int, within: Within | None = None) -> list[Prediction]:
+    """A line for each engine; ``goal`` effective draws (then Zhat is within about 1 / sqrt(goal)).
+
+    ``within``: draws from within the hard constraints, where there are any."""
+    rest = [_rejection(pool, goal), _exact(pool)]
+    if pool.constraints and within is None:
+        note = f"no draw from within {pool.constraints[0]!r} came to an end"
         unknown = Estimate(math.nan, math.nan)
-        within = [Prediction(engine, unknown, None, None, False, note) for engine in ("importance", "smc", "svi")]
-        return [*within, _rejection(pool, goal), _exact(pool)]
-    w = Weighted(pool.log_weight)
+        return [*(Prediction(name, unknown, None, None, False, note) for name in ("importance", "smc", "svi")), *rest]
+    drawn = within or pool
+    w = Weighted(drawn.log_weight)
     each = w.draws_per_effective
     sampling = Estimate(goal * each.value, goal * each.standard_error)
     note = "goal x (1 + chi2)" if w.enough else f"its {w.ess:.1f} effective draws cannot tell how many more"
     if not w.alive:
         note = f"all {pool.num_draws} draws are rejected: rarer than {3 / pool.num_draws:.2g}"
-    found = [_line(pool, "importance", sampling, not w.enough, note)]
-    found.append(_line(pool, "smc", Estimate(goal, 0.0), True, "at least the goal; a twist decides how many more"))
-    found += [_svi(pool), _rejection(pool, goal), _exact(pool)]
-    return found
+    if within is not None:
+        note += f", from within {pool.constraints[0]!r}"
+    steered = Estimate(goal, 0.0)
+    found = [_line(drawn, "importance", sampling, not w.enough, note)]
+    found.append(_line(drawn, "smc", steered, True, "at least the goal; a twist decides how many more"))
+    return [*found, _svi(pool, drawn), *rest]
 
 
-def _line(pool: Pool, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
-    share = draws.value / pool.num_draws
-    tokens, seconds = (pool.cost.lm_tokens + pool.cost.scored_tokens) * share, pool.cost.seconds * share
+def _line(drawn: Pool | Within, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
+    share, cost = draws.value / drawn.num_draws, drawn.cost
+    tokens, seconds = (cost.lm_tokens + cost.scored_tokens) * share, cost.seconds * share
     if not math.isfinite(share):
         return Prediction(engine, draws, None, None, at_least, note)
     return Prediction(engine, draws, tokens, seconds, at_least, note)
 
 
-def _svi(pool: Pool) -> Prediction:
+def _svi(pool: Pool, drawn: Pool | Within) -> Prediction:
     default = SVI()
     draws = (default.num_steps + default.num_replicates) * default.num_particles + 2  # two of a pilot
-    if any(bool(factor.isneginf().any()) for factor in pool.factors.values()):
+    soft = [factor for name, factor in pool.factors.items() if name not in pool.constraints]
+    if any(bool(factor.isneginf().any()) for factor in soft):
         return Prediction("svi", Estimate(math.inf, math.nan), None, None, False, "no: a rejection has no gradient")
-    return _line(pool, "svi", Estimate(draws, 0.0), True, f"{default.num_steps} steps; what they reach is not known")
+    return _line(drawn, "svi", Estimate(draws, 0.0), True, f"{default.num_steps} steps; what they reach is not known")
 
 
 def _rejection(pool: Pool, goal: int) -> Prediction:

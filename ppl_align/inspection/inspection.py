@@ -23,6 +23,7 @@ from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
+from ppl_align.inspection.within import SHARE, draw_within
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
@@ -149,6 +150,7 @@ def inspect(
     tell = progress or (lambda done, total, note: None)
     with run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
         pool = draw_pool(model, args, kwargs, num_draws, tell)
+        within = draw_within(model, args, kwargs, max(num_draws // SHARE, 2), seed) if pool.constraints else None
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
     happened = predictive.events(pool, events or {})
@@ -165,9 +167,9 @@ def inspect(
         sensitivities=tuple(sensitivities(pool)),
         slope=log_evidence_slope(pool),
         profile=paid,
-        predictions=tuple(predict(pool, goal)),
+        predictions=tuple(predict(pool, goal, within)),
         events=tuple(happened),
-        advice=tuple(advise(pool, written, grid, rewards, pool.beta)),
+        advice=tuple(advise(pool, written, grid, rewards, pool.beta, within)),
         goal=goal,
         seed=seed,
         pool=pool,
