@@ -26,7 +26,7 @@ from ppl_align import (
 )
 from ppl_align.cli import main
 from ppl_align.diagnostics.advisor import best_run, complaints
-from ppl_align.diagnostics.blind_spots import blind_spot
+from ppl_align.diagnostics.blind_spots import BlindSpot, blind_spot
 from ppl_align.guides.program import ProgramGuide
 
 RARE = speaker(0.6, 0.08, 0.32, name="rare")
@@ -162,6 +162,29 @@ def test_a_witness_that_missed_the_mode_itself_is_not_believed():
     assert spot.reward == "kind"
     assert spot.share > 0.99
     assert best_run(runs) == "found"
+
+
+def test_a_reward_that_is_worth_very_many_nats():
+    def decisive():
+        reward("refuses", says("no"), completion("answer", RARE, " hm", max_new_tokens=1), beta=0.02)
+
+    def guide():
+        pyro.sample("answer", NEVER.completion(" hm", 1))
+
+    runs = {
+        "blind": ImportanceSampling(600, 4, proposal=ProgramGuide(guide)).run(decisive),
+        "is": ImportanceSampling(400, 4).run(decisive),
+    }
+    spot = blind_spot(runs["blind"], runs)
+    assert spot is not None
+    assert spot.share == 1.0, "as far as floating point goes"
+    assert "is found other values on 99% of the posterior or more" in str(spot)
+    assert best_run(runs) == "is"
+
+
+def test_small_shares_are_not_rounded_to_nothing():
+    assert " on 0.3% of the posterior or more" in str(BlindSpot("r", 0.0, "is", 0.0031))
+    assert " on 7% of the posterior or more" in str(BlindSpot("r", 0.0, "is", 0.0731))
 
 
 def says_no(run: Posterior) -> bool:

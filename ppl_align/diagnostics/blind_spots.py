@@ -47,9 +47,11 @@ class BlindSpot:
         said = (
             "does not apply to any of its draws" if math.isnan(self.value) else f"is {self.value:.3g} on all its draws"
         )
+        share = min(self.share, 0.99)  # "or more" says the rest
+        much = f"{share:.0%}" if share >= 0.01 else f"{100 * share:.1g}%"
         return (
-            f"the reward {self.reward!r} {said}, but {self.witness} found other values on {self.share:.0%} of the "
-            "posterior or more: it misses part of the target"
+            f"the reward {self.reward!r} {said}, but {self.witness} found other values on {much} of the posterior or "
+            "more: it misses part of the target"
         )
 
 
@@ -64,9 +66,9 @@ def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | Non
         if value is None:
             continue
         for witness, other in runs.items():
-            share = 0.0 if other is run else _share(run, other, name, value)
-            if draws * math.log1p(-share) < math.log(SURPRISING):
-                found.append(BlindSpot(name, value, witness, share))
+            odds = -math.inf if other is run else _log_odds(run, other, name, value)
+            if draws * _softplus(odds) > -math.log(SURPRISING):  # (1 - s)^n, and s may be 1 in floating point
+                found.append(BlindSpot(name, value, witness, math.exp(-_softplus(-odds))))
     return max(found, key=lambda spot: spot.share, default=None)
 
 
@@ -81,16 +83,20 @@ def _same(values: Tensor, value: Tensor) -> Tensor:
     return torch.isclose(values, value, rtol=SAME, atol=SAME * SAME, equal_nan=True)
 
 
-def _share(run: Posterior, other: Posterior, reward: str, value: float) -> float:
-    """s of the module's docstring: the least that ``other`` saw of other values, as a share of the target."""
+def _log_odds(run: Posterior, other: Posterior, reward: str, value: float) -> float:
+    """log s / (1 - s) of the module's docstring: the least that ``other`` saw of other values, -inf for nothing."""
     elsewhere = ~_same(other.rewards[reward].double(), torch.tensor(value, dtype=torch.float64))
     seen, error = mean(other, lambda particles: elsewhere.double())
     noise = evidence.standard_error(run), evidence.standard_error(other)
     if None in noise or not seen > 0 or math.isnan(error):  # it saw nothing, or nobody knows how much
-        return 0.0
+        return -math.inf
     gap = evidence.log_evidence(other) - evidence.log_evidence(run)
-    odds = math.log(seen) + gap - SIGNIFICANT * math.hypot(error / seen, *(each or 0.0 for each in noise))
-    return float(torch.sigmoid(torch.tensor(odds, dtype=torch.float64)))
+    return math.log(seen) + gap - SIGNIFICANT * math.hypot(error / seen, *(each or 0.0 for each in noise))
+
+
+def _softplus(x: float) -> float:
+    """log(1 + exp(x))."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def _effective_draws(run: Posterior) -> float:
