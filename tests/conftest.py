@@ -44,7 +44,7 @@ def tiny_llama() -> CausalLM:
             initializer_range=0.6,
         )
         model = LlamaForCausalLM(config)
-    return CausalLM(model)
+    return CausalLM(model.requires_grad_(False))
 
 
 @pytest.fixture(scope="session")

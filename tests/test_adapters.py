@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from types import MethodType
 
 import pytest
 import torch
@@ -171,6 +172,41 @@ def test_the_prior_is_the_network_as_it_is_by_now(student):
     torch.testing.assert_close(after, scores(CausalLM(copy.deepcopy(student))), rtol=1e-4, atol=1e-5)
     assert {p.data_ptr() for p in lm.model.parameters()} == {p.data_ptr() for p in student.parameters()}, "no copy"
     assert not after.requires_grad
+
+
+def nudged(parameters):
+    for parameter in parameters:
+        parameter.data.add_(0.5 * torch.randn_like(parameter))
+
+
+def fused(parameters):
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.AdamW(parameters, lr=0.1, fused=True).step()
+
+
+@pytest.mark.parametrize("change", [nudged, fused])
+def test_a_change_that_the_weights_do_not_tell_of_is_seen(tiny_llama, change):
+    network = LlamaForCausalLM(tiny_llama.model.config)
+    lm = CausalLM(network)
+    before = scores(lm)
+    change(network.parameters())
+    torch.testing.assert_close(scores(lm), scores(CausalLM(network)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, scores(lm), atol=1e-3)
+    assert lm.packed_layers == 0
+    assert CausalLM(network.requires_grad_(False)).packed_layers == tiny_llama.packed_layers
+
+
+def test_the_twin_of_a_network_with_a_forward_of_its_own_has_one_of_its_own(student):
+    """As mixed precision gives it: bound to the network that is being trained, dropout and all."""
+    plain = scores(CausalLM(student))
+    network = student.base_model.model
+    network.forward = MethodType(type(network).forward, network)
+    lm = CausalLM(student)
+    torch.testing.assert_close(scores(lm), plain)
+    torch.testing.assert_close(scores(CausalLM(network)), plain)
+    assert network.training
 
 
 def test_what_an_lm_is_unfrozen_for_is_said_in_one_line(student):

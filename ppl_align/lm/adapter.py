@@ -11,12 +11,14 @@ from typing import Any
 from torch import nn
 
 from ppl_align.errors import InputError, WeightsNotFound
+from ppl_align.lm.prepack import PackedForward
 
 
 def twin_of(model: nn.Module, others: Mapping[int, Any] = {}) -> Any:
     """A copy of the module tree that shares every parameter and buffer; ``others`` stand in for some, by their id."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    packed = {id(m.forward): m.forward for m in model.modules() if "forward" in m.__dict__}
+    own = [module.__dict__.get("forward") for module in model.modules()]
+    packed = {id(forward): forward for forward in own if isinstance(forward, PackedForward)}
     return copy.deepcopy(model, {**shared, **packed, **others})
 
 

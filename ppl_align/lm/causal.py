@@ -39,7 +39,8 @@ class CausalLM(LM):
     ``dtype``         default: float32 on the CPU, bfloat16 on CUDA
     ``adapter``       a folder with a PEFT adapter for it, such as ``posterior.guide.save(folder)`` writes: what a guide
                       has learned becomes part of the prior
-    ``prepack``       lay out frozen linear layers for the CPU (see :mod:`ppl_align.lm.prepack`)
+    ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
+                      only those that are frozen when it is given
     other keywords    passed to ``from_pretrained``
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
@@ -60,8 +61,10 @@ class CausalLM(LM):
         **kwargs: Any,
     ) -> None:
         model: Any
+        learning: set[int] = set()
         if isinstance(name_or_path, nn.Module):
             model = frozen(name_or_path)
+            learning = {weight.data_ptr() for weight in name_or_path.parameters() if weight.requires_grad}
             self.name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         else:
             from ppl_align.lm.names import load_causal
@@ -77,7 +80,7 @@ class CausalLM(LM):
             model, tokenizer = pair.model, tokenizer or pair.tokenizer
         if device is not None:
             model.to(device)
-        self.packed_layers = prepack_linears(model.eval().requires_grad_(False)) if prepack else 0
+        self.packed_layers = prepack_linears(model.eval().requires_grad_(False), learning) if prepack else 0
         if adapter is not None:
             model = with_adapter(model, adapter, self.name)
             self.name = f"{self.name}+{Path(adapter).name}"

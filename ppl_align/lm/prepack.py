@@ -8,6 +8,8 @@ ordinary one whenever a gradient is wanted or the weight has changed since.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,11 +45,15 @@ def can_prepack(model: nn.Module) -> bool:
     )
 
 
-def prepack(model: nn.Module) -> int:
-    """Replace the forward of every plain ``nn.Linear`` in place; returns how many (0: this machine cannot)."""
+def prepack(model: nn.Module, learning: Collection[int] = ()) -> int:
+    """Replace the forward of every plain ``nn.Linear`` in place; returns how many (0: this machine cannot).
+
+    ``learning``: where weights lie that somebody else is training. Their layers are left alone, for a layout is a copy,
+    and not every optimiser lets a tensor know that it has changed (fused AdamW does not, nor what writes to ``.data``).
+    """
     if not can_prepack(model):
         return 0
-    layers = [m for m in model.modules() if type(m) is nn.Linear]
+    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.data_ptr() not in learning]
     try:
         for layer in layers:
             layer.forward = PackedForward(layer)  # type: ignore[assignment]
