@@ -168,6 +168,14 @@ def test_a_reward_that_looks_another_column_up(misspelt: Path, capsys: pytest.Ca
         assert "If 'digit' is a column: the columns are 'prompt', 'beta', 'digits'; did you mean 'digits'?" in said
 
 
+def test_a_key_error_that_names_no_key(misspelt: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = MODEL.replace("completions, digit, **kwargs", "completions, **kwargs")
+    lines = ["    raise KeyError" if "zip(" in line else line for line in bare.splitlines()]
+    (misspelt / "asked.py").write_text("\n".join(lines))
+    for said in each_refuses(capsys, code=1):
+        assert "data.jsonl, row 0: reward 'wanted' raised KeyError, on the text" in said
+
+
 def test_a_model_that_needs_another_column(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(here / "data.jsonl", [{"prompt": "0", "betta": 1.0, "digit": 1}])
     for said in each_refuses(capsys):

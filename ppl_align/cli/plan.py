@@ -59,8 +59,9 @@ class Plan:
     def failed(self, job: Job, error: Exception, debug: bool) -> int:
         """Say what went wrong with a job; returns the exit code."""
         cause, hint = error.__cause__, ""
-        if job.columns and isinstance(cause, KeyError) and str(cause.args[0]) not in job.columns:  # kwargs["column"]
-            hint = f"If {cause} is a column: {lacking(str(cause.args[0]), job.columns)}"
+        key = str(cause.args[0]) if isinstance(cause, KeyError) and cause.args else ""
+        if job.columns and key and key not in job.columns:  # kwargs["column"]
+            hint = f"If {cause} is a column: {lacking(key, job.columns)}"
         return report(error, debug, source_file(self.model), job.where, hint)
 
 
