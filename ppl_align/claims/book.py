@@ -10,6 +10,7 @@ from pathlib import Path
 from ppl_align.claims import CHAPTERS, essay, load, statement
 from ppl_align.claims.findings import Finding
 from ppl_align.claims.running import Result
+from ppl_align.files import written_beside
 
 _OPEN = 8  # checks of each claim that are not folded away
 
@@ -32,15 +33,13 @@ KL(q||p0)` is the objective of KL-regularised RL; `V` is the soft value, `V(x_<=
 
 
 def write(path: Path, figures: Path, results: Sequence[Result]) -> None:
-    """Write the book to ``path``; ``figures`` is the folder that holds ``<id>.png``. Replaces the file at once."""
+    """Write the book to ``path``; ``figures`` is the folder that holds ``<id>.png``. Replaces the file at once.
+
+    Raises ``InputError`` where the file system refuses."""
     by_name = {result.name: result for result in results}
     link = Path(os.path.relpath(figures, path.parent))
-    temporary = path.with_name(f".{path.name}.part")
-    try:
+    with written_beside(path) as temporary:
         temporary.write_text(compose(by_name, link), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def compose(results: Mapping[str, Result], figures: Path) -> str:

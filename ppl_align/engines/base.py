@@ -18,7 +18,7 @@ from ppl_align.engines import optimism
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
-from ppl_align.runs import aside, run_memory, speaking
+from ppl_align.runs import run_memory, speaking
 from ppl_align.seeds import cuda_devices, mix
 
 Progress = Callable[[int, int, str], None]
@@ -56,7 +56,7 @@ class Engine(ABC):
 
         Same seed, same result (one build, one machine); different engines have different random streams, so that
         their runs are independent. The global RNG and Pyro's parameter store are untouched. What the run shows of the
-        program is logged, except :func:`aside`.
+        program is logged, except :func:`~ppl_align.runs.aside`.
         Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way.
         """
         if not callable(model):
@@ -111,4 +111,4 @@ def one_of(name: str, value: Any, choices: list[Any]) -> None:
     raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
 
 
-__all__ = ["Engine", "Progress", "Task", "aside", "at_least", "isolated", "one_of"]
+__all__ = ["Engine", "Progress", "Task", "at_least", "isolated", "one_of"]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.completions import tensor_of
-from ppl_align.engines.base import Engine, Task, aside
+from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.sweep import log_mean_exp
@@ -30,6 +30,7 @@ from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import with_error
+from ppl_align.runs import aside
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
 from torch import Tensor
 
 from ppl_align.completions import Completion
-from ppl_align.engines.base import Engine, aside, at_least
+from ppl_align.engines.base import Engine, at_least
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.errors import InputError, RewardError
 from ppl_align.moments.fit import MomentFit, fit
@@ -35,7 +35,7 @@ from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.cache import content, identity
 from ppl_align.rewards.calling import as_reward, evaluate
-from ppl_align.runs import at_end
+from ppl_align.runs import aside, at_end
 from ppl_align.seeds import mix
 from ppl_align.text import Texts
 
