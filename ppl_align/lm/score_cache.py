@@ -96,9 +96,11 @@ def recall(source: CompletionDistribution, tokens: Tensor) -> Tensor | None:
 
 
 def note_gradient(source: CompletionDistribution, log_p: Tensor) -> None:
-    """``source`` has just scored a text: where gradients are on, it shows whether its LM is being learned."""
+    """``source`` has just scored a text: where gradients are on, it shows whether its LM is being learned.
+
+    Nothing is kept of an LM that knows: a guide may make a new one at every step."""
     scores = _memory()
-    if scores is not None and torch.is_grad_enabled():
+    if scores is not None and torch.is_grad_enabled() and source.lm.learned is None:
         scores.learned[_key(source)] = log_p.requires_grad
 
 
