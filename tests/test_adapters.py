@@ -224,3 +224,8 @@ def test_what_an_lm_is_unfrozen_for_is_said_in_one_line(student):
     assert lm.learned
     with pytest.raises(InputError, match=r"parameters that require gradients: call lm.model.requires_grad_\(False\)"):
         SVI(num_steps=1, guide="lora").run(program)
+
+
+def test_a_network_in_training_is_not_moved_by_its_twin(student):
+    with pytest.raises(InputError, match="network in training is on cpu"):
+        CausalLM(student, device="meta")

@@ -313,6 +313,6 @@ def test_a_text_of_no_letters():
 
 
 def test_dead_ends_stop_svi_in_one_line():
-    with pytest.raises(RunError, match=r"dead ends: .* Raise max_new_tokens, or use SMC") as caught:
+    with pytest.raises(RunError, match=r"dead ends: .* Raise max_new_tokens, or use another engine: SMC") as caught:
         SVI(num_steps=30, num_particles=32).run(two_constraints, seed=SEED)
     assert "\n" not in str(caught.value)

@@ -60,6 +60,7 @@ def test_chat_messages_and_trls_implicit_prompt(tmp_path, ending):
         ("pairs.jsonl", "", "it is empty"),
         ("pairs.csv", "", "it is empty"),
         ("pairs.jsonl", "{not json", "cannot be read as preference pairs"),
+        ("pairs.jsonl", '{"chosen": "a", "rejected": "b"}\n{not json', "line 2: Expecting property name"),
         ("pairs.parquet", "no parquet", "cannot be read as preference pairs"),
         ("pairs.json", '{"chosen": "a"}', "is not a list of objects"),
         ("pairs.txt", "a", "preference pairs are read from .jsonl, .json, .csv, .parquet"),

@@ -245,3 +245,8 @@ def test_a_model_with_the_wrong_head_is_one_line(kind, config, says, tmp_path):
         evaluate("r", folder, "a")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_is_no_reward_model(tiny_llama):
+    with pytest.raises(InputError, match="LlamaForCausalLM writes text: a reward model is a sequence classifier"):
+        ClassifierReward(tiny_llama.model, None)

@@ -24,6 +24,7 @@ class OutputFolder:
         self.root, self.force = root, force
         self.manifest: dict[str, Any] = {}
         self.files: list[str] = []
+        self.begun = False
 
     def check(self) -> None:
         """Raises ``InputError`` unless the folder can be used; creates nothing."""
@@ -36,14 +37,18 @@ class OutputFolder:
             raise InputError(f"--out {self.root} is not empty: name another folder, or add --force to replace its run")
 
     def open(self, manifest: dict[str, Any]) -> None:
-        """Create the folder, clear away the run it held, and note what this one is."""
+        """Note what this run is. Nothing is touched before there is something to write: a run that fails at once
+        leaves no trace, and the run that the folder held."""
+        self.manifest = manifest
+
+    def _begin(self) -> None:
+        """Create the folder, and clear away the run it held."""
+        self.begun = True
         self.root.mkdir(parents=True, exist_ok=True)
         for path in self._owned():
             path.unlink(missing_ok=True)
             if path.parent != self.root and not any(path.parent.iterdir()):
                 path.parent.rmdir()
-        self.manifest = manifest
-        self._note()
 
     def write(self, relative: str, writer: Callable[[Path], object]) -> None:
         """``writer(path)`` writes a file; it appears under its own name when it is whole."""
@@ -53,6 +58,8 @@ class OutputFolder:
     def write_all(self, folder: Path, writer: Callable[[Path], object]) -> None:
         """``writer(folder)`` writes any number of files; they appear when all of them are whole."""
         try:
+            if not self.begun:
+                self._begin()
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as scratch:
                 writer(Path(scratch))

@@ -79,6 +79,12 @@ class CausalLM(LM):
             self._keep = pair  # as long as one LM holds it, others of the same name share it
             model, tokenizer = pair.model, tokenizer or pair.tokenizer
         if device is not None:
+            there = next(model.parameters()).device
+            if model is not name_or_path and isinstance(name_or_path, nn.Module) and torch.device(device) != there:
+                raise InputError(
+                    f"the network in training is on {there}, and its twin shares its weights: move the network, or "
+                    f"freeze it (requires_grad_(False)), instead of device={str(device)!r}"
+                )
             model.to(device)
         self.packed_layers = prepack_linears(model.eval().requires_grad_(False), learning) if prepack else 0
         if adapter is not None:

@@ -87,24 +87,31 @@ def read_pairs(path: str | Path) -> Pairs:
                 "rejected and, if there is one, prompt"
             )
     try:
-        prompts, better, worse = zip(*map(_row, rows), strict=True)
+        prompts, better, worse = zip(*(_row_of(row, i) for i, row in enumerate(rows)), strict=True)
         held = None if all(prompt is None for prompt in prompts) else [prompt or "" for prompt in prompts]
         return Pairs(better, worse, held)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def _row_of(row: Mapping[str, Any], number: int) -> tuple[str | None, str, str]:
+    try:
+        return _row(row)
     except (TypeError, KeyError):
-        raise InputError(f"{path}: an entry is neither a text nor a list of chat messages with a content") from None
+        what = "an entry is neither a text nor a list of chat messages with a content"
+        raise InputError(f"row {number}, counted from 0: {what}") from None
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     if path.suffix not in FORMATS:
         raise InputError(f"{path}: preference pairs are read from {', '.join(FORMATS)} files")
     if not path.is_file():
-        raise InputError(f"no preference pairs at {path}: there is no such file")
+        why = "it is a folder" if path.is_dir() else "there is no such file"
+        raise InputError(f"no preference pairs at {path}: {why}")
     try:
         if path.suffix == ".jsonl":
             lines = path.read_text("utf-8").split("\n")  # splitlines() would cut texts at other separators
-            rows: Any = [json.loads(line) for line in lines if line.strip()]
+            rows: Any = [_object(line, i) for i, line in enumerate(lines, 1) if line.strip()]
         elif path.suffix == ".json":
             rows = json.loads(path.read_text("utf-8"))
         else:
@@ -115,6 +122,13 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise InputError(f"{path} is not a list of objects with prompt, chosen and rejected")
     return rows
+
+
+def _object(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
 
 
 def _frame(path: Path) -> list[Mapping[str, Any]]:

@@ -35,6 +35,11 @@ class ClassifierReward:
         add_special_tokens: bool = True,
         batch_size: int = 32,
     ) -> None:
+        if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+            raise InputError(
+                f"{type(model).__name__} writes text: a reward model is a sequence classifier with one output "
+                "(AutoModelForSequenceClassification, num_labels=1)"
+            )
         outputs = getattr(getattr(model, "config", None), "num_labels", None)
         if outputs != 1:
             raise InputError(
