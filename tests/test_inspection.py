@@ -317,6 +317,17 @@ def test_a_hard_constraint_is_drawn_from_within() -> None:
     assert all(lines[engine].lm_tokens > 0 for engine in ("importance", "smc", "svi"))
 
 
+def test_a_rejection_among_draws_from_within_is_no_task_for_svi() -> None:
+    def picky() -> None:
+        x = completion("x", LETTERS, "", max_new_tokens=3)
+        constrain("a b in it", Contains("b"), x)
+        reward("no a first", lambda texts: [-math.inf if text.startswith("a") else 0.0 for text in texts], x)
+
+    lines = {p.engine: p for p in inspect(picky, num_draws=200, num_prefixes=0).predictions}
+    assert "no gradient" in lines["svi"].note
+    assert lines["importance"].lm_tokens > 0
+
+
 def test_what_no_draw_from_within_ends_well_has_no_price() -> None:
     def impossible() -> None:
         constrain("none", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))

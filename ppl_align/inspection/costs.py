@@ -58,7 +58,7 @@ def predict(pool: Pool, goal: int, within: Within | None = None) -> list[Predict
     steered = Estimate(goal, 0.0)
     found = [_line(drawn, "importance", sampling, not w.enough, note)]
     found.append(_line(drawn, "smc", steered, True, "at least the goal; a twist decides how many more"))
-    return [*found, _svi(pool, drawn), *rest]
+    return [*found, _svi(drawn), *rest]
 
 
 def _line(drawn: Pool | Within, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
@@ -69,11 +69,10 @@ def _line(drawn: Pool | Within, engine: str, draws: Estimate, at_least: bool, no
     return Prediction(engine, draws, tokens, seconds, at_least, note)
 
 
-def _svi(pool: Pool, drawn: Pool | Within) -> Prediction:
+def _svi(drawn: Pool | Within) -> Prediction:
     default = SVI()
     draws = (default.num_steps + default.num_replicates) * default.num_particles + 2  # two of a pilot
-    soft = [factor for name, factor in pool.factors.items() if name not in pool.constraints]
-    if any(bool(factor.isneginf().any()) for factor in soft):
+    if bool(drawn.log_weight.isneginf().any()):  # a dead end within constraints is a rejection, too
         return Prediction("svi", Estimate(math.inf, math.nan), None, None, False, "no: a rejection has no gradient")
     return _line(drawn, "svi", Estimate(draws, 0.0), True, f"{default.num_steps} steps; what they reach is not known")
 
