@@ -23,14 +23,28 @@ def main() -> None:
     features = Remembered(Embedding())
     reader = RewardPosterior.learn(film_pairs(300), features).mean()
     found = {arm: torch.tensor([one(pool, reader, features, arm, seed) for seed in range(SEEDS)]) for arm in COLOURS}
-    print(f"{len(pool)} draws after {PROMPT!r}; E[r] less the prior's, reward units, mean over {SEEDS} seeds")
-    print("arm        " + "".join(f"{kl:>14.2f}" for kl in KLS) + "  nats")
-    for arm, runs in found.items():
-        for i, what in enumerate(("proxy", "gold")):
-            mean, error = runs[..., i].mean(0), runs[..., i].std(0) / SEEDS**0.5
-            cells = "".join(f"{m:>8.2f} ±{e:.2f}" for m, e in zip(mean.tolist(), error.tolist(), strict=True))
-            print(f"{arm:<10}{what:>6}{cells}")
+    print(f"{len(pool)} draws after {PROMPT!r}, {SEEDS} seeds: E[r] less that of the prior, in units of the reward\n")
+    for i, whose in enumerate(("Gold: what the reader thinks", "Proxy: what the learned reward believes")):
+        table(whose, {arm: runs[..., i] for arm, runs in found.items()})
+    gold = {arm: runs[..., 1] for arm, runs in found.items()}
+    pairs = (("refreshed", "frozen"), ("refreshed", "prior"))
+    table(
+        "Gold, one arm less another, under the same seeds",
+        {f"{one} - {other}": gold[one] - gold[other] for one, other in pairs},
+    )
     figure(found).savefig(Path(__file__).with_suffix(".png"), dpi=120)
+
+
+def table(title: str, columns: dict[str, torch.Tensor]) -> None:
+    """Means over seeds with standard errors; a row for each distance."""
+    print(title)
+    print("nats" + "".join(f"{name:>22}" for name in columns))
+    for row, kl in enumerate(KLS):
+        cells = (
+            f"{float(x.mean()):.2f} ± {float(x.std()) / SEEDS**0.5:.2f}" for x in (c[:, row] for c in columns.values())
+        )
+        print(f"{kl:4.2f}" + "".join(f"{cell:>22}" for cell in cells))
+    print()
 
 
 def one(pool, reader, features, arm, seed):

@@ -7,7 +7,8 @@
 The stops are Jinja templates in the order of their file names. They say
 
     {{ source("models/topic.py") }}             a file, as it is; source("models/topic.py", "topic"): one function of it
-    {{ output("topic", "ppl-align run topic") }}  a command and what it printed, kept in docs/tour/outputs/topic.txt
+    {{ output("topic", "ppl-align run topic") }}  a command and what it printed, kept in docs/tour/outputs/topic.txt;
+                                                `python docs/script.py` is a command as well
     {{ output("topic", "ppl-align ...", ["What each run says"]) }}   only paragraphs that begin like this
     {{ figure("topic", "evidence", "alt text") }}  a plot of that run's report
 
@@ -24,6 +25,7 @@ import functools
 import hashlib
 import io
 import os
+import runpy
 import shlex
 import sys
 import tempfile
@@ -157,17 +159,16 @@ class Tour:
     def execute(self, run: Run) -> None:
         """Run a command of the tour and keep what it prints. Raises ``TourError`` if it fails."""
         from ppl_align import compare
-        from ppl_align.cli import main
 
         program, *arguments = shlex.split(run.command)
-        if program != "ppl-align":
-            raise TourError(f"output {run.name!r}: a command begins with ppl-align, not {program!r}")
+        if program not in PROGRAMS:
+            raise TourError(f"output {run.name!r}: a command begins with {' or '.join(PROGRAMS)}, not {program!r}")
         printed = io.StringIO()
         with tempfile.TemporaryDirectory() as folder:
             if run.plots:
                 arguments += ["--out", folder, "--force"]
             with contextlib.chdir(self.root), contextlib.redirect_stdout(printed):
-                code = main(arguments)
+                code = PROGRAMS[program](arguments)
             if code != 0:
                 raise TourError(f"output {run.name!r}: {run.command} ended with exit code {code}")
             if run.plots:
@@ -181,6 +182,23 @@ class Tour:
         (self.folder / "outputs").mkdir(exist_ok=True)
         target = self.folder / "outputs" / f"{run.name}.txt"
         target.write_text(f"$ {run.command}\n# {self.digest(run.command)}\n{text}\n", encoding="utf-8")
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """``ppl-align ...``; returns the exit code."""
+    from ppl_align.cli import main
+
+    return main(list(arguments))
+
+
+def script(arguments: Sequence[str]) -> int:
+    """``python file.py``: a script of this repository, which says what it has to say by printing."""
+    (path,) = arguments
+    runpy.run_path(path, run_name="__main__")
+    return 0
+
+
+PROGRAMS: dict[str, Callable[[Sequence[str]], int]] = {"ppl-align": command_line, "python": script}
 
 
 def cut(name: str, text: str, show: Sequence[str]) -> str:

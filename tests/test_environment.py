@@ -14,9 +14,11 @@ from worlds import ASSISTANT, GUEST, HOST, dialogue, speaker, talk
 from ppl_align import (
     SMC,
     SVI,
+    CallableLM,
     Contains,
     Exact,
     ImportanceSampling,
+    Length,
     Nested,
     Posterior,
     Rejection,
@@ -264,3 +266,40 @@ def test_constraints_behind_a_world_that_answers_with_numbers_are_foreseen():
     assert list(sketch(Program(program, (), {}, 1)).readers) == ["then"]
     run = ImportanceSampling(num_particles=32, num_replicates=1).run(program)
     assert not run.log_weight.isneginf().any(), "every draw is from within"
+
+
+three = CallableLM(3, lambda prefix: torch.tensor([0.4, 0.3, 0.3]).double().log().expand(len(prefix), -1), eos_id=2)
+
+
+ENGINES = [ImportanceSampling(64), SMC(64), SVI(num_steps=2), Rejection(16), Exact()]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_constraint_that_the_world_sets_is_known_before_the_first_token(engine):
+    """What is asked with an input that is one for all has one answer, and engines draw within what follows from it."""
+
+    def program(question="how long?"):
+        limit = environment("limit", lambda text: 2, question)
+        x = completion("x", three, [0], max_new_tokens=3)
+        constrain("short", Length(max_tokens=int(limit)), x)
+
+    run = engine.run(program)
+    written = [row for row, weight in zip(run.completions["x"].ids, run.weights.reshape(-1), strict=True) if weight > 0]
+    assert max(map(len, written)) == 2
+    if engine.name in ("importance", "smc"):
+        z = run.log_evidence.exp()
+        assert abs(z.mean() - (1 - 0.7**3)) < 4 * z.std() / len(z) ** 0.5
+
+
+@pytest.mark.parametrize("engine", [ImportanceSampling(4), SMC(4), SVI(num_steps=2), Nested()], ids=lambda e: e.name)
+def test_a_constraint_that_changes_with_what_was_drawn_is_refused(engine):
+    """Engines confine what they draw before the constraint is known, so they would confine it to something else."""
+
+    def program():
+        limit = environment("limit", lambda text, rng: rng.choice([2, 2]), three.decode([0]))
+        x = completion("x", three, [0], max_new_tokens=3)
+        constrain("short", Length(max_tokens=int(limit.max())), x)
+        pyro.factor("luck", 0.1 * limit)
+
+    with pytest.raises(ModelError, match="the constraint on 'x' changes with what was drawn before it"):
+        engine.run(program)

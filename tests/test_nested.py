@@ -10,7 +10,7 @@ import pytest
 import torch
 from worlds import HOST, dialogue, game, risky, talk
 
-from ppl_align import Exact, Nested, completion, environment, reward
+from ppl_align import CallableLM, Exact, Nested, completion, environment, reward
 from ppl_align.claims import interaction, optimism
 from ppl_align.claims._turns import Turns
 from ppl_align.constraints import Contains
@@ -133,6 +133,27 @@ def test_constraints_confine_the_agent():
     assert (run.particles["said"].tokens == 1).any(-1).all()
     value, error = decisions.value(run)
     assert abs(value - exact.best) < 4 * error + 0.02
+
+
+def test_a_constraint_on_a_later_turn_is_paid_for_in_the_plan():
+    """What must be said in the end is hard to say after one opening, easy after the other: a plan has to know."""
+    table = torch.tensor([[0.01, 0.99], [0.99, 0.01]], dtype=torch.float64).log()
+    after = CallableLM(2, lambda prefix: table[prefix[:, -1]], tokens=["a", "b"])
+
+    def program():
+        opening = completion("opening", optimism.COIN, [], max_new_tokens=1)
+        luck = environment("luck", dist.Bernoulli(torch.tensor(0.5)))
+        said = completion("said", after, (opening,), max_new_tokens=1)
+        constrain("has", Contains("a"), said)
+        reward("r", lambda t: luck * (t == 0).sum(-1), said.tokens)
+
+    best = Exact().run(program).optimism.best
+    assert best == pytest.approx(math.log(0.5 * 0.01 + 0.5 * 0.99) + 0.5)
+    run = Nested(num_actions=16, num_outcomes=8, num_particles=100, max_histories=10**6).run(program)
+    agree(run.mean(lambda p: (p["opening"].tokens[..., 0] == 1).double()), 0.99)
+    value, error = decisions.value(run)
+    assert abs(value - best) < 4 * error + 0.02
+    assert run.history["planned"].mean() < best + 0.1, "plans promise no more than there is"
 
 
 def test_same_seed_same_draws_and_the_state_is_left_alone():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from ppl_align import CallableLM, Exact, completion, reward
 from ppl_align.errors import BatchTextError, InputError, RewardError
 from ppl_align.rewards import Vader, evaluate
 from ppl_align.rewards.answers import shorten
@@ -15,6 +17,7 @@ from ppl_align.runs import run_memory
 from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
+two_words = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2).double(), tokens=["a", "b"])
 
 
 def lengths(texts):
@@ -123,3 +126,40 @@ def test_a_failed_call_is_not_remembered():
             with pytest.raises(RewardError):
                 evaluate("r", broken, "a")
     assert len(calls) == 2
+
+
+def test_a_rejection_under_a_negative_weight():
+    """-inf times -1 would be +inf: evidence without bound, and weights that are no numbers."""
+
+    def program(weight):
+        x = completion("x", two_words, [], max_new_tokens=1)
+        reward("r", lambda texts: [-math.inf if text == "a" else 1.0 for text in texts], x, weight=weight)
+
+    assert float(Exact().run(program, 1.0).log_evidence) == pytest.approx(math.log(0.5) + 1)
+    with pytest.raises(RewardError, match=r"reward 'r' rejects \(-inf\), and weight=-1 would turn that into \+inf"):
+        Exact().run(program, -1.0)
+
+
+def test_a_reward_that_holds_another_batch():
+    """It is asked about distinct texts, so what it holds would be read out of line: refused, and how to write it."""
+
+    def program(how):
+        one, other = (completion(name, two_words, [], max_new_tokens=1) for name in ("one", "other"))
+        texts = other.text
+        fns = {
+            "closure": lambda found: [float(a == b) for a, b in zip(found, texts.flat, strict=False)],
+            "default": lambda found, texts=texts: [float(a == b) for a, b in zip(found, texts.flat, strict=False)],
+            "partial": partial(lambda found, texts: [float(a == b) for a, b in zip(found, texts)], texts=texts),
+        }
+        reward("same", fns[how], one)
+
+    for how in ("closure", "default", "partial"):
+        with pytest.raises(InputError, match=r"'same' holds 'texts', a batch of 4, .* columns=\{'texts': texts\}"):
+            Exact().run(program, how)
+
+    def rightly():
+        one, other = (completion(name, two_words, [], max_new_tokens=1) for name in ("one", "other"))
+        equal = lambda completions, texts, **_: [float(a == b) for a, b in zip(completions, texts, strict=True)]  # noqa: E731
+        reward("same", equal, one, columns={"texts": other.text})
+
+    assert float(Exact().run(rightly).log_evidence) == pytest.approx(math.log((1 + math.e) / 2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.diagnostics import weights
-from ppl_align.posterior.estimates import MIN_REPLICATES, functionals, log_likelihood
+from ppl_align.posterior.estimates import MIN_REPLICATES, functionals, log_likelihood, log_mean_exp
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -23,7 +23,7 @@ _ROUNDING = 1e-12  # a relative variance below this is rounding: weights are con
 def log_evidence(posterior: Posterior) -> float:
     """log of the mean of Zhat over replicates (Zhat is unbiased, log Zhat is not): a lower bound in expectation."""
     each = posterior.log_evidence
-    return float(torch.logsumexp(each, 0) - math.log(len(each)))
+    return float(log_mean_exp(each))
 
 
 def spread(posterior: Posterior) -> float | None:

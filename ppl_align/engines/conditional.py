@@ -25,11 +25,10 @@ from ppl_align.completions import tensor_of
 from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
-from ppl_align.engines.sweep import log_mean_exp
 from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import with_error
+from ppl_align.posterior.estimates import log_mean_exp, with_error
 from ppl_align.runs import aside
 
 

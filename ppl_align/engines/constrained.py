@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ppl_align.program import Program
+from ppl_align.errors import ModelError
+from ppl_align.program import Execution, Program
 from ppl_align.program.sketch import sketch
 
 if TYPE_CHECKING:
@@ -24,3 +25,17 @@ def foreseen(program: Program) -> Mapping[str, tuple[Reader, ...]]:
         what = f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0]
         log.info("a look ahead at the program stopped at %s; constraints after that act only at the end", what)
     return found.readers
+
+
+def hold(readers: Mapping[str, Sequence[Reader]], execution: Execution) -> None:
+    """Are the constraints that engines drew within those of the program, now that it has run to its end?
+
+    Raises ``ModelError`` where one is not: it hangs on something drawn, and what was drawn is confined to the wrong
+    texts."""
+    for site, expected in readers.items():
+        met = execution.constraints.get(site, ())
+        if any(all(reader is not other for other in met) for reader in expected):
+            raise ModelError(
+                f"the constraint on {site!r} changes with what was drawn before it (a latent, or an answer of the "
+                f"world): a constraint is one for all draws; write what differs between them as a reward with -inf"
+            )

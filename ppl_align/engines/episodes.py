@@ -7,7 +7,6 @@ on by drawing the sites of a turn from the prior. :class:`~ppl_align.engines.nes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.engines.constrained import foreseen
+from ppl_align.engines.constrained import foreseen, hold
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program import Execution, Program, Site
@@ -62,7 +61,10 @@ class Episodes:
     def look(self, histories: Histories) -> Execution:
         """Run the program on the histories: what it has said so far, and which site comes next."""
         self.program = self.program.with_particles(histories.size)
-        return self.program.run(histories.values, draw=False)
+        execution = self.program.run(histories.values, draw=False)
+        if execution.pending is None:
+            hold(self.readers, execution)
+        return execution
 
     def turn(self, histories: Histories) -> Histories:
         """Draw the sites of the next turn, whosever it is."""
@@ -118,8 +120,3 @@ class Episodes:
 def draw_by(log_weight: Tensor) -> Tensor:
     """One index per row in proportion to exp(log_weight): ``[P, A] -> [P]``."""
     return torch.multinomial((log_weight - log_weight.amax(-1, keepdim=True)).exp(), 1)[:, 0]
-
-
-def log_mean_exp(values: Tensor) -> Tensor:
-    """Over the last dimension."""
-    return torch.logsumexp(values, -1) - math.log(values.shape[-1])

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from ppl_align.engines.base import Engine, Task, at_least
-from ppl_align.engines.episodes import Episodes, Histories, draw_by, log_mean_exp
+from ppl_align.engines.episodes import Episodes, Histories, draw_by
 from ppl_align.engines.sweep import assemble
 from ppl_align.errors import AllDeadError, InputError
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.estimates import log_mean_exp
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,10 @@ class Nested(Engine):
             grown = episodes.turn(grown.repeated(self.num_outcomes if world else self.num_actions))
             if depth == 0:
                 actions = grown  # [P * A]
-        value = episodes.look(grown).log_potential
-        paid = actions.log_ratio - played.repeated(self.num_actions).log_ratio  # p0 / q where constraints confine
+        value = episodes.look(grown).log_potential + grown.log_ratio  # p0 / q of all turns, where constraints confine
         for world in reversed(turns[1:]):
             value = self._mean(value) if world else log_mean_exp(value.reshape(-1, self.num_actions))
-        scores = (value + paid).reshape(played.size, self.num_actions)
+        scores = value.reshape(played.size, self.num_actions) - played.log_ratio[:, None]  # what is played is paid for
         if bool(scores.amax(-1).isneginf().any()):
             raise AllDeadError(
                 "every action of a plan leads to a likelihood of zero in some answer of the world: use a finite "

@@ -35,9 +35,9 @@ import torch
 from torch import Tensor
 
 from ppl_align.completions import Completion, tensor_of
-from ppl_align.engines.episodes import Episodes, Histories, draw_by, log_mean_exp
+from ppl_align.engines.episodes import Episodes, Histories, draw_by
 from ppl_align.posterior import Estimate, Posterior
-from ppl_align.posterior.estimates import log_likelihood, log_prior
+from ppl_align.posterior.estimates import log_likelihood, log_mean_exp, log_prior
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.posterior.table import draw_indices
 from ppl_align.program import Execution

@@ -6,16 +6,16 @@ In the words of RLHF: beta * ELBO = E_q[r] - beta KL(q || p0) (Korbak, Perez & B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import torch
 
 from ppl_align.engines.again import write_again
 from ppl_align.engines.base import Engine, Task, at_least, one_of
-from ppl_align.engines.constrained import foreseen
+from ppl_align.engines.constrained import foreseen, hold
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep
@@ -24,6 +24,9 @@ from ppl_align.guides.auto import KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class SVI(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         guide = self._guide(task)
-        nesting, environment = self._pilot(task)
         readers = foreseen(Program(task.model, task.args, task.kwargs, 1))
+        nesting, environment = self._pilot(task, readers)
         if isinstance(guide, AutoGuide):
             guide.nesting, guide.readers = nesting, readers
         kept = readers if isinstance(guide, AutoGuide) else ()
@@ -95,14 +98,15 @@ class SVI(Engine):
             return AutoGuide(task.model, self.guide, self.rank)
         return ProgramGuide(self.guide)
 
-    def _pilot(self, task: Task) -> tuple[int, Sequence[str]]:
-        """Two draws from the prior: are the program's sites and plates as SVI needs them?
+    def _pilot(self, task: Task, readers: Mapping[str, Sequence[Reader]]) -> tuple[int, Sequence[str]]:
+        """Two draws from the prior: are the program's sites, plates and constraints as SVI needs them?
 
         Returns its plate nesting, and the sites at which the world answers."""
         program = Program(task.model, task.args, task.kwargs, 2)
         sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
-        environment = sweep.run().environment
-        return program.nesting, environment
+        execution = sweep.run()
+        hold(readers, execution)
+        return program.nesting, execution.environment
 
     def train(
         self, task: Task, guide: Any, nesting: int, environment: Sequence[str] = (), kept: Collection[str] = ()

@@ -12,7 +12,6 @@ a good one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:19
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -22,12 +21,14 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.engines.base import Progress
+from ppl_align.engines.constrained import hold
 from ppl_align.engines.proposals import Proposal, Retaining
 from ppl_align.errors import AllDeadError, ModelError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.score_cache import leave_scores
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.program import Execution, Program, Site
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Sweep:
                 between(self)
             self._decode(self.waiting, during)
             execution = self._execute()
+        hold(self.readers, execution)
         return execution
 
     def _execute(self) -> Execution:
@@ -240,8 +242,3 @@ def all_dead(where: str, execution: Execution) -> str:
         f"every particle has weight zero {where}{blame}: no draw satisfies the program. Try more particles, more room "
         f"(max_new_tokens) if it can be met at all, a softer reward than -inf, or a proposal= that knows what is wanted"
     )
-
-
-def log_mean_exp(log_weight: Tensor) -> Tensor:
-    """log of the mean weight over the last dimension."""
-    return torch.logsumexp(log_weight, -1) - math.log(log_weight.shape[-1])

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_align.engines.sweep import log_mean_exp
 from ppl_align.inspection.pool import BATCH, Pool, complete
 from ppl_align.inspection.weighted import Weighted
-from ppl_align.posterior.estimates import Estimate
+from ppl_align.posterior.estimates import Estimate, log_mean_exp
 
 CUTS = 5
 """Places inside the text where prefixes are continued anew, all completions of the program together."""

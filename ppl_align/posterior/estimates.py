@@ -44,6 +44,11 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
+def log_mean_exp(log_weight: Tensor) -> Tensor:
+    """log of the mean weight over the last dimension."""
+    return torch.logsumexp(log_weight, -1) - math.log(log_weight.shape[-1])
+
+
 def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
     """See :meth:`ppl_align.Posterior.mean`."""
     values = _values(posterior, what, of)

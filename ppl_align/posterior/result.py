@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
+from ppl_align.posterior.estimates import log_mean_exp
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
@@ -77,7 +77,7 @@ class Posterior:
         """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a decision, which estimates no Z."""
         if self.target == "decision":
             return torch.full_like(self.log_weight[:, 0], torch.nan)
-        return torch.logsumexp(self.log_weight, -1) - math.log(self.log_weight.shape[-1])
+        return log_mean_exp(self.log_weight)
 
     @property
     def weights(self) -> Tensor:

@@ -27,10 +27,12 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.engines.base import one_of
 from ppl_align.errors import InputError
+from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.program.reward import reward
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.convention import plain_text
+from ppl_align.rewards.seen import what_it_sees
 from ppl_align.runs import at_end
 
 USES = ("mean", "pessimistic", "marginalised", "sampled")
@@ -57,11 +59,7 @@ class LearnedReward:
             raise InputError(f"marginalised(beta): positive and finite, as in reward(..., beta=), got {self.beta!r}")
 
     def __call__(self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any) -> list[float]:
-        texts = [plain_text(completion) for completion in completions]
-        if self.posterior.include_prompt:
-            if prompts is None:
-                raise InputError("this learned reward reads prompts: give it the completion itself, not only its text")
-            texts = [plain_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
+        texts = self.read(completions, prompts)
         mean, sd = self.posterior.score(texts)
         if self.use == "pessimistic":
             return (mean - self.k * sd).tolist()
@@ -71,6 +69,15 @@ class LearnedReward:
             _tell(self.posterior, self.beta, bonus)
             return (mean + self.beta * bonus).tolist()
         return mean.tolist()
+
+    def read(self, completions: Sequence[Any], prompts: Sequence[Any] | None = None, **_: Any) -> list[str]:
+        """What the features are computed from: the completions, after their prompts where it reads those."""
+        texts = [plain_text(completion) for completion in completions]
+        if not self.posterior.include_prompt:
+            return texts
+        if prompts is None:
+            raise InputError("this learned reward reads prompts: give it the completion itself, not only its text")
+        return [plain_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
 
     def identity_parts(self) -> tuple[Hashable, ...]:
         """What makes two of them the same reward."""
@@ -82,7 +89,7 @@ def optimism_bonus(posterior: RewardPosterior, texts: Sequence[str], beta: float
     if posterior.belief.draws is None:
         return (posterior.score(texts)[1] / beta).square() / 2
     spread = posterior.phi(texts) @ (posterior.belief.draws - posterior.belief.mean).T / beta
-    return torch.logsumexp(spread, -1) - math.log(spread.shape[-1])
+    return log_mean_exp(spread)
 
 
 class _Tally:
@@ -133,7 +140,7 @@ def learned(
     else:
         which = pyro.sample(f"{name} weights", dist.Categorical(torch.ones(len(belief.draws), dtype=torch.float64)))
         weights = belief.draws[which]
-    r = (_phi(posterior, completion, beta) * weights).sum(-1)
+    r = (_phi(posterior, name, completion, beta) * weights).sum(-1)
     return reward(name, _given, track_provenance(r, get_provenance(completion.tokens)), beta)
 
 
@@ -141,13 +148,12 @@ def _given(r: Tensor) -> Tensor:
     return r
 
 
-def _phi(posterior: RewardPosterior, completion: Completion, beta: float) -> Tensor:
+def _phi(posterior: RewardPosterior, name: str, completion: Completion, beta: float) -> Tensor:
     """Features of each element of the batch, ``[..., k]``; distinct texts are asked about once."""
     size = len(posterior.belief.mean)
     if sketching():
         return torch.zeros(*completion.shape, size, dtype=torch.float64)
-    texts = completion.texts()
-    if posterior.include_prompt:
-        texts = [prompt + text for prompt, text in zip(completion.texts("prompt"), texts, strict=True)]
+    mean = posterior.mean()
+    texts = mean.read(**what_it_sees(name, mean, completion, {}).columns)
     _tell(posterior, beta, optimism_bonus(posterior, list(dict.fromkeys(texts)), beta))
     return posterior.phi(texts).reshape(*completion.shape, size)

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyro
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
 
 _DEEPEST = 4  # plates inside one another that a program may use
 PARTICLES = "ppl_align_particles"
@@ -60,6 +63,7 @@ class Execution:
     ``environment``  the latents met, in order, at which the world answers
     ``answers``    what functions that stand for the world said, by name, one for each particle
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
+    ``constraints``  the readers of the hard constraints met, by completion site
     ``log_potential``  sum of ``factors``, [P]
     """
 
@@ -76,6 +80,7 @@ class Execution:
     sources: dict[str, CompletionDistribution] = field(default_factory=dict)
     environment: list[str] = field(default_factory=list)
     answers: dict[str, list[Any]] = field(default_factory=dict)
+    constraints: dict[str, list[Reader]] = field(default_factory=dict)
     num_particles: int = 0
 
     @property
@@ -161,6 +166,8 @@ class _Execute(Messenger):
             self.result.scales[msg["name"]] = notes["scale"]
         if "target" in notes:
             self.result.targets[msg["name"]] = notes["target"]
+        if "constrains" in notes:
+            self.result.constraints.setdefault(notes["constrains"], []).extend(notes["reader"].parts)
 
     def _check_batch(self, msg: Any) -> None:
         """Every dimension of a completion's batch is a plate's."""

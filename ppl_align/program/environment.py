@@ -144,11 +144,12 @@ def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_r
     shape = _joint_shape(name, arrays)
     columns = [np.broadcast_to(a, shape).reshape(-1).tolist() for a in arrays]
     rows = list(zip(*columns, strict=True)) if columns else [()]
-    known = _known(name, world)
+    made_up = sketching() and shape != ()  # an answer that is one for all does not hang on values that are made up
+    known = {} if made_up else _known(name, world)
     keys = [tuple(map(content, row)) for row in rows]
     for key, row in zip(keys, rows, strict=True):
         if key not in known:
-            known[key] = stand_in() if sketching() else _answer(name, world, row, takes_rng)
+            known[key] = stand_in() if made_up else _answer(name, world, row, takes_rng)
     answers = [known[key] for key in keys]
     note_answers(name, answers)
     words = sum(isinstance(answer, str) for answer in answers)
@@ -161,8 +162,8 @@ def _ask(name: str, world: Callable[..., Any], arrays: list[np.ndarray], takes_r
 
 
 def _known(name: str, world: Callable[..., Any]) -> Answers:
-    """What this function has answered in the run so far; what stands in for answers in a sketch is not remembered."""
-    tables: dict[Hashable, Answers] | None = None if sketching() else remembered("answers of the world", dict)
+    """What this function has answered in the run so far."""
+    tables: dict[Hashable, Answers] | None = remembered("answers of the world", dict)
     return {} if tables is None else tables.setdefault((name, identity(world)), {})
 
 

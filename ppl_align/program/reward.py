@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.completions import Completion
-from ppl_align.errors import InputError
+from ppl_align.errors import InputError, RewardError
 from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
@@ -45,7 +45,8 @@ def reward(
     tensor). Several TRL rewards at once: :func:`ppl_align.reward_funcs`.
 
     It is ``pyro.factor(name, weight * r / beta)`` that also remembers r. Returns r, ``[...]``.
-    Raises ``InputError`` for ``beta <= 0``, ``RewardError`` when the reward misbehaves or leaves its bounds.
+    Raises ``InputError`` for ``beta <= 0``, ``RewardError`` when the reward misbehaves, leaves its bounds, or rejects
+    (-inf) under a negative weight.
     """
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
         raise InputError(f"reward {name!r}: beta must be positive and finite, got {beta!r}")
@@ -57,6 +58,11 @@ def reward(
     else:
         r = evaluate(name, fn, completion, columns)
         bounds.check(name, r, scale, completion)
+        if scale < 0 and bool(r.isneginf().any()):
+            raise RewardError(
+                f"reward {name!r} rejects (-inf), and weight={weight:g} would turn that into +inf: let the reward "
+                f"return what is to be weighed, with its own sign"
+            )
     applies = ~r.isnan()
     log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
     notes: Any = {"reward": r, "scale": scale, "prefix_closed": prefix_closed, "fn": fn}

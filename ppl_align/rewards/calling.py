@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
@@ -70,6 +73,7 @@ class _Question:
 
     def __init__(self, name: str, fn: Callable[..., Any], completion: Any, columns: Mapping[str, Any]) -> None:
         self.name, self.fn = name, fn
+        refuse_batches(name, fn)
         self.seen = what_it_sees(name, fn, completion, columns)
         self.known = answers_of(name, fn)
         first = {row: i for i, row in reversed(list(enumerate(self.seen.rows))) if row not in self.known}
@@ -119,6 +123,26 @@ class _Question:
         first = shorten(texts[self.new[0]])
         many = f"a batch of {len(self.new)} texts, the first of them {first}"
         return f"the text {first}" if len(self.new) == 1 else many, error
+
+
+def refuse_batches(name: str, fn: Any) -> None:
+    """Raises ``InputError`` for a function that holds a batch of the program: it is asked about distinct texts only, in
+    any order, so that what it was given as an argument and what it holds do not lie side by side."""
+    if isinstance(fn, partial):
+        held = {**{f"argument {i + 1}": value for i, value in enumerate(fn.args)}, **fn.keywords}
+        fn = fn.func
+    else:
+        held = {}
+    if isinstance(fn, FunctionType):
+        held |= inspect.getclosurevars(fn).nonlocals if fn.__closure__ else {}
+        names = fn.__code__.co_varnames[: fn.__code__.co_argcount]
+        held |= dict(zip(reversed(names), reversed(fn.__defaults__ or ()), strict=False)) | (fn.__kwdefaults__ or {})
+    for what, value in held.items():
+        if isinstance(value, (Completion, Texts)) and value.shape.numel() > 1:
+            raise InputError(
+                f"reward {name!r} holds {what!r}, a batch of {value.shape.numel()}, but is asked about distinct texts "
+                f"only: hand the batch over as columns={{{what!r}: {what}}}, and let the function take it as an argument"
+            )
 
 
 def as_reward(name: str, fn: Any) -> Callable[..., Any]:
