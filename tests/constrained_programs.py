@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from ppl_align import MarkovLM, completion, constrain, reward
+from ppl_align import MarkovLM, Prompted, completion, constrain, reward
 from ppl_align.constraints import Contains, EndsWith, Grammar, JsonSchema, Length, Regex
 
 
@@ -131,6 +131,22 @@ def cut_by_top_k():
     reward("taste", taste, x.tokens, beta=0.9, upper=3.0)
 
 
+def for_some_only():
+    """Pyro's way to condition on a constraint where a latent says so: engines must not draw within it everywhere."""
+    z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.4)))
+    x = completion("x", LETTERS, [], max_new_tokens=3)
+    with pyro.poutine.mask(mask=z == 1):
+        constrain("format", Regex("a*b"), x)
+    reward("taste", taste, x.tokens, beta=0.9, upper=3.0)
+
+
+def made_anew():
+    """A language model that the program makes at each execution."""
+    x = completion("x", Prompted(FIXED, before=[1]), [0], max_new_tokens=3)
+    constrain("has it", Contains("ba"), x)
+    reward("taste", taste, x.tokens, beta=0.9, upper=3.0)
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
@@ -148,5 +164,7 @@ PROGRAMS = {
         both_completions,
         plated,
         cut_by_top_k,
+        for_some_only,
+        made_anew,
     )
 }

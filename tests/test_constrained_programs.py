@@ -45,7 +45,7 @@ ENGINES = {
     "rejection": Rejection(8, max_draws=1_000_000),
 }
 DEAD_ENDS = {"two_constraints", "joined", "regex_stop"}  # that show only when they are reached: no gradient
-REFUSED = {("svi", name) for name in DEAD_ENDS}
+REFUSED = {("svi", name) for name in DEAD_ENDS | {"for_some_only"}}
 EXPENSIVE = {("rejection", name) for name in PROGRAMS} - {("rejection", name) for name in ("regex_eos", "text_reward")}
 LEVEL = RATE / (len(STATISTICAL) * len(ENGINES) * len(PROGRAMS))
 Z = bonferroni_z(200)

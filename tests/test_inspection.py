@@ -14,8 +14,7 @@ import torch
 from conftest import SEED
 from torch import Tensor
 
-from ppl_align import CallableLM, Exact, ImportanceSampling, Rejection, completion, constrain, inspect, reward
-from ppl_align.constraints import Contains
+from ppl_align import Exact, ImportanceSampling, Rejection, completion, inspect, reward
 from ppl_align.engines.base import isolated
 from ppl_align.errors import InputError
 from ppl_align.inspection.pool import Pool, complete, draw_pool
@@ -39,7 +38,8 @@ def cut(pool: Pool, which: int) -> Pool:
     """Draws ``which * DRAWS`` and on of a large pool, as a pool of their own."""
     here = slice(which * DRAWS, (which + 1) * DRAWS)
     parts = {
-        n: {k: v[here] for k, v in getattr(pool, n).items()} for n in ("values", "log_prior", "factors", "rewards")
+        n: {k: v[here] for k, v in getattr(pool, n).items()}
+        for n in ("values", "log_prior", "log_proposal", "factors", "rewards")
     }
     texts = {name: rows[here] for name, rows in pool.texts.items()}
     program = pool.program.with_particles(DRAWS)
@@ -201,12 +201,11 @@ def test_a_profile_rises_to_the_kl() -> None:
 def test_a_prefix_is_kept_and_the_rest_drawn_from_the_prior() -> None:
     pool = pool_of(PROGRAMS["with_eos"], 4000)
     prefix = torch.ones(4000, 1, dtype=torch.long)
-    values, log_prior, run = complete(pool.program, {}, "x", prefix)
-    assert bool((values["x"][:, 0] == 1).all())
-    assert torch.allclose(log_prior["x"], EOS.completion([], 4).log_prob(values["x"]).double())
-    oracle = Oracle(PROGRAMS["with_eos"])
-    mean, exact = run.log_potential.exp().mean(), math.exp(oracle.soft_value([1]))
-    assert abs(float(mean) - exact) < 4.5 * float(run.log_potential.exp().std()) / math.sqrt(4000)
+    drawn = complete(pool.program, {}, "x", prefix)
+    assert bool((drawn.values["x"][:, 0] == 1).all())
+    assert torch.allclose(drawn.log_prior["x"], EOS.completion([], 4).log_prob(drawn.values["x"]).double())
+    weight, exact = drawn.log_weight.exp(), math.exp(Oracle(PROGRAMS["with_eos"]).soft_value([1]))
+    assert abs(float(weight.mean()) - exact) < 4.5 * float(weight.std()) / math.sqrt(4000)
 
 
 # -- answers, events, costs -----------------------------------------------------------------------------------------
@@ -214,7 +213,8 @@ def test_a_prefix_is_kept_and_the_rest_drawn_from_the_prior() -> None:
 
 def test_entropies() -> None:
     for name in ("with_eos", "upstream_latent"):
-        oracle, found = Oracle(PROGRAMS[name]), answers(pool_of(PROGRAMS[name], 20_000))
+        pool = pool_of(PROGRAMS[name], 20_000)
+        oracle, found = Oracle(PROGRAMS[name]), answers(pool, pool)
         assert found is not None
         for estimate, log_p in ((found.prior_entropy, oracle.log_prior), (found.posterior_entropy, oracle.log_target)):
             assert abs(estimate.value - float(entropy(log_p))) < 4.5 * estimate.standard_error < 0.2
@@ -225,7 +225,8 @@ def test_no_entropy_with_a_continuous_latent() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
         completion("x", EOS, [], max_new_tokens=2)
 
-    assert answers(pool_of(continuous)) is None
+    pool = pool_of(continuous)
+    assert answers(pool, pool) is None
     assert "not defined" in str(inspect(continuous, num_prefixes=0))
 
 
@@ -233,21 +234,25 @@ def test_events() -> None:
     program = PROGRAMS["text_reward"]
     oracle, pool = Oracle(program), pool_of(program, 20_000)
     hit = torch.tensor(["1" in text for text in oracle.completions["x"].texts()], dtype=torch.float64)
-    found = event(pool, "one", lambda text: "1" in text)
+    found = event(pool, pool, "one", lambda text: "1" in text)
     for estimate, log_p in ((found.prior, oracle.log_prior), (found.posterior, oracle.log_target)):
         assert abs(estimate.value - float((log_p.exp() * hit).sum())) < 4.5 * estimate.standard_error < 0.1
 
 
-def test_what_was_never_seen_is_bounded() -> None:
-    program = PROGRAMS["text_reward"]
-    pool = pool_of(program, 600)
-    never = event(pool, "never", lambda text: "7" in text)
-    assert (never.hits, never.prior_below) == (0, pytest.approx(3 / 600))
-    assert never.posterior_below is not None
-    w = Weighted(pool.log_weight)
-    assert never.posterior_below == pytest.approx(3 / 600 * math.exp(1.5 / 0.6 - w.log_evidence.value))
-    unbounded = event(pool_of(PROGRAMS["upstream_latent"]), "never", lambda text: False)
-    assert unbounded.posterior_below is None
+def test_what_was_never_or_always_seen_is_bounded() -> None:
+    pool = pool_of(PROGRAMS["text_reward"], 600)
+    largest = 1.5 / 0.6 - pool.weighted(pool.psi).log_evidence.value
+    never = event(pool, pool, "never", lambda text: "7" in text)
+    assert (never.hits, never.prior_bound) == (0, pytest.approx(3 / 600))
+    assert never.posterior_bound == pytest.approx(3 / 600 * math.exp(largest))
+    always = event(pool, pool, "always", lambda text: "7" not in text)
+    assert (always.hits, always.prior_bound) == (600, pytest.approx(1 - 3 / 600))
+    assert always.posterior_bound == pytest.approx(1 - 3 / 600 * math.exp(largest))
+    pool = pool_of(PROGRAMS["upstream_latent"])
+    for sometimes in (lambda text: False, lambda text: True):
+        unbounded = event(pool, pool, "never or always", sometimes)
+        assert unbounded.posterior_bound is not None
+        assert math.isnan(unbounded.posterior_bound)
 
 
 def test_costs_are_what_engines_then_take() -> None:
@@ -281,61 +286,6 @@ def test_what_cannot_be_done_says_why() -> None:
     assert lines["rejection"].lm_tokens is None
     rejecting = {p.engine: p for p in inspect(PROGRAMS["hard_rejection"], num_prefixes=0).predictions}
     assert "no gradient" in rejecting["svi"].note
-
-
-LETTERS = CallableLM(3, lambda prefix: torch.tensor([[0.3, 0.0, -0.5]]).repeat(len(prefix), 1), 2, ["a", "b", ""])
-
-
-def constrained() -> None:
-    constrain("a b in it", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))
-
-
-def test_a_hard_constraint_is_drawn_from_within() -> None:
-    """What importance sampling would take is told by draws from within, not by the few of the prior that meet it."""
-    found = inspect(constrained, num_draws=4000, num_prefixes=4)
-    lines = {p.engine: p for p in found.predictions}
-    assert found.pool.constraints == ("a b in it",)
-    assert lines["rejection"].lm_tokens is not None
-    oracle = Oracle(constrained)
-    log_evidence = oracle.log_evidence  # KL = -log Z where w is 0 or 1
-    assert abs(found.written.kl.value + log_evidence) < 4.5 * found.written.kl.standard_error
-    p_a, p_b, _ = torch.tensor([0.3, 0.0, -0.5], dtype=torch.float64).softmax(0).tolist()
-    # Until b is there, EOS is not allowed: a token weighs p(a) + p(b), and the last of "aa?" is b.
-    ways = {  # text -> (probability of the draw, weight)
-        "b..": (p_b / (p_a + p_b), p_a + p_b),
-        "ab.": (p_a * p_b / (p_a + p_b) ** 2, (p_a + p_b) ** 2),
-        "aab": (p_a**2 / (p_a + p_b) ** 2, (p_a + p_b) ** 2 * p_b),
-    }
-    z = sum(q * w for q, w in ways.values())
-    assert math.log(z) == pytest.approx(log_evidence, abs=1e-6)
-    each = sum(q * w**2 for q, w in ways.values()) / z**2
-    draws = lines["importance"].num_draws
-    assert draws.standard_error > 0
-    assert abs(draws.value - found.goal * each) < 4.5 * draws.standard_error
-    assert lines["smc"].at_least
-    assert lines["smc"].num_draws.value == found.goal
-    assert all(lines[engine].lm_tokens > 0 for engine in ("importance", "smc", "svi"))
-
-
-def test_a_rejection_among_draws_from_within_is_no_task_for_svi() -> None:
-    def picky() -> None:
-        x = completion("x", LETTERS, "", max_new_tokens=3)
-        constrain("a b in it", Contains("b"), x)
-        reward("no a first", lambda texts: [-math.inf if text.startswith("a") else 0.0 for text in texts], x)
-
-    lines = {p.engine: p for p in inspect(picky, num_draws=200, num_prefixes=0).predictions}
-    assert "no gradient" in lines["svi"].note
-    assert lines["importance"].lm_tokens > 0
-
-
-def test_what_no_draw_from_within_ends_well_has_no_price() -> None:
-    def impossible() -> None:
-        constrain("none", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))
-        reward("never", lambda texts: [-math.inf] * len(texts), completion("y", LETTERS, "", max_new_tokens=2))
-
-    lines = {p.engine: p for p in inspect(impossible, num_draws=40, num_prefixes=0).predictions}
-    assert "from within 'none'" in lines["importance"].note
-    assert lines["importance"].lm_tokens is None
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------

@@ -54,6 +54,9 @@ class Reader(ABC):
     ``allowed`` may err on the side of permitting (a token after which nothing acceptable fits into the tokens left),
     never on the side of forbidding: what it permits in vain ends with weight 0."""
 
+    constraint: Constraint | None = None
+    """What it was compiled from (of a part of a conjunction: the whole)."""
+
     @property
     def parts(self) -> tuple[Reader, ...]:
         """The readers it is the conjunction of; engines that look ahead ask each of them."""

@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ppl_align.errors import ModelError
-from ppl_align.program import Execution, Program
+from ppl_align.lm.restriction import Restriction
+from ppl_align.program import Execution, Program, Site
 from ppl_align.program.sketch import sketch
+from ppl_align.runs import at_end
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Foreseen:
+    """``readers``: the constraints on each completion site.  ``stopped``: what ended the look at the program before its
+    end, None if nothing did; a constraint after that still holds, as a rejection at the end."""
+
+    readers: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
+    stopped: str | None = None
+
+    def restriction(self, site: Site) -> Restriction | None:
+        """What the draws of a site are confined to; the world is not."""
+        readers = None if site.environment else self.readers.get(site.name)
+        return Restriction.of(readers, site.fn) if readers else None
+
+    @property
+    def hint(self) -> str:
+        """For an error that may come of constraints that were not foreseen; empty where all were."""
+        if self.stopped is None:
+            return ""
+        return f". (Constraints act only at the end: shown an empty text, the program stops at {self.stopped})"
 
 
-def foreseen(program: Program) -> Mapping[str, tuple[Reader, ...]]:
-    """The constraints on each completion, by a look at the program before anything is drawn.
-
-    Where the look fails, what follows is not known: a constraint there still holds, as a rejection at the end."""
+def foreseen(program: Program) -> Foreseen:
+    """The constraints on each completion, by a look at the program before anything is drawn."""
     found = sketch(program)
-    if found.stopped is not None:
-        what = f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0]
-        log.info("a look ahead at the program stopped at %s; constraints after that act only at the end", what)
-    return found.readers
+    if found.stopped is None:
+        return Foreseen(found.readers)
+    return Foreseen(found.readers, f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0])
 
 
-def hold(readers: Mapping[str, Sequence[Reader]], execution: Execution) -> None:
+def hold(expected: Foreseen, execution: Execution) -> None:
     """Are the constraints that engines drew within those of the program, now that it has run to its end?
 
     Raises ``ModelError`` where one is not: it hangs on something drawn, and what was drawn is confined to the wrong
-    texts."""
-    for site, expected in readers.items():
+    texts. One that was not foreseen is remarked on: it costs draws, not correctness."""
+    for site, readers in expected.readers.items():
         met = execution.constraints.get(site, ())
-        if any(all(reader is not other for other in met) for reader in expected):
+        if any(all(not _same(reader, other) for other in met) for reader in readers):
             raise ModelError(
                 f"the constraint on {site!r} changes with what was drawn before it (a latent, or an answer of the "
                 f"world): a constraint is one for all draws; write what differs between them as a reward with -inf"
             )
+    late = sorted(set(execution.constraints) - set(expected.readers))
+    if late and expected.stopped is not None:
+        remark = (
+            f"the constraint on {late[0]!r} acts only at the end, as a rejection: shown an empty text, the program "
+            f"stops before it, at {expected.stopped}"
+        )
+        at_end(("late constraint", late[0]), lambda: lambda: remark)
+
+
+def _same(reader: Reader, other: Reader) -> bool:
+    """The same constraint: an LM that a program makes anew at each execution has readers of its own."""
+    return reader is other or (reader.constraint is not None and reader.constraint == other.constraint)

@@ -7,7 +7,6 @@ on by drawing the sites of a turn from the prior. :class:`~ppl_align.engines.nes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,9 @@ from torch import Tensor
 
 from ppl_align.engines.constrained import foreseen, hold
 from ppl_align.lm.decoding import Population
-from ppl_align.lm.restriction import Restriction
 from ppl_align.program import Execution, Program, Site
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
     from ppl_align.engines.base import Task
 
 
@@ -56,14 +53,14 @@ class Episodes:
 
     def __init__(self, task: Task) -> None:
         self.program = Program(task.model, task.args, task.kwargs, 1)
-        self.readers: Mapping[str, Sequence[Reader]] = foreseen(self.program)
+        self.foreseen = foreseen(self.program)
 
     def look(self, histories: Histories) -> Execution:
         """Run the program on the histories: what it has said so far, and which site comes next."""
         self.program = self.program.with_particles(histories.size)
         execution = self.program.run(histories.values, draw=False)
         if execution.pending is None:
-            hold(self.readers, execution)
+            hold(self.foreseen, execution)
         return execution
 
     def turn(self, histories: Histories) -> Histories:
@@ -103,18 +100,12 @@ class Episodes:
             return log_p.detach().double().cpu().reshape(size, -1).sum(-1)
 
         if site.is_completion:
-            population = Population(site.fn.within(self._restriction(site))).run()
+            population = Population(site.fn.within(self.foreseen.restriction(site))).run()
             tokens = population.tokens.reshape(*site.fn.batch_shape, site.fn.max_new_tokens)
             return tokens, per_history(population.log_p), per_history(population.log_q)
         value = site.fn.sample().detach()
         log_p = per_history(site.fn.log_prob(value))
         return value, log_p, log_p
-
-    def _restriction(self, site: Site) -> Restriction | None:
-        readers = None if site.environment else self.readers.get(site.name)
-        if not readers:
-            return None
-        return Restriction.of(readers, site.fn)
 
 
 def draw_by(log_weight: Tensor) -> Tensor:

@@ -40,8 +40,7 @@ class ImportanceSampling(Engine):
     def _infer(self, task: Task) -> Posterior:
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         shape = (self.num_replicates, self.num_particles)
-        readers = foreseen(program)
-        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, readers)
+        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, foreseen(program))
         if isinstance(self.proposal, ProgramGuide):
             sweep.adopt(*self.proposal.draw(program))
         return sweep.posterior(sweep.run(), independent=True)

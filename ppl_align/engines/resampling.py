@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ppl_align.lm.sampling import invert_cdf
+
 _TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order of the weights
 
 Resampler = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -18,10 +20,7 @@ Resampler = Callable[[Tensor, torch.Generator | None], Tensor]
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
     """Ancestors at the points ``u`` of the cumulative weights; indices of weight zero are never returned."""
-    cdf = weights.double().cumsum(-1)
-    total = cdf[:, -1:]
-    target = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target.contiguous(), right=True)
+    return invert_cdf(weights.double().cumsum(-1), u)
 
 
 def _expected(weights: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class SMC(Engine):
                         text (:mod:`ppl_align.engines.twists`). A pair is their sum: ``("prefix", "lookahead")``, where
                         a program has rewards and such a constraint
     ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
-    ``every``           when psi is refreshed: a number of tokens, "word" or "sentence"
+    ``every``           when psi is refreshed: a number of tokens, or where a "word" or "sentence" of the particle ends
+                        (the others keep their last one; the first refresh is one of all)
     ``proposal``        as for importance sampling
     ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
                         eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat
@@ -85,8 +86,7 @@ class SMC(Engine):
         size = self.num_replicates * self.num_particles
         program = Program(task.model, task.args, task.kwargs, size)
         shape = (self.num_replicates, self.num_particles)
-        readers = foreseen(program)
-        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, readers)
+        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, foreseen(program))
         steering = _Steering(self, sweep)
         execution = sweep.run(during=steering.during, between=steering.between)
         if speaking():
@@ -105,7 +105,8 @@ class _Steering:
         self.events: list[dict[str, Any]] = []
         self.evidence = sweep.current_log_evidence()
         self.step = 0
-        self.stale = np.ones(len(sweep.psi), dtype=bool)
+        self.stale = np.ones(len(sweep.psi), dtype=bool)  # [P] may be something else by now
+        self.unseen = True  # no potential of this completion was looked at
         self.schedule: Schedule | None = None
         self.hope = torch.zeros_like(sweep.psi)
 
@@ -117,7 +118,7 @@ class _Steering:
         """Before a completion starts: factors met so far may already tell particles apart."""
         self.schedule = None
         self.hope = torch.zeros_like(sweep.psi)
-        self.stale[:] = True
+        self.stale[:], self.unseen = True, True
         if bool((sweep.log_weight != sweep.log_weight[0]).any()):
             self._maybe_resample(None, "before the first token")
 
@@ -130,10 +131,14 @@ class _Steering:
         size = len(sweep.psi)
         alive = np.asarray(population.alive.reshape(size, -1).any(-1))
         due = self.schedule.due(population).reshape(size, -1).any(-1) & alive
+        if self.unseen:  # a potential is compared with potentials: the first one that is due makes all of them due
+            if not due.any():
+                return
+            due[:] = True
         due = due | (~alive & self.stale)
         if not due.any():
             return
-        self.stale = alive
+        self.stale, self.unseen = alive, False
         chosen = torch.from_numpy(np.flatnonzero(due))
         psi = sweep.psi.clone()
         psi[chosen] = self._prefix_potential(site, population, chosen, torch.from_numpy(alive)[chosen])
@@ -216,7 +221,7 @@ class _Steering:
         best = log_weight.amax(-1, keepdim=True)
         if bool(best.isneginf().all()):
             dead = sweep.program.run(sweep.values, draw=False)
-            raise AllDeadError(all_dead(where, dead))
+            raise AllDeadError(all_dead(where, dead, sweep.foreseen.hint))
         if sweep.retained is not None and bool(log_weight[:, 0].isneginf().any()):
             raise RunError(f"a retained draw has weight zero {where}: it is not a draw of this program's posterior")
         weights = (log_weight - best.clamp_min(-1e300)).exp()

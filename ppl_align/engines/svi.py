@@ -6,16 +6,16 @@ In the words of RLHF: beta * ELBO = E_q[r] - beta KL(q || p0) (Korbak, Perez & B
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
 
 from ppl_align.engines.again import write_again
 from ppl_align.engines.base import Engine, Task, at_least, one_of
-from ppl_align.engines.constrained import foreseen, hold
+from ppl_align.engines.constrained import Foreseen, foreseen, hold
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep
@@ -24,9 +24,6 @@ from ppl_align.guides.auto import KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
-
-if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,11 @@ class SVI(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         guide = self._guide(task)
-        readers = foreseen(Program(task.model, task.args, task.kwargs, 1))
-        nesting, environment = self._pilot(task, readers)
+        constraints = foreseen(Program(task.model, task.args, task.kwargs, 1))
+        nesting, environment = self._pilot(task, constraints)
         if isinstance(guide, AutoGuide):
-            guide.nesting, guide.readers = nesting, readers
-        kept = readers if isinstance(guide, AutoGuide) else ()
+            guide.nesting, guide.readers = nesting, constraints.readers
+        kept = constraints.readers if isinstance(guide, AutoGuide) else ()
         losses = self.train(task, guide, nesting, environment, kept)
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting
@@ -84,7 +81,7 @@ class SVI(Engine):
             sweep = Sweep(program, *shape, FromPrior(), _quiet)
             sweep.adopt(*guide.draw(program))
         else:
-            sweep = Sweep(program, *shape, guide, _quiet, readers=readers)
+            sweep = Sweep(program, *shape, guide, _quiet, foreseen=constraints)
             sweep.mend = write_again if environment else None
         posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
         posterior.guide = guide
@@ -98,14 +95,14 @@ class SVI(Engine):
             return AutoGuide(task.model, self.guide, self.rank)
         return ProgramGuide(self.guide)
 
-    def _pilot(self, task: Task, readers: Mapping[str, Sequence[Reader]]) -> tuple[int, Sequence[str]]:
+    def _pilot(self, task: Task, constraints: Foreseen) -> tuple[int, Sequence[str]]:
         """Two draws from the prior: are the program's sites, plates and constraints as SVI needs them?
 
         Returns its plate nesting, and the sites at which the world answers."""
         program = Program(task.model, task.args, task.kwargs, 2)
         sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
         execution = sweep.run()
-        hold(readers, execution)
+        hold(constraints, execution)
         return program.nesting, execution.environment
 
     def train(

@@ -12,7 +12,7 @@ a good one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:19
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.engines.base import Progress
-from ppl_align.engines.constrained import hold
+from ppl_align.engines.constrained import Foreseen, hold
 from ppl_align.engines.proposals import Proposal, Retaining
 from ppl_align.errors import AllDeadError, ModelError
 from ppl_align.lm.decoding import Population
@@ -32,7 +32,7 @@ from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.program import Execution, Program, Site
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
+    pass
 
 Observer = Callable[["Sweep", Site, Population], None]
 """Called after every step of the decoding of a site, before the network moves on."""
@@ -49,11 +49,11 @@ class Sweep:
         proposal: Proposal,
         progress: Progress,
         retained: Mapping[str, Tensor] | None = None,
-        readers: Mapping[str, Sequence[Reader]] | None = None,
+        foreseen: Foreseen = Foreseen(),
     ) -> None:
-        """``readers``: hard constraints by completion site, which proposals are confined to."""
+        """``foreseen``: hard constraints by completion site, which proposals are confined to."""
         self.program, self.progress, self.retained = program, progress, retained
-        self.readers = readers or {}
+        self.foreseen = foreseen
         self.prepare: Callable[[Site, Restriction], Restriction] | None = None  # SMC may look further ahead
         self.mend: Callable[[Site, Population], None] | None = None  # a policy does not leave dead ends as they are
         self.proposal = proposal if retained is None else Retaining(proposal, retained, particles)
@@ -85,7 +85,7 @@ class Sweep:
                 between(self)
             self._decode(self.waiting, during)
             execution = self._execute()
-        hold(self.readers, execution)
+        hold(self.foreseen, execution)
         return execution
 
     def _execute(self) -> Execution:
@@ -131,11 +131,8 @@ class Sweep:
 
     def restriction(self, site: Site) -> Restriction | None:
         """The hard constraints on a completion, as far as they were foreseen."""
-        readers = None if site.environment else self.readers.get(site.name)
-        if not readers:
-            return None
-        restriction = Restriction.of(readers, site.fn)
-        return restriction if self.prepare is None else self.prepare(site, restriction)
+        restriction = self.foreseen.restriction(site)
+        return restriction if restriction is None or self.prepare is None else self.prepare(site, restriction)
 
     def _first_particles(self, site: Site) -> tuple[Tensor, Tensor]:
         """Where the first particle of each replicate sits among the lanes, and the tokens it has to write."""
@@ -186,7 +183,7 @@ class Sweep:
         """The result, in the shape users see: [R, N, ...]."""
         log_weight = self.log_weight.reshape(self.shape) + self.log_evidence[:, None]
         if bool(log_weight.isneginf().all()):
-            raise AllDeadError(all_dead("at the end of the program", execution))
+            raise AllDeadError(all_dead("at the end of the program", execution, self.foreseen.hint))
         # In the order of the program, which a guide that proposes whole values need not follow.
         met = {name: self.values[name] for name in self.program.order if name in self.values}
         return assemble(execution, met | self.values, log_weight, self.log_prior, self.log_proposal, **fields)
@@ -234,11 +231,12 @@ def assemble(
     )
 
 
-def all_dead(where: str, execution: Execution) -> str:
+def all_dead(where: str, execution: Execution, hint: str = "") -> str:
     """Which factor killed them all, and what to try."""
     killers = [name for name, value in execution.factors.items() if bool(value.isneginf().all())]
     blame = f" ({killers[0]!r} is -inf for each of them)" if killers else ""
     return (
         f"every particle has weight zero {where}{blame}: no draw satisfies the program. Try more particles, more room "
         f"(max_new_tokens) if it can be met at all, a softer reward than -inf, or a proposal= that knows what is wanted"
+        f"{hint}"
     )

@@ -5,65 +5,54 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.predictive import PriorReward
 from ppl_align.inspection.strengths import SLIGHT, Strength, useful_range
-from ppl_align.inspection.weighted import ENOUGH, Weighted
-from ppl_align.inspection.within import Within
-from ppl_align.posterior.estimates import with_error
+from ppl_align.inspection.weighted import ENOUGH
 
 
-def advise(
-    pool: Pool,
-    written: Strength,
-    grid: Sequence[Strength],
-    rewards: Sequence[PriorReward],
-    beta: float | None,
-    within: Within | None = None,
-) -> list[str]:
-    """The recommendation first. ``beta``: of the only reward, to speak of it rather than of multiples; ``within``:
-    draws from within the hard constraints."""
-    return [_range(pool, grid, beta), _as_written(pool, written, beta, within), *_beware(pool, rewards)]
+def advise(pool: Pool, written: Strength, grid: Sequence[Strength], rewards: Sequence[PriorReward]) -> list[str]:
+    """The recommendation first."""
+    return [_range(pool, grid), _as_written(pool, written), *_beware(pool, rewards)]
 
 
-def _range(pool: Pool, grid: Sequence[Strength], beta: float | None) -> str:
+def _range(pool: Pool, grid: Sequence[Strength]) -> str:
     if not pool.chosen:
         return "There is no reward with a beta of its own, so none to choose."
-    found = useful_range(list(grid))
-    n = pool.num_draws
+    found, draws = useful_range(list(grid)), _draws(pool)
+    if not pool.told_apart:
+        return f"At no beta do the rewards prefer one of the {draws} to another: they reject, or say the same of all."
     if found is None:
         if not any(s.enough for s in grid):
-            return (
-                f"At no beta do {n} draws of the prior carry {ENOUGH:.0f} effective ones: draw more, or rare by design."
-            )
-        return f"At no beta do the rewards move the prior by {SLIGHT:g} nats while {n} draws still carry it."
+            return f"At no beta do {draws} carry {ENOUGH:.0f} effective ones: draw more, or it is rare by design."
+        return f"At no beta do the rewards move the target by {SLIGHT:g} nats while {draws} still carry it."
     low, high = found
+    beta = pool.beta
     span = (
         f"beta between {low * beta:.3g} and {high * beta:.3g}" if beta else f"{low:.3g} to {high:.3g} times the betas"
     )
-    return f"{span}: the reward acts ({SLIGHT:g} nats or more) and {n} draws of the prior carry it (ESS {ENOUGH:.0f})."
+    return f"{span}: the reward acts ({SLIGHT:g} nats or more) and {draws} carry it (ESS {ENOUGH:.0f})."
 
 
-def _as_written(pool: Pool, written: Strength, beta: float | None, within: Within | None) -> str:
-    at = f"at beta {beta:.3g}" if beta else "as written"
-    if pool.constraints and not written.enough:
-        meets = float(torch.stack([pool.factors[name].isfinite() for name in pool.constraints]).all(0).double().mean())
-        line = f"{at}, {100 * meets:.2g}% of the prior's draws meet the constraints: engines draw from within them."
-        if within is None:
-            return line
-        drawn = Weighted(within.log_weight)
-        log_evidence = drawn.log_evidence
-        found = with_error(*log_evidence) if drawn.enough else f"at least {log_evidence.value:.2f}"
-        return f"{line} {within.num_draws} such draws are worth {drawn.ess:.0f}; log Z is {found}."
+def _draws(pool: Pool) -> str:
+    return f"{pool.num_draws} draws " + ("from within" if pool.confined else "of the prior")
+
+
+def _as_written(pool: Pool, written: Strength) -> str:
+    at = f"at beta {pool.beta:.3g}" if pool.beta else "as written"
     if written.ess == 0:
-        return f"{at}, all {pool.num_draws} draws of the prior are rejected: what is asked for is rare."
+        rest = "end dead" if pool.confined else "are rejected: what is asked for is rare"
+        return f"{at}, all {_draws(pool)} {rest}."
+    if pool.confined:
+        meets = pool.base.log_evidence
+        of_prior = "a share not known" if math.isinf(meets.value) else f"{100 * math.exp(meets.value):.2g}%"
+        at = f"{at}, {of_prior} of the prior meets the constraints, and engines draw from within them: there"
     if written.enough:
         return f"{at}, KL is {written.kl.value:.2f} nats and the ESS {written.ess:.0f}: importance sampling will do."
+    remedy = " or raise beta" if pool.told_apart else ""
     return (
-        f"{at}, KL is at least {written.kl.value:.2f} nats and {pool.num_draws} draws are worth {written.ess:.1f}: "
-        "steer (SMC, a trained guide) or raise beta."
+        f"{at}, KL is about {written.kl.value:.2f} nats and {pool.num_draws} draws are worth {written.ess:.1f}: "
+        f"draw more, steer (SMC, a trained guide){remedy}."
     )
 
 
@@ -71,6 +60,8 @@ def _beware(pool: Pool, rewards: Sequence[PriorReward]) -> Iterator[str]:
     for reward in rewards:
         if reward.applies == 0:
             yield f"{reward.name} applies to none of the draws."
+        elif reward.sd == 0 and reward.rejected:
+            yield f"{reward.name} is {reward.mean.value:.3g} wherever it does not reject: its beta changes nothing."
         elif reward.sd == 0:
             yield f"{reward.name} is {reward.mean.value:.3g} on every draw: it does not tell them apart."
         elif reward.ties >= 0.5 and math.isfinite(reward.ties):

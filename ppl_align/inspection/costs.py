@@ -5,8 +5,8 @@
 * SMC: a particle is at most one effective draw, so ``goal`` particles at least; what a twist saves is not known
   beforehand, and SMC without one draws as often as importance sampling;
 * SVI: its default budget, counted; what the guide will have learned is not known beforehand;
-* under a hard constraint the first, second and fourth draw from within it: a pilot of such draws tells their chi2 and
-  price (:mod:`ppl_align.inspection.within`);
+* under a hard constraint the first, third and fourth draw from within it, as the pool does, and rejection does not: its
+  draws have the price of those of the prior;
 * exact: the number of sequences, where they can be listed.
 """
 
@@ -18,8 +18,6 @@ from typing import Any
 
 from ppl_align.engines import SVI, Exact
 from ppl_align.inspection.pool import BATCH, Pool
-from ppl_align.inspection.weighted import Weighted
-from ppl_align.inspection.within import Within
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.estimates import Estimate
 
@@ -37,31 +35,29 @@ class Prediction:
     note: str
 
 
-def predict(pool: Pool, goal: int, within: Within | None = None) -> list[Prediction]:
+def predict(pool: Pool, prior: Pool, goal: int) -> list[Prediction]:
     """A line for each engine; ``goal`` effective draws (then Zhat is within about 1 / sqrt(goal)).
 
-    ``within``: draws from within the hard constraints, where there are any."""
-    rest = [_rejection(pool, goal), _exact(pool)]
-    if pool.constraints and within is None:
-        note = f"no draw from within {pool.constraints[0]!r} came to an end"
-        unknown = Estimate(math.nan, math.nan)
-        return [*(Prediction(name, unknown, None, None, False, note) for name in ("importance", "smc", "svi")), *rest]
-    drawn = within or pool
-    w = Weighted(drawn.log_weight)
+    ``prior``: draws of the prior itself, where the pool is from within hard constraints."""
+    w = pool.weighted(pool.psi)
     each = w.draws_per_effective
     sampling = Estimate(goal * each.value, goal * each.standard_error)
     note = "goal x (1 + chi2)" if w.enough else f"its {w.ess:.1f} effective draws cannot tell how many more"
     if not w.alive:
-        note = f"all {pool.num_draws} draws are rejected: rarer than {3 / pool.num_draws:.2g}"
-    if within is not None:
+        ended = "end dead" if pool.confined else "are rejected"
+        note = f"all {pool.num_draws} draws {ended}: rarer than {3 / pool.num_draws:.2g}"
+    if pool.confined:
         note += f", from within {pool.constraints[0]!r}"
-    steered = Estimate(goal, 0.0)
-    found = [_line(drawn, "importance", sampling, not w.enough, note)]
-    found.append(_line(drawn, "smc", steered, True, "at least the goal; a twist decides how many more"))
-    return [*found, _svi(drawn), *rest]
+    found = [_line(pool, "importance", sampling, not w.enough, note)]
+    if w.alive:
+        note = "at least the goal; a twist decides how many more"
+        found.append(_line(pool, "smc", Estimate(goal, 0.0), True, note))
+    else:
+        found.append(Prediction("smc", Estimate(math.nan, math.nan), None, None, False, note))
+    return [*found, _svi(pool), _rejection(pool, prior, goal), _exact(pool)]
 
 
-def _line(drawn: Pool | Within, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
+def _line(drawn: Pool, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
     share, cost = draws.value / drawn.num_draws, drawn.cost
     tokens, seconds = (cost.lm_tokens + cost.scored_tokens) * share, cost.seconds * share
     if not math.isfinite(share):
@@ -69,7 +65,7 @@ def _line(drawn: Pool | Within, engine: str, draws: Estimate, at_least: bool, no
     return Prediction(engine, draws, tokens, seconds, at_least, note)
 
 
-def _svi(drawn: Pool | Within) -> Prediction:
+def _svi(drawn: Pool) -> Prediction:
     default = SVI()
     draws = (default.num_steps + default.num_replicates) * default.num_particles + 2  # two of a pilot
     if bool(drawn.log_weight.isneginf().any()):  # a dead end within constraints is a rejection, too
@@ -77,20 +73,20 @@ def _svi(drawn: Pool | Within) -> Prediction:
     return _line(drawn, "svi", Estimate(draws, 0.0), True, f"{default.num_steps} steps; what they reach is not known")
 
 
-def _rejection(pool: Pool, goal: int) -> Prediction:
+def _rejection(pool: Pool, prior: Pool, goal: int) -> Prediction:
     unknown = [name for name, bound in pool.log_upper.items() if bound is None]
     if unknown:
         note = f"no largest value of {unknown[0]!r} is known: upper="
         return Prediction("rejection", Estimate(math.inf, math.nan), None, None, False, note)
     bound = sum(b for b in pool.log_upper.values() if b is not None)
-    share = (pool.log_weight - bound).clamp_max(0.0).exp()
+    share = (pool.psi - bound).clamp_max(0.0).exp() * pool.log_ratio.exp()
     acceptance, error = float(share.mean()), float(share.std()) / math.sqrt(len(share))
     if acceptance == 0:
         return Prediction("rejection", Estimate(math.inf, math.nan), None, None, True, "could accept no draw")
     draws = goal / acceptance
-    w = Weighted(pool.log_weight)
-    note = f"accepts {100 * acceptance:.2g}%"
-    return _line(pool, "rejection", Estimate(draws, draws * error / acceptance), not w.enough, note)
+    w = pool.weighted(pool.psi)
+    note = f"accepts {100 * acceptance:.3g}%"
+    return _line(prior, "rejection", Estimate(draws, draws * error / acceptance), not w.enough, note)
 
 
 def _exact(pool: Pool) -> Prediction:

@@ -1,7 +1,7 @@
 """``inspect``: what can be known of a target before any inference is spent on it.
 
-One pool of draws of the prior, weighted for every strength of the rewards; a few hundred continuations say where along
-the text the reward acts. Nothing here trains, resamples or searches.
+One pool of draws of the prior (under hard constraints: from within them), weighted for every strength of the rewards; a
+few hundred continuations say where along the text the reward acts. Nothing here trains, resamples or searches.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_align.cost import Cost, measure
 from ppl_align.engines.base import at_least, isolated
+from ppl_align.engines.constrained import foreseen
 from ppl_align.errors import InputError
 from ppl_align.inspection import predictive
 from ppl_align.inspection.advice import advise
@@ -23,13 +24,17 @@ from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
-from ppl_align.inspection.within import SHARE, draw_within
 from ppl_align.posterior.estimates import Estimate
+from ppl_align.program import Program
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+SHARE = 4
+"""Where draws are from within hard constraints: one of the prior itself for so many of them."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +50,9 @@ class Inspection:
     ``predictions``    what each engine would take for ``goal`` effective draws
     ``events``         probabilities of what the user named
     ``advice``         the recommendation, then what to beware of
-    ``pool``           the draws themselves         ``cost``  of all of this
+    ``pool``           the draws themselves: of the prior, or from within the program's hard constraints
+    ``prior``          draws of the prior itself (where there are constraints a quarter as many; else the same)
+    ``cost``           of all of this
     """
 
     model: str
@@ -64,11 +71,12 @@ class Inspection:
     goal: int
     seed: int
     pool: Pool
+    prior: Pool
     cost: Cost
 
     @property
     def num_draws(self) -> int:
-        """Draws of the prior that all of this rests on."""
+        """Draws that all of this rests on."""
         return self.pool.num_draws
 
     @property
@@ -96,7 +104,7 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the draws, JSON-able; None where a number has no meaning."""
-        skipped = ("pool", "cost")
+        skipped = ("pool", "prior", "cost")
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
         return _plain(parts | {"num_draws": self.num_draws, "beta": self.beta, "cost": self.cost.as_dict()})
 
@@ -132,7 +140,8 @@ def inspect(
 ) -> Inspection:
     """Look at the target of ``model(*args, **kwargs)`` before any inference, with draws of its prior.
 
-    ``num_draws``   of the prior. KL and log Z can be told up to about log(num_draws) nats; beyond, a ``>=`` says so
+    ``num_draws``   of the prior. KL and log Z can be told up to about log(num_draws) nats; beyond, a ``~`` says so.
+                    Where the program has hard constraints, so many from within them, and a quarter as many of the prior
     ``events``      by name, functions of one text: probability before and after, ``{"food": lambda t: "eat" in t}``
     ``goal``        effective draws that the costs are predicted for
     ``num_prefixes``, ``num_continuations``   for the KL along the text, at five cuts; ``num_prefixes=0`` leaves it out
@@ -149,11 +158,13 @@ def inspect(
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
     tell = progress or (lambda done, total, note: None)
     with run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
-        pool = draw_pool(model, args, kwargs, num_draws, tell)
-        within = draw_within(model, args, kwargs, max(num_draws // SHARE, 2), seed) if pool.constraints else None
+        expected = foreseen(Program(model, args, dict(kwargs), 1))
+        pool = draw_pool(model, args, kwargs, num_draws, tell, expected)
+        fewer = max(num_draws // SHARE, 2)
+        prior = draw_pool(model, args, kwargs, fewer, tell) if pool.confined else pool
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
-    happened = predictive.events(pool, events or {})
+    happened = predictive.events(pool, prior, events or {})
     sources = pool.completions.values()
     prompts = {source.lm.decode(prompt) for source in sources for prompt in source.prompts[:8]}
     return Inspection(
@@ -163,16 +174,17 @@ def inspect(
         rewards=tuple(rewards),
         written=written,
         strengths=tuple(grid),
-        answers=answers(pool),
+        answers=answers(pool, prior),
         sensitivities=tuple(sensitivities(pool)),
         slope=log_evidence_slope(pool),
         profile=paid,
-        predictions=tuple(predict(pool, goal, within)),
+        predictions=tuple(predict(pool, prior, goal)),
         events=tuple(happened),
-        advice=tuple(advise(pool, written, grid, rewards, pool.beta, within)),
+        advice=tuple(advise(pool, written, grid, rewards)),
         goal=goal,
         seed=seed,
         pool=pool,
+        prior=prior,
         cost=cost,
     )
 

@@ -2,12 +2,14 @@
 
 A draw x_i ~ p0 with log-potential psi_i = sum of the log-factors carries information on every other strength of the
 rewards as well, since p_c ∝ p0 exp(psi_other + psi_rewards / c) needs nothing but another weight (umbrella of one
-pool, Torrie & Valleau 1977).
+pool, Torrie & Valleau 1977). Few draws of the prior meet a hard constraint, so where a program has one the draws are
+those of the prior confined to it, as engines draw, and p0 / q belongs to their weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,9 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost, measure
+from ppl_align.engines.constrained import Foreseen, hold
 from ppl_align.errors import ModelError
+from ppl_align.inspection.weighted import Weighted
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
@@ -28,22 +32,24 @@ BATCH = 512
 
 @dataclass
 class Pool:
-    """N draws of the prior; tensors [N], float64, on the CPU.
+    """N draws of the prior, or from within the hard constraints; tensors [N], float64, on the CPU.
 
     ``values``     every latent by site, in the order of the program, [N, ...]
-    ``log_prior``  by latent site, nats     ``factors``  by factor or observed site, nats
+    ``log_prior``, ``log_proposal``  of what was drawn, by latent site, nats (equal for draws of the prior)
+    ``factors``    by factor or observed site, nats
     ``rewards``    raw r, NaN where it does not apply; ``scales``: nats per unit
     ``log_upper``  the largest value of each factor, nats; None where it is not known
     ``texts``      by completion site, a list of texts for each draw (several where a plate holds several)
     ``sites``      the distribution of every latent site (as of the first batch)
     ``environment``  the latents at which the world answers
-    ``constraints``  the factors that are hard constraints: engines draw from within them, this pool does not
+    ``constraints``  the factors that are hard constraints     ``expected``  those that the draws are confined to
     ``targets``    rewards whose weight is solved for (a moment constraint): no beta of theirs could be chosen
     """
 
     program: Program
     values: dict[str, Tensor] = field(default_factory=dict)
     log_prior: dict[str, Tensor] = field(default_factory=dict)
+    log_proposal: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
@@ -53,6 +59,7 @@ class Pool:
     environment: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    expected: Foreseen = field(default_factory=Foreseen)
     cost: Cost = field(default_factory=Cost)
 
     @property
@@ -75,30 +82,68 @@ class Pool:
         return [name for name in self.rewards if name not in self.targets]
 
     @property
+    def told_apart(self) -> bool:
+        """Is there a beta at which the rewards prefer one of the draws that they do not reject to another?"""
+        kept = self.tilt[self.strength(math.inf).isfinite()]
+        return len(kept) > 1 and bool((kept != kept[0]).any())
+
+    @property
     def beta(self) -> float | None:
         """beta / weight of the only reward; None where there are several, or it is wanted small."""
         scales = [self.scales[name] for name in self.chosen]
         return 1 / scales[0] if len(scales) == 1 and scales[0] > 0 else None
 
     @property
-    def log_weight(self) -> Tensor:
-        """psi, nats: the log-weight of each draw for the target as it is written."""
+    def confined(self) -> bool:
+        """Are these draws from within hard constraints?"""
+        return bool(self.expected.readers)
+
+    @property
+    def total_log_prior(self) -> Tensor:
+        """log p0 of each draw, all sites together, nats."""
+        return self._sum(self.log_prior.values())
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log p0 - log q of each draw, nats."""
+        return self._sum(self.log_prior[name] - self.log_proposal[name] for name in self.log_prior)
+
+    @property
+    def psi(self) -> Tensor:
+        """What the program says of each draw, as it is written, nats."""
         return self._total(self.factors)
+
+    @property
+    def log_weight(self) -> Tensor:
+        """The log-weight of each draw for the target as it is written, nats."""
+        return self.psi + self.log_ratio
+
+    def weighted(self, psi: Tensor) -> Weighted:
+        """The draws, weighted for p0 exp(psi)."""
+        return Weighted(psi, self.log_ratio)
+
+    @property
+    def base(self) -> Weighted:
+        """The draws as the prior would have them, given the hard constraints."""
+        return self.weighted(self._total(self.constraints if self.confined else ()))
 
     @property
     def completions(self) -> dict[str, CompletionDistribution]:
         return {name: fn for name, fn in self.sites.items() if isinstance(fn, CompletionDistribution)}
 
     def strength(self, factor: float) -> Tensor:
-        """psi with every beta multiplied by ``factor``; a rejection stays one."""
-        return self.other + self.tilt / factor
+        """psi with every beta multiplied by ``factor``, perhaps infinite; a rejection stays one."""
+        return self.other + torch.where(self.tilt.isneginf(), self.tilt, self.tilt / factor)
 
     def without(self, name: str) -> Tensor:
         """psi as if there were no factor of this name."""
         return self._total(other for other in self.factors if other != name)
 
     def _total(self, names: Any) -> Tensor:
-        return sum((self.factors[name] for name in names), torch.zeros(self.num_draws, dtype=torch.float64))
+        return self._sum(self.factors[name] for name in names)
+
+    def _sum(self, parts: Any) -> Tensor:
+        return sum(parts, torch.zeros(self.num_draws, dtype=torch.float64))
 
 
 def draw_pool(
@@ -107,39 +152,57 @@ def draw_pool(
     kwargs: Mapping[str, Any],
     num_draws: int,
     progress: Callable[[int, int, str], None],
+    expected: Foreseen = Foreseen(),
 ) -> Pool:
-    """``num_draws`` draws of the prior of a program. Raises ``ModelError`` where there is no latent to draw."""
+    """``num_draws`` draws of the prior of a program, or from within the constraints that are ``expected``.
+
+    Raises ``ModelError`` where there is no latent to draw."""
     program, record = Program(model, args, kwargs, num_draws), Record()
-    parts: list[tuple[dict[str, Tensor], dict[str, Tensor], Execution]] = []
+    parts: list[Drawn] = []
     sites: dict[str, Any] = {}
     constraints: tuple[str, ...] = ()
+    what = "draws from within" if expected.readers else "draws of the prior"
     with measure() as cost:
         for start in range(0, num_draws, BATCH):
             batch = program.with_particles(min(BATCH, num_draws - start))
             with record:
-                values, log_prior, execution = complete(batch, {})
+                drawn = complete(batch, {}, expected=expected)
             program.nesting = batch.nesting
             if not parts:
-                sites = {name: record.nodes[name]["fn"] for name in values}
-                constraints = tuple(name for name in execution.factors if "constrains" in _notes(record.nodes[name]))
-            parts.append((values, log_prior, execution))
-            progress(start + batch.num_particles, num_draws, "draws of the prior")
+                factors = drawn.execution.factors
+                sites = {name: record.nodes[name]["fn"] for name in drawn.values}
+                constraints = tuple(name for name in factors if "constrains" in _notes(record.nodes[name]))
+            parts.append(drawn)
+            progress(start + batch.num_particles, num_draws, what)
     if not sites:
         raise ModelError("the program has no latent site: there is nothing to inspect; add a completion(...)")
-    values, log_prior, factors, rewards = (
-        {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-        for groups in (
-            [v for v, _, _ in parts],
-            [p for _, p, _ in parts],
-            [e.factors for _, _, e in parts],
-            [e.rewards for _, _, e in parts],
-        )
+    last = parts[-1].execution
+    texts = {
+        name: [row for part in parts for row in _texts(part.values[name], part.execution.sources[name])]
+        for name in last.sources
+    }
+    return Pool(
+        program,
+        values=_joined(part.values for part in parts),
+        log_prior=_joined(part.log_prior for part in parts),
+        log_proposal=_joined(part.log_proposal for part in parts),
+        factors=_joined(part.execution.factors for part in parts),
+        rewards=_joined(part.execution.rewards for part in parts),
+        scales=last.scales,
+        log_upper=last.log_upper,
+        texts=texts,
+        sites=sites,
+        environment=tuple(last.environment),
+        constraints=constraints,
+        targets=tuple(last.targets),
+        expected=expected,
+        cost=cost,
     )
-    last = parts[-1][2]
-    texts = {name: [row for v, _, e in parts for row in _texts(v[name], e.sources[name])] for name in last.sources}
-    world = tuple(last.environment)
-    known = (factors, rewards, last.scales, last.log_upper, texts)
-    return Pool(program, values, log_prior, *known, sites, world, constraints, tuple(last.targets), cost)
+
+
+def _joined(groups: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    first, *others = groups
+    return {name: torch.cat([value, *(group[name] for group in others)]) for name, value in first.items()}
 
 
 def _notes(node: Any) -> Any:
@@ -152,28 +215,58 @@ def _texts(tokens: Tensor, source: CompletionDistribution) -> list[list[str]]:
     return [flat[i * lanes : (i + 1) * lanes] for i in range(len(tokens))]
 
 
-def complete(
-    program: Program, values: Mapping[str, Tensor], site: str | None = None, prefix: Tensor | None = None
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Execution]:
-    """Run a program to its end: ``values`` are kept, all else is drawn from the prior.
+@dataclass
+class Drawn:
+    """A program run to its end. ``log_prior``, ``log_proposal`` by site, of what was drawn; ``given`` [P]: log p0/q of
+    the part of a completion that was not drawn but given (it belongs to neither)."""
 
-    ``prefix [P, plates..., t]``: how the completion ``site`` begins. Returns all values, log p0 of what was drawn
-    (of a prefixed completion: the prefix included), and what the program says."""
-    values, log_prior = dict(values), dict[str, Tensor]()
-    size = program.num_particles
+    values: dict[str, Tensor]
+    log_prior: dict[str, Tensor]
+    log_proposal: dict[str, Tensor]
+    given: Tensor
+    execution: Execution
+
+    @property
+    def log_weight(self) -> Tensor:
+        """psi + log p0/q of what was drawn, [P] nats."""
+        ratio = sum((self.log_prior[name] - self.log_proposal[name] for name in self.log_prior), -self.given)
+        return self.execution.log_potential + ratio
+
+
+def complete(
+    program: Program,
+    values: Mapping[str, Tensor],
+    site: str | None = None,
+    prefix: Tensor | None = None,
+    expected: Foreseen = Foreseen(),
+) -> Drawn:
+    """Run a program to its end: ``values`` are kept, all else is drawn from the prior, within what is ``expected``.
+
+    ``prefix [P, plates..., t]``: how the completion ``site`` begins (``log_prior`` and ``log_proposal`` count it)."""
+    drawn = Drawn(dict(values), {}, {}, torch.zeros(program.num_particles, dtype=torch.float64), Execution())
     while True:
-        execution = program.run(values, draw=True)
-        values |= execution.drawn
-        log_prior |= execution.log_prior
+        execution = program.run(drawn.values, draw=True)
+        drawn.values |= execution.drawn
+        drawn.log_prior |= execution.log_prior
+        drawn.log_proposal |= execution.log_proposal
         if execution.pending is None:
-            return values, log_prior, execution
+            hold(expected, execution)
+            drawn.execution = execution
+            return drawn
         name, fn = execution.pending.name, execution.pending.fn
-        population = Population(fn)
+        population = Population(fn.within(expected.restriction(execution.pending)))
         if name == site and prefix is not None and prefix.shape[-1]:
             _write(population, prefix.reshape(-1, prefix.shape[-1]))
+            drawn.given = _each(program, population.log_p - population.log_q)
         population.run()
-        values[name] = population.tokens.reshape(*fn.batch_shape, fn.max_new_tokens)
-        log_prior[name] = population.log_p.reshape(size, -1).sum(-1).cpu()
+        drawn.values[name] = population.tokens.reshape(*fn.batch_shape, fn.max_new_tokens)
+        drawn.log_prior[name] = _each(program, population.log_p)
+        drawn.log_proposal[name] = _each(program, population.log_q)
+
+
+def _each(program: Program, lanes: Tensor) -> Tensor:
+    """Sums over the lanes (plates) of each particle, [P]."""
+    return lanes.reshape(program.num_particles, -1).sum(-1).cpu()
 
 
 def _write(population: Population, tokens: Tensor) -> None:

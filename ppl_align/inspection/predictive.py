@@ -21,7 +21,7 @@ NEVER_SEEN = 3.0
 
 @dataclass(frozen=True)
 class PriorReward:
-    """One reward on draws of the prior, in reward units; rejections (-inf) and None aside.
+    """One reward under the prior (given the hard constraints), in reward units; rejections (-inf) and None aside.
 
     ``applies``, ``rejected``: shares of the draws   ``ties``: share of the most frequent value
     ``scale``: nats per unit   ``nats``: standard deviation of the log-factor"""
@@ -41,20 +41,20 @@ class PriorReward:
 
 
 def prior_rewards(pool: Pool) -> list[PriorReward]:
-    """Every reward of the program under its prior."""
-    found = []
+    """Every reward of the program under its prior, given the hard constraints."""
+    found, w = [], pool.base
     for name, r in pool.rewards.items():
-        kept = r[r.isfinite()]
-        n = len(kept)
-        if n == 0:
+        kept = r.isfinite() & (w.relative > 0)
+        if bool(kept.any()):
+            mean, sd = w.mean(r), math.sqrt(max(w.covariance(r, r).value, 0.0))
+            quantiles = tuple(w.quantiles(r, torch.tensor(QUANTILES)).tolist())
+            share = w.relative[kept] / w.relative[kept].sum()
+            values, which = torch.unique(r[kept], return_inverse=True)
+            ties = float(torch.zeros_like(values).index_add(0, which, share).max())
+        else:
             nothing = (math.nan,) * len(QUANTILES)
             mean, sd, quantiles, ties = Estimate(math.nan, math.nan), math.nan, nothing, math.nan
-        else:
-            sd = float(kept.std()) if n > 1 else 0.0
-            mean = Estimate(float(kept.mean()), sd / math.sqrt(n) if n > 1 else math.nan)
-            quantiles = tuple(torch.quantile(kept, torch.tensor(QUANTILES, dtype=kept.dtype)).tolist())
-            ties = float(torch.unique(kept, return_counts=True)[1].max()) / n
-        applies, rejected = float((~r.isnan()).double().mean()), float(r.isneginf().double().mean())
+        applies, rejected = (float((w.relative * which).mean()) for which in (~r.isnan(), r.isneginf()))
         found.append(PriorReward(name, mean, sd, quantiles, applies, rejected, ties, pool.scales[name]))
     return found
 
@@ -70,24 +70,23 @@ class Answers:
     distinct: int
 
 
-def answers(pool: Pool) -> Answers | None:
+def answers(pool: Pool, prior: Pool) -> Answers | None:
     """H(p0) = -E[log p0] and H(p*) = log Z - E_p*[log p0 + psi]; None where a latent is continuous.
 
-    log p0 of each draw is known, so that entropies far above log N can be estimated from N draws."""
+    log p0 of each draw is known, so that entropies far above log N can be estimated from N draws. ``prior``: draws of
+    the prior itself."""
     if any(value.is_floating_point() and not _is_discrete(pool.sites[name]) for name, value in pool.values.items()):
         return None
-    nothing = torch.zeros(pool.num_draws, dtype=torch.float64)
-    log_prior = sum(pool.log_prior.values(), nothing)
-    w = Weighted(pool.log_weight)
-    prior = Weighted(nothing).mean(-log_prior)
-    joint = torch.where(pool.log_weight.isfinite(), log_prior + pool.log_weight, 0.0)
+    w, log_prior = pool.weighted(pool.psi), pool.total_log_prior
+    before = prior.base.mean(-prior.total_log_prior)
+    joint = torch.where(pool.psi.isfinite(), log_prior + pool.psi, 0.0)
     of_joint = w.mean(joint)
     value = max(w.log_evidence.value - of_joint.value, 0.0)
     influence = w.relative - 1 - w.relative * (joint - of_joint.value)
     error = float(influence.std()) / math.sqrt(pool.num_draws) if w.enough else math.nan
     said = [value for name, value in pool.values.items() if not isinstance(pool.sites[name], Seeds)]
     rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
-    return Answers(prior, Estimate(value, error), len(torch.unique(rows, dim=0)))
+    return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)))
 
 
 def _is_discrete(fn: object) -> bool:
@@ -101,40 +100,50 @@ def _is_discrete(fn: object) -> bool:
 class Event:
     """Its probability before and after. ``hits``: draws of the pool in which it happened.
 
-    Without a hit ``prior`` is 0 and ``prior_below`` what it is below at 95%; the posterior is then not known, except
-    where the rewards are bounded: ``posterior_below`` (None: no such bound)."""
+    Draws in which it never happened bound its probability from above, at 95%, and draws in which it always did from
+    below: ``prior_bound``, ``posterior_bound`` (None: it is an estimate; NaN: nothing is known, for weights may be
+    large where no draw is)."""
 
     name: str
     hits: int
     prior: Estimate
     posterior: Estimate
-    prior_below: float | None
-    posterior_below: float | None
+    prior_bound: float | None
+    posterior_bound: float | None
 
 
-def event(pool: Pool, name: str, happens: Callable[[str], bool]) -> Event:
-    """Did it happen in one of the texts of a draw?
+def event(pool: Pool, prior: Pool, name: str, happens: Callable[[str], bool]) -> Event:
+    """Did it happen in one of the texts of a draw? ``prior``: draws of the prior itself, perhaps the same.
 
     Raises ``InputError`` where ``happens`` fails on a text."""
     if not pool.texts:
         raise InputError(f"event {name!r} is about texts, and the program has no completion")
-    hit = torch.tensor([any(_ask(name, happens, text) for text in row) for row in _rows(pool)], dtype=torch.float64)
-    w, n = Weighted(pool.log_weight), pool.num_draws
-    hits, prior = int(hit.sum()), float(hit.mean())
-    if hits == 0:
-        below = min(NEVER_SEEN / n, 1.0)
-        return Event(name, 0, Estimate(0.0, math.nan), Estimate(0.0, math.nan), below, _at_most(pool, w, below))
-    error = math.sqrt(prior * (1 - prior) / n)
-    return Event(name, hits, Estimate(prior, error), w.mean(hit), None, None)
+    hit = _hits(pool, name, happens)
+    before = hit if prior is pool else _hits(prior, name, happens)
+    share, n, w = float(before.mean()), prior.num_draws, pool.weighted(pool.psi)
+    rare = min(NEVER_SEEN / n, 1.0)
+    prior_bound = rare if share == 0 else 1 - rare if share == 1 else None
+    estimate = Estimate(share, math.sqrt(share * (1 - share) / n) if prior_bound is None else math.nan)
+    posterior, posterior_bound = w.mean(hit), None
+    if w.alive and posterior.value in (0.0, 1.0):
+        most = math.nan if pool.confined or prior_bound is None else _at_most(pool, w, rare)
+        posterior_bound = most if posterior.value == 0 else 1 - most
+        posterior = Estimate(posterior.value, math.nan)
+    return Event(name, int(hit.sum()), estimate, posterior, prior_bound, posterior_bound)
 
 
-def _at_most(pool: Pool, w: Weighted, prior: float) -> float | None:
-    """p*(A) = E_p0[w 1_A] / Z <= p0(A) sup w / Z."""
-    bounds = list(pool.log_upper.values())
-    if any(bound is None for bound in bounds) or not w.alive:
-        return None
-    log_bound = sum(bound for bound in bounds if bound is not None)
-    return min(1.0, prior * math.exp(min(log_bound - w.log_evidence.value, 700.0)))
+def _hits(pool: Pool, name: str, happens: Callable[[str], bool]) -> torch.Tensor:
+    found = [any(_ask(name, happens, text) for text in row) for row in _rows(pool)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _at_most(pool: Pool, w: Weighted, prior: float) -> float:
+    """p*(A) = E_p0[w 1_A] / Z <= p0(A) sup w / Z; NaN where w has no known bound, or this one says nothing."""
+    bounds = [bound for bound in pool.log_upper.values() if bound is not None]
+    if len(bounds) < len(pool.log_upper):
+        return math.nan
+    most = prior * math.exp(min(sum(bounds) - w.log_evidence.value, 700.0))
+    return most if most < 1 else math.nan
 
 
 def _rows(pool: Pool) -> list[list[str]]:
@@ -148,6 +157,6 @@ def _ask(name: str, happens: Callable[[str], bool], text: str) -> bool:
         raise InputError(f"event {name!r} raised {type(error).__name__}: {error}, on the text {text!r}") from error
 
 
-def events(pool: Pool, named: Mapping[str, Callable[[str], bool]]) -> list[Event]:
+def events(pool: Pool, prior: Pool, named: Mapping[str, Callable[[str], bool]]) -> list[Event]:
     """Every event by name."""
-    return [event(pool, name, happens) for name, happens in named.items()]
+    return [event(pool, prior, name, happens) for name, happens in named.items()]

@@ -15,11 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from ppl_align.inspection.pool import BATCH, Pool, complete
+from ppl_align.inspection.pool import BATCH, Drawn, Pool, complete
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.posterior.estimates import Estimate, log_mean_exp
 
@@ -29,12 +30,12 @@ CUTS = 5
 
 @dataclass(frozen=True)
 class Cut:
-    """``tokens`` of the completion ``site`` are written, and everything before it.
+    """``tokens`` of the completion ``site`` are written (None: the latent ``site`` is drawn), and everything before it.
 
     ``lower``, ``upper``: nats of KL(p*||p0) paid so far, from below and from above (equal where nothing is random)"""
 
     site: str
-    tokens: int
+    tokens: int | None
     lower: Estimate
     upper: Estimate
 
@@ -67,7 +68,7 @@ def profile(
     """C_t at a few cuts, from ``num_prefixes`` draws of p* (out of the pool) with ``num_continuations`` each.
 
     None where nothing can be said: no completion, or all draws rejected."""
-    w = Weighted(pool.log_weight)
+    w = pool.weighted(pool.psi)
     if not pool.completions or not w.alive:
         return None
     chosen = representatives(pool.log_weight, num_prefixes)
@@ -76,13 +77,15 @@ def profile(
         below, above = _soft_values(pool, chosen, site, tokens, num_continuations)
         cuts.append(Cut(site, tokens, _paid(below, w), _paid(above, w)))
         progress(i + 1, len(places), "cuts of the text")
-    last = list(pool.completions)[-1]
-    cuts.append(Cut(last, pool.completions[last].max_new_tokens, w.kl, w.kl))
+    last = list(pool.values)[-1]
+    length = pool.completions[last].max_new_tokens if last in pool.completions else None
+    cuts.append(Cut(last, length, w.kl, w.kl))
     return Profile(tuple(cuts), num_prefixes, num_continuations, w.enough)
 
 
 def places_of(pool: Pool) -> list[tuple[str, int]]:
-    """Cuts as (site, tokens written): before each completion unless it is the first thing drawn, and inside of it."""
+    """Cuts as (site, tokens written): before each completion unless it is the first thing drawn, inside of it, and
+    after the last one, where something else is drawn after it."""
     inside = max(1, CUTS // len(pool.completions))
     places = []
     for name, fn in pool.completions.items():
@@ -91,6 +94,8 @@ def places_of(pool: Pool) -> list[tuple[str, int]]:
         length = fn.max_new_tokens
         steps = {round(length * (k + 1) / (inside + 1)) for k in range(inside)}
         places += [(name, t) for t in sorted(steps) if 0 < t < length]
+    if name != list(pool.values)[-1]:
+        places.append((name, length))
     return places
 
 
@@ -107,14 +112,18 @@ def representatives(log_weight: Tensor, count: int) -> Tensor:
 def _soft_values(pool: Pool, chosen: Tensor, site: str, tokens: int, count: int) -> tuple[Tensor, Tensor]:
     """log of the mean weight of continuations for each chosen draw, [J] nats: without and with its own ending."""
     rows = chosen.repeat_interleave(count)
-    log_weight = torch.cat([_continued(pool, part, site, tokens) for part in rows.split(BATCH)])
-    fresh = log_weight.reshape(len(chosen), count)
-    own = pool.log_weight[chosen][:, None]
+    parts = [_continued(pool, part, site, tokens) for part in rows.split(BATCH)]
+    fresh = torch.cat([part.log_weight for part in parts]).reshape(len(chosen), count)
+    # The draw's own ending is weighed like those: by p0 / q of what is not given.
+    given = torch.cat([part.given for part in parts]).reshape(len(chosen), count)[:, 0]
+    for name in takewhile(lambda name: name != site, pool.log_prior):
+        given = given + (pool.log_prior[name] - pool.log_proposal[name])[chosen]
+    own = (pool.log_weight[chosen] - given)[:, None]
     return log_mean_exp(fresh), log_mean_exp(torch.cat([own, fresh], 1))
 
 
-def _continued(pool: Pool, rows: Tensor, site: str, tokens: int) -> Tensor:
-    """psi of new draws that agree with ``rows`` of the pool on all that is before ``site``, and on its first tokens."""
+def _continued(pool: Pool, rows: Tensor, site: str, tokens: int) -> Drawn:
+    """New draws that agree with ``rows`` of the pool on all that is before ``site``, and on its first tokens."""
     given: dict[str, Tensor] = {}
     for name, value in pool.values.items():
         if name == site:
@@ -122,8 +131,7 @@ def _continued(pool: Pool, rows: Tensor, site: str, tokens: int) -> Tensor:
         given[name] = value[rows.to(value.device)]
     held = pool.values[site]
     prefix = held[rows.to(held.device)][..., :tokens]
-    execution = complete(pool.program.with_particles(len(rows)), given, site, prefix)[2]
-    return execution.log_potential
+    return complete(pool.program.with_particles(len(rows)), given, site, prefix, pool.expected)
 
 
 def _paid(value: Tensor, w: Weighted) -> Estimate:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from ppl_align.inspection.pool import Pool
-from ppl_align.inspection.weighted import Weighted
 from ppl_align.posterior.estimates import Estimate
 
 FACTORS = tuple(2.0 ** (k / 4) for k in range(-16, 17))
-"""Multiples of the betas as they are written, a sixteenth to sixteen times."""
+"""Multiples of the betas as they are written, a sixteenth to sixteen times; beyond, where that is not wide enough."""
+WIDEST = 2.0**24
 SLIGHT = 0.1
 """Nats of KL below which a reward hardly changes what is written."""
 
@@ -27,11 +27,13 @@ SLIGHT = 0.1
 class Strength:
     """The target with every beta multiplied by ``factor``.
 
-    ``enough``: the pool has draws enough to state errors; otherwise ``log_evidence`` and ``kl`` are lower bounds."""
+    ``moved``: KL(p*||p* at an infinite beta), nats: what rewards do beyond constraints, observations and rejections
+    ``enough``: the pool has draws enough to state errors; otherwise ``log_evidence`` and ``kl`` are rather too low"""
 
     factor: float
     log_evidence: Estimate
     kl: Estimate
+    moved: Estimate
     rewards: dict[str, Estimate]
     ess: float
     enough: bool
@@ -39,28 +41,49 @@ class Strength:
 
 def strength(pool: Pool, factor: float) -> Strength:
     """The target at one multiple of the betas."""
-    w = Weighted(pool.strength(factor))
+    w = pool.weighted(pool.strength(factor))
     rewards = {name: w.mean(r) for name, r in pool.rewards.items()}
-    return Strength(factor, w.log_evidence, w.kl, rewards, w.ess, w.enough)
+    moved = w.gain(pool.tilt / factor, pool.weighted(pool.strength(math.inf)))
+    return Strength(factor, w.log_evidence, w.kl, moved, rewards, w.ess, w.enough)
 
 
 def strengths(pool: Pool) -> list[Strength]:
-    """The grid, smallest beta first; a program without rewards has only itself."""
-    return [strength(pool, factor) for factor in (FACTORS if pool.chosen else (1.0,))]
+    """The grid, smallest beta first; a program without rewards has only itself.
+
+    Longer where rewards still act at its end, or the pool still carries what they do at its beginning: betas may be far
+    off the scale of r."""
+    if not pool.chosen:
+        return [strength(pool, 1.0)]
+    found = [strength(pool, factor) for factor in FACTORS]
+    if not pool.told_apart:
+        return found
+    while found[-1].moved.value >= SLIGHT and found[-1].factor < WIDEST:
+        found.append(strength(pool, found[-1].factor * FACTORS[-1] / FACTORS[-2]))
+    while found[0].enough and not _settled(found) and found[0].factor > 1 / WIDEST:
+        found.insert(0, strength(pool, found[0].factor * FACTORS[0] / FACTORS[1]))
+    return found
+
+
+def _settled(found: list[Strength]) -> bool:
+    """Do smaller betas change nothing any more? A reward of two values has then chosen the better one."""
+    return found[0].moved.value >= SLIGHT and found[0].moved.value - found[1].moved.value < SLIGHT / 10
 
 
 def useful_range(found: list[Strength]) -> tuple[float, float] | None:
     """Factors between which the pool is enough and the rewards move the posterior by ``SLIGHT`` nats; None: there are
     none. What observations and constraints do by themselves stays at any beta and does not count."""
-    base = found[-1].kl.value if len(found) > 1 else 0.0
-    fit = [s.factor for s in found if s.enough and s.kl.value >= base + SLIGHT]
+    fit = [s.factor for s in found if s.enough and s.moved.value >= SLIGHT]
     return (min(fit), max(fit)) if fit else None
+
+
+NOT_KNOWN = Estimate(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """What one factor does. ``gain``: KL(p* || p* without it), nats; ``kl_without``, ``log_evidence_without`` of what
-    is left; ``per_log_beta``: d E[r] / d log beta when all betas grow together (None for what is no reward)."""
+    is left (NaN for a constraint that the draws are confined to: none of them breaks it); ``per_log_beta``: d E[r] /
+    d log beta when all betas grow together (None for what is no reward)."""
 
     name: str
     gain: Estimate
@@ -71,10 +94,13 @@ class Sensitivity:
 
 def sensitivities(pool: Pool) -> list[Sensitivity]:
     """Every factor of the program in turn, the weightiest first."""
-    whole, tilt = Weighted(pool.log_weight), pool.tilt
+    whole, tilt = pool.weighted(pool.psi), pool.tilt
     found = []
     for name, part in pool.factors.items():
-        less = Weighted(pool.without(name))
+        if pool.confined and name in pool.constraints:
+            found.append(Sensitivity(name, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, None))
+            continue
+        less = pool.weighted(pool.without(name))
         slope = None
         if name in pool.rewards and pool.chosen:
             moved = whole.covariance(pool.rewards[name], tilt)
@@ -86,5 +112,5 @@ def sensitivities(pool: Pool) -> list[Sensitivity]:
 
 def log_evidence_slope(pool: Pool) -> Estimate:
     """d log Z / d log beta = -E_p*[psi_r], nats for each e-fold of beta."""
-    mean = Weighted(pool.log_weight).mean(torch.where(pool.tilt.isneginf(), 0.0, pool.tilt))
+    mean = pool.weighted(pool.psi).mean(torch.where(pool.tilt.isneginf(), 0.0, pool.tilt))
     return Estimate(-mean.value, mean.standard_error)

@@ -1,15 +1,16 @@
-"""Estimates from weighted draws of the prior, each with a standard error by its influence function.
+"""Estimates from weighted draws, each with a standard error by its influence function.
 
-Draws x_i ~ p0, i = 1..N, weights w_i = exp(psi_i), normalised to mean 1: u_i = w_i / mean(w). A smooth function of
-means has the error of the mean of its influence function (Hampel 1974; Owen, *Monte Carlo theory*, ch. 9):
+Draws x_i ~ q, i = 1..N, weights w_i = exp(psi_i) p0(x_i) / q(x_i), normalised to mean 1: u_i = w_i / mean(w). Without
+hard constraints q is the prior p0, with them it is the prior confined to what they allow, step by step. A smooth
+function of means has the error of the mean of its influence function (Hampel 1974; Owen, *Monte Carlo theory*, ch. 9):
 
     log Z    = log mean(w)             IF_i = u_i - 1
     E_p*[f]  = mean(u f)               IF_i = u_i (f_i - E[f])
     1 + chi2 = mean(u^2)               IF_i = u_i^2 - mean(u^2) - 2 mean(u^2) (u_i - 1)
     KL(p*||p0) = E_p*[psi] - log Z     by the jackknife, which tells more of what a heavy tail does
 
-From N draws KL is at most log N: it is log N minus the entropy of the weights. With few effective draws log Z and KL
-are lower bounds (log Zhat because E[Zhat] = Z), and no error can be stated.
+From N draws of the prior KL is at most log N: it is log N minus the entropy of the weights. With few effective draws
+log Z and KL are too low in expectation (log Zhat because E[Zhat] = Z), and no error can be stated.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ from torch import Tensor
 from ppl_align.posterior.estimates import Estimate
 
 ENOUGH = 64.0
-"""Effective draws below which an estimate is printed as a bound: errors that are read off fewer are too small, and the
-estimates that look best have missed most (tests/test_inspection.py holds them to enumeration)."""
+"""Effective draws below which no error is printed: those that are read off fewer are too small, and the estimates that
+look best have missed most (tests/test_inspection.py holds them to enumeration). Of a small pool, half of it."""
+FEWEST = 32
+"""Draws of a small pool."""
 
 
 class Weighted:
-    """N draws of the prior with log-weights psi [N] in nats, -inf allowed."""
+    """N draws with psi [N] in nats, -inf allowed, and ``log_ratio`` [N], log p0/q of what they were drawn from."""
 
-    def __init__(self, log_weight: Tensor) -> None:
-        self.log_weight = log_weight.double()
-        self.num_draws = len(log_weight)
+    def __init__(self, psi: Tensor, log_ratio: Tensor | float = 0.0) -> None:
+        self.psi = psi.double()
+        self.log_weight = self.psi + log_ratio
+        self.num_draws = len(psi)
         self.top = float(self.log_weight.max())
         self.alive = math.isfinite(self.top)
         w = (self.log_weight - self.top).exp() if self.alive else torch.zeros_like(self.log_weight)
@@ -45,8 +49,8 @@ class Weighted:
 
     @property
     def enough(self) -> bool:
-        """Are there draws enough to state an error? Otherwise log Z and KL are lower bounds."""
-        return self.ess >= ENOUGH
+        """Are there draws enough to state an error?"""
+        return self.ess >= ENOUGH or (self.num_draws >= FEWEST and self.ess >= self.num_draws / 2)
 
     @cached_property
     def log_evidence(self) -> Estimate:
@@ -61,7 +65,7 @@ class Weighted:
         if not self.alive:
             return Estimate(math.nan, math.nan)
         w = (self.log_weight - self.top).exp()
-        weighted = w * torch.where(w > 0, self.log_weight, 0.0)
+        weighted = w * torch.where(w > 0, self.psi, 0.0)
         total, moment, n = w.sum(), weighted.sum(), self.num_draws
         value = max(float(moment / total) - self.log_evidence.value, 0.0)
         if not self.enough:
@@ -72,7 +76,7 @@ class Weighted:
 
     @cached_property
     def draws_per_effective(self) -> Estimate:
-        """1 + chi2(p* || p0) = N / ESS: draws of the prior that it takes for one effective draw."""
+        """1 + chi2(p* || q) = N / ESS: draws that it takes for one effective draw."""
         if not self.alive:
             return Estimate(math.inf, math.nan)
         squares = self.relative.square()
@@ -88,6 +92,13 @@ class Weighted:
         u, f = u / u.mean(), torch.where(counts, f.double(), 0.0)
         value = float((u * f).mean())
         return self._estimate(value, u * (f - value))
+
+    def quantiles(self, f: Tensor, levels: Tensor) -> Tensor:
+        """Of f under p*, at ``levels``; where f is not finite a draw does not count."""
+        counts = f.isfinite() & (self.relative > 0)
+        f, order = f[counts].sort()
+        share = self.relative[counts][order].cumsum(0)
+        return f[torch.searchsorted(share, levels.double() * share[-1]).clamp_max(len(f) - 1)]
 
     def covariance(self, f: Tensor, g: Tensor) -> Estimate:
         """Cov_p*(f, g), over the draws where both are finite."""

@@ -25,7 +25,8 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
     ``Exact`` need no help. On unfinished text the factor is 0 once nothing acceptable can follow.
 
     Returns whether each element meets it (unfinished: whether it still can), bool ``[...]``.
-    Raises ``InputError`` for something that is no constraint, or is put on something that is no ``completion(...)``.
+    Raises ``InputError`` for something that is no constraint, or is put on something that is no ``completion(...)`` or
+    one that is known by its beginning only (``starts_with=``).
     """
     if isinstance(constraint, type) or not isinstance(constraint, Constraint):
         got = f"the class {constraint.__name__}" if isinstance(constraint, type) else type(constraint).__name__
@@ -35,6 +36,11 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
     if not isinstance(completion, Completion) or completion.source is None or completion.site is None:
         raise InputError(
             f"constrain {name!r}: the third argument is what completion(...) returned, got {type(completion).__name__}"
+        )
+    if completion.beginning:
+        raise InputError(
+            f"constrain {name!r}: {completion.site!r} is known by its beginning only (starts_with=), and a constraint "
+            f"is met by a whole text: give the whole as obs=, or make it a latent and constrain how it begins as well"
         )
     reader = compiled(constraint, completion.lm)
     limit = completion.source.max_new_tokens
@@ -51,7 +57,9 @@ def compiled(constraint: Constraint, lm: LM) -> Reader:
     """The constraint over the ids of an LM, made once per LM."""
     cache: dict[Constraint, Reader] = lm.__dict__.setdefault("_readers", {})
     if constraint not in cache:
-        cache[constraint] = constraint.compile(lm)
+        reader = cache[constraint] = constraint.compile(lm)
+        for part in reader.parts:
+            part.constraint = constraint
     return cache[constraint]
 
 

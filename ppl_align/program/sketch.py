@@ -98,7 +98,8 @@ class _Look(Messenger):
             return
         self.program.make_room(msg)
         notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
-        if "constrains" in notes:
+        everywhere = msg["mask"] is None or msg["mask"] is True  # a masked constraint holds for some draws only
+        if "constrains" in notes and everywhere:
             self.constraints += [(notes["constrains"], part) for part in notes["reader"].parts]
         if not msg["is_observed"]:
             fn = msg["fn"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -13,108 +13,137 @@ from rich.text import Text
 
 from ppl_align.diagnostics.columns import number, percent
 from ppl_align.posterior.estimates import Estimate, with_error
-from ppl_align.report.terminal import Printable, _table
+from ppl_align.report.terminal import Printable, _table, grids
+from ppl_align.rewards.answers import shorten
 
 if TYPE_CHECKING:
     from ppl_align.inspection import Inspection
-    from ppl_align.inspection.predictive import Event
 
 PRINTED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
 """Multiples of beta that get a line; the figure and the JSON have all of them."""
 SHOWN = 3
-"""Rewards whose means fit beside log Z and KL; all are in the JSON."""
+"""Rewards whose means are shown beside log Z and KL; all are in the JSON."""
+ROUNDING = 1e-12
+"""A number below it is the rounding of zero."""
+NAME, PROMPT = 20, 160
+"""Room for the name of a reward, and for a prompt."""
 _HUGE = 1e6
 
 
 def tables(found: Inspection) -> Printable:
     """Every table of an inspection, and the recommendation."""
-    return Printable(lambda width: _layout(found))
+    return Printable(lambda width: _layout(found, width))
 
 
-def _layout(found: Inspection) -> RenderableType:
+def _layout(found: Inspection, width: int) -> RenderableType:
     target = found.model + (f" with {found.lm}" if found.lm else "")
     if found.prompts and found.prompts != ("",):
-        target += f", prompt {found.prompts[0]!r}" + (
-            f" and {len(found.prompts) - 1} more" if found.prompts[1:] else ""
-        )
-    about = f"{found.num_draws} draws of the prior, {found.cost.lm_tokens:,} LM tokens, {found.cost.seconds:.1f} s"
+        more = f" and {len(found.prompts) - 1} more" if found.prompts[1:] else ""
+        target += f", prompt {shorten(found.prompts[0], PROMPT)}{more}"
+    about = f"{found.num_draws} draws of the prior, "
+    if found.pool.confined:
+        within = ", ".join(map(repr, found.pool.constraints))
+        about = f"{found.num_draws} draws from within {within}, {found.prior.num_draws} of the prior, "
+    about += f"{found.cost.lm_tokens:,} LM tokens, {found.cost.seconds:.1f} s"
     parts: list[RenderableType] = [Text(target, style="bold"), Text(about, style="dim")]
     sections = {
-        "Rewards under the prior": _rewards(found),
+        "Rewards under the prior" + (", given the constraints" if found.pool.confined else ""): _rewards(found),
         "The strength of the rewards: all betas times a factor": _strengths(found),
         "What each factor does, as written": _sensitivities(found),
         "Where along the text the reward acts: nats of KL(p*||p0) paid so far": _profile(found),
         "What happens, before and after": _events(found),
-        f"What {found.goal} effective draws would take": _predictions(found),
     }
     for title, table in sections.items():
-        if table is not None:
-            parts += [Text(), Text(title, style="bold"), table]
-            if title.startswith("What each") and found.pool.chosen:
-                parts.append(Text(f"(all betas together: d log Z / d log beta = {_shown(found.slope)} nats)"))
+        if table is not None and table.rows:
+            columns = {header: [row[i] for row in table.cells] for i, header in enumerate(table.header)}
+            parts += [Text(), Text(title, style="bold"), *grids(table.what, table.rows, columns, width)]
+            parts += [Text(note) for note in table.notes]
+    parts += [Text(), Text(f"What {found.goal} effective draws would take", style="bold"), _predictions(found)]
     parts += [Text(), *map(Text, _variety(found))]
     first, *others = found.advice
     parts += [Text(), Text(f"=> {first}", style="bold green")]
     return Group(*parts, *(Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in others))
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, notes: bool = False) -> Table | None:
-    """The first ``left`` columns are names, the others numbers; ``notes``: the last is a sentence."""
-    if not rows:
-        return None
-    table = _table()
-    for i, name in enumerate(header):
-        is_note = notes and i == len(header) - 1
-        right = i >= left and not is_note
-        table.add_column(Text(name), justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+@dataclass
+class _Numbers:
+    """A table of numbers: ``rows`` are the names in its first column, ``what`` these are names of."""
+
+    what: str
+    header: list[str]
+    rows: list[str] = field(default_factory=list)
+    cells: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, cells: list[str]) -> None:
+        self.rows.append(_name(name))
+        self.cells.append(cells)
+
+
+def _name(name: str, room: int = NAME) -> str:
+    return name if len(name) <= room else name[: room - 1] + "…"
+
+
+def _rewards(found: Inspection) -> _Numbers:
+    table = _Numbers("reward", ["mean", "sd", "5%", "median", "95%", "sd [nats]"])
+    everywhere = all(r.rejected == 0 and r.applies == 1 for r in found.rewards)
+    table.header += [] if everywhere else ["applies", "rejected"]
+    for r in found.rewards:
+        quantiles = [_short(q) for q in (r.quantiles[0], r.quantiles[2], r.quantiles[4])]
+        shares = [] if everywhere else [percent(share) for share in (r.applies, r.rejected)]
+        table.add(r.name, [_shown(r.mean), _short(r.sd), *quantiles, _short(r.nats), *shares])
     return table
 
 
-def _rewards(found: Inspection) -> Table | None:
-    rows = []
-    for r in found.rewards:
-        quantiles = [_short(q) for q in (r.quantiles[0], r.quantiles[2], r.quantiles[4])]
-        shares = [percent(share) for share in (r.applies, r.rejected)]
-        rows.append([r.name, _shown(r.mean), _short(r.sd), *quantiles, *shares, _short(r.nats)])
-    header = ["reward", "mean", "sd", "5%", "median", "95%", "applies", "rejected", "sd [nats]"]
-    if all(r.rejected == 0 and r.applies == 1 for r in found.rewards):
-        return _grid(header[:6] + header[8:], [row[:6] + row[8:] for row in rows])
-    return _grid(header, rows)
-
-
-def _strengths(found: Inspection) -> Table | None:
-    rows, beta = [], found.beta
+def _strengths(found: Inspection) -> _Numbers:
+    beta, shown = found.beta, found.rewards[:SHOWN]
+    means: list[str] = []
+    for r in shown:
+        header = f"E[{_name(r.name)}]"
+        means.append(header if header not in means else f"E[{_name(r.name, NAME - 3)} {len(means) + 1}]")
+    table = _Numbers("factor", [*(["beta"] if beta else []), "log Z", "KL(p*||p0)", *means, "ESS"])
     for s in found.strengths:
-        if not any(math.isclose(s.factor, factor) for factor in PRINTED):
-            continue
-        sign = "" if s.enough else ">= "
-        row = [f"{s.factor:.3g}" + ("  <-" if s.factor == 1 else "    ")]
-        row += [f"{s.factor * beta:.3g}"] if beta else []
-        means = [_shown(m) if len(s.rewards) == 1 else _short(m.value) for m in list(s.rewards.values())[:SHOWN]]
-        rows.append([*row, sign + _shown(s.log_evidence), sign + _shown(s.kl), *means, f"{s.ess:.0f}"])
-    names = [f"E[{r.name[:12]}]" for r in found.rewards[:SHOWN]]
-    return _grid(["factor", *(["beta"] if beta else []), "log Z", "KL(p*||p0)", *names, "ESS"], rows, left=0)
+        if _is_printed(s.factor):
+            sign = "" if s.enough else "~ "
+            cells = [f"{s.factor * beta:.3g}"] if beta else []
+            cells += [sign + _shown(s.log_evidence), sign + _shown(s.kl)]
+            cells += [_shown(m) if len(shown) == 1 else _short(m.value) for m in (s.rewards[r.name] for r in shown)]
+            table.add(f"{s.factor:.3g}" + ("  <-" if s.factor == 1 else ""), [*cells, f"{s.ess:.0f}"])
+    if any(not s.enough for s in found.strengths if _is_printed(s.factor)):
+        table.notes.append("(~: too few effective draws to state an error; rather more than this)")
+    return table
 
 
-def _sensitivities(found: Inspection) -> Table | None:
-    rows = []
+def _is_printed(factor: float) -> bool:
+    """Some multiples between a sixteenth and sixteen; beyond, every second power of two."""
+    power = math.log2(factor)
+    return any(math.isclose(factor, one) for one in PRINTED) or (abs(power) > 4 and power % 2 == 0)
+
+
+def _sensitivities(found: Inspection) -> _Numbers:
+    table = _Numbers("factor", ["KL(p*||without)", "KL without", "log Z without", "dE[r]/dlog beta"])
     for s in found.sensitivities:
+        if math.isnan(s.gain.value) and found.pool.confined:
+            continue  # a constraint that all draws meet
         slope = "-" if s.per_log_beta is None else _shown(s.per_log_beta)
-        rows.append([s.name, _shown(s.gain), _shown(s.kl_without), _shown(s.log_evidence_without), slope])
-    return _grid(["factor", "KL(p*||without)", "KL without", "log Z without", "dE[r]/dlog beta"], rows)
+        table.add(s.name, [_shown(s.gain), _shown(s.kl_without), _shown(s.log_evidence_without), slope])
+    if found.pool.chosen:
+        table.notes.append(f"(all betas together: d log Z / d log beta = {_shown(found.slope)} nats)")
+    return table
 
 
-def _profile(found: Inspection) -> Table | None:
+def _profile(found: Inspection) -> _Numbers | None:
     if found.profile is None:
         return None
-    rows = []
+    table = _Numbers("after", ["tokens", "at least", "at most", "of it"])
     total = found.profile.cuts[-1].middle
     for cut in found.profile.cuts:
         share = percent(min(max(cut.middle / total, 0.0), 1.0)) if total > 0 else "-"
-        rows.append([cut.site, str(cut.tokens), *(_shown(_positive(side)) for side in (cut.lower, cut.upper)), share])
-    return _grid(["after", "tokens", "at least", "at most", "of it"], rows)
+        bounds = [_shown(_positive(side)) for side in (cut.lower, cut.upper)]
+        table.add(cut.site, ["-" if cut.tokens is None else str(cut.tokens), *bounds, share])
+    if not found.profile.enough:
+        table.notes.append("(few draws stand for the posterior: rough, and rather more than this)")
+    return table
 
 
 def _positive(estimate: Estimate) -> Estimate:
@@ -122,36 +151,36 @@ def _positive(estimate: Estimate) -> Estimate:
     return Estimate(max(estimate.value, 0.0), estimate.standard_error)
 
 
-def _events(found: Inspection) -> Table | None:
-    rows = []
+def _events(found: Inspection) -> _Numbers:
+    table = _Numbers("event", ["draws", "prior", "posterior"])
     for e in found.events:
-        rows.append([e.name, str(e.hits), _before(e), _after(e)])
-    return _grid(["event", "draws", "prior", "posterior"], rows)
+        sides = (_probability(e.prior, e.prior_bound), _probability(e.posterior, e.posterior_bound))
+        table.add(e.name, [str(e.hits), *sides])
+    return table
 
 
-def _before(e: Event) -> str:
-    return _shown(e.prior) if e.prior_below is None else f"< {e.prior_below:.2g}"
+def _probability(estimate: Estimate, bound: float | None) -> str:
+    """An estimate; or what draws say in which it never happened, or always did."""
+    if bound is None:
+        return _shown(estimate)
+    if estimate.value == 0:
+        return "not seen" if math.isnan(bound) else f"< {bound:.2g}"
+    return "no other seen" if math.isnan(bound) else f"> {bound:.3g}"
 
 
-def _after(e: Event) -> str:
-    if e.prior_below is None:
-        return _shown(e.posterior)
-    return "not seen" if e.posterior_below is None or e.posterior_below >= 1 else f"< {e.posterior_below:.2g}"
-
-
-def _predictions(found: Inspection) -> Table | None:
-    rows = []
+def _predictions(found: Inspection) -> Table:
+    table = _table()
+    for header in ("engine", "draws", "LM tokens", "seconds", "because"):
+        is_number = header not in ("engine", "because")
+        table.add_column(Text(header), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")
     for p in found.predictions:
-        sign = ">= " if p.at_least else ""
-        possible = p.lm_tokens is not None
-        error = p.num_draws.standard_error
-        draws = "-"
-        if possible:
+        sign, error, draws = ">= " if p.at_least else "", p.num_draws.standard_error, "-"
+        if p.lm_tokens is not None:
             draws = f"{sign}{_count(p.num_draws.value)}" + (f" ± {_count(error)}" if error > 0 else "")
         tokens = f"{sign}{_count(p.lm_tokens)}" if p.lm_tokens is not None else "-"
         seconds = f"{sign}{_short(p.seconds, 2)}" if p.seconds is not None else "-"
-        rows.append([p.engine, draws, tokens, seconds, p.note])
-    return _grid(["engine", "draws", "LM tokens", "seconds", "because"], rows, notes=True)
+        table.add_row(*map(Text, [p.engine, draws, tokens, seconds, p.note]))
+    return table
 
 
 def _variety(found: Inspection) -> list[str]:
@@ -175,7 +204,7 @@ def _shown(estimate: Estimate) -> str:
 
 
 def _short(value: float, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else number(digits)(value)
+    return "-" if math.isnan(value) else number(digits)(0.0 if abs(value) < ROUNDING else value)
 
 
 def _count(value: float) -> str:

@@ -11,6 +11,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ppl_align.report.inspection import _name
 from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def page(found: Inspection) -> Figure:
         for paint, one in zip(painters, axes, strict=True):
             paint(found, one)
         target = found.model + (f" with {found.lm}" if found.lm else "")
-        figure.suptitle(f"{target}: {found.num_draws} draws of the prior", x=0.01, ha="left", fontsize=11.5)
+        whose = "from within the constraints" if found.pool.confined else "of the prior"
+        figure.suptitle(f"{target}: {found.num_draws} draws {whose}", x=0.01, ha="left", fontsize=11.5)
         figure.canvas.draw()  # a constrained layout is computed on drawing, with the settings of that moment
     return figure
 
@@ -44,14 +46,15 @@ def _rewards(found: Inspection, axes: Axes) -> None:
         return
     r, log_weight = found.pool.rewards[name], found.pool.log_weight
     kept = r.isfinite()
-    axes.set_xlabel(f"{name} [reward units]")
-    axes.set_title(f"Before and after: {name}")
+    axes.set_xlabel(f"{_name(name)} [reward units]")
+    axes.set_title(f"Before and after: {_name(name)}")
     if not bool(kept.any()):
         return
     values = r[kept].numpy()
     edges = _edges(values)
-    before, _ = np.histogram(values, edges, weights=np.full(len(values), 1 / len(r)))
-    axes.stairs(before, edges, color=PRIOR, fill=True, alpha=0.4, label="prior")
+    before, _ = np.histogram(values, edges, weights=found.pool.base.relative[kept].numpy() / len(r))
+    label = "prior, given the constraints" if found.pool.confined else "prior"
+    axes.stairs(before, edges, color=PRIOR, fill=True, alpha=0.4, label=label)
     if bool(log_weight.isfinite().any()):
         w = torch.softmax(log_weight, 0)[kept].numpy()
         after, _ = np.histogram(values, edges, weights=w)
@@ -62,21 +65,26 @@ def _rewards(found: Inspection, axes: Axes) -> None:
 def _over_beta(found: Inspection, axes: Axes) -> np.ndarray:
     """The horizontal axis: beta where there is only one, else multiples of the betas."""
     x = np.array([s.factor for s in found.strengths]) * (found.beta or 1.0)
-    if len(x) > 1:
-        axes.set_xscale("log")
-        axes.axvline(found.beta or 1.0, color=GREY, lw=1, ls="--", zorder=0)
+    if len(x) == 1:
+        axes.set_xticks(x, ["as written"])
+        return x
+    axes.set_xscale("log")
+    axes.axvline(found.beta or 1.0, color=GREY, lw=1, ls="--", zorder=0)
     axes.set_xlabel("beta (dashes: as written)" if found.beta else "times the betas (dashes: as written)")
     return x
 
 
 def _curve(axes: Axes, x: np.ndarray, y: list[float], errors: list[float], colour: str, label: str) -> None:
-    """A line with a band of two standard errors; dotted where it is a bound (no error)."""
+    """A line with a band of two standard errors; dotted where no error is known. A single point is a point."""
     value, error = np.array(y), np.array(errors)
     value = np.where(np.isfinite(value), value, np.nan)
     known = ~np.isnan(error)
-    axes.plot(x, value, color=colour, lw=1.2, ls=":")
-    axes.plot(np.where(known, x, np.nan), np.where(known, value, np.nan), color=colour, lw=2, label=label)
     band = np.where(known, 2 * error, np.nan)
+    if len(x) == 1:
+        axes.errorbar(x, value, np.nan_to_num(band), color=colour, marker="o", capsize=3, ls="", label=label)
+        return
+    axes.plot(x, value, color=colour, lw=1.2, ls=":", label=None if known.any() else label)
+    axes.plot(np.where(known, x, np.nan), np.where(known, value, np.nan), color=colour, lw=2, label=label)
     axes.fill_between(x, value - band, value + band, color=colour, alpha=0.2, lw=0)
 
 
@@ -87,16 +95,23 @@ def _divergence(found: Inspection, axes: Axes) -> None:
         label = ("log Z", "KL(p*||p0)")[i]
         values, errors = ([e.value for e in estimates], [e.standard_error for e in estimates])
         _curve(axes, x, values, errors, PALETTE[i], label)
-    axes.axhline(math.log(found.num_draws), color=GREY, lw=0.8, ls="-.", label="log N, the most KL it can show")
     seen = [e.value for s in found.strengths if s.enough or s.factor == 1 for e in (s.log_evidence, s.kl)]
     seen = [value for value in seen if math.isfinite(value)]
-    axes.set_ylim(1.15 * min([0.0, *seen]) - 0.1, 1.15 * max([math.log(found.num_draws), *seen]))
+    if not found.pool.confined:
+        most = math.log(found.num_draws)
+        axes.axhline(most, color=GREY, lw=0.8, ls="-.", label="log N, the most KL it can show")
+        seen.append(most)
+    low, high = min([0.0, *seen]), max([0.5, *seen])
+    axes.set_ylim(low - 0.08 * (high - low), high + 0.15 * (high - low))
     axes.set_ylabel("nats")
-    axes.set_title("How far from the prior (dotted: at least)")
-    axes.legend(fontsize=8, loc="upper right", frameon=True, framealpha=0.9, edgecolor="none")
+    axes.set_title("How far from the prior (dotted: or more)")
+    axes.legend(fontsize=8, loc="best", frameon=True, framealpha=0.7, edgecolor="none")
 
 
 def _means(found: Inspection, axes: Axes) -> None:
+    if not found.rewards:
+        _nothing(axes, "No reward to buy")
+        return
     x = _over_beta(found, axes)
     for i, reward in enumerate(found.rewards[: len(PALETTE)]):
         estimates = [s.rewards[reward.name] for s in found.strengths]
@@ -106,12 +121,11 @@ def _means(found: Inspection, axes: Axes) -> None:
             [e.value for e in estimates],
             [e.standard_error for e in estimates],
             PALETTE[i],
-            f"E[{reward.name}]",
+            f"E[{_name(reward.name)}]",
         )
     axes.set_ylabel("reward units")
     axes.set_title("What it buys")
-    if found.rewards:
-        axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5)
 
 
 def _ess(found: Inspection, axes: Axes) -> None:
@@ -119,12 +133,13 @@ def _ess(found: Inspection, axes: Axes) -> None:
 
     x = _over_beta(found, axes)
     axes.set_yscale("log")
-    axes.plot(x, [max(s.ess, 0.5) for s in found.strengths], color=PALETTE[2], lw=2)  # below 1: all are rejected
+    worth = [max(s.ess, 0.5) for s in found.strengths]  # below 1: all are rejected
+    axes.plot(x, worth, color=PALETTE[2], lw=2, marker="o" if len(x) == 1 else None)
     axes.axhline(ENOUGH, color=GREY, lw=0.8, ls="-.")
     axes.annotate("enough to state errors", (x[0], ENOUGH), (2, 3), textcoords="offset points", fontsize=8, color=GREY)
     axes.set_ylim(0.9, 1.3 * found.num_draws)
     axes.set_ylabel(f"effective draws of {found.num_draws}")
-    axes.set_title("What the prior's draws are worth")
+    axes.set_title("What the draws are worth")
 
 
 def _profile(found: Inspection, axes: Axes) -> None:
@@ -139,7 +154,9 @@ def _profile(found: Inspection, axes: Axes) -> None:
     errors = [0.0, *(np.nan_to_num(cut.upper.standard_error) for cut in cuts)]
     axes.errorbar(places, (lower + upper) / 2, errors, color=POSTERIOR, lw=2, marker="o", ms=4, capsize=2)
     several = len({cut.site for cut in cuts}) > 1
-    labels = ["start", *(f"{cut.site} {cut.tokens}" if several else str(cut.tokens) for cut in cuts)]
+    written = ["" if cut.tokens is None else str(cut.tokens) for cut in cuts]
+    names = [f"{_name(cut.site, 10)} {t}" if several else t for cut, t in zip(cuts, written, strict=True)]
+    labels = ["start", *names]
     axes.set_xticks(places, labels, rotation=45 if several else 0, ha="right" if several else "center")
     axes.set_xlabel("tokens written")
     axes.set_ylabel("nats paid (band: at least, at most)")

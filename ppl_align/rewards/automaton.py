@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -26,7 +28,7 @@ class Automaton:
     ``transitions``  [S, V] int64, the state after reading token v in state s
     ``start``        the state before the first token        ``accepting``  [S] bool
 
-    Compared and hashed by identity. Raises ``InputError`` for tables that do not fit together.
+    A value: equal tables compare and hash equal. Raises ``InputError`` for tables that do not fit together.
 
     >>> a = Automaton.contains([1, 2], vocab_size=4)  # somewhere a 1 that is followed by a 2
     >>> a, a.accepting[a.run(torch.tensor([[0, 1, 2], [1, 0, 2]]))].tolist()
@@ -48,6 +50,17 @@ class Automaton:
         if not (0 <= self.start < states and bool(((transitions >= 0) & (transitions < states)).all())):
             raise InputError(f"Automaton: states run from 0 to {states - 1}; start or a transition lies outside")
         freeze(self, transitions=transitions, accepting=accepting, start=int(self.start))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Automaton) and (self is other or self._content == other._content)
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @cached_property
+    def _content(self) -> tuple[object, ...]:
+        tables = (self.accepting.numpy().tobytes(), self.transitions.numpy().tobytes())
+        return self.start, *(hashlib.sha256(table).digest() for table in tables)
 
     @property
     def num_states(self) -> int:

@@ -141,7 +141,7 @@ def refuse_batches(name: str, fn: Any) -> None:
         if isinstance(value, (Completion, Texts)) and value.shape.numel() > 1:
             raise InputError(
                 f"reward {name!r} holds {what!r}, a batch of {value.shape.numel()}, but is asked about distinct texts "
-                f"only: hand the batch over as columns={{{what!r}: {what}}}, and let the function take it as an argument"
+                f"only: hand the batch over as columns={{{what!r}: {what}}}, and let it be an argument of the function"
             )
 
 
