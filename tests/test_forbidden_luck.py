@@ -114,3 +114,24 @@ def test_what_the_prior_rules_out_does_not_count():
     with_zero, without = (Exact().run(program, *law).optimism for law in ((0.5, 0.5, 0.0), (0.5, 0.5)))
     assert math.isclose(with_zero.best, without.best, rel_tol=1e-9)
     assert math.isclose(with_zero.value, without.value, rel_tol=1e-9)
+
+
+def test_what_an_agent_gets_is_not_known_where_few_tries_do_not_find_what_it_would_say(monkeypatch):
+    """A world that matters to nothing, and one word in fifty that does: eight tries seldom hold it. They once were
+    taken for all there is, and the harmless world was blamed for a reward lost."""
+    fifty = CallableLM(50, lambda prefix: torch.zeros(len(prefix), 50, dtype=torch.float64), name="fifty")
+
+    def program():
+        environment("coin", dist.Bernoulli(torch.tensor(0.5)))
+        word = completion("word", fifty, [], max_new_tokens=1)
+        reward("r", lambda tokens: 8.0 * (tokens[..., 0] == 7).double(), word.tokens, upper=8.0)
+
+    exact = Exact().run(program).optimism
+    assert exact.tilt.value == pytest.approx(0, abs=1e-9)
+    found = ImportanceSampling(num_particles=2000).run(program).optimism
+    assert math.isnan(found.gets["r"].value)
+    assert "what its choices get is not known" in str(found)
+    monkeypatch.setattr(optimism, "NUM_CONTINUATIONS", 2000)
+    enough = ImportanceSampling(num_particles=2000).run(program).optimism
+    got, error = enough.gets["r"]
+    assert abs(got - exact.gets["r"].value) < 4 * error + 0.05

@@ -40,6 +40,10 @@ class Nested(Engine):
     ``max_histories``   refuse politely (``InputError``) to hold more histories than this: an episode needs
                         ``num_actions * num_outcomes`` of them per turn, to the power of its turns
 
+    The agent sees every answer of the world before it speaks again, whether a prompt shows it or not: the policy is one
+    of whole histories. Where the world keeps something to itself, that is too much (``ppl-align check`` says so), and
+    ``SVI``, whose policies read prompts, is the engine to use.
+
     Episodes are independent, each with plans of its own. The policy converges to the optimum as both numbers grow. At
     a finite budget it is off both ways: few actions keep it near the prior (the value is too low: a concave function of
     a mean of few draws), few outcomes make it like luck (the value is too high: an exponential of a noisy mean), by

@@ -20,9 +20,14 @@ between laws of o, so for any statistic S of o, and of what is drawn after it al
 and log E_p[S | h] = log(exp(U(h)) + Z / K) is bounded from above just as U(h) is: z log(z + c) is convex.
 
 What the agent gets is found by playing: it begins as a draw of the posterior does, the world answers afresh, and
-whatever the agent says after that is chosen by conditioning anew, among K continuations in proportion to exp(psi).
-Where none of the K is allowed, what it would have said is not known, and neither is what it gets (NaN). Where U(h)
-is -inf, in the table, it says what the prior would: nothing is better.
+whatever the agent says after that is chosen by conditioning anew, among K continuations in proportion to exp(psi). That
+is a draw from some q_K in place of p*(. | h), and by Jensen's inequality
+
+    KL(p* || q_K) <= E_p*[log mean of K exp(psi), the draw's own among them] - U(h),     U(h) >= E[log mean of K afresh]
+
+Where this is too large, at a turn of the agent in draws of the posterior, K tries do not find what conditioning would
+say, and what the agent gets is not known (NaN); just as where none of the K is allowed. Where U(h) is -inf, in the
+table, it says what the prior would: nothing is better.
 """
 
 from __future__ import annotations
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NUM_DRAWS = 32  # of the posterior, that are looked at
 NUM_CONTINUATIONS = 8  # of each: together about what a run of importance sampling costs from there on
+FAITHFUL = 1.0  # nats of that bound, over all turns: it counts what K tries miss from both sides, so about half is KL
 
 
 def warn(task: Task, posterior: Posterior) -> None:
@@ -139,10 +145,14 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     first, last = _first_and_last(turns)
     played, lost = _play(episodes, _until(drawn, turns[:first]), turns[first:])
     copies = played.num_particles // NUM_DRAWS
+    seen = _Continued(episodes, drawn, turns)
+    again = [at for at in range(first, len(turns)) if not turns[at][0]]  # turns at which the agent conditions anew
+    if sum(seen.missed(at, psi) for at in again) > FAITHFUL:
+        lost[:] = True
     got = {name: r.reshape(-1, copies).nanmean(-1) for name, r in played.rewards.items()}
     gets = {name: _estimate(r, distinct, lost) for name, r in got.items()}
     log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
-    tilt = _last_tilt(episodes, drawn, psi, turns, last, log_z)
+    tilt = _last_tilt(seen, psi, last, log_z)
     believes = {name: posterior.mean(name) for name in posterior.rewards}
     return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", believes, gets)
 
@@ -213,23 +223,37 @@ def _conditioned(episodes: Episodes, histories: Histories) -> tuple[Histories, T
     return turn.pick(torch.arange(histories.size) * NUM_CONTINUATIONS + choice), hopeless
 
 
-def _last_tilt(
-    episodes: Episodes, drawn: Histories, psi: Tensor, turns: Turns, last: int, log_evidence: float
-) -> Tensor:
+class _Continued:
+    """Draws of the posterior, continued afresh from the beginning of a turn."""
+
+    def __init__(self, episodes: Episodes, drawn: Histories, turns: Turns) -> None:
+        self.episodes, self.drawn, self.turns = episodes, drawn, turns
+        self._known: dict[int, Tensor] = {}
+
+    def __getitem__(self, turn: int) -> Tensor:
+        """psi + log p0/q of K continuations that begin with this turn, [M, K]."""
+        if turn not in self._known:
+            before = _until(self.drawn, self.turns[:turn])
+            ended, execution = self.episodes.finish(before.repeated(NUM_CONTINUATIONS))
+            weight = execution.log_potential + ended.log_ratio
+            self._known[turn] = weight.reshape(self.drawn.size, NUM_CONTINUATIONS)
+        return self._known[turn]
+
+    def missed(self, turn: int, psi: Tensor) -> float:
+        """KL(p* || q_K) at a turn of the agent, at most, on average over the draws."""
+        afresh = self[turn]
+        own = log_mean_exp(torch.cat([psi[:, None], afresh[:, 1:]], 1))
+        return float((own - log_mean_exp(afresh)).mean())
+
+
+def _last_tilt(seen: _Continued, psi: Tensor, last: int, log_evidence: float) -> Tensor:
     """A lower bound on U(h, o) - U(h) at the last turn of the world, for each draw, in expectation, [M] nats."""
-    afresh = _potential(episodes, _until(drawn, turns[:last]))
-    without = log_mean_exp(torch.cat([psi[:, None], afresh], 1))
-    if last == len(turns) - 1:
+    without = log_mean_exp(torch.cat([psi[:, None], seen[last]], 1))
+    if last == len(seen.turns) - 1:
         return psi - without
-    after = log_mean_exp(_potential(episodes, _until(drawn, turns[: last + 1])))
+    after = log_mean_exp(seen[last + 1])
     more = torch.tensor(log_evidence - math.log(NUM_CONTINUATIONS), dtype=torch.float64)
     return torch.logaddexp(after, more) - torch.logaddexp(without, more)
-
-
-def _potential(episodes: Episodes, histories: Histories) -> Tensor:
-    """log p0/q + psi of continuations drawn from the prior, [M, K]."""
-    ended, execution = episodes.finish(histories.repeated(NUM_CONTINUATIONS))
-    return (execution.log_potential + ended.log_ratio).reshape(histories.size, NUM_CONTINUATIONS)
 
 
 def _estimate(values: Tensor, distinct: int, lost: Tensor | None = None) -> Estimate:
