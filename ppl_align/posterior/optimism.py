@@ -11,6 +11,10 @@ from typing import Any, Literal
 from ppl_align.posterior.estimates import Estimate
 
 
+ROUNDING = 1e-6
+"""Nats that are none: probabilities are given to seven digits."""
+
+
 @dataclass(frozen=True)
 class Optimism:
     """Conditioning on a reward conditions the luck of the world as well; this is by how much.
@@ -39,7 +43,8 @@ class Optimism:
             f"it believes E[{name}] = {_short(self.believes[name])}, {_of(got)}" for name, got in self.gets.items()
         ]
         where = ", ".join(map(repr, self.sites))
-        tilt = self.tilt._replace(value=max(0.0, self.tilt.value))  # it is a divergence, whatever a bound of it may be
+        positive = self.tilt.value if self.tilt.value > ROUNDING else 0.0  # a divergence, whatever a bound of it may be
+        tilt = self.tilt._replace(value=positive)
         return f"it tilts the world at {where} by {bound}{_short(tilt)} nats: " + "; ".join(parts)
 
     def to_json(self) -> str:
