@@ -19,7 +19,7 @@ def main() -> None:
     """Three arms on one pool of draws; averages over first pairs and labels, with standard errors."""
     torch.manual_seed(0)
     source = CausalLM("smollm2-135m").completion(PROMPT, 20).expand([DRAWS])
-    pool = list(dict.fromkeys(Completion(source.sample(), source).texts()))
+    pool = Completion(source.sample(), source).texts()  # a text drawn twice counts twice
     features = Remembered(Embedding())
     reader = RewardPosterior.learn(film_pairs(300), features).mean()
     found = {arm: torch.tensor([one(pool, reader, features, arm, seed) for seed in range(SEEDS)]) for arm in COLOURS}

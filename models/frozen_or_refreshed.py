@@ -20,7 +20,7 @@ def _rounds(prompt: str, max_new_tokens: int, arm: str, num_draws: int = 256, se
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         source = lm.completion(prompt, max_new_tokens).expand([num_draws])
-        pool = list(dict.fromkeys(Completion(source.sample(), source).texts()))
+        pool = Completion(source.sample(), source).texts()  # a text drawn twice counts twice
     features = Remembered(Embedding())
     reader = RewardPosterior.learn(film_pairs(200), features).mean()
     return refresh(pool, reader, film_pairs(10, seed=1), features, arm=arm, kls=(0.5, 1, 2, 3), seed=seed)

@@ -38,6 +38,7 @@ class Completion:
     ``prompt``   the prompts' text, same shape
     ``ids``      the tokens of each element without EOS and padding: a flat list of tuples
     ``site``     the name it has in its program, if it comes from one
+    ``beginning``  these tokens are how it begins; whatever follows is summed out (``completion(..., starts_with=)``)
     """
 
     def __init__(
@@ -49,10 +50,12 @@ class Completion:
         prompt: Texts | None = None,
         terminal: Sequence[int] = (),
         site: str | None = None,
+        beginning: bool = False,
     ) -> None:
         self.tokens = tokens
         self.source = source
         self.site = site
+        self.beginning = beginning
         self._given = {"text": text, "prompt": prompt}
         self._terminal = tuple(source.terminal if source is not None else terminal)
 
@@ -108,10 +111,18 @@ class Completion:
 
     def reshape(self, *shape: int) -> Completion:
         """The same completions with another batch shape."""
-        given = {k: None if v is None else v.reshape(*shape) for k, v in self._given.items()}
+        text, prompt = (None if texts is None else texts.reshape(*shape) for texts in self._given.values())
         source = None if self.source is None else self.source.reshaped(shape)
         tokens = self.tokens.reshape(*shape, self.tokens.shape[-1])
-        return Completion(tokens, source, terminal=self._terminal, site=self.site, **given)
+        return Completion(
+            tokens,
+            source,
+            text=text,
+            prompt=prompt,
+            terminal=self._terminal,
+            site=self.site,
+            beginning=self.beginning,
+        )
 
     def __repr__(self) -> str:
         first = self.texts()[0] if self.tokens.numel() or self._given["text"] is not None else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_align import gallery
+from ppl_align import __version__, gallery
 from ppl_align.cli import main
 from ppl_align.loading import load_model
 
@@ -145,6 +145,8 @@ def test_bad_data_files(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "null.jsonl": ('{"prompt": null}\n', "row 0: the prompt is None"),
         "empty.csv": ("prompt\n", "has no rows"),
         "ragged.csv": ("prompt,bias\n0\n", "as many cells as the header"),
+        "twice.csv": ("prompt,bias,bias\n0,1,2\n", "there are two columns 'bias'"),
+        "twice.jsonl": ('{"prompt": "0"}\n{"prompt": "0", "prompt": "1"}\n', "line 2: there are two columns 'prompt'"),
         "words.csv": ("prompt,bias\n0,much\n", "row 0: bias must be a number"),
         "junk.parquet": ("not parquet", "not a Parquet file"),
         "prompts.txt": ("0\n", "write a .jsonl, .csv or .parquet file"),
@@ -284,6 +286,15 @@ def test_ctrl_c_keeps_what_was_finished(
     assert capsys.readouterr().out == ""
 
 
+def test_ctrl_c_before_the_first_run_says_so_too(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "toy.py").write_text("raise KeyboardInterrupt\n")  # while the model is loaded
+    for command in ("run", "check"):
+        assert main([command, "toy.py"]) == 130
+        assert capsys.readouterr() == ("", "interrupted\n")
+
+
 def test_a_late_failure_keeps_what_was_finished(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,21 +331,19 @@ def test_files_that_are_no_posteriors(here: Path, capsys: pytest.CaptureFixture[
 # -- the small commands ------------------------------------------------------------------------------------------
 
 
-def test_check_says_what_it_saw(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "toy.py", "--set", "bias=0"]) == 0
-    out, _ = capsys.readouterr()
-    assert "completion" in out
-    assert "reward 'ones' is 0 on every draw" in out
-    (here / "bare.py").write_text(MODEL.split("    reward(")[0].replace("def toy", "def bare"))
-    assert main(["check", "bare.py"]) == 0
-    assert "the posterior is the prior" in capsys.readouterr().out
+@pytest.mark.parametrize("flag", ["--version", "-h"])
+def test_what_needs_no_command(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out == f"{__version__}\n" if flag == "--version" else "Usage: ppl-align" in out
 
 
-def test_check_notices_a_reward_that_changes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fickle = "reward('fickle', lambda tokens: torch.rand(tokens.shape[:-1]), x.tokens)\n"
-    (here / "toy.py").write_text(MODEL.replace("    return x", f"    {fickle}    return x"))
-    assert main(["check", "toy.py"]) == 0
-    assert "reward 'fickle' gave other values when asked again" in capsys.readouterr().out
+def test_help_offers_what_a_command_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """``inspect`` runs no engine, so it has no engine's options; ``check`` has those of --engine."""
+    for command, offered in (("run", True), ("check", True), ("inspect", False)):
+        assert main([command, "--help"]) == 0
+        assert ("engine.key=value" in capsys.readouterr().out) == offered
 
 
 def test_galleries_are_listed_without_being_imported(capsys: pytest.CaptureFixture[str]) -> None:

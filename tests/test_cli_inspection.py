@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,41 @@ def test_events_of_the_command_line(here: Path, capsys: pytest.CaptureFixture[st
     assert main(["inspect", "toy.py", "--event", "a=1", "--event", "a=2"]) == 2
     assert "given twice" in capsys.readouterr().err
     assert main(["inspect", "toy.py", "--draws", "1"]) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions do not tell: root has them all, also on what is read-only."""
+
+    def refuse(path: str, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    (here / "toy.py").write_text("raise AssertionError('this was to be refused before')")
+    monkeypatch.setattr(os, "mkdir", refuse)
+    for command in ("inspect", "run"):
+        assert main([command, "toy.py", "--out", "out"]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: --out out: cannot write to ")
+        assert err.endswith(f"({os.strerror(errno.EROFS)})\n")
+    monkeypatch.undo()
+    assert main(["inspect", str(here / "toy.py"), "--out", str(here / ("long" * 100))]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert not list(here.glob(".partial*"))
+
+
+def test_tables_are_printed_even_if_they_cannot_be_saved(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("ppl_align.inspection.Inspection.save", full)
+    assert main(["inspect", "toy.py", "--draws", "50", "--out", "out"]) == 1
+    out, err = capsys.readouterr()
+    assert "=> " in out
+    assert err.endswith(f"error: cannot write to out: {os.strerror(errno.ENOSPC)}\n")
 
 
 def test_a_reward_that_raises_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import pytest
 from broken_engines import ONE, TWO, TooMuchEvidence
 
+from ppl_align.posterior.estimates import say_z
 from ppl_align.rewards import Vader
 from ppl_align.testing import PROGRAMS, Report, check_engine, check_reward
 from ppl_align.testing.checks import CHECKS
 from ppl_align.testing.report import Result
-from ppl_align.testing.statistics import (
-    say_p,
-    say_z,
-)
+from ppl_align.testing.statistics import say_p
 
 
 def test_a_report_is_a_table_of_at_most_80_columns_and_its_reasons():

@@ -281,6 +281,18 @@ def test_no_run_can_be_trusted():
     )
 
 
+def test_a_mean_off_the_exact_one_is_said_in_words_and_rounding_is_not_said(runs):
+    def said(by: float) -> str:
+        run = importance()
+        r = run.rewards["praise"]
+        run.rewards = {"praise": torch.full_like(r, exact().mean("praise").value + by)}
+        run.rewards["praise"][0, 0] += 1e-13  # an error bar that is rounding
+        return "; ".join(complaints(run, {"exact": exact(), "is": run}))
+
+    assert "E[praise] is over 100 standard errors from the exact one" in said(0.1)
+    assert "standard errors" not in said(1e-12)
+
+
 def test_the_exact_answer_settles_it(runs):
     advice = compare(runs).advice
     assert "exact): use it" in advice.verdict

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
+from fractions import Fraction
 
 import pyro
 import pyro.distributions as dist
@@ -161,6 +163,10 @@ def test_what_the_world_said_can_be_read(engine, tmp_path):
 # -- one clear line ----------------------------------------------------------------------------------------------------
 
 
+async def patient(text):
+    return text
+
+
 def recursive(text):
     return environment("inner", len, text)
 
@@ -177,6 +183,9 @@ def a_site(text):
         (lambda text: [text], {}, RunError, r"one particle at a time.*asked about ' hm' it returned a list of 1"),
         (lambda text: None, {}, RunError, r"with a string or a number.*returned None"),
         (lambda text: math.nan, {}, RunError, r"returned nan"),
+        (lambda text: 2**70, {}, RunError, r"environment 'w' answers with a number that 64 bits do not hold.*' hm'"),
+        (lambda text: Fraction(10**400), {}, RunError, r"a number that 64 bits do not hold"),
+        (lambda text: patient(text), {}, RunError, r"its function is async: make it a plain one .*asyncio\.run"),
         (recursive, {}, ModelError, r"environment 'w' is circular: its function runs 'inner'"),
         (a_site, {}, ModelError, r"environment 'w' is circular: its function runs 'inner'"),
         (3, {}, InputError, r"a function, a Pyro distribution or a language model, got int"),
@@ -195,6 +204,18 @@ def test_what_cannot_answer_says_so_in_one_line(world, options, error, line):
     with pytest.raises(error, match=line) as caught:
         ImportanceSampling(num_particles=4).run(program)
     assert "\n" not in str(caught.value)
+
+
+def test_the_largest_whole_numbers_are_answers():
+    assert environment("w", lambda text: 2**63 - 1, "a").tolist() == 2**63 - 1
+    assert environment("w", lambda text: -(2**63), "a").tolist() == -(2**63)
+
+
+def test_an_async_world_leaves_nothing_that_was_never_awaited(recwarn):
+    with pytest.raises(RunError, match="async"):
+        environment("w", patient, Texts(["a", "b"]))
+    gc.collect()
+    assert not list(recwarn)
 
 
 def test_text_and_numbers_do_not_mix():

@@ -12,7 +12,8 @@ import pytest
 import torch
 from lint_programs import ENDING, WORDS, count_a, found, scaled, scored_by, sound, text
 
-from ppl_align import choose, completion, environment, reward
+from ppl_align import choose, completion, constrain, environment, reward
+from ppl_align.constraints import Contains
 from ppl_align.lints import lint
 from ppl_align.testing.programs import PROGRAMS
 
@@ -209,10 +210,10 @@ def test_prefix_closed_is_a_promise() -> None:
 # -- truncation ------------------------------------------------------------------------------------------------------
 
 
-def ending(limit: int, fussy: bool) -> None:
+def ending(limit: int, fussy: bool, penalty: float = 0.1) -> None:
     x = completion("x", ENDING, "", max_new_tokens=limit)
     ended = (x.tokens == 3).any(-1)
-    pyro.factor("whole", torch.where(ended, 0.0, -torch.inf if fussy else -0.1))
+    pyro.factor("whole", torch.where(ended, 0.0, -torch.inf if fussy else -penalty))
 
 
 def test_truncation() -> None:
@@ -222,6 +223,8 @@ def test_truncation() -> None:
     assert fussy.severity == "warning"
     share = float(fussy.text.split("%")[0])
     assert abs(share / 100 - 9 / 16) < 4.5 * math.sqrt(9 / 16 * 7 / 16 / 32)
+    (soft,) = found(ending, "truncation", 2, False, 20.0)
+    assert "20 nats less than any that ends" in soft.text
     assert found(ending, "truncation", 20, False) == []
     assert found(sound, "truncation") == []  # texts of a fixed length have no end
 
@@ -249,6 +252,26 @@ def test_a_yes_or_no_is_not_out_of_scale() -> None:
         reward("no a", lambda texts: [0.0 if "a" not in t else -math.inf for t in texts], text())
 
     assert found(rejecting, "beta out of scale") == []
+
+
+def constrained(*, judge: bool = False, foreseen: bool = True) -> None:
+    x = completion("x", ENDING, "", max_new_tokens=8)
+    if not foreseen:
+        {"yes": 1}[environment("tool", lambda said: "yes", x).tolist()[0]]  # engines that look ahead make up its answer
+    constrain("six of them", Contains(" c c c c c c"), x)
+    reward("as", count_a, x)
+    if judge:
+        reward("picky", lambda texts: [-math.inf] * len(texts), x)
+
+
+def test_a_hard_constraint_wastes_no_draws() -> None:
+    (finding,) = found(constrained, "beta out of scale")
+    assert finding.severity == "note"
+    assert "'six of them': engines draw from within" in finding.text
+    for rejecting in ({"judge": True}, {"foreseen": False}):
+        (finding,) = [f for f in lint(constrained, **rejecting) if f.lint == "beta out of scale"]
+        assert finding.severity == "warning"
+        assert "all 32 draws are rejected" in finding.text
 
 
 # -- structure -------------------------------------------------------------------------------------------------------

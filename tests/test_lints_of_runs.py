@@ -11,18 +11,21 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from lint_programs import count_a, scaled, scored_by
+from lint_programs import ENDING, WORDS, count_a, scaled, scored_by
 from torch import Tensor
 
-from ppl_align import SVI, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
+from ppl_align import SMC, SVI, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
 from ppl_align.cli import main
+from ppl_align.cost import measure
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lints import Glance, lint_proposal
+from ppl_align.posterior.truncation import cut_short
 from ppl_align.testing.programs import PROGRAMS
 
 # -- guides ----------------------------------------------------------------------------------------------------------
 
-SKEWED = MarkovLM(torch.zeros(4, 4), torch.tensor([3.0, 2.0, 1.0, 0.0]).double())
+INITIAL = torch.tensor([3.0, 2.0, 1.0, 0.0]).double()
+SKEWED = MarkovLM(torch.zeros(4, 4), INITIAL)
 
 
 def skewed(top_p: float | None = None) -> None:
@@ -67,6 +70,76 @@ def test_a_proposal_that_cannot_write_everything() -> None:
     assert lint_proposal(trained, skewed) == []
 
 
+TABLE = torch.tensor([[0.3, -1.2, 0.8, 0.1], [1.1, 0.2, -0.4, 0.6], [-0.9, 0.5, 0.0, 1.4], [0.7, 0.9, -0.3, -1.0]])
+
+
+def chain(scale: float = 1.0, more: float = 0.0) -> MarkovLM:
+    """A Markov chain at temperature 1 / scale, its last token made likelier."""
+    return MarkovLM(TABLE.double() * scale + torch.tensor([0.0, 0.0, 0.0, more]), INITIAL * scale)
+
+
+CHAIN = chain()
+
+
+def written(temperature: float = 1.0) -> None:
+    x = completion("x", CHAIN, [], max_new_tokens=4, temperature=temperature)
+    reward("r", lambda t: t.double().sum(-1), x.tokens, beta=4.0)
+
+
+def sharp(rows: Any) -> Tensor:
+    return (5 * rows.log_probs).log_softmax(-1)
+
+
+def sharp_and_cut(rows: Any) -> Tensor:
+    kept = 5 * rows.log_probs
+    return torch.where(kept == kept.amin(-1, keepdim=True), -torch.inf, kept).log_softmax(-1)
+
+
+@pytest.mark.parametrize("proposal", [sharp, chain(5.0), ImportanceSampling(proposal=sharp), SMC(proposal=chain(5.0))])
+@pytest.mark.parametrize(("declared", "found"), [(1.0, "0.2"), (0.7, "0.14")])
+def test_a_temperature_hidden_in_a_proposal(proposal: Any, declared: float, found: str) -> None:
+    (finding,) = lint_proposal(proposal, written, declared)
+    assert f"its prior at temperature={found} (declared: {declared:g})" in finding.text
+    assert f"completion(..., temperature={found})" in finding.remedy
+
+
+def test_a_temperature_hidden_in_a_program_or_under_a_cut() -> None:
+    (finding,) = lint_proposal(SVI(guide=lambda: pyro.sample("x", chain(5.0).completion([], 4))), written)
+    assert "temperature=0.2" in finding.text
+    cut, hot = lint_proposal(sharp_and_cut, written)
+    assert "probability zero" in cut.text
+    assert "temperature=0.2" in hot.text
+
+
+@pytest.mark.parametrize(
+    "proposal",
+    [
+        lambda rows: rows.log_probs,
+        lambda rows: (rows.log_probs / 2).log_softmax(-1),  # flatter: the weights stay in bounds
+        lambda rows: (rows.log_probs + torch.tensor([0.5, 0.0, 0.0, 0.0])).log_softmax(-1),
+        lambda rows: (rows.log_probs * (1.0 + rows.prefixes.shape[1])).log_softmax(-1),  # no one temperature
+        CHAIN,
+        chain(1.5, more=0.7),
+        MarkovLM(torch.zeros(5, 5)),
+    ],
+    ids=["prior", "flat", "tilted", "sharper and sharper", "lm", "another lm", "another vocabulary"],
+)
+def test_proposals_without_a_temperature(proposal: Any) -> None:
+    assert [f.text for f in lint_proposal(proposal, written) if "temperature" in f.text] == []
+
+
+def test_a_guide_that_training_has_sharpened_hides_nothing() -> None:
+    """The target is p0^3, and so is the guide in the end."""
+
+    def power() -> None:
+        x = completion("x", SKEWED, [], max_new_tokens=1)
+        reward("sharp", lambda t: 2 * INITIAL.log_softmax(-1)[t[..., 0]], x.tokens, lower=-20.0)
+
+    guide = SVI(num_steps=300, num_particles=32, learning_rate=0.1).run(power).guide
+    assert lint_proposal(guide, power) == []
+    assert lint_proposal(lambda rows: (3 * rows.log_probs).log_softmax(-1), power)
+
+
 # -- at run time -----------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +161,60 @@ def test_runs_notice_a_guide_that_is_not_the_models() -> None:
     assert "top_p=0.8" in run.warnings[0]
     assert "top_p=0.8" in ImportanceSampling(proposal=run.guide).run(skewed).warnings[0]
     assert SVI(num_steps=2, guide=guide()).run(skewed).warnings == ()
+
+
+def wants_an_end(limit: int, penalty: float, among: int = 0) -> None:
+    """Texts end with probability 1/4 at each token; ``among``: how much is paid for each "a"."""
+    x = completion("x", ENDING, "", max_new_tokens=limit)
+    ended = (x.tokens == 3).any(-1)
+    pyro.factor("whole", torch.where(ended, 0.0, -penalty) + among * (x.tokens == 0).sum(-1))
+
+
+def brief(limit: int = 4) -> None:
+    x = completion("x", ENDING, "", max_new_tokens=limit)
+    reward("brief", lambda texts: [-2.0 * len(t) for t in texts], x)
+
+
+def fixed() -> None:
+    pyro.factor("f", 3.0 * (completion("x", WORDS, "", max_new_tokens=3).tokens == 0).sum(-1))
+
+
+def cut(model: Callable[..., Any], *args: Any, engine: Any = ImportanceSampling(64, 2)) -> list[str]:
+    run = engine.run(model, *args)
+    with measure() as cost:
+        lines = cut_short(run)
+    assert cost.lm_forwards == cost.scored_tokens == cost.reward_calls == 0
+    return lines
+
+
+def test_a_finished_run_shows_what_was_cut_off_and_turned_down() -> None:
+    (line,) = cut(wants_an_end, 3, math.inf)
+    share = (3 / 4) ** 3
+    assert abs(float(line.split("%")[0]) / 100 - share) < 4.5 * math.sqrt(share * (1 - share) / 128) + 0.01
+    assert "'x' are cut off at max_new_tokens=3; 'whole' turns them down" in line
+    (line,) = cut(wants_an_end, 3, 20.0)
+    assert "20 nats less than any that ends" in line
+    assert len(cut(wants_an_end, 3, 20.0, 1)) == 1
+    assert ImportanceSampling(64, 2).run(wants_an_end, 3, 20.0).warnings == (line,)
+
+
+@pytest.mark.parametrize(
+    ("model", "args"),
+    [
+        (wants_an_end, (3, 0.0)),  # cut off, and nobody minds
+        (wants_an_end, (3, 4.0, 3)),  # less than what is paid for words
+        (wants_an_end, (20, math.inf)),  # hardly ever
+        (brief, ()),  # the longest are worth least, whether they end or not
+        (fixed, ()),
+    ],
+)
+def test_runs_that_lose_nothing_to_the_limit(model: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    assert cut(model, *args) == []
+
+
+def test_what_was_steered_says_nothing_about_the_prior() -> None:
+    smc = SMC(32, 4, twist="prefix", every=1, ess_threshold=1.0)
+    assert cut(wants_an_end, 3, 20.0, 3, engine=smc) == []
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

@@ -244,6 +244,27 @@ def test_bad_input_gives_one_clear_line(statement, error, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("engine", [*ENGINES.values(), ImportanceSampling(num_particles=3, num_replicates=1)], ids=str)
+@pytest.mark.parametrize("lanes", [0, 2])
+def test_scores_that_are_one_for_all_need_room_for_the_particles(engine, lanes):
+    """[3] might be one number for each of 3 particles: whether it is a batch is never left to their number."""
+    scores, obs = torch.tensor([0.1, 0.2, 0.3]).double(), [1, 0, 1]
+
+    def program(scores):
+        label("known", scores, obs)
+        if lanes:
+            with pyro.plate("lanes", lanes):
+                completion("x", FIXED, [[0], [1]], max_new_tokens=1)
+        else:
+            completion("x", FIXED, [0], max_new_tokens=1)
+
+    with pytest.raises(InputError, match=r"'known': a score of shape \[3\] .*, write score.reshape\(\[1, 1, 3\]\)"):
+        engine.run(program, scores)
+    constant = float(logsigmoid(torch.tensor([0.1, -0.2, 0.3])).sum())
+    said = engine.run(program, scores.reshape(1, 1, 3)).factors["known"].double()
+    torch.testing.assert_close(said, torch.full_like(said, constant))
+
+
 def test_by_hand_an_observation_says_nothing():
     label("l", torch.zeros(2), [1, 0])
     prefers("p", torch.zeros(2), torch.zeros(2))

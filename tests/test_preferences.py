@@ -19,6 +19,7 @@ from ppl_align.preferences import Belief, OptimismWarning, Pairs, RewardPosterio
 from ppl_align.preferences.belief import infer, log_density
 from ppl_align.preferences.features import Scale
 from ppl_align.preferences.report import probability
+from ppl_align.rewards import chat
 from ppl_align.testing import Oracle, check_engine, check_reward
 from ppl_align.testing.programs import EOS
 
@@ -254,6 +255,26 @@ def test_a_model_may_learn_when_it_is_first_called():
     found = ImportanceSampling(num_particles=8).run(model, seed=0)
     assert list(found.particles) == ["x"]
     assert list(found.factors) == ["learned"]
+
+
+def test_a_marginalised_reward_is_used_at_its_beta():
+    """r = beta log E exp(w . phi / beta) is right for that beta / weight, and the bonus it prints is that one's."""
+
+    def model(fn, beta: float, weight: float = 1.0) -> None:
+        reward("learned", fn, completion("x", EOS, [], max_new_tokens=2), beta=beta, weight=weight)
+
+    marginalised = TOY.marginalised(0.8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimismWarning)
+        Exact().run(model, marginalised, 0.8 * (1 + 1e-9))
+        Exact().run(model, marginalised, 1.6, 2.0)
+        Exact().run(model, marginalised, 1.6, 0.0)
+    for fn in (marginalised, chat(marginalised)):
+        for beta, weight, here in ((0.4, 1.0, "0.4"), (0.8, 2.0, "0.4"), (0.8, -1.0, "-0.8")):
+            with pytest.raises(InputError, match=f"made for beta / weight = 0.8, and here it is {here}: give both"):
+                Exact().run(model, fn, beta, weight)
+    for fn in (TOY.mean(), TOY.pessimistic()):
+        Exact().run(model, fn, 0.4)
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------

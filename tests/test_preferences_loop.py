@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
 import pyro
 import pytest
 import torch
 from torch import Tensor
 
-from ppl_align import reward
+import ppl_align
+from ppl_align import CallableLM, reward
 from ppl_align.errors import InputError
 from ppl_align.preferences import Pairs, refresh
 from ppl_align.preferences.loop import compare
@@ -69,6 +74,36 @@ def test_labels_are_bradley_terry_and_of_the_arm():
     seen = torch.tensor([len(text.split()) for text in (*pairs.better, *pairs.worse)]).double().mean()
     lengths = torch.tensor([len(text.split()) for text in POOL]).double()
     assert seen > (LOG_PRIOR.softmax(-1) * lengths).sum() + 0.5, "they come from the law, not from the prior"
+
+
+def test_a_text_that_was_drawn_often_is_compared_as_one():
+    """Pairs of different texts, as from the law of the texts: two rare ones meet as rarely, however many copies."""
+    often = ["0"] * 8 + ["1", "1 1"]
+    level = torch.zeros(10, dtype=torch.float64)
+    pairs = compare(often, level, level.log_softmax(-1), 2000, torch.Generator().manual_seed(0))
+    rare = torch.tensor(["0" not in pair for pair in zip(pairs.better, pairs.worse, strict=True)]).double()
+    want = 2 * 0.1 * 0.1 / 0.9
+    assert abs(float(rare.mean()) - want) < 4 * (want * (1 - want) / 2000) ** 0.5
+    rounds = refresh([*POOL, *POOL], reader, FIRST, words, kls=(0.5,), components=None)
+    once = refresh(POOL, reader, FIRST, words, kls=(0.5,), components=None)
+    assert rounds[0].gold == pytest.approx(once[0].gold), "weights are those of the draws"
+
+
+def test_the_model_of_the_gallery_keeps_every_draw(monkeypatch):
+    """Draws of the prior stand for it only as often as they were drawn."""
+    few = CallableLM(3, lambda prefix: torch.zeros(len(prefix), 3), eos_id=2)
+    monkeypatch.setattr(ppl_align, "CausalLM", lambda name: few)
+    path = Path(__file__).parent.parent / "models/frozen_or_refreshed.py"
+    spec = importlib.util.spec_from_file_location("frozen_or_refreshed", path)
+    model = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(model)
+    learned = SimpleNamespace(learn=lambda *_: SimpleNamespace(mean=lambda: None))
+    stubs = {"film_pairs": lambda *_, **__: None, "Embedding": lambda: words, "RewardPosterior": learned}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(model, name, stub)
+    monkeypatch.setattr(model, "refresh", lambda pool, *_, **__: pool)
+    pool = model._rounds("0", 2, "frozen", num_draws=64)
+    assert len(pool) == 64 > len(set(pool))
 
 
 def test_arms_spend_their_labels_as_they_say():

@@ -1,5 +1,6 @@
 """What a person sees: 80 columns, whole texts, figures without global state, one self-contained page."""
 
+import itertools
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from synthetic import WORDS, exact, importance, smc, svi
 
 from ppl_align.completions import Completion
 from ppl_align.diagnostics import compare
+from ppl_align.diagnostics.columns import reward_column
 from ppl_align.posterior.estimates import with_error
 from ppl_align.report import html, plots, terminal
 from ppl_align.text import Texts
@@ -72,10 +74,39 @@ def test_texts_are_not_markup_and_stay_on_their_rows():
 
 @pytest.mark.parametrize(
     ("value", "error", "shown"),
-    [(1.23456, 0.0123, "1.235 ± 0.012"), (-300.4, 25.0, "-300 ± 25"), (0.5, float("nan"), "0.5 ± ?")],
+    [
+        (1.23456, 0.0123, "1.235 ± 0.012"),
+        (-300.4, 25.0, "-300 ± 25"),
+        (0.5, float("nan"), "0.5 ± ?"),
+        (0.5, float("inf"), "0.5 ± ?"),
+        (8.0000000000000007e-7, 3e-16, "8e-07 ± 0"),
+        (0.99999999763, 2.4e-9, "1.000000 ± 2.4e-09"),
+        (1.234e-7, 5e-9, "1.234e-07 ± 5e-09"),
+        (1e9, 3e7, "1e+09 ± 3e+07"),
+        (0.0, 3e-8, "0 ± 3e-08"),
+        (1e-9, 3e-8, "1e-09 ± 3e-08"),
+    ],
 )
 def test_errors_decide_on_the_digits(value, error, shown):
     assert with_error(value, error) == shown
+
+
+def test_a_value_and_its_error_fit_a_column_at_any_size():
+    """What is shown is the value to within its error, or to the digits there is room for."""
+    for value, error in itertools.product((1.23456789, -9.87654321), repeat=2):
+        for size, small in itertools.product(range(-13, 13), repeat=2):
+            v, e = value * 10.0**size, abs(error) * 10.0**small
+            shown = with_error(v, e)
+            assert len(shown) <= 20, shown
+            told, off = map(float, shown.split(" ± "))
+            assert abs(told - v) <= max(0.6 * e, 1e-3 * abs(v)), (v, e, shown)
+            assert off == pytest.approx(e, rel=0.1) or (off == 0 and e <= max(1e-9 * abs(v), 1e-12))
+
+
+def test_columns_of_rewards_that_hardly_vary_stay_narrow():
+    column = reward_column("rare")
+    assert column.text({"E[rare]": 7.437e-7, "se[rare]": 3.1e-8}) == "7.44e-07 ± 3.1e-08"
+    assert column.text({"E[rare]": 0.1 + 0.2, "se[rare]": 1e-17}) == "0.3 ± 0"
 
 
 def test_figures_leave_no_global_state(compared):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_align.cli.console import err, report
+from ppl_align.cli.console import Told, err, report
 from ppl_align.errors import InputError
 
 app = typer.Typer(
@@ -18,10 +18,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SAY_IT_THEMSELVES = ("run", "claims")
-"""Commands that tell how far they came when they are interrupted."""
 _ENGINES = "a gallery recipe, or file.py that says engine = ...; may be repeated [importance, smc]"
 
 ModelName = Annotated[
@@ -39,21 +38,28 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="a model's argument, or engine.key=value for an engine's option"),
 ]
+SetModel = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a model's argument")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="same seed, same result")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else there")]
 Force = Annotated[bool, typer.Option("--force", help="replace the run that the output folder holds")]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from ppl_align import __version__
 
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options that need no command are answered while they are read: without one, click stops right after."""
 
 
 @app.command()
@@ -126,7 +132,7 @@ def inspect(
     prompt: Prompt = None,
     data: Data = None,
     row: OneRow = None,
-    set_: Set = None,
+    set_: SetModel = None,
     event: Annotated[
         list[str] | None,
         typer.Option("--event", metavar="NAME=REGEX", help="an event: the pattern occurs in the text; may be repeated"),
@@ -226,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         rejected = _usage_error(error)
         return report(error if rejected is None else rejected, debug="--debug" in arguments)
-    if result == 130 and arguments[0] not in SAY_IT_THEMSELVES:  # typer turns Ctrl-C into this exit code
+    if result == 130 and not isinstance(result, Told):  # typer turns Ctrl-C into this exit code
         err.print("interrupted", style="red")
     return result if isinstance(result, int) else 0
 

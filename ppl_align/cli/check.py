@@ -6,17 +6,21 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from ppl_align.cli.console import note, show, user_code, waiting
 from ppl_align.cli.plan import Asked, Job, Plan, load_one
+from ppl_align.report.terminal import Printable, grids
 
 if TYPE_CHECKING:
     from ppl_align.lints import Finding, Glance
 
 PRINTED = 8
 """Draws that are shown; the lints look at more."""
+_LEGIBLE = 20
+"""Columns of the screen that a text needs beside its numbers."""
 
 
 def check(asked: Asked, engines: Sequence[str]) -> int:
@@ -33,7 +37,7 @@ def check(asked: Asked, engines: Sequence[str]) -> int:
     show(f"{plan.spec}({textwrap.shorten(arguments, 200)})\n")
     out.print(_grid(["site", "what", "shape", "from"], draws.sites()))
     show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
-    out.print(_grid(*draws.table()))
+    out.print(Printable(lambda width: _wide(*draws.table(), width)))
     cost, count = draws.glance.cost, draws.glance.num_draws
     show(f"\n{count} draws in {cost.seconds:.1f} s: {cost.lm_tokens} LM tokens, {cost.reward_calls} reward calls")
     for finding in findings:
@@ -104,11 +108,24 @@ def _arguments(plan: Plan, job: Job) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
+def _wide(header: list[str], rows: list[list[str]], width: int) -> RenderableType:
+    """Numbers and, in the last column, text: side by side where there is room, else one below the other."""
+    numbers = list(zip(*(row[:-1] for row in rows), strict=True))
+    needed = sum(max(map(cell_len, (name, *cells))) + 2 for name, cells in zip(header, numbers, strict=False))
+    if needed + _LEGIBLE <= width:
+        return _grid(header, rows)
+    draws = [str(i + 1) for i in range(len(rows))]
+    cells = {name: list(column) for name, column in zip(header, numbers, strict=False)}
+    texts = [_grid(["draw", header[-1]], [[draw, row[-1]] for draw, row in zip(draws, rows, strict=True)])]
+    parts: list[RenderableType] = [*grids("draw", draws, cells, width), *(texts if header[-1] else [])]
+    return Group(*(part for i, table in enumerate(parts) for part in (["", table] if i else [table])))
+
+
 def _grid(header: list[str], rows: list[list[str]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
     for name, right in zip(header, numeric, strict=True):
-        table.add_column(name, justify="right" if right else "left", no_wrap=right)
+        table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ppl_align.claims import CHAPTERS, CLAIMS, load, statement
 from ppl_align.claims.running import Result, run
-from ppl_align.cli.console import note, show, user_code, waiting
+from ppl_align.cli.console import interrupted, note, show, user_code, waiting
 from ppl_align.errors import InputError
 
 FEW = 4  # checks shown of each claim when all claims are run
@@ -52,7 +52,7 @@ def claims(
     model = _language_model() if lm else None
     results: list[Result] = []
     studies = run(chosen, seed, model)
-    interrupted = False
+    stopped = False
     try:
         for count, name in enumerate(chosen, 1):
             with user_code(), waiting(f"{name} ({count}/{len(chosen)})"):
@@ -63,12 +63,11 @@ def claims(
             if not json:
                 _print(result, brief=not names)
     except KeyboardInterrupt:
-        interrupted = True
+        stopped = True
     if json:
         show(json_module.dumps([_plain(result) for result in results], indent=2, ensure_ascii=False))
-    if interrupted:
-        note(f"interrupted: {len(results)} of {len(chosen)} claims were studied")
-        return 130
+    if stopped:
+        return interrupted(f"{len(results)} of {len(chosen)} claims were studied")
     if book is not None and folder is not None:
         from ppl_align.claims.book import write
 

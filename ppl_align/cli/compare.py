@@ -18,11 +18,10 @@ def compare(paths: Sequence[Path], out: Path | None, force: bool, as_json: bool)
         raise InputError(f"--out {out} holds what is compared: name another folder")
     with user_code():
         results = Results(find_groups(paths))
+    show(results, as_json)
     if folder is not None:
         folder.open({"compared": [str(path) for path in paths]})
         results.save(folder)
-    show(results, as_json)
-    if folder is not None:
         note(f"saved in {folder.root}")
     return 0
 

@@ -19,6 +19,16 @@ err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap
 _EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
+class Told(int):
+    """An exit code whose reason the user has been told."""
+
+
+def interrupted(how_far: str) -> Told:
+    """Say after Ctrl-C how far it came; returns the exit code."""
+    note(f"interrupted: {how_far}")
+    return Told(130)
+
+
 def note(text: str) -> None:
     """One line for the user, on stderr."""
     err.print(" ".join(text.split()))

@@ -30,11 +30,11 @@ def inspect(
             found = look(plan.model, *job.args, progress=tell, **options, **job.kwargs)
     except Exception as error:
         return plan.failed(job, error, asked.debug)
+    show(found, as_json)  # before it is saved: what goes wrong there must not cost the user the tables
     if folder is not None:
         folder.open({"model": plan.spec, "seed": asked.seed, "args": job.args, "kwargs": job.kwargs, "row": job.row})
         folder.write_all(folder.root, found.save)
         note(f"saved in {folder.root}")
-    show(found, as_json)
     return 0
 
 

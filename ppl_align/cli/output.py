@@ -27,13 +27,20 @@ class OutputFolder:
         self.begun = False
 
     def check(self) -> None:
-        """Raises ``InputError`` unless the folder can be used; creates nothing."""
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"--out {self.root} is a file: name a folder")
-        existing = next(p for p in (self.root.absolute(), *self.root.absolute().parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise InputError(f"--out {self.root}: cannot write to {existing}")
-        if self.root.is_dir() and any(self.root.iterdir()) and not self.force:
+        """Raises ``InputError`` unless the folder can be used; leaves nothing behind."""
+        root = self.root.absolute()
+        existing = root
+        try:
+            if root.exists() and not root.is_dir():
+                raise InputError(f"--out {self.root} is a file: name a folder")
+            existing = next(p for p in (root, *root.parents) if p.exists())
+            # tried out, since permissions do not tell of every folder, and root has them all
+            with tempfile.TemporaryDirectory(dir=existing, prefix=".partial-") as scratch:
+                (Path(scratch) / root.relative_to(existing)).mkdir(parents=True, exist_ok=True)
+            taken = root.is_dir() and any(root.iterdir())
+        except OSError as error:
+            raise InputError(f"--out {self.root}: cannot write to {existing} ({error.strerror})") from None
+        if taken and not self.force:
             raise InputError(f"--out {self.root} is not empty: name another folder, or add --force to replace its run")
 
     def open(self, manifest: dict[str, Any]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +72,7 @@ def _jsonl(path: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_object, path, number))
         except json.JSONDecodeError as error:
             raise InputError(f"--data {path}, line {number}: not JSON ({error.msg})") from error
         if not isinstance(row, dict):
@@ -83,6 +85,7 @@ def _csv(path: Path) -> list[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, restkey="", strict=True)
         try:
+            _once(path, reader.fieldnames or ())
             rows = list(reader)
         except csv.Error as error:
             raise InputError(f"--data {path}, line {reader.line_num}: {error}") from error
@@ -100,7 +103,20 @@ def _parquet(path: Path) -> list[Row]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"--data {path}: not a Parquet file ({_first_line(error)})") from error
+    _once(path, table.column_names)
     return table.to_pylist()
+
+
+def _object(path: Path, line: int, pairs: list[tuple[str, Any]]) -> Row:
+    _once(path, [name for name, _ in pairs], f", line {line}")
+    return dict(pairs)
+
+
+def _once(path: Path, names: Sequence[str], where: str = "") -> None:
+    """Of two columns of one name a reader would keep the last and say nothing."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"--data {path}{where}: there are two columns {twice!r}: rename one of them, or take it out")
 
 
 def _first_line(error: Exception) -> str:

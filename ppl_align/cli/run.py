@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_align.cli.console import note, progress, report, show, user_code
+from ppl_align.cli.console import interrupted, note, progress, report, show, user_code
 from ppl_align.cli.output import OutputFolder, output_folder
 from ppl_align.cli.plan import DEFAULT_ENGINES, Asked, Job, Plan, load_plan
 from ppl_align.cli.results import Group, Results
@@ -65,9 +65,8 @@ class _Session:
                     if not self._one(group, job, name, engine):
                         return
         except KeyboardInterrupt:
-            self.code = 130
             kept = self._finished()
-            note(f"interrupted: {kept} of {total} runs were finished{' and are kept' if kept else ''}")
+            self.code = interrupted(f"{kept} of {total} runs were finished{' and are kept' if kept else ''}")
 
     def _one(self, group: Group, job: Job, name: str, engine: Any) -> bool:
         """One engine on one job; False when there is no point in going on."""

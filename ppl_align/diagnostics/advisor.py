@@ -24,7 +24,7 @@ import torch
 from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
 from ppl_align.diagnostics.blind_spots import blind_spot
 from ppl_align.posterior.arviz_adapter import GOOD_K
-from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.estimates import MIN_REPLICATES, is_rounding, say_z
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import identity
 
@@ -201,8 +201,9 @@ def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> s
         return f"log Z is {gap:.2g} nats above the exact one"
     for name in run.rewards:
         value, error = run.mean(name)
-        if abs(value - exact.mean(name).value) > SIGNIFICANT * error > 0:
-            return f"E[{name}] is {abs(value - exact.mean(name).value) / error:.1f} standard errors from the exact one"
+        off = abs(value - exact.mean(name).value)
+        if off > SIGNIFICANT * error > 0 and not is_rounding(off, value):
+            return f"E[{name}] is {say_z(off / error)} from the exact one"
     return None
 
 

@@ -26,7 +26,8 @@ from ppl_align.lm.distribution import CompletionDistribution
 class LoRAGuide(TokenGuide):
     """q = the LM with LoRA adapters of rank ``rank`` (Hu et al. 2021, arXiv:2106.09685), initially the prior.
 
-    Temperature, top-k and top-p of the declared prior apply to q as well, so that q covers no less than p0 does.
+    Where the prior has top-k or top-p, q writes what the prior can write, at its temperature: the support of q is that
+    of p0, whatever the adapters have learned. Both networks decode then; the prior's pass gives log p0 as well.
     Raises ``InputError`` for LMs that are not a ``CausalLM``, or where ``peft`` is missing."""
 
     def __init__(self, source: CompletionDistribution, rank: int) -> None:
@@ -60,25 +61,50 @@ class LoRAGuide(TokenGuide):
     def proposal(self) -> LM:
         return self.lm
 
-    def adapt(self, source: CompletionDistribution) -> CompletionDistribution:
+    def draw(self, source: CompletionDistribution) -> Draw:
+        if not source.warp.cuts:  # the prior need not be asked where q may go
+            with torch.no_grad():
+                population = Population(self._adapt(source)).run()
+            return Draw(population.tokens, population.log_p)
+        with torch.no_grad():
+            seen = _Seen(source, self.lm)
+            seen.run()
+        tokens, inside = seen.tokens, torch.stack(seen.inside, 1)
+
+        def score() -> Tensor:
+            drawn = tokens[:, : inside.shape[1]]
+            return source.proposed_log_probs(self.lm, drawn, inside).double().sum(-1)
+
+        return Draw(tokens, seen.log_q, seen.log_p, score)
+
+    def _adapt(self, source: CompletionDistribution) -> CompletionDistribution:
         """The same completion, written by the adapted network."""
         return CompletionDistribution(
             self.lm, source.prompts, source.index, source.max_new_tokens, source.warp, source.stop_ids
         )
 
-    def draw(self, source: CompletionDistribution) -> Draw:
-        with torch.no_grad():
-            population = Population(self.adapt(source)).run()
-        return Draw(population.tokens, population.log_p)
-
     def log_prob(self, source: CompletionDistribution, tokens: Tensor) -> Tensor:
-        return self.adapt(source).token_log_probs(tokens).double().sum(-1)
+        return source.proposed_log_probs(self.lm, tokens).double().sum(-1)
 
     def save(self, folder: str | Path) -> None:
         """A PEFT adapter that ``peft.PeftModel.from_pretrained(base, folder)`` loads, with no ppl-align installed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, nothing a user can mend
             self.adapted.save_pretrained(str(folder))
+
+
+class _Seen(Population):
+    """Keeps the tokens that the prior could have written at each step, ``inside`` [M, V]: reading the draws again would
+    round otherwise, and a token at the edge of top-k might then have probability zero."""
+
+    def __init__(self, source: CompletionDistribution, lm: LM) -> None:
+        super().__init__(source, lm)
+        self.inside: list[Tensor] = []
+
+    def propose(self, support: Tensor) -> Tensor:
+        row = torch.as_tensor(self.row * self.alive, device=support.device)  # of the finished, any
+        self.inside.append(~support.isneginf()[row])
+        return super().propose(support)
 
 
 def adapted_lm(prior: CausalLM, adapted: nn.Module) -> CausalLM:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.cost import measure
 from ppl_align.engines.base import isolated
+from ppl_align.lints.influence import Influence
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
 from ppl_align.program.record import Record
-from ppl_align.runs import aside, run_memory
+from ppl_align.runs import aside, remembered, run_memory
 from ppl_align.seeds import mix
 
 DRAWS = 32
+WORLD, REWARDS = "answers of the world", "answers of rewards"
+"""The parts of a run's memory (``program/environment.py``, ``rewards/cache.py``) that may outlast a single asking."""
 
 
 class Glance:
@@ -26,6 +30,7 @@ class Glance:
 
     ``values``     every latent by site, [P, ...]        ``execution``  the run of the program on them
     ``nodes``      every site, Pyro's message of it         ``cost``       of drawing them
+    ``answers``    what the world and rewards have answered so far, by part of a run's memory
 
     The random numbers come from ``seed`` alone, and the global ones are left as they are."""
 
@@ -37,7 +42,9 @@ class Glance:
         record = Record()
         self.values: dict[str, Tensor] = {}
         self._asked = 0
+        self.answers: dict[str, dict[Any, Any]] = {WORLD: {}, REWARDS: {}}
         with isolated(mix(seed, "glance")), measure() as self.cost, run_memory(), aside(), record:
+            self._remember(self.answers)
             while True:
                 self.execution: Execution = self.program.run(self.values, draw=True)
                 self.values |= self.execution.drawn
@@ -67,12 +74,23 @@ class Glance:
         """The texts of a completion, flat."""
         return Completion(self.values[site], self.completions[site]).texts()
 
+    @cached_property
+    def influence(self) -> Influence:
+        """What depends on the value of a latent."""
+        return Influence(self)
+
     def ask(
-        self, values: Mapping[str, Tensor] | None = None, rows: Tensor | slice | None = None, draw: bool = False
+        self,
+        values: Mapping[str, Tensor] | None = None,
+        rows: Tensor | slice | None = None,
+        draw: bool = False,
+        known: Collection[str] = (WORLD,),
     ) -> Execution:
-        """Run the program again, with nothing remembered, on its own draws or on other ``values``.
+        """Run the program again, on its own draws or on other ``values``.
 
         ``rows``: some of the particles only, in this order. ``draw``: latents without a value are drawn anew.
+        ``known``: whose answers so far are remembered. By default the world's: what is asked about is the program, and
+        functions that stand for the world may be dear.
         Raises ``ModelError`` where the program then has other sites."""
         values = dict(self.values if values is None else values)
         size = self.num_draws
@@ -81,4 +99,9 @@ class Glance:
             size = len(torch.arange(self.num_draws)[rows])
         self._asked += 1
         with isolated(mix(self.seed, f"glance {self._asked}")), run_memory(), aside():
+            self._remember(known)
             return self.program.with_particles(size).run(values, draw=draw)
+
+    def _remember(self, parts: Collection[str]) -> None:
+        for part in parts:
+            remembered(part, partial(self.answers.__getitem__, part))

@@ -3,6 +3,10 @@
 Weights correct for whatever a proposal does, as long as it can write everything that the model can. What top-k, top-p
 or a mask has cut away has q = 0: it is in no estimate, and nothing in the weights says so. The mass of the prior that
 is lost is p0(q = 0), estimated by draws of the prior that the proposal could not have written.
+
+A proposal that is the prior at a lower temperature can write everything, but rare tokens so rarely that the weights p/q
+have no useful bound. Whoever writes it down by hand may have meant the target. Trained guides are what the target made
+of them, and are left alone; so is a proposal that is flatter than the prior.
 """
 
 from __future__ import annotations
@@ -15,17 +19,20 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_align.engines.base import isolated
-from ppl_align.engines.proposals import as_proposal
+from ppl_align.engines.proposals import FromTokens, as_proposal
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.guides.tokens import forced_rows
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
+from ppl_align.lints.sharpness import sharpness
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.findings import other_warp
 from ppl_align.seeds import mix
 
 LINT = "temperature or top-p in a guide"
+SHARPER = 1.02
+"""Slope of log q in log p0 from which a temperature is named."""
 
 
 def hidden_warp(glance: Glance, proposal: Any) -> Iterator[Finding]:
@@ -40,9 +47,11 @@ def hidden_warp(glance: Glance, proposal: Any) -> Iterator[Finding]:
         inner = source_of.tokens(site)
         if inner is None:
             continue
-        flat = source.reshaped((source.batch_shape.numel(),))
+        flat = _flat(source)
         tokens = glance.values[site].reshape(-1, source.max_new_tokens)
         yield from _lost(site, flat, tokens, inner, glance.num_draws)
+        if isinstance(source_of, FromTokens):
+            yield from _sharper(site, flat, tokens, inner)
 
 
 def _of_program(glance: Glance, guide: ProgramGuide) -> Iterator[Finding]:
@@ -52,7 +61,11 @@ def _of_program(glance: Glance, guide: ProgramGuide) -> Iterator[Finding]:
         )
     for site, source in glance.completions.items():
         fn = nodes[site]["fn"] if site in nodes else None
-        if not isinstance(fn, CompletionDistribution) or fn.warp == source.warp:
+        if not isinstance(fn, CompletionDistribution):
+            continue
+        if fn.warp == source.warp:
+            if fn.lm is not source.lm and fn.prompts == source.prompts:
+                yield from _sharper(site, _flat(source), glance.values[site].reshape(-1, source.max_new_tokens), fn.lm)
             continue
         log_q = fn.log_prob(glance.values[site]).reshape(glance.num_draws, -1).sum(-1)
         text = other_warp(site, fn.warp, source.warp)
@@ -68,11 +81,29 @@ def _lost(site: str, source: CompletionDistribution, tokens: Tensor, inner: Any,
         yield _finding(text, float(lost.double().mean()), num_draws)
 
 
+def _sharper(site: str, source: CompletionDistribution, tokens: Tensor, inner: Any) -> Iterator[Finding]:
+    """Is the proposal p0 to a power above 1? ``tokens``: draws of the prior [M, T]."""
+    slope = sharpness(source, tokens, inner)
+    if slope is not None and slope > SHARPER:
+        temperature = f"{source.warp.temperature / slope:.3g}"
+        yield Finding(
+            LINT,
+            "warning",
+            f"the proposal for {site!r} is its prior at temperature={temperature} (declared: "
+            f"{source.warp.temperature:g}): the weights p/q of rare tokens have no useful bound",
+            f"if texts are meant to be that sharp write completion(..., temperature={temperature}), else propose at "
+            "the declared temperature",
+        )
+
+
+def _flat(source: CompletionDistribution) -> CompletionDistribution:
+    return source.reshaped((source.batch_shape.numel(),))
+
+
 def _score(source: CompletionDistribution, tokens: Tensor, inner: Any) -> Tensor:
     """log q of every token [M, T]."""
     if isinstance(inner, LM):
-        prompts = source.prompt_rows(source.batch_shape)
-        return inner.token_log_probs(prompts, tokens, source.warp).cpu()
+        return source.proposed_log_probs(inner, tokens).cpu()
     columns = []
     with torch.no_grad():
         for t, (rows, where) in enumerate(forced_rows(source, tokens)):

@@ -16,7 +16,6 @@ from torch import Tensor
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.program import Execution
-from ppl_align.runs import run_memory
 
 REPEATS = 16
 """Values of the latent that each completion is judged by."""
@@ -29,8 +28,8 @@ def marginalised_parameter(glance: Glance) -> Iterator[Finding]:
     A latent that a prompt depends on steers the text, and is left alone; so is what the world answers."""
     for latent in glance.latents:
         given = {name: value for name, value in glance.values.items() if name != latent}
-        with run_memory():  # a reward that reads the latent is another function each time, any other is asked once
-            runs = [glance.ask(given, draw=True) for _ in range(REPEATS)]
+        # A reward that reads the latent is another function each time, any other need not be asked again.
+        runs = [glance.ask(given, draw=True, known=glance.answers) for _ in range(REPEATS)]
         if any(_prompts_differ(glance, run) for run in runs):
             continue
         for name in glance.execution.rewards:

@@ -1,4 +1,11 @@
-"""``lint``: every lint on one program."""
+"""``lint``: every lint on one program.
+
+A run warns too, of what it notices without a further forward or reward call (``posterior/findings.py``): constant
+rewards, scale, the temperature of a guide; how it tilts an environment; and what cannot be run is an error. Truncation
+can be read off a finished run (:mod:`ppl_align.posterior.truncation`). The rest only shows when asked again. A
+run asks about a text once and remembers the answer, so that a state never shows; a text hardly ever comes with two
+values of a latent, which would show that a reward reads it; only ``SMC(twist="prefix")`` asks about unfinished text.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +17,24 @@ from ppl_align.lints.environment import tilted_environment
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import DRAWS, Glance
 from ppl_align.lints.hidden_warp import hidden_warp
+from ppl_align.lints.hidden_world import hidden_world
 from ppl_align.lints.marginalised import marginalised_parameter
 from ppl_align.lints.partial_text import partial_text
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
 from ppl_align.lints.structure import CAUSES, comes_and_goes, non_static
 from ppl_align.lints.truncation import truncation
+from ppl_align.lints.unsteady_world import unsteady_world
 
 LINTS: tuple[Callable[[Glance], Iterator[Finding]], ...] = (
     comes_and_goes,
     nothing_to_infer,
     constant,
     beta_out_of_scale,
+    unsteady_world,
     stateful,
     tilted_environment,
+    hidden_world,
     marginalised_parameter,
     partial_text,
     truncation,
@@ -35,8 +46,9 @@ _ORDER = {"error": 0, "warning": 1, "note": 2}
 def lint(model: Callable[..., Any], *args: Any, num_draws: int = DRAWS, seed: int = 0, **kwargs: Any) -> list[Finding]:
     """What is legal in ``model(*args, **kwargs)`` but probably not meant, gravest first.
 
-    Runs the program some thirty times on ``num_draws`` draws of its prior. What makes it impossible to run is a
-    finding too (``error``); a reward that raises is ``RewardError``, as in every run."""
+    Runs the program some thirty times on ``num_draws`` draws of its prior, more often where the world answers. What
+    makes it impossible to run is a finding too (``error``); a reward that raises is ``RewardError``, as in every
+    run."""
     try:
         glance = Glance(model, args, kwargs, seed, num_draws)
     except CAUSES as error:

@@ -1,12 +1,17 @@
-"""Rewards that say nothing, or shout: constant on the prior, or with a beta out of scale with the spread of r."""
+"""Rewards that say nothing, or shout: constant on the prior, or with a beta out of scale with the spread of r.
+
+What a hard constraint turns down is no waste: most engines never draw it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.posterior.findings import constant_reward, out_of_scale
+from ppl_align.program.sketch import sketch
 
 WIDE = 12.0  # nats from the typical draw to the best one: beyond this the prior hardly ever finds the posterior
 
@@ -30,12 +35,31 @@ def beta_out_of_scale(glance: Glance) -> Iterator[Finding]:
             yield Finding("beta out of scale", "warning", text)
     alive = run.log_potential[~run.log_potential.isneginf()]
     if len(alive) == 0:
-        text = f"all {glance.num_draws} draws are rejected: acceptable completions are rare under the prior"
-        yield Finding("beta out of scale", "warning", text)
+        yield _all_rejected(glance)
     elif float(alive.max() - alive.median()) > WIDE:
         gap = float(alive.max() - alive.median())
         text = f"the best draw outweighs the typical one by {gap:.0f} nats: expect few effective particles"
         yield Finding("beta out of scale", "warning", text)
+
+
+def _all_rejected(glance: Glance) -> Finding:
+    within = _drawn_within(glance)
+    alive = torch.ones(glance.num_draws, dtype=torch.bool)
+    for name, factor in glance.execution.factors.items():
+        alive &= ~factor.isneginf() | (name in within)
+    if not bool(alive.any()):
+        text = f"all {glance.num_draws} draws are rejected: acceptable completions are rare under the prior"
+        return Finding("beta out of scale", "warning", text)
+    named = " and ".join(map(repr, within))
+    text = f"none of {glance.num_draws} draws of the prior meets {named}: engines draw from within, except Rejection"
+    return Finding("beta out of scale", "note", text)
+
+
+def _drawn_within(glance: Glance) -> list[str]:
+    """The hard constraints that engines know before they write: on completions of the agent, and seen beforehand."""
+    readers, world = sketch(glance.program).readers, glance.execution.environment
+    notes = {name: node["infer"].get("ppl_align", {}).get("constrains") for name, node in glance.nodes.items()}
+    return [name for name, site in notes.items() if site in readers and site not in world]
 
 
 def nothing_to_infer(glance: Glance) -> Iterator[Finding]:

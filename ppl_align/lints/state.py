@@ -1,6 +1,7 @@
 """A reward with a state: asked about the same texts it answers otherwise. Then exp(r / beta) is not a likelihood.
 
-Asked three more times with nothing remembered: as before, in reverse order, and about half of the batch."""
+Asked three more times: as before, in reverse order, and about half of the batch. What functions that stand for the
+world answered is remembered: if they are not to be trusted, that is another finding."""
 
 from __future__ import annotations
 

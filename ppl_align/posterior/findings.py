@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_align.posterior.estimates import log_likelihood, with_error
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.truncation import cut_short
 from ppl_align.runs import speaking
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def findings(posterior: Posterior) -> list[str]:
     """One line each, gravest first; empty where nothing is wrong or nothing can be told."""
     if not drew_from_prior(posterior) or posterior.log_weight.numel() < ENOUGH:
         return []
-    return list(_of_rewards(posterior))
+    return [*_of_rewards(posterior), *cut_short(posterior)]
 
 
 def _of_rewards(posterior: Posterior) -> Iterator[str]:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from ppl_align.posterior.estimates import Estimate
 
-
 ROUNDING = 1e-6
 """Nats that are none: probabilities are given to seven digits."""
 
@@ -25,8 +24,8 @@ class Optimism:
     ``believes``  E_p*[r] by reward; ``gets``: E[r] when the agent follows its conditionals p*(action | history) and the
                   world answers by its own law; -inf where a reward of -inf is met, NaN where it is not known
     ``value``     J of that agent, nats: E[log-likelihood] - KL(agent || p0); ``best``: the largest J of any agent that
-                  sees all answers of the world, whose value ``SVI`` and ``Nested`` look for. Both are known to ``Exact`` only, and -inf where the
-                  world can leave nothing to say that is not forbidden
+                  sees all answers of the world, whose value ``SVI`` and ``Nested`` look for. Both are known to
+                  ``Exact`` only, and -inf where the world can leave nothing to say that is not forbidden
     """
 
     sites: tuple[str, ...]

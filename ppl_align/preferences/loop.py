@@ -67,7 +67,7 @@ def refresh(
 ) -> list[Round]:
     """The rounds of one arm, one for each distance in ``kls``.
 
-    ``pool``        texts: draws of the prior, or its support with ``log_prior`` [n]
+    ``pool``        texts: draws of the prior, one drawn twice being in it twice, or its support with ``log_prior`` [n]
     ``pairs``       what is known at the start     ``num_labels``  comparisons between a round and the next
     ``features``    and ``prior_scale``, ``components``: as in :meth:`RewardPosterior.learn`
 
@@ -95,16 +95,18 @@ def refresh(
 
 
 def compare(pool: Sequence[str], gold: Tensor, log_weight: Tensor, n: int, random: torch.Generator) -> Pairs:
-    """n comparisons of two different texts, drawn from a law over the pool, by a judge with Bradley-Terry noise."""
-    p = log_weight.exp()
+    """n comparisons of two different texts, drawn from a law over the pool, by a judge with Bradley-Terry noise.
+
+    A text that the pool has several times has the weight of all of them."""
+    first: dict[str, int] = {}
+    same = torch.tensor([first.setdefault(text, i) for i, text in enumerate(pool)])
+    if len(first) < 2:
+        raise InputError("the pool has fewer than two different texts: there is nothing to compare")
+    p = torch.zeros_like(log_weight).index_add(0, same, log_weight.exp())
     better: list[str] = []
     worse: list[str] = []
-    if len(set(pool)) < 2:
-        raise InputError("the pool has fewer than two different texts: there is nothing to compare")
-    while len(better) < n:
+    for _ in range(n):
         a, b = torch.multinomial(p, 2, replacement=False, generator=random).tolist()
-        if pool[a] == pool[b]:
-            continue
         won = torch.rand((), generator=random).log() < logsigmoid(gold[a] - gold[b])
         better.append(pool[a] if won else pool[b])
         worse.append(pool[b] if won else pool[a])

@@ -131,9 +131,9 @@ class RewardPosterior:
     def marginalised(self, beta: float) -> LearnedReward:
         """r = beta log E[exp(w . phi / beta)]: what ``theta ~ belief; reward(theta)`` amounts to. Warns of its bonus.
 
-        ``beta`` is that of the ``reward(...)`` it is given to (divided by its weight). For a Gaussian belief this is
-        E[r] + s^2 / (2 beta): a bonus for what one is unsure about, whose size in this run is printed at its end
-        (:class:`~ppl_align.preferences.uses.OptimismWarning`). See the claim ``reward-uncertainty``.
+        ``beta`` is that of the ``reward(...)`` it is given to, divided by its weight; ``reward`` refuses another. For a
+        Gaussian belief this is E[r] + s^2 / (2 beta): a bonus for what one is unsure about, whose size in this run is
+        printed at its end (:class:`~ppl_align.preferences.uses.OptimismWarning`). See the claim ``reward-uncertainty``.
         """
         from ppl_align.preferences.uses import LearnedReward
 

@@ -79,6 +79,11 @@ class LearnedReward:
             raise InputError("this learned reward reads prompts: give it the completion itself, not only its text")
         return [plain_text(prompt) + text for prompt, text in zip(prompts, texts, strict=True)]
 
+    @property
+    def for_beta(self) -> float | None:
+        """The ``beta / weight`` that its values are meant for, checked by ``reward``; None: they hold at any."""
+        return self.beta
+
     def identity_parts(self) -> tuple[Hashable, ...]:
         """What makes two of them the same reward."""
         return (self.posterior, self.use, self.k, self.beta)

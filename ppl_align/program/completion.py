@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.errors import InputError
-from ppl_align.lm.base import LM
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.tree import as_sequence
 from ppl_align.text import Texts
 
 
@@ -32,9 +33,10 @@ def completion(
 ) -> Completion:
     """What the language model writes after ``prompt``; sugar for ``pyro.sample(name, lm.completion(prompt, ...))``.
 
-    ``obs``          the completion *is exactly this* (text or ids): its score, EOS included, becomes a likelihood
+    ``obs``          the completion *is exactly this* (text or ids): its score, EOS included, becomes a likelihood.
+                     EOS is put at its end where there is room for it; a stop token is part of a text
     ``starts_with``  the completion *goes on like this*: the score of these tokens under the LM, as a prefix of
-                     token ids, becomes a likelihood (whatever comes after is summed out)
+                     token ids, becomes a likelihood (whatever comes after is summed out: no constraint can see it)
     ``max_new_tokens`` defaults to 32, or to the observation's length.
 
     Returns a :class:`~ppl_align.completions.Completion` with ``.tokens [..., T]``, ``.text`` and ``.lengths``.
@@ -48,22 +50,44 @@ def completion(
     if obs is None and starts_with is None:
         source = lm.completion(prompt, 32 if max_new_tokens is None else max_new_tokens, **warp)
         return Completion(pyro.sample(name, source), source, site=name)
-    observed = _ids(lm, starts_with if obs is None else obs)
-    if obs is not None and lm.eos_id is not None and observed[-1:] != (lm.eos_id,):
-        fits = max_new_tokens is None or len(observed) < max_new_tokens
-        observed = (*observed, lm.eos_id) if fits else observed
-    if not observed:
+    observed = _ids(name, lm, starts_with if obs is None else obs)
+    unsaid = obs is not None and lm.eos_id is not None and observed[-1:] != (lm.eos_id,)
+    if not observed and not unsaid:
         raise InputError(f"completion {name!r}: the observation is empty")
     if max_new_tokens is not None and len(observed) > max_new_tokens:
         raise InputError(
             f"completion {name!r}: the observation has {len(observed)} tokens, more than "
             f"max_new_tokens={max_new_tokens}"
         )
-    length = len(observed) if obs is None or max_new_tokens is None else max_new_tokens
+    length = len(observed) + unsaid if obs is None or max_new_tokens is None else max_new_tokens
     source = lm.completion(prompt, length, **warp)
+    observed = _up_to_its_end(name, source, observed)
+    if obs is not None:
+        observed = _whole(name, source, observed)
     row = torch.full((length,), source.pad_id, dtype=torch.long, device=lm.device)
     row[: len(observed)] = torch.tensor(observed, device=lm.device)
-    return Completion(_observe(name, source, row), source, site=name)
+    return Completion(_observe(name, source, row), source, site=name, beginning=obs is None)
+
+
+def _up_to_its_end(name: str, source: CompletionDistribution, observed: Ids) -> Ids:
+    """Without padding, if it is padded; nothing else follows the end of a text."""
+    end = next((t for t, v in enumerate(observed) if v in source.terminal), len(observed))
+    if any(v != source.pad_id for v in observed[end + 1 :]):
+        raise InputError(f"completion {name!r}: the observation goes on after token {observed[end]}, which ends it")
+    return observed[: end + 1]
+
+
+def _whole(name: str, source: CompletionDistribution, observed: Ids) -> Ids:
+    """The text that says exactly this. Padding must not end it: it would be scored as something that was written."""
+    whole = as_sequence(source, observed)
+    if not whole:
+        end = "a stop token" if source.terminal else "EOS"
+        raise InputError(
+            f"completion {name!r}: no text ends as the observation does, after {len(observed)} of max_new_tokens="
+            f"{source.max_new_tokens} tokens without {end}: give max_new_tokens={len(observed)}, or starts_with= if "
+            f"more may follow"
+        )
+    return whole
 
 
 def _observe(name: str, source: CompletionDistribution, row: Tensor) -> Tensor:
@@ -73,10 +97,17 @@ def _observe(name: str, source: CompletionDistribution, row: Tensor) -> Tensor:
     return pyro.sample(name, source, obs=value)
 
 
-def _ids(lm: LM, observed: Any) -> tuple[int, ...]:
-    if isinstance(observed, str):
-        return tuple(lm.encode(observed))
-    return tuple(int(i) for i in observed)
+def _ids(name: str, lm: LM, observed: Any) -> Ids:
+    try:
+        ids = tuple(lm.encode(observed)) if isinstance(observed, str) else tuple(int(i) for i in observed)
+    except (TypeError, ValueError):
+        raise InputError(f"completion {name!r}: an observation is one text or token ids, got {observed!r}") from None
+    wrong = [i for i in ids if not 0 <= i < lm.vocab_size]
+    if wrong:
+        raise InputError(
+            f"completion {name!r}: token id {wrong[0]}, but those of {lm.name} run from 0 to {lm.vocab_size - 1}"
+        )
+    return ids
 
 
 def choose(index: Tensor, options: Sequence[str]) -> Any:

@@ -190,13 +190,35 @@ def _answer(name: str, world: Callable[..., Any], row: tuple[Any, ...], takes_rn
         _asking.reset(token)
     if isinstance(answer, (Tensor, np.generic)) and np.ndim(answer) == 0:
         answer = answer.item()
-    if isinstance(answer, str) or (isinstance(answer, numbers.Real) and answer == answer):
-        return answer if isinstance(answer, str) else int(answer) if isinstance(answer, int) else float(answer)
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, numbers.Real) and answer == answer:
+        return _fits(name, int(answer) if isinstance(answer, int) else answer, row)
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python would warn, too, that nobody awaited it
+        raise RunError(
+            f"environment {name!r} is asked one particle at a time, and its function is async: make it a plain one "
+            "that waits for the answer, def world(*inputs): return asyncio.run(...)"
+        )
     got = f"a {type(answer).__name__} of {len(answer)}" if isinstance(answer, (list, tuple)) else repr(answer)
     raise RunError(
         f"environment {name!r} must answer one particle at a time, with a string or a number; asked about "
         f"{_shown(row)} it returned {got if len(got) < 60 else type(answer).__name__}"
     )
+
+
+def _fits(name: str, answer: Any, row: tuple[Any, ...]) -> float:
+    """A number as tensors hold it: 64 bits, whole or not."""
+    try:
+        if isinstance(answer, int):
+            answer.to_bytes(8, signed=True)
+            return answer
+        return float(answer)
+    except OverflowError:
+        raise RunError(
+            f"environment {name!r} answers with a number that 64 bits do not hold, asked about {_shown(row)}: return "
+            "a smaller one, a float, or text"
+        ) from None
 
 
 class _Closed(Messenger):

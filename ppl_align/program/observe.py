@@ -138,6 +138,12 @@ def _observe(name: str, likelihood: Callable[[Tensor], Any], score: Tensor, seen
     plates = {frame.name: -frame.dim for frame in _PYRO_STACK if isinstance(frame, IndepMessenger) and frame.dim}
     batch = max(plates.values(), default=0)
     own = max((dim for frame, dim in plates.items() if frame not in _PARTICLE_PLATES), default=0)
+    if not own and 0 < score.dim() < batch and score.numel() > 1:
+        shape, particles = list(score.shape), [1] * batch
+        raise InputError(
+            f"{name!r}: a score of shape {shape} has no dimension for the particles; if it is the same for all of "
+            f"them, write score.reshape({[*particles, *shape]})"
+        )
     extra = max(0, seen.dim() - own)
     summed = max(score.dim() - batch, extra)
     if summed > max(0, score.dim() - batch):  # several answers about one score

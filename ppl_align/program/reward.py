@@ -45,14 +45,17 @@ def reward(
     tensor). Several TRL rewards at once: :func:`ppl_align.reward_funcs`.
 
     It is ``pyro.factor(name, weight * r / beta)`` that also remembers r. Returns r, ``[...]``.
-    Raises ``InputError`` for ``beta <= 0``, ``RewardError`` when the reward misbehaves, leaves its bounds, or rejects
-    (-inf) under a negative weight.
+    Raises ``InputError`` for ``beta <= 0`` and for a reward that was made for another beta (its attribute ``for_beta``
+    says for which ``beta / weight``), ``RewardError`` when the reward misbehaves, leaves its bounds, or rejects (-inf)
+    under a negative weight.
     """
     if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
         raise InputError(f"reward {name!r}: beta must be positive and finite, got {beta!r}")
     if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
         raise InputError(f"reward {name!r}: weight must be finite, got {weight!r}")
-    bounds, scale = bounds_of(name, as_reward(name, fn), upper, lower), weight / beta
+    called, scale = as_reward(name, fn), weight / beta
+    bounds = bounds_of(name, called, upper, lower)
+    _check_beta(name, getattr(called, "for_beta", None), scale)
     if sketching():
         r = _unasked(completion)
     else:
@@ -69,6 +72,15 @@ def reward(
     notes["log_upper"] = bounds.log_upper(scale)
     factor(name, log_factor, _tensor_of(completion), notes)
     return r
+
+
+def _check_beta(name: str, meant: Any, scale: float) -> None:
+    """A reward whose values hold at one ``beta / weight`` says so; at weight 0 they do not matter."""
+    if not isinstance(meant, (int, float)) or scale == 0 or math.isclose(scale * meant, 1.0, rel_tol=1e-6):
+        return
+    raise InputError(
+        f"reward {name!r} was made for beta / weight = {meant:g}, and here it is {1 / scale:g}: give both the same beta"
+    )
 
 
 def _unasked(completion: Completion | Texts | Tensor | str) -> Tensor:

@@ -60,7 +60,7 @@ def comparison(compared: Comparison) -> Printable:
         for block, title in BLOCKS.items():
             columns = [c for c in compared.columns if c.block == block]
             cells = {c.header: [c.text(row) for row in compared.rows.values()] for c in columns}
-            parts += [Text(), Text(title, style="bold"), *_grids(list(compared.rows), cells, width)]
+            parts += [Text(), Text(title, style="bold"), *grids("run", list(compared.rows), cells, width)]
         return Group(*parts, Text(), advice(compared.advice))
 
     return Printable(layout)
@@ -103,16 +103,18 @@ def advice(given: Advice) -> RenderableType:
     return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
 
 
-def _grids(rows: Sequence[str], cells: dict[str, list[str]], width: int) -> list[RenderableType]:
-    """One table, or as many as it takes to keep each within ``width``; each begins with the run's name.
+def grids(what: str, rows: Sequence[str], cells: dict[str, list[str]], width: int) -> list[RenderableType]:
+    """One table, or as many as it takes to keep each within ``width``; each begins with the names of the rows.
+
+    ``what`` these are names of; ``cells`` by column.
 
     Several tables are about as wide as each other: no column is left over on its own."""
     needed = {header: max(map(cell_len, [header, *column])) + _GAP for header, column in cells.items()}
-    room = max([width - 1 - max(cell_len(name) for name in ["run", *rows]), *needed.values()])
+    room = max([width - 1 - max(cell_len(name) for name in [what, *rows]), *needed.values()])
     tables = _fill(needed, room)
     while len(_fill(needed, room - 1)) == len(tables) and room > max(needed.values(), default=room):
         room -= 1
-    return [_grid(rows, {header: cells[header] for header in headers}) for headers in _fill(needed, room)]
+    return [_grid(what, rows, {header: cells[header] for header in headers}) for headers in _fill(needed, room)]
 
 
 def _fill(needed: dict[str, int], room: int) -> list[list[str]]:
@@ -132,9 +134,9 @@ def _table() -> Table:
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold cyan")
 
 
-def _grid(rows: Sequence[str], columns: dict[str, list[str]]) -> Table:
+def _grid(what: str, rows: Sequence[str], columns: dict[str, list[str]]) -> Table:
     table = _table()
-    table.add_column("run", no_wrap=True)
+    table.add_column(what, no_wrap=True)
     for header in columns:
         table.add_column(Text(header), justify="right", no_wrap=True)
     for i, name in enumerate(rows):

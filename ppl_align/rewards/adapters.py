@@ -13,7 +13,7 @@ from ppl_align.rewards.convention import plain_text, start_call
 
 
 class _Adapter:
-    """Wraps ``fn`` and goes by its name, and by its bounds."""
+    """Wraps ``fn`` and goes by its name, by its bounds, and by the beta it was made for."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         if not callable(fn):
@@ -21,6 +21,7 @@ class _Adapter:
         self.fn = fn
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
         self.upper, self.lower = getattr(fn, "upper", None), getattr(fn, "lower", None)  # r is fn's own
+        self.for_beta = getattr(fn, "for_beta", None)
 
     def identity_parts(self) -> tuple[Hashable, ...]:
         """What makes two adapters the same one (see :func:`ppl_align.rewards.cache.identity`)."""

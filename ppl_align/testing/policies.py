@@ -15,7 +15,6 @@ from ppl_align.guides.program import ProgramGuide
 from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Rows
-from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Program
 
 if TYPE_CHECKING:
@@ -36,10 +35,7 @@ def score(oracle: Oracle, policy: Any) -> Tensor:
     source = oracle.source()
     tokens = next(iter(oracle.values.values())).reshape(size, -1)
     if isinstance(policy, LM):
-        other = CompletionDistribution(
-            policy, source.prompts, source.index, source.max_new_tokens, source.warp, source.stop_ids
-        )
-        return other.log_prob(tokens).double()
+        return source.proposed_log_probs(policy, tokens).double().sum(-1)
     if isinstance(policy, TokenGuide):
         return policy.log_prob(source, tokens)
     if callable(policy):

@@ -60,15 +60,6 @@ def say_p(p: float) -> str:
     return "p < 1e-300" if p < 1e-300 else f"p = {p:.1e}"
 
 
-def say_z(z: float) -> str:
-    """A deviation in words: far out, a score that is corrected for skewness is no longer a number of anything.
-
-    >>> say_z(4.21), say_z(1.3e9)
-    ('4.2 standard errors', 'over 100 standard errors')
-    """
-    return "over 100 standard errors" if z > 100 else f"{z:.1f} standard errors"
-
-
 def mean_z(values: Tensor, expected: Tensor | float, rounding: float = 0.0) -> Tensor:
     """z-score of the mean of independent ``values [R, ...]`` against ``expected [...]``, corrected for skewness.
 
