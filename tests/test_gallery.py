@@ -13,7 +13,6 @@ import ppl_align
 from ppl_align.completions import Completion
 from ppl_align.engines.constrained import foreseen
 from ppl_align.errors import WeightsNotFound
-from ppl_align.lm.restriction import Restriction
 from ppl_align.program import Program
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
@@ -79,11 +78,9 @@ def test_a_model_compiles_into_a_program(path, load):
     execution = program.run(values, draw=True)
     assert execution.pending.is_completion, "it stops at its completion"
     drawn = dict(execution.drawn)
-    readers = foreseen(program)
+    expected = foreseen(program)
     while execution.pending is not None:
-        source, constraints = execution.pending.fn, readers.get(execution.pending.name)
-        if constraints:
-            source = source.within(Restriction(constraints, source.max_new_tokens, source.lm.eos_id, source.stop_ids))
+        source = execution.pending.fn.within(expected.restriction(execution.pending))
         values[execution.pending.name] = source.sample()
         execution = program.run({**drawn, **values}, draw=True)
     assert execution.factors, "a model without reward or observation is its prior"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppl_align import SMC, CausalLM, Completion, ImportanceSampling, choose, completion, reward
-from ppl_align.errors import BatchTextError, InputError, ModelError, RewardError
+from ppl_align.errors import BatchTextError, InputError, ModelError
 from ppl_align.program import Execution, Program
 from ppl_align.testing.programs import EOS, FIXED, PROGRAMS
 from ppl_align.text import Texts
@@ -173,7 +173,7 @@ def a_batch_without_a_plate():
     [
         (branches_on_a_batch, ModelError, "instead of `if`"),
         (Flips(), ModelError, "structure changes from run to run"),
-        (python_habits_on_text, (RewardError, BatchTextError), "batch of"),
+        (python_habits_on_text, InputError, "holds .x., a batch of"),
     ],
 )
 @pytest.mark.parametrize("engine", [ImportanceSampling(4, 2), SMC(4, 2, twist="prefix")], ids=str)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_align.completions import sequence_lengths
 from ppl_align.errors import InputError
-from ppl_align.rewards.spelling import Characters, contains_characters, regex_characters, spell
+from ppl_align.rewards.spelling import Characters, Machine, regex_characters, spell
 from ppl_align.rewards.tokens import as_ids, checked_tokens, freeze
 
 if TYPE_CHECKING:
@@ -83,19 +84,12 @@ class Automaton:
         wanted = [int(i) for i in ids]
         if not wanted or not all(0 <= i < size for i in wanted):
             raise InputError(f"Automaton.contains needs ids from 0 to {size - 1}, at least one, got {wanted}")
-        table = torch.zeros(len(wanted) + 1, size, dtype=torch.long)
-        border = 0  # the state of what was read without its first token: where a mismatch falls back to
-        for matched, token in enumerate(wanted):
-            table[matched] = table[border]
-            fallback = int(table[border, token])
-            table[matched, token] = matched + 1
-            border = fallback if matched else 0
-        table[-1] = len(wanted)
-        return cls(table, 0, torch.arange(len(table)) == len(wanted))
+        return cls(_search(wanted, size), 0, torch.arange(len(wanted) + 1) == len(wanted))
 
     @classmethod
     def contains_text(cls, text: str, lm: LM) -> Automaton:
-        """Accepts the completions of ``lm`` whose text contains ``text``, however it is cut into tokens.
+        """Accepts the completions of ``lm`` whose text contains ``text``, however it is cut into tokens: a token may
+        be a part of a character.
 
         >>> from ppl_align import MarkovLM
         >>> lm = MarkovLM(torch.zeros(3, 3), tokens=["a", "b", "ab"])
@@ -103,18 +97,12 @@ class Automaton:
         >>> a.accepting[a.run(torch.tensor([[1, 2], [2, 0]]))].tolist()
         [True, False]
         """
-        _check_text_and_lm("contains_text", text, lm)
-        if not text:
-            raise InputError("Automaton.contains_text needs a text of at least one character")
-        return cls._of_characters(lm, contains_characters(text))
+        return cls._searching("contains_text", text, lm)
 
     @classmethod
     def ends_with_text(cls, text: str, lm: LM) -> Automaton:
         """Accepts the completions of ``lm`` whose text ends with ``text``, however it is cut into tokens."""
-        _check_text_and_lm("ends_with_text", text, lm)
-        if not text:
-            raise InputError("Automaton.ends_with_text needs a text of at least one character")
-        return cls._of_characters(lm, contains_characters(text, at_the_end=True))
+        return cls._searching("ends_with_text", text, lm, at_the_end=True)
 
     @classmethod
     def regex(cls, pattern: str, lm: LM) -> Automaton:
@@ -134,12 +122,24 @@ class Automaton:
         [True, False]
         """
         _check_text_and_lm("regex", pattern, lm)
-        return cls._of_characters(lm, regex_characters(pattern))
+        return cls._of(lm, regex_characters(pattern))
 
     @classmethod
-    def _of_characters(cls, lm: LM, characters: Characters) -> Automaton:
-        transitions = torch.from_numpy(spell(lm, characters))
-        return cls(transitions, characters.start, torch.from_numpy(characters.accepting)).minimal()
+    def _searching(cls, method: str, text: str, lm: LM, at_the_end: bool = False) -> Automaton:
+        _check_text_and_lm(method, text, lm)
+        if not text:
+            raise InputError(f"Automaton.{method} needs a text of at least one character")
+        try:
+            wanted = list(text.encode())
+        except UnicodeEncodeError as error:
+            raise InputError(f"Automaton.{method}: {text!r} is no text, it holds half a surrogate pair") from error
+        moves = _search(wanted, 256, at_the_end).numpy()
+        return cls._of(lm, Machine(moves, 0, np.arange(len(moves)) == len(wanted), np.zeros_like(moves)))
+
+    @classmethod
+    def _of(cls, lm: LM, machine: Machine | Characters) -> Automaton:
+        spelt = spell(lm, machine)
+        return cls(torch.from_numpy(spelt.moves), spelt.start, torch.from_numpy(spelt.accepting)).minimal()
 
     def minimal(self) -> Automaton:
         """The smallest automaton that accepts the same sequences (Moore's refinement of states that differ)."""
@@ -171,6 +171,20 @@ class Automaton:
 
     def __repr__(self) -> str:
         return f"Automaton({self.num_states} states, V={self.vocab_size})"
+
+
+def _search(wanted: Sequence[int], size: int, at_the_end: bool = False) -> Tensor:
+    """The table of Knuth, Morris & Pratt over ``size`` symbols, ``[len(wanted) + 1, size]``: in state k the last k
+    symbols read are the first k of those wanted. The last state is left again only by a search ``at_the_end``."""
+    table = torch.zeros(len(wanted) + 1, size, dtype=torch.long)
+    border = 0  # the state of what was read without its first symbol: where a mismatch falls back to
+    for matched, symbol in enumerate(wanted):
+        table[matched] = table[border]
+        fallback = int(table[border, symbol])
+        table[matched, symbol] = matched + 1
+        border = fallback if matched else 0
+    table[-1] = table[border] if at_the_end else len(wanted)
+    return table
 
 
 def _check_text_and_lm(method: str, text: object, lm: object) -> None:
