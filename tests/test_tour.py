@@ -159,7 +159,7 @@ def test_figures_are_of_the_run_that_is_shown(small, tour):
 
 @pytest.mark.parametrize(
     ("command", "line"),
-    [("ppl-align run nowhere", "exit code 2"), ("rm -rf models", "begins with ppl-align, not 'rm'")],
+    [("ppl-align run nowhere", "exit code 2"), ("rm -rf models", "begins with ppl-align or python, not .rm.")],
 )
 def test_a_command_that_fails_leaves_no_output(small, tour, command, line, capsys):
     write(small, f'# T\n{{{{ output("one", "{command}") }}}}')
