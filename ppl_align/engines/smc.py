@@ -46,7 +46,7 @@ class SMC(Engine):
                         a program has rewards and such a constraint
     ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
     ``every``           when psi is refreshed: a number of tokens, or where a "word" or "sentence" of the particle ends
-                        (the others keep their last one; the first refresh is one of all)
+                        (the others keep their last one, or count as the average before they have had any)
     ``proposal``        as for importance sampling
     ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
                         eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat
@@ -106,7 +106,8 @@ class _Steering:
         self.evidence = sweep.current_log_evidence()
         self.step = 0
         self.stale = np.ones(len(sweep.psi), dtype=bool)  # [P] may be something else by now
-        self.unseen = True  # no potential of this completion was looked at
+        self.judged = torch.zeros(len(sweep.psi), dtype=torch.bool)  # [P] its prefix of this completion has been
+        self.before = torch.zeros_like(sweep.psi)  # [P] psi at the beginning of this completion
         self.schedule: Schedule | None = None
         self.hope = torch.zeros_like(sweep.psi)
 
@@ -118,7 +119,9 @@ class _Steering:
         """Before a completion starts: factors met so far may already tell particles apart."""
         self.schedule = None
         self.hope = torch.zeros_like(sweep.psi)
-        self.stale[:], self.unseen = True, True
+        self.stale[:] = True
+        self.judged[:] = False
+        self.before = sweep.psi.clone()
         if bool((sweep.log_weight != sweep.log_weight[0]).any()):
             self._maybe_resample(None, "before the first token")
 
@@ -131,19 +134,28 @@ class _Steering:
         size = len(sweep.psi)
         alive = np.asarray(population.alive.reshape(size, -1).any(-1))
         due = self.schedule.due(population).reshape(size, -1).any(-1) & alive
-        if self.unseen:  # a potential is compared with potentials: the first one that is due makes all of them due
-            if not due.any():
-                return
-            due[:] = True
         due = due | (~alive & self.stale)
         if not due.any():
             return
-        self.stale, self.unseen = alive, False
+        self.stale = alive
         chosen = torch.from_numpy(np.flatnonzero(due))
         psi = sweep.psi.clone()
         psi[chosen] = self._prefix_potential(site, population, chosen, torch.from_numpy(alive)[chosen])
+        self.judged[chosen] = True
+        psi = torch.where(self.judged, psi, self.before + self._usual(psi))
         sweep.reweight(psi, sweep.per_particle(population.log_p - population.log_q))
         self._maybe_resample(population, f"after {population.t} tokens of {site.name!r}")
+
+    def _usual(self, psi: Tensor) -> Tensor:
+        """What the judged particles of a replicate have gained or lost in this completion, the log of their mean, [P].
+
+        A potential is compared with potentials, so one that is not judged yet counts as the average of those that are:
+        a constant added to a reward then says nothing for or against it. (E[Zhat] = Z whatever psi is made of, as long
+        as it is known when it is used.)"""
+        gain = torch.where(self.judged & psi.isfinite(), psi - self.before, -torch.inf).reshape(self.sweep.shape)
+        count = gain.isfinite().sum(-1, keepdim=True)
+        mean = gain.logsumexp(-1, keepdim=True) - count.clamp_min(1).log()
+        return torch.where(count > 0, mean, 0.0).expand(self.sweep.shape).reshape(-1)
 
     def _prefix_potential(self, site: Site, population: Population, chosen: Tensor, running: Tensor) -> Tensor:
         """The potential of the chosen particles' prefixes, [m] nats; of finished ones it is the true one."""
@@ -239,6 +251,7 @@ class _Steering:
             sweep.resample(ancestors, chosen, population)
             flat = (ancestors + torch.arange(sweep.shape[0])[:, None] * config.num_particles).reshape(-1)
             self.stale, self.hope = self.stale[flat.numpy()], self.hope[flat]
+            self.judged, self.before = self.judged[flat], self.before[flat]
         self.events.append(
             {
                 "step": self.step,
