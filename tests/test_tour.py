@@ -65,6 +65,25 @@ def test_outputs_are_made_for_80_columns():
         assert not wide, path.name
 
 
+def test_what_is_said_of_the_frozen_and_the_refreshed_reward_is_what_the_study_found():
+    text = (ROOT / "docs" / "tour" / "outputs" / "frozen_or_refreshed_study.txt").read_text(encoding="utf-8")
+    tables = {}
+    for block in text.split("\n\n")[1:]:
+        title, header, *rows = block.strip().splitlines()
+        names = [name for name in header.replace(" - ", "-").split() if name != "nats"]
+        for row in rows:
+            nats, *cells = row.replace(" ± ", "±").split()
+            for name, cell in zip(names, cells, strict=True):
+                tables[title.split(":")[0].split(",")[0], name, float(nats)] = tuple(map(float, cell.split("±")))
+    gold = {arm: tables["Gold", arm, 3.0][0] for arm in ("refreshed", "prior", "frozen")}
+    assert gold["refreshed"] > 2 * gold["frozen"]
+    apart = {nats: tables["Gold", "refreshed-prior", nats] for nats in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)}
+    assert all(abs(mean) < 2 * error for nats, (mean, error) in apart.items() if nats <= 2), "no difference to be seen"
+    assert apart[3.0][0] < 0.25 * gold["refreshed"], "little"
+    for arm in ("refreshed", "prior"):
+        assert tables["Proxy", arm, 3.0][0] > tables["Gold", arm, 3.0][0] + 0.2, "it also believes more"
+
+
 # -- the generator ------------------------------------------------------------------------------------------------
 
 MODEL = '''"""A toy."""
