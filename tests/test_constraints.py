@@ -254,7 +254,10 @@ def test_length_counts_tokens_and_words_together():
         (lambda: Regex("ac").compile(toy(["ac", "b"], eos=False)), None),
         (lambda: Grammar("X: /a/ & /b/\nstart: X").compile(toy(LETTERS)), "cannot be met"),
         (lambda: Regex("a").compile(MarkovLM(torch.zeros(2, 2))), "spell no text: give it tokens"),
-        (lambda: Length(max_words=2).compile(MarkovLM(torch.zeros(2, 2))), "count tokens, or give it tokens"),
+        (
+            lambda: Length(max_words=2).compile(MarkovLM(torch.zeros(2, 2))),
+            "constrain its ids (AcceptedBy, Length(max_tokens=))",
+        ),
     ],
 )
 def test_bad_input_is_one_line(make, says):

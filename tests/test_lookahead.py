@@ -14,7 +14,6 @@ from ppl_align import (
     AcceptedBy,
     Contains,
     EndsWith,
-    Exact,
     ImportanceSampling,
     LookAhead,
     MarkovLM,
@@ -23,7 +22,6 @@ from ppl_align import (
     look_ahead,
     reward,
 )
-from ppl_align.engines.moves import observe
 from ppl_align.engines.smc import _Steering
 from ppl_align.engines.twists import Prefixes
 from ppl_align.errors import InputError
@@ -123,39 +121,6 @@ def test_psi_is_learned_without_seeing_the_word():
         for token in (0, 3):
             learned = float(look.table(left)[start, token])
             assert 0.5 < learned / float(exact[left, start, token]) < 2, (left, token)
-
-
-def test_the_mean_moves_are_unbiased():
-    """Averaged over pools, the weighted mass from the start state is the exact mean over the prior's prefixes."""
-    lm, seeds = chain(rare=1.0), 60
-    reader = compiled(Contains("ba"), lm)
-    support = Exact().run(lambda: completion("x", lm, [0], max_new_tokens=3))
-    tokens, p = support.particles["x"].tokens[0], support.weights[0]
-    automaton, moves = reader.automaton, reader.automaton.transitions
-    expected = torch.zeros(automaton.num_states, automaton.num_states + 1, dtype=torch.float64)
-    for t in range(3):  # masses summed over the prefixes of each length
-        known = torch.cat([torch.zeros(len(tokens), 1, dtype=torch.long), tokens[:, :t]], 1)
-        distinct, where = known.unique(dim=0, return_inverse=True)
-        prefixes = distinct[:, 1:]
-        weight = torch.zeros(len(prefixes), dtype=torch.float64).index_add_(0, where, p)
-        for prefix, mass in zip(prefixes.tolist(), weight.tolist(), strict=True):
-            state = int(reader.states([tuple(prefix)])[0])
-            if lm.eos_id in prefix or (automaton.accepting[state] and bool((moves[state] == state).all())):
-                continue
-            step = lm.start([(0, *prefix)]).log_probs.exp()[0]
-            for v in range(lm.vocab_size):
-                expected[state, automaton.num_states if v == lm.eos_id else moves[state, v]] += mass * float(step[v])
-    totals = []
-    for seed in range(seeds):
-        torch.manual_seed(seed)
-        seen = observe(lm.completion([0], 3).expand([8]), reader, 8)
-        total = torch.zeros_like(expected)
-        totals.append(total.index_add_(0, seen.states, seen.weights[:, None] * seen.masses) / 8)
-    stack = torch.stack(totals)
-    error = stack.std(0) / seeds**0.5
-    z = (stack.mean(0) - expected)[error > 0] / error[error > 0]
-    assert z.abs().max() < 4
-    assert torch.allclose(stack.mean(0)[error == 0], expected[error == 0], atol=1e-6)
 
 
 def test_a_rare_word_is_worth_thirty_times_the_tokens():

@@ -113,7 +113,9 @@ class _HasText(Constraint):
 
 
 class Contains(_HasText):
-    """The text contains ``text``, however it is cut into tokens.
+    """The text contains ``text``, however it is cut into tokens: a token may be a part of a character.
+
+    Bytes are compared, so case matters, and so does how an accent is written (é, or e with U+0301 behind it).
 
     Raises ``InputError`` for an empty text, and (when compiled) for an LM whose tokens cannot spell it."""
 
@@ -122,7 +124,7 @@ class Contains(_HasText):
 
 
 class EndsWith(_HasText):
-    """The text ends with ``text``: EOS, a stop token or the length limit comes right after it.
+    """The text ends with ``text``: EOS or the length limit comes right after it, or its last token is a stop token.
 
     Raises ``InputError`` for an empty text, and (when compiled) for an LM whose tokens cannot spell it."""
 

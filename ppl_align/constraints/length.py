@@ -2,30 +2,36 @@
 
 A token adds words to a text: as many as begin within it. How many can come with k more tokens is a set of numbers,
 
-    G_k(in a word?) = union over tokens v of  (words that v begins) + G_{k-1}(in a word after v?),     G_0 = {0},
+    G_k(s) = union over tokens v of  (words that v begins in state s) + G_{k-1}(state after v),     G_0(s) = {end of s},
 
 so that looking ahead is exact: a token is allowed if the words read so far plus some number out of G_k are within the
 bounds, for some k that the bounds on tokens and the tokens left permit.
+
+The state is whether the text is inside of a word, and the bytes that may yet become a white space beyond ASCII (U+3000
+takes three): whether they begin a word is known when the next byte comes. Where none comes, they are no character, and
+no white space: in front of them, outside of a word, the end begins one, end of s = 1; elsewhere it is 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
 from ppl_align.lm.transfer import CPU, Resident, upload
+from ppl_align.rewards.spelling import Machine, spell
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
 
-Move = tuple[int, int]  # words that begin, inside of a word afterwards
-_BROKEN = "\ufffd"  # a token that is a part of a character
+Move = tuple[int, int]  # words that begin, the state afterwards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,31 +75,38 @@ class LengthReader(Reader):
     """Counts tokens and words of prefixes. Tokens are of few kinds, as far as words are concerned:
 
     ``kind``    [V] the kind of each token; EOS is one of its own, the last
-    ``moves``   by kind, for a prefix that ends outside of a word and for one that ends inside of one: how many words
-                begin, and whether the text ends inside of one afterwards"""
+    ``moves``   by kind and state: how many words begin, and the state afterwards
+    ``ends``    by state: does the end of the text begin a word?"""
 
     def __init__(self, bounds: Length, lm: LM) -> None:
         self.bounds, self.eos_id = bounds, lm.eos_id
         self.low, self.high = bounds.min_words or 0, bounds.max_words
-        counts_words = bounds.min_words is not None or bounds.max_words is not None
-        kinds: dict[tuple[Move, Move], int] = {}
-        texts = _texts(lm) if counts_words else [""] * lm.vocab_size
-        kind = [kinds.setdefault(_moves(text), len(kinds)) if v != lm.eos_id else -1 for v, text in enumerate(texts)]
-        self.moves = list(kinds)
-        self.kind = Resident(torch.tensor([k if k >= 0 else len(kinds) for k in kind]))
-        self.possible = [sorted({move[inside] for move in self.moves}) for inside in (0, 1)]
-        self.gains: list[tuple[int, int]] = [(1, 1)]  # G_k outside of a word and inside: bit g stands for the number g
-        self.unions: dict[tuple[int, int], tuple[int, int]] = {}
+        words = _nothing(lm) if bounds.min_words is None and bounds.max_words is None else _words_of(lm)
+        self.start, self.ends = words.start, words.accepting.astype(int).tolist()
+        read = np.arange(lm.vocab_size) != (-1 if lm.eos_id is None else lm.eos_id)
+        moves = np.stack([words.counts, words.moves], -1).transpose(1, 0, 2)[read]  # [V, S, 2]
+        kinds: dict[bytes, int] = {}
+        kind = [kinds.setdefault(one.tobytes(), len(kinds)) for one in moves]
+        example = np.unique(kind, return_index=True)[1]
+        self.moves: list[list[Move]] = [[(begun, then) for begun, then in one] for one in moves[example].tolist()]
+        every = np.full(lm.vocab_size, len(kinds))
+        every[read] = kind
+        self.kind = Resident(torch.from_numpy(every))
+        self.possible = [sorted({move[state] for move in self.moves}) for state in range(len(self.ends))]
+        self.gains = [[1 << end for end in self.ends]]  # G_k by state: bit g stands for the number g
+        self.unions: dict[tuple[int, int], list[int]] = {}
 
     def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
-        verdicts = []  # by kind, EOS last
-        for prefix in prefixes:
-            words, inside = self._read(prefix)
-            reachable = self._reachable(len(prefix) + 1, left)
-            moves = (kind[inside] for kind in self.moves)
-            ends = self._meets(words, self._reachable(len(prefix), 0)[inside])
-            verdicts.append([*(self._meets(words + begun, reachable[then]) for begun, then in moves), ends])
-        return upload(torch.tensor(verdicts, dtype=torch.bool), device)[:, self.kind.on(device)]
+        verdicts: dict[tuple[int, Move], list[bool]] = {}  # by kind, EOS last
+        read = [(len(prefix), self._read(prefix)) for prefix in prefixes]
+        for length, (words, state) in set(read):
+            reachable = self._reachable(length + 1, left)
+            moves = (kind[state] for kind in self.moves)
+            ends = self._meets(words, self._reachable(length, 0)[state])
+            found = [*(self._meets(words + begun, reachable[then]) for begun, then in moves), ends]
+            verdicts[length, (words, state)] = found
+        rows = torch.tensor([verdicts[what] for what in read], dtype=torch.bool)
+        return upload(rows, device)[:, self.kind.on(device)]
 
     def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
         return self.viable(prefixes, 0)
@@ -101,17 +114,17 @@ class LengthReader(Reader):
     def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
         verdicts = []
         for prefix in prefixes:
-            words, inside = self._read(prefix)
-            verdicts.append(self._meets(words, self._reachable(len(prefix), left)[inside]))
+            words, state = self._read(prefix)
+            verdicts.append(self._meets(words, self._reachable(len(prefix), left)[state]))
         return torch.tensor(verdicts, dtype=torch.bool)
 
-    def _read(self, prefix: Ids) -> tuple[int, int]:
-        """The words of a prefix, and whether it ends inside of one."""
-        words = inside = 0
+    def _read(self, prefix: Ids) -> Move:
+        """The words that have begun in a prefix, and the state that it ends in."""
+        words, state = 0, self.start
         for kind in self.kind.host[list(prefix)].tolist():
-            begun, inside = self.moves[kind][inside]
+            begun, state = self.moves[kind][state]
             words += begun
-        return words, inside
+        return words, state
 
     def _meets(self, words: int, gains: int) -> bool:
         """Can the number of words come within the bounds by one of these gains?"""
@@ -119,19 +132,18 @@ class LengthReader(Reader):
             gains &= (1 << max(0, self.high - words + 1)) - 1
         return gains >> max(0, self.low - words) != 0
 
-    def _reachable(self, tokens: int, left: int) -> tuple[int, int]:
-        """The gains that may follow after ``tokens`` tokens, from outside of a word and from inside."""
+    def _reachable(self, tokens: int, left: int) -> list[int]:
+        """The gains that may follow after ``tokens`` tokens, by state."""
         fewest = max(0, (self.bounds.min_tokens or 0) - tokens)
         most = left if self.bounds.max_tokens is None else min(left, self.bounds.max_tokens - tokens)
         if (fewest, most) not in self.unions:
-            outside = inside = 0
+            union = [0] * len(self.ends)
             for k in range(fewest, most + 1):
-                exactly = self._exactly(k)
-                outside, inside = outside | exactly[0], inside | exactly[1]
-            self.unions[fewest, most] = outside, inside
+                union = [gains | more for gains, more in zip(union, self._exactly(k), strict=True)]
+            self.unions[fewest, most] = union
         return self.unions[fewest, most]
 
-    def _exactly(self, k: int) -> tuple[int, int]:
+    def _exactly(self, k: int) -> list[int]:
         """G_k. Gains above every bound are as good as the bound and one: that keeps the numbers short."""
         most = max(self.low, self.high or 0)
         while len(self.gains) <= k:
@@ -142,25 +154,47 @@ class LengthReader(Reader):
                     gains |= after[then] << begun
                 beyond = gains >> (most + 1) != 0
                 found.append((gains & ((1 << (most + 1)) - 1)) | (beyond << (most + 1)))
-            self.gains.append((found[0], found[1]))
+            self.gains.append(found)
         return self.gains[k]
 
 
-def _moves(text: str) -> tuple[Move, Move]:
-    """What a token does outside of a word, and inside of one."""
-    if not text:
-        return (0, 0), (0, 1)
-    words, then = len(text.split()), int(not text[-1].isspace())
-    return (words, then), (words - int(not text[0].isspace()), then)
+def _words_of(lm: LM) -> Machine:
+    """What each token does to the number of words; without the states that no token leads to."""
+    words = spell(lm, _words())
+    reached = np.zeros(len(words.moves), dtype=bool)
+    reached[words.start] = True
+    while not reached[words.moves[reached]].all():
+        reached[words.moves[reached]] = True
+    name = reached.cumsum() - 1
+    moves = name[words.moves[reached]]
+    return Machine(moves, int(name[words.start]), words.accepting[reached], words.counts[reached])
 
 
-def _texts(lm: LM) -> list[str]:
-    """What each token spells; the text of a sequence must be these, one after the other."""
-    texts = lm.vocabulary
-    whole = [v for v, text in enumerate(texts) if _BROKEN not in text]
-    if lm.decode(whole) != "".join(texts[v] for v in whole):
-        raise InputError(
-            f"Length cannot count the words of {lm.name}: its text is not its tokens' texts one after the other; "
-            f"count tokens, or give it tokens=[...]"
-        )
-    return texts
+def _nothing(lm: LM) -> Machine:
+    """Nobody asks for words."""
+    none = np.zeros((1, lm.vocab_size), dtype=np.int64)
+    return Machine(none, 0, np.zeros(1, dtype=bool), none)
+
+
+@cache
+def _words() -> Machine:
+    """The words of ``text.split()``, counted byte by byte; ``accepting``: states in which the end begins a word."""
+    spaces = {character.encode() for character in map(chr, range(2**16)) if character.isspace()}  # none is beyond
+    halves = {b""} | {space[:n] for space in spaces for n in range(1, len(space))}
+    states = [(inside, half) for half in sorted(halves) for inside in (0, 1)]
+    number = {state: i for i, state in enumerate(states)}
+
+    def step(inside: int, half: bytes, byte: bytes) -> tuple[int, tuple[int, bytes]]:
+        if half + byte in spaces:
+            return 0, (0, b"")
+        if half + byte in halves:
+            return 0, (inside, half + byte)
+        begun = 1 - inside  # by the half of a character, or by the whole that the byte makes of it
+        if not half or 0x80 <= byte[0] < 0xC0:
+            return begun, (1, b"")
+        return begun + (more := step(1, b"", byte))[0], more[1]
+
+    found = [[step(*state, bytes([byte])) for byte in range(256)] for state in states]
+    moves = np.array([[number[then] for _, then in row] for row in found])
+    counts = np.array([[begun for begun, _ in row] for row in found])
+    return Machine(moves, number[0, b""], np.array([bool(half) and not inside for inside, half in states]), counts)

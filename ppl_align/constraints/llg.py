@@ -4,6 +4,8 @@ A matcher has read some bytes and says which tokens may come next. It is forked,
 is a copy of its parent's that has read one token more. Masks are computed for bytes, without llguidance's shortcut of
 forcing the canonical tokens where the bytes leave no choice (``no_forcing``): a token is allowed if and only if what it
 spells can go on to an acceptable text. That is the event that a constraint conditions on.
+
+Where the first token of a text is spelt differently (without its space), what it spells there is read byte by byte.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Reader
 from ppl_align.errors import InputError, RunError
-from ppl_align.lm.ensemble import Ensemble
-from ppl_align.lm.prompted import Prompted
 from ppl_align.lm.transfer import CPU, Resident, upload
+from ppl_align.rewards.spelling import Spelling, who_spells
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
@@ -68,22 +69,22 @@ def one_line(message: str) -> str:
 class Vocabulary:
     """What the tokens of an LM spell, as llguidance wants to know it.
 
-    ``tokenizer``  llguidance's; it has one id more than the LM where the LM has no EOS to end a text with
+    ``tokenizer``  llguidance's; beyond the ids of the LM it has one that ends a text where the LM has no EOS, and one
+                   for each byte
+    ``opens``      is the first token of a text spelt differently from others?
     ``text_bits``  [W] int32, one bit per id: those that spell something. Special tokens do not, nor does EOS
 
     Masks travel to the device as bits, and are unpacked there: each byte looks up its eight verdicts."""
 
     def __init__(self, lm: LM) -> None:
         self.vocab_size, self.eos_id = lm.vocab_size, lm.eos_id
-        tokenizer = getattr(lm, "tokenizer", None)
-        size = lm.vocab_size if tokenizer is None else max(lm.vocab_size, len(tokenizer))
-        end = size if lm.eos_id is None else lm.eos_id
-        size += lm.eos_id is None
-        build = _from_texts if tokenizer is None else _from_tokenizer
-        self.tokenizer: Any = build(lm, size, end)
+        self.spelling = Spelling.of(lm)
+        end = lm.vocab_size if lm.eos_id is None else lm.eos_id
+        self.tokenizer = _from_bytes(self.spelling.within, end)
+        self.opens = self.spelling.first is not self.spelling.within
         self.num_words = (self.tokenizer.vocab_size + 31) // 32
         spells = np.zeros(32 * self.num_words, dtype=np.uint8)
-        spells[: lm.vocab_size] = [not self.tokenizer.is_special_token(v) for v in range(lm.vocab_size)]
+        spells[: lm.vocab_size] = [bool(piece) for piece in self.spelling.within]
         spells[end] = 0
         self.text_bits = np.packbits(spells, bitorder="little").view(np.int32)
         self.spells = spells.astype(bool)
@@ -104,45 +105,27 @@ class Vocabulary:
 
     def mask(self, bits: np.ndarray, device: torch.device) -> Tensor:
         """``[m, W]`` int32 -> ``[m, V]`` bool, on the device."""
-        octets = upload(bits.view(np.uint8), device)
+        octets = upload(bits.view(np.uint8)[:, : -(-self.vocab_size // 8)], device)
         verdicts = self.eight.on(device).index_select(0, octets.reshape(-1).int())
         return verdicts.view(torch.bool).reshape(len(bits), -1)[:, : self.vocab_size]
 
     @classmethod
     def of(cls, lm: LM) -> Vocabulary:
-        """Made once per LM (SmolLM2: 0.7 s). A mixture spells as its first member, a prompted LM as what it wraps."""
-        while isinstance(lm, (Ensemble, Prompted)):
-            lm = lm.lms[0] if isinstance(lm, Ensemble) else lm.lm
+        """Made once per LM (SmolLM2: 0.7 s)."""
+        lm = who_spells(lm)
         if "_guidance" not in lm.__dict__:
             lm.__dict__["_guidance"] = cls(lm)
         return lm.__dict__["_guidance"]
 
-
-def _from_tokenizer(lm: Any, size: int, end: int) -> Any:
-    llguidance()
-    from llguidance.hf import from_tokenizer
-
-    known = end < len(lm.tokenizer)
-    try:
-        tokenizer = from_tokenizer(lm.tokenizer, n_vocab=size, eos_token=end if known else 0)
-    except ValueError as error:
-        raise InputError(f"llguidance cannot read the tokenizer of {lm.name}: {one_line(str(error))}") from error
-    if known:
-        return tokenizer
-    spelt = [b"" if tokenizer.is_special_token(v) else tokenizer.decode_bytes([v]) for v in range(size)]
-    return _from_bytes(spelt, end)
+    def first(self, token: int) -> list[int]:
+        """The ids that spell the first token of a text byte by byte."""
+        return [self.tokenizer.vocab_size - 256 + byte for byte in self.spelling.first[token]]
 
 
-def _from_texts(lm: LM, size: int, end: int) -> Any:
-    vocabulary = lm.vocabulary
-    texts = [v for v in range(lm.vocab_size) if v != end]
-    if lm.decode(texts) != "".join(vocabulary[v] for v in texts):
-        raise InputError(f"the tokens of {lm.name} spell no text: give it tokens=[...] or a tokenizer")
-    return _from_bytes([*(text.encode() for text in vocabulary), *[b""] * (size - len(vocabulary))], end)
-
-
-def _from_bytes(spelt: list[bytes], end: int) -> Any:
+def _from_bytes(pieces: Sequence[bytes], end: int) -> Any:
+    """A tokenizer with these tokens, ``end`` among them or right behind, and the 256 bytes at the end."""
     package = llguidance()
+    spelt = [*pieces, *[b""] * (end == len(pieces)), *(bytes([byte]) for byte in range(256))]
     spelt[end] = b""
     return package.LLTokenizer(package.TokenizerWrapper(_Spelt(spelt, end)), n_vocab=len(spelt), eos_token=end)
 
@@ -247,7 +230,7 @@ class GuidanceReader(Reader):
         """Can the text become acceptable within ``left`` more tokens after each of these? True where it takes more
         than ``tries`` to tell."""
         if left == 0:
-            return _ends(place, tokens)
+            return self._ends(place, tokens)
         tries //= max(1, len(tokens))
         return [self._viable(self._after(place, token), left, tries) for token in tokens]
 
@@ -273,19 +256,26 @@ class GuidanceReader(Reader):
         return self.young[prefix]
 
     def _after(self, place: _Place, token: int) -> _Place | None:
-        if not self.vocabulary.spells[token] or place.matcher.validate_tokens([token]) == 0:
+        ids = self._spelt(place, token)
+        if not self.vocabulary.spells[token] or place.matcher.validate_tokens(ids) < len(ids):
             return None
         matcher = place.matcher.deep_copy()
-        matcher.consume_token(token)
+        matcher.consume_tokens(ids)
         if matcher.is_error():  # the token was valid, so this is a limit of llguidance and not an answer
             raise RunError(f"{self.what}: llguidance gave up: {one_line(matcher.get_error())}")
         return _Place(matcher)
+
+    def _spelt(self, place: _Place, token: int) -> list[int]:
+        """The ids to give to the matcher for a token that is written there."""
+        return self.vocabulary.first(token) if self.vocabulary.opens and place is self.root else [token]
 
     def _bits(self, place: _Place) -> np.ndarray:
         """``[W]`` int32: ids that spell an allowed continuation (EOS is none of them)."""
         if place.bits is None:
             place.bits = np.zeros(self.vocabulary.num_words, dtype=np.int32)
-            if not place.matcher.is_stopped():
+            if self.vocabulary.opens and place is self.root:
+                place.bits = self._openings()
+            elif not place.matcher.is_stopped():
                 matcher = place.matcher.deep_copy()  # one that finds nothing to allow is of no use afterwards
                 matcher.unsafe_compute_mask_ptr(place.bits.ctypes.data, place.bits.nbytes)
                 if not matcher.is_error():
@@ -296,12 +286,19 @@ class GuidanceReader(Reader):
                     raise RunError(f"{self.what}: llguidance gave up: {one_line(matcher.get_error())}")
         return place.bits
 
+    def _openings(self) -> np.ndarray:
+        """``[W]`` int32: ids that may come first."""
+        ids = ((v, self._spelt(self.root, int(v))) for v in np.flatnonzero(self.vocabulary.spells))
+        mask = np.zeros((1, self.vocabulary.vocab_size), dtype=bool)
+        mask[0, [v for v, spelt in ids if self.root.matcher.validate_tokens(spelt) == len(spelt)]] = True
+        return self.vocabulary.packed(mask)[0]
 
-def _ends(place: _Place, tokens: list[int]) -> list[bool]:
-    """Is the text acceptable once one of these allowed tokens is added?"""
-    matcher, found = place.matcher.deep_copy(), []
-    for token in tokens:
-        matcher.consume_token(token)
-        found.append(bool(matcher.is_accepting()))
-        matcher.rollback(1)
-    return found
+    def _ends(self, place: _Place, tokens: list[int]) -> list[bool]:
+        """Is the text acceptable once one of these allowed tokens is added?"""
+        matcher, found = place.matcher.deep_copy(), []
+        for token in tokens:
+            ids = self._spelt(place, token)
+            matcher.consume_tokens(ids)
+            found.append(bool(matcher.is_accepting()))
+            matcher.rollback(len(ids))
+        return found

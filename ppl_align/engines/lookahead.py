@@ -7,23 +7,30 @@ tokens and weighs the prefixes:
 
     q(v | x_<t) ∝ p0(v | x_<t) psi_l(state after v, v)
 
-    psi_l(s, v) = sum_s' P(s -> s' | v) psi_{l-1}(s') + P(s -> EOS) 1[s accepts],      psi_0(s) = 1[s accepts]
+    psi_l(s, v) = sum_s' P(s -> s' | v) psi_{l-1}(s') + P(s -> a good end | v),      psi_0(s) = 1[s accepts]
 
 where psi_l(s), without v, is the same with the mean P(s -> s'). Both are learned from a small pool of draws, in which
 the word itself may not occur once: the LM's next-token *mass* that moves the automaton is seen on every prefix
 (:mod:`ppl_align.engines.moves`).
 
-Any psi that is positive where success is possible leaves E[Zhat] = Z; the pool only decides how much Zhat varies. But a
-psi that is far too small somewhere makes Zhat heavy-tailed, which looks like a bias until the rare draw comes. Two
-precautions cost next to nothing: no state is thought much worse than the start, and one token in ten is drawn from
-the prior, as far as the constraint allows.
+Any psi that is positive where success is possible leaves E[Zhat] = Z; the pool only decides how much Zhat varies. But
+prefixes whose psi is far too small are given up, Zhat becomes heavy-tailed, and that looks like a bias until the rare
+draw comes. So prefixes are weighed with psi+, the same recursion with P+, in which what the pool did not see is not
+impossible; tokens are proposed with psi itself, for which what is unseen would cost most of the gain on rare words.
+No state is thought much worse than the start, and one token in ten is drawn from the prior, as far as the constraint
+allows.
+
+All replicates of a run share one psi: that they agree says nothing about the pool. If success hangs on something that
+none of its draws has met, they may miss it alike. Another seed, a larger ``num_pool`` or a run without the twist tells.
+(Replicates have no pools of their own: num_pool / num_replicates draws would be too few, and particles with the same
+prefix share a row of the network, and what is proposed there, across replicates.)
 (Twisted SMC: Guarniero, Johansen & Lee 2017, arXiv:1511.06286; Zhao et al. 2024, arXiv:2404.17546.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,7 +39,7 @@ from torch import Tensor
 from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.constraints.base import Constraint
 from ppl_align.engines.base import isolated
-from ppl_align.engines.moves import observe
+from ppl_align.engines.moves import observe, outcomes
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
@@ -51,8 +58,12 @@ SHARE = 0.05  # of a state's success: what a move must contribute for its last t
 
 @dataclass(eq=False)
 class LookAhead:
-    """psi of one automaton: ``success`` [T + 1, S] psi_l(s); ``by_token``, for moves s -> s' that matter: how much more
-    likely than usual they are after each last token, P(s -> s' | v) - P(s -> s') [V].
+    """psi of one automaton.
+
+    ``success``   [T + 1, S] psi_l(s): proposes tokens     ``careful``   [T + 1, S] psi+_l(s): weighs prefixes
+    ``by_token``  for moves s -> s' that matter: how much more likely than usual they are after each last token,
+                  P(s -> s' | v) - P(s -> s') [V]; s' = S is a good end
+    ``stop_ids``  tokens that end the text, besides EOS
 
     As for the masks of a constraint, its rows over the vocabulary are made on the device, one for each state, and
     particles copy the number of their state; the psi of prefixes, a number each, is for weights and stays on the host.
@@ -61,92 +72,108 @@ class LookAhead:
     reader: AutomatonReader
     success: Tensor
     by_token: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+    careful: Tensor | None = None
+    stop_ids: Ids = ()
 
     def __post_init__(self) -> None:
+        self.weighs = self.success if self.careful is None else self.careful
+        self._outcomes = Resident(outcomes(self.reader, self.stop_ids))
         vocab_size = self.reader.automaton.vocab_size
         self._moves = torch.tensor(list(self.by_token), dtype=torch.long).reshape(-1, 2)
         self._surplus = Resident(torch.stack([torch.zeros(vocab_size).double(), *self.by_token.values()])[1:])
         self._after: tuple[int, Tensor] | None = None
 
     def checked(self, source: CompletionDistribution) -> LookAhead:
-        """Itself; raises ``InputError`` unless it reaches as far as the completion."""
+        """The same for a completion with its own stop tokens; raises ``InputError`` unless it reaches as far."""
         needed = (source.max_new_tokens + 1, self.reader.automaton.num_states)
         if self.success.shape[0] < needed[0] or self.success.shape[1:] != needed[1:]:
             raise InputError(
                 f"this LookAhead has success of shape {list(self.success.shape)}, but the completion needs "
                 f"{list(needed)} (tokens left, states)"
             )
-        return self
+        return self if self.stop_ids == source.stop_ids else replace(self, stop_ids=source.stop_ids)
 
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        """log psi of prefixes of at least one token with ``left`` tokens to come, ``[m]`` nats on the host."""
+        """log psi+ of prefixes of at least one token with ``left`` tokens to come, ``[m]`` nats on the host."""
         states, last = self.reader.states(prefixes), torch.tensor([prefix[-1] for prefix in prefixes])
-        psi = self.success[left, states] + (self._gain(left)[states] * self._surplus.host[:, last].T).sum(-1)
-        return self._bounded(psi, states, left, CPU).log()
+        gain = self._gain(self.weighs, left)[states]
+        psi = self.weighs[left, states] + (gain * self._surplus.host[:, last].T).sum(-1)
+        return self._bounded(psi, states, self.weighs[left], left, CPU).log()
 
     def then(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
         """psi after each next token, when ``left`` more may follow, ``[m, V]`` float32 on the device."""
         return self.after(left, device)[upload(self.reader.states(prefixes), device)]
 
     def after(self, left: int, device: torch.device = CPU) -> Tensor:
-        """psi_l(state after v, v) in each state, ``[S, V]`` float32 on the device; EOS ends the text as it is."""
+        """psi_l(state after v, v) in each state, ``[S, V]`` float32 on the device; of an end: is it a good one?"""
         if self._after is None or self._after[0] != left or self._after[1].device != device:
-            automaton = self.reader.automaton
-            psi = self.table(left, device).gather(0, self.reader.transitions.on(device)).float()
-            if self.reader.eos_id is not None:
-                psi[:, self.reader.eos_id] = upload(automaton.accepting.float(), device)
-            self._after = left, psi
+            running = self.table(left, device)
+            good, bad = torch.ones_like(running[:1]), torch.zeros_like(running[:1])
+            self._after = left, torch.cat([running, good, bad]).gather(0, self._outcomes.on(device)).float()
         return self._after[1]
 
     def table(self, left: int, device: torch.device = CPU) -> Tensor:
         """psi_l(s, v), ``[S, V]``; 0 exactly where no success is possible."""
         states = torch.arange(self.reader.automaton.num_states)
         usual = upload(self.success[left], device)[:, None]
-        psi = usual + upload(self._gain(left), device) @ self._surplus.on(device)
-        return self._bounded(psi, states[:, None], left, device)
+        psi = usual + upload(self._gain(self.success, left), device) @ self._surplus.on(device)
+        return self._bounded(psi, states[:, None], self.success[left], left, device)
 
-    def _gain(self, left: int) -> Tensor:
+    def _gain(self, success: Tensor, left: int) -> Tensor:
         """What the k-th move of ``by_token``, s -> s', is worth: psi_{l-1}(s') in the row of s, ``[S, K]``."""
         gain = torch.zeros(self.reader.automaton.num_states, len(self._moves), dtype=torch.float64)
         if left > 0:
             source, target = self._moves.unbind(-1)
-            gain[source, torch.arange(len(source))] = self.success[left - 1, target]
+            gain[source, torch.arange(len(source))] = worth(success[left - 1])[target]
         return gain
 
-    def _bounded(self, psi: Tensor, states: Tensor, left: int, device: torch.device) -> Tensor:
-        """Within (0, 1] where success is possible, and then not much less than at the start."""
-        floor = max(FLOOR, RELATIVE_FLOOR * float(self.success[left, self.reader.automaton.start]))
+    def _bounded(self, psi: Tensor, states: Tensor, usual: Tensor, left: int, device: torch.device) -> Tensor:
+        """Within (0, 1] where success is possible, and then not much less than is usual [S] at the start."""
+        floor = max(FLOOR, RELATIVE_FLOOR * float(usual[self.reader.automaton.start]))
         possible = upload(self.reader.distance[states] <= left, device)
         return torch.where(possible, psi.clamp(floor, 1.0), 0.0)
 
 
+def worth(psi: Tensor) -> Tensor:
+    """What each outcome is worth, ``[S + 1]``: psi of a state [S]; a good end is success."""
+    return torch.cat([psi, psi.new_ones(1)])
+
+
 def look_ahead(
-    lm: LM, constraint: Constraint, prompt: Any = "", max_new_tokens: int = 32, *, num_pool: int = 64, seed: int = 0
+    lm: LM,
+    constraint: Constraint,
+    prompt: Any = "",
+    max_new_tokens: int = 32,
+    *,
+    num_pool: int = 64,
+    seed: int = 0,
+    **declared: Any,
 ) -> LookAhead:
     """Learn psi once, to be used by many runs: ``SMC(twist=look_ahead(lm, Contains("word"), prompt, 24))``.
 
-    Arguments as of ``completion``. Raises ``InputError`` for a constraint that cannot look ahead."""
+    Arguments as of ``completion``, ``temperature``, ``top_k``, ``top_p`` and ``stop`` included. Raises ``InputError``
+    for a constraint that cannot look ahead."""
     reader = compiled(constraint, lm)
     if not isinstance(reader, AutomatonReader):
         raise InputError(f"{constraint!r} cannot look ahead: only Contains, EndsWith and AcceptedBy can")
     with isolated(mix(seed, "lookahead")):
-        return learn(lm.completion(prompt, max_new_tokens), reader, num_pool)
+        return learn(lm.completion(prompt, max_new_tokens, **declared), reader, num_pool)
 
 
 def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> LookAhead:
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
     moves = observe(source, reader, num_pool)
-    accepting = reader.automaton.accepting.double()
-    psi = [accepting]
+    psi, careful = ([reader.automaton.accepting.double()] for _ in range(2))
     for _ in range(source.max_new_tokens):
-        psi.append(moves.mean[:, :-1] @ psi[-1] + moves.mean[:, -1] * accepting)
+        psi.append(moves.mean @ worth(psi[-1]))
+        careful.append(moves.careful @ worth(careful[-1]))
     features, by_token = source.lm.token_features, {}
-    gain = moves.mean[:, :-1] * psi[-1]
-    for state, target in ((gain > SHARE * psi[-1][:, None]) & (psi[-1] > 2 * psi[-1][:, None])).nonzero().tolist():
-        after = None if features is None else moves.after(state, target, features)
-        if after is not None:
-            by_token[state, target] = after - moves.mean[state, target]
-    return LookAhead(reader, torch.stack(psi), by_token)
+    gain, usual = moves.mean * worth(psi[-1]), psi[-1][:, None]
+    for state, target in ((gain > SHARE * usual) & (worth(psi[-1]) > 2 * usual)).nonzero().tolist():
+        surplus = None if features is None else moves.surplus(state, target, features)
+        if surplus is not None:
+            by_token[state, target] = surplus
+    return LookAhead(reader, torch.stack(psi), by_token, torch.stack(careful), source.stop_ids)
 
 
 class LookingAhead(Restriction):
@@ -160,17 +187,20 @@ class LookingAhead(Restriction):
         """(1 - d) p0 psi / A + d p0 1[allowed] / B, each normalised; a dead end is drawn from like any other prefix."""
         left = self.max_new_tokens - len(prefixes[0]) - 1
         allowed = allowed.to(log_probs.device)
-        safe = log_probs.exp().mul_(allowed)
+        confined = log_probs.masked_fill(~allowed, -torch.inf)
+        best = confined.amax(-1, keepdim=True)
+        confined = confined - torch.where(best.isneginf(), 0.0, best)  # exp(-104) is 0 in float32
+        safe = confined.exp()
         psi = allowed.to(log_probs.dtype)
         for look in self.looks:
             psi = psi.mul_(look.then(prefixes, left, log_probs.device))
         total, room = (safe * psi).sum(-1, keepdim=True), safe.sum(-1, keepdim=True)
         leaning = torch.where(total > 0, 1 - DEFENSIVE, 0.0) / total.clamp_min(TINY)
         rest = torch.where(total > 0, DEFENSIVE, 1.0) / room.clamp_min(TINY)
-        log_q = (psi.mul_(leaning).add_(rest)).log_().add_(log_probs).masked_fill_(~allowed, -torch.inf)
-        return log_normalise(torch.where(room > 0, log_q, log_probs))
+        log_q = psi.mul_(leaning).add_(rest).log_().add_(confined)
+        return log_normalise(torch.where(best.isneginf(), log_probs, log_q))
 
     def log_success(self, prefixes: Sequence[Ids]) -> Tensor:
-        """log psi of running prefixes of one length, ``[m]`` nats."""
+        """log psi+ of running prefixes of one length, ``[m]`` nats."""
         left = self.max_new_tokens - len(prefixes[0])
         return torch.stack([look.now(prefixes, left) for look in self.looks]).sum(0)

@@ -1,10 +1,16 @@
 """How the next token moves an automaton, seen on a pool of draws: on average, and after each last token.
 
 Every prefix of the pool tells P(s -> s' | prefix), the LM's mass on the tokens that lead from state s to s', whether
-or not one of them is drawn. So that rare states are seen as well, the pool visits them more often than the LM would,
-and is weighed for it:
+or not one of them is drawn. EOS and stop tokens lead nowhere: they end the text, well or badly. So that rare states are
+seen as well, the pool visits them more often than the LM would, and is weighed for it:
 
     q_pool = (1 - e) p0 + e mean over states s' != s of p0(. | leads to s'),      e = 1/T at the start, 1/2 elsewhere
+
+A move that the LM makes only after something that the pool did not meet (an opening word, a plan) looks impossible
+there. But n prefixes cannot exclude that one in n is of that kind. ``careful`` is the mean with some more, c, after
+which all that can come next is equally likely; n is the effective number of prefixes, (sum w)^2 / sum w^2:
+
+    P+(s -> s') = (n P(s -> s') + c / number of s' that some token leads to) / (n + c)
 
 How likely a word comes next depends above all on the token before it (" very", then " funny"). So log P(s -> s') is
 regressed on the embedding of the last token, a ridge regression whose penalty is chosen by its exact leave-one-out
@@ -29,6 +35,7 @@ from ppl_align.lm.transfer import Resident, upload
 
 ELSEWHERE = 0.5
 FEWEST = 32  # different last tokens, below which only the mean is used
+UNSEEN = 0.3  # c: prefixes that each state counts as seen on besides those of the pool
 PENALTIES = (1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 
 
@@ -37,34 +44,54 @@ class Moves:
     """What a pool of n prefixes says of an automaton with S states.
 
     ``states`` [n], ``last`` [n] the last token, ``weights`` [n] p0 / q of the prefix
-    ``masses``  [n, S + 1] P(s -> s' | prefix), the last column to EOS     ``mean``  [S, S + 1] its weighted mean"""
+    ``masses``  [n, S + 1] P(s -> s' | prefix), the last column: that the text ends well
+    ``mean``    [S, S + 1] its weighted mean     ``careful``  [S, S + 1] the same with what may be unseen"""
 
     states: Tensor
     last: Tensor
     weights: Tensor
     masses: Tensor
     mean: Tensor
+    careful: Tensor
 
-    def after(self, state: int, target: int, features: Tensor) -> Tensor | None:
-        """P(s -> s' | last token) for every last token, ``[V]``; None where the pool saw too little."""
-        here = (self.states == state) & (self.masses[:, target] > 0)
+    def surplus(self, state: int, target: int, features: Tensor) -> Tensor | None:
+        """P(s -> s' | last token) - P(s -> s') for every last token, ``[V]``; None where the pool saw too little."""
+        here = self.states == state
         last, weights, masses = self.last[here], self.weights[here], self.masses[here, target]
-        if len(last.unique()) < FEWEST:
+        some = masses > 0
+        if len(last[some].unique()) < FEWEST:
             return None
-        predicted = _predict(features, last, masses.log(), weights)
-        return predicted * (masses * weights).sum() / (predicted[last] * weights).sum()
+        predicted = _predict(features, last[some], masses[some].log(), weights[some])
+        predicted *= (masses * weights).sum() / (predicted[last] * weights).sum()
+        return predicted - self.mean[state, target]
 
 
 def observe(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> Moves:
     """Draw the pool and look. A draw that has succeeded for good is not continued."""
     size = reader.automaton.num_states
     states, last, weights, masses = _pool(source, reader, num_pool)
+    zeros = torch.zeros(size, dtype=torch.float64)
+    weight, squares = (zeros.index_add(0, states, w)[:, None] for w in (weights, weights.square()))
     total = torch.zeros(size, size + 1, dtype=torch.float64).index_add_(0, states, weights[:, None] * masses)
-    weight = torch.zeros(size, dtype=torch.float64).index_add_(0, states, weights)
-    mean = total / weight.clamp_min(1e-300)[:, None]
-    mean = torch.where((weight > 0)[:, None], mean, mean[reader.automaton.start])  # never seen: as at the start
-    stays = torch.eye(size, size + 1, dtype=torch.float64)
-    return Moves(states, last, weights, masses, torch.where(_settled(reader)[:, None], stays, mean))
+    possible = torch.zeros(size, size + 2, dtype=torch.float64).scatter_(1, outcomes(reader, source.stop_ids), 1.0)
+    even = (possible / possible.sum(-1, keepdim=True))[:, :-1]
+    mean = torch.where(weight > 0, total / weight.clamp_min(1e-300), even)
+    effective = weight.square() / squares.clamp_min(1e-300)
+    careful = (effective * mean + UNSEEN * even) / (effective + UNSEEN)
+    settled, stays = _settled(reader)[:, None], torch.eye(size, size + 1, dtype=torch.float64)
+    mean, careful = (torch.where(settled, stays, moves) for moves in (mean, careful))
+    return Moves(states, last, weights, masses, mean, careful)
+
+
+def outcomes(reader: AutomatonReader, stop_ids: Ids) -> Tensor:
+    """Where each token leads from each state, ``[S, V]``: to a state, to S (a good end) or to S + 1 (a bad one)."""
+    automaton, to = reader.automaton, reader.automaton.transitions.clone()
+    well, size = automaton.accepting, automaton.num_states
+    stops = list(stop_ids)
+    to[:, stops] = torch.where(well[to[:, stops]], size, size + 1)
+    if reader.eos_id is not None:
+        to[:, reader.eos_id] = torch.where(well, size, size + 1)
+    return to
 
 
 def _settled(reader: AutomatonReader) -> Tensor:
@@ -77,22 +104,18 @@ def _pool(
     source: CompletionDistribution, reader: AutomatonReader, num_pool: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every prefix of the pool: its state [n], last token [n], weight [n], and masses [n, S + 1]."""
-    moves, size = reader.automaton.transitions, reader.automaton.num_states
-    columns = moves.clone()
-    if reader.eos_id is not None:
-        columns[:, reader.eos_id] = size
-    led = Resident(columns)
+    size, led = reader.automaton.num_states, Resident(outcomes(reader, source.stop_ids))
     settled = _settled(reader)
     flat = source.index.reshape(-1)
     spread = torch.linspace(0, len(flat) - 1, num_pool).round().long()
-    population = Population(source.with_index(flat[spread.to(flat.device)]).within(_Explore(reader, source)))
+    population = Population(source.with_index(flat[spread.to(flat.device)]).within(_Explore(reader, source, led)))
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while not population.done:
         running = torch.from_numpy(np.flatnonzero(population.alive))
         prefixes = population.row_prefixes()
         states = reader.states(prefixes)
-        p = source.warp(population.decoder.log_probs).exp().double()
-        masses = _summed(p, led.on(p.device)[upload(states, p.device)], size + 1).cpu()
+        p = source.warp(population.decoder.log_probs).double().exp()
+        masses = _summed(p, led.on(p.device)[upload(states, p.device)], size + 2)[:, :-1].cpu()
         ratio = (population.log_p - population.log_q).cpu()[running].exp()
         weights = torch.zeros(len(states), dtype=torch.float64)
         weights.index_add_(0, torch.from_numpy(population.row)[running], ratio)
@@ -115,11 +138,11 @@ def _summed(p: Tensor, columns: Tensor, size: int) -> Tensor:
 
 
 class _Explore(Restriction):
-    """Forbids nothing; steps into other states are drawn more often than the prior would."""
+    """Forbids nothing; steps into other states are drawn more often than the prior would. ``led``: :func:`outcomes`."""
 
-    def __init__(self, reader: AutomatonReader, source: CompletionDistribution) -> None:
+    def __init__(self, reader: AutomatonReader, source: CompletionDistribution, led: Resident) -> None:
         super().__init__([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids, source.lm.device)
-        self.reader = reader
+        self.reader, self.led = reader, led
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         return torch.ones(len(prefixes), self.reader.automaton.vocab_size, dtype=torch.bool, device=self.device)
@@ -127,10 +150,11 @@ class _Explore(Restriction):
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
         automaton, device = self.reader.automaton, log_probs.device
         states = upload(self.reader.states(prefixes), device)
-        to = self.reader.transitions.on(device)[states]
-        p = log_probs.exp().double()
-        mass = _summed(p, to, automaton.num_states)
+        to = self.led.on(device)[states]
+        p = log_probs.double().exp()
+        mass = _summed(p, to, automaton.num_states + 2)
         there = (mass > 1e-12).scatter(1, states[:, None], False)
+        there[:, automaton.num_states :] = False  # an end shows nothing more
         share = torch.where(states == automaton.start, min(ELSEWHERE, 1 / self.max_new_tokens), ELSEWHERE)
         share = torch.where(there.any(-1), share, 0.0).double()[:, None]
         gain = torch.where(there, share / (there.sum(-1, keepdim=True).clamp_min(1) * mass.clamp_min(1e-12)), 0.0)

@@ -1,8 +1,11 @@
 """What tokens spell, and from there to automata over token ids.
 
-A text is the bytes that its tokens spell, one after the other, read as UTF-8. A token of a byte-level vocabulary may be a
-part of a character, and what is no character (half of one, at the end) shows as U+FFFD. Some tokenizers leave out the
+A text is the bytes that its tokens spell, one after the other, read as UTF-8. A token of a byte-level vocabulary may be
+a part of a character, and what is no character (half of one, at the end) shows as U+FFFD. Some tokenizers leave out the
 space in front of a text: its first token is spelt differently.
+
+(Decoders with ``ByteFallback`` show every byte of a run of byte tokens as U+FFFD if one of them is no character. Here,
+the others are what they are.)
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ def who_spells(lm: LM) -> LM:
 
 def _spelling(lm: LM) -> Spelling:
     texts, tokenizer = lm.vocabulary, getattr(lm, "tokenizer", None)
-    names = {} if tokenizer is None else {v: name for name, v in tokenizer.get_vocab().items()}
+    names: dict[int, str] = {v: name for name, v in getattr(tokenizer, "get_vocab", dict)().items()}
     after = texts if tokenizer is None else _after_a_word(lm, texts, names)
     within = [_bytes(text, names.get(v)) for v, text in enumerate(after)]
     first = within
@@ -195,6 +198,8 @@ def spell(lm: LM, machine: Machine | Characters) -> Machine:
 
     Where a text may begin with another spelling of its first token, that is one state more."""
     spelling = Spelling.of(lm)
+    within: Sequence[Sequence[int]]
+    first: Sequence[Sequence[int]]
     if isinstance(machine, Characters):
         texts = [[piece.decode(errors="replace") for piece in part] for part in (spelling.within, spelling.first)]
         alphabet = {character: i for i, character in enumerate(sorted(set("".join(texts[0] + texts[1]))))}
