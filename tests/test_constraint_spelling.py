@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ppl_align import Contains, EndsWith, MarkovLM, Mixture, Prompted, Regex
 from ppl_align.constraints import Length
+from ppl_align.engines.boundaries import Schedule
 from ppl_align.errors import InputError, WeightsNotFound
 from ppl_align.lm.names import smollm2_folder
 from ppl_align.rewards import Automaton
@@ -92,6 +93,14 @@ def test_sentencepiece_vocabularies_are_read_as_they_are_decoded(name, pieces):
         after = [(v, (*prefix, v)) for v in range(pieces.vocab_size) if (*prefix, v) in known and v != pieces.eos_id]
         assert [bool(mask[v]) for v, _ in after] == [known[one] for _, one in after]
         assert bool(mask[pieces.eos_id]) == known[prefix]
+
+
+def test_smc_sees_where_words_begin(pieces):
+    """The text of such a token on its own has lost its space, and with it the end of the word before."""
+    closes = Schedule("word", pieces).closes
+    begin = {name for name, v in pieces.tokenizer.get_vocab().items() if closes[v]}
+    assert begin >= {SPACE, "▁yes", "▁a", "▁日", "<0x20>"}
+    assert not begin & {"a", "y", "es", "é", "<0xC3>"}
 
 
 def test_the_space_in_front_is_the_tokenizers():

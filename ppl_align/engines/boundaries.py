@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ppl_align.engines.base import at_least, one_of
+from ppl_align.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population
+from ppl_align.rewards.spelling import Spelling
 
 _SENTENCE_ENDS = (".", "!", "?", "…", "。")
 _CLOSERS = "\"'”’)]*"
@@ -31,7 +33,7 @@ class Schedule:
         if isinstance(every, str):
             cache: dict[str, np.ndarray] = lm.__dict__.setdefault("_boundaries", {})
             if every not in cache:
-                cache[every] = np.array([_BOUNDARY[every](text) for text in lm.vocabulary])
+                cache[every] = np.array([_BOUNDARY[every](text) for text in _within(lm)])
             self.closes = cache[every]
 
     def due(self, population: Population) -> Any:
@@ -39,6 +41,14 @@ class Schedule:
         if self.closes is None:
             return np.full(len(population.row), population.t % int(self.every) == 0)
         return self.closes[population.last]
+
+
+def _within(lm: LM) -> list[str]:
+    """What each token adds to a text: some tokenizers leave out the space of one that stands alone."""
+    try:
+        return [piece.decode(errors="replace") for piece in Spelling.of(lm).within]
+    except InputError:  # its tokens spell no text, one after the other
+        return lm.vocabulary
 
 
 def starts_word(token: str) -> bool:
