@@ -281,6 +281,18 @@ def test_no_run_can_be_trusted():
     )
 
 
+def test_a_few_heavy_draws_beside_many_light_ones_are_few():
+    """Their entropy is that of a dozen draws; what is averaged over them has the error of six."""
+    run = importance(particles=500)
+    share = torch.full(run.log_weight.shape, 1e-9, dtype=torch.float64).reshape(-1)
+    share[:3], share[100:160] = 0.2, 0.4 / 60
+    run.log_weight = share.log().reshape(run.log_weight.shape)
+    assert weights.perplexity(run.log_weight) > 10
+    (problem, *_) = [line for line in complaints(run, {"is": run}) if "effective" in line]
+    assert problem == f"{1 / (share / share.sum()).square().sum():.1f} effective draws in all"
+    assert compare({"is": run}).advice.standing == "bad"
+
+
 def test_a_mean_off_the_exact_one_is_said_in_words_and_rounding_is_not_said(runs):
     def said(by: float) -> str:
         run = importance()

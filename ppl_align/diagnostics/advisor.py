@@ -142,8 +142,7 @@ def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:
         why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
         return f"Use {leader}: {why}."
     simple = max(plain, key=lambda name: precision[name])
-    effective = float(weights.ess_by_replicate(runs[simple].log_weight.reshape(1, -1)))
-    verdict = f"Importance sampling is enough here ({simple}: {effective:,.0f} effective draws in all)"
+    verdict = f"Importance sampling is enough here ({simple}: {_effective(runs[simple]):,.0f} effective draws in all)"
     if leader != simple and precision[simple] and precision[leader] > WORTH_SWITCHING * precision[simple]:
         gain = precision[leader] / precision[simple]
         return f"{verdict}; {leader} is {gain:.1f} times as precise per token."
@@ -226,10 +225,18 @@ def _few_draws(run: Posterior) -> str | None:
         carrying = completions_carrying(run, share)
         much = "all" if share > 0.9 else f"{share:.0%} of the"
         return f"{much} weight on {carrying} completion{'s' if carrying > 1 else ''}"
+    effective = _effective(run)
+    if effective < evidence.FEW_DRAWS:
+        return f"{effective:.1f} effective draws in all"
     ancestors = evidence.ancestors_by_replicate(run)
     if ancestors is not None and sum(ancestors) < evidence.FEW_DRAWS:
         return f"all particles descend from {sum(ancestors)} of the first ones"
     return None
+
+
+def _effective(run: Posterior) -> float:
+    """Effective draws of all replicates together."""
+    return float(weights.ess_by_replicate(run.log_weight.reshape(1, -1)))
 
 
 def completions_carrying(run: Posterior, share: float) -> int:
