@@ -5,22 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_cli import MODEL
 
 from ppl_align.cli import main
-
-MODEL = '''
-import torch
-from ppl_align import CallableLM, completion, reward
-
-_lm = CallableLM(4, lambda prefix: torch.zeros(len(prefix), 4), eos_id=3)
-
-
-def toy(prompt: str = "0", bias: float = 1.0):
-    """A toy that likes ones."""
-    x = completion("x", _lm, prompt, max_new_tokens=3)
-    reward("ones", lambda tokens: bias * (tokens == 1).double().sum(-1), x.tokens)
-    return x
-'''
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SVI, MarkovLM, completion, constrain, environment, reward
+from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, completion, constrain, environment, reward
 from ppl_align.constraints import Regex
 from ppl_align.diagnostics import decisions
-from ppl_align.errors import ModelError, RunError
+from ppl_align.errors import AllDeadError, ModelError, RunError
 
 LETTERS = ["a", "b", "c"]
 FIRST = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]], dtype=torch.float64)  # p0(letter | previous)
@@ -114,11 +114,13 @@ def unkept():
     constrain("one", ONE, completion("said", CHAIN, [], max_new_tokens=2))
 
 
+NEXT = torch.cat([FIRST.log(), torch.full((3, 1), -torch.inf)], 1)
+ENDLESS = MarkovLM(torch.cat([NEXT, NEXT[:1]]), NEXT[0], eos_id=3, tokens=[*LETTERS, "</s>"], name="endless")
+
+
 def unforeseen():
     """A look ahead writes empty texts, which have no first letter; the LM never does."""
-    endless = torch.cat([FIRST.log(), torch.full((3, 1), -torch.inf)], 1)
-    lm = MarkovLM(torch.cat([endless, endless[:1]]), endless[0], eos_id=3, tokens=[*LETTERS, "</s>"], name="endless")
-    said = completion("said", lm, [], max_new_tokens=2)
+    said = completion("said", ENDLESS, [], max_new_tokens=2)
     said.text.map(lambda text: ord(text[0]))
     constrain("one", ONE, said)
 
@@ -136,6 +138,27 @@ def test_what_is_said_of_draws_that_break_a_constraint(engine, program, says):
     with pytest.raises(RunError, match=says) as caught:
         engine.run(program)
     assert "\n" not in str(caught.value)
+
+
+def test_a_constraint_that_was_not_foreseen_is_remarked_on_and_named_where_all_die():
+    """Engines that weigh reject at the end what they could not draw within; without constraints there is no hint."""
+    run = ImportanceSampling(64, 16).run(unforeseen)
+    assert any("constraint on 'said' acts only at the end, as a rejection" in line for line in run.warnings)
+    z = run.log_evidence.exp()
+    assert abs(z.mean() - math.exp(Exact().run(unforeseen).log_evidence)) < 4 * z.std() / len(z) ** 0.5
+
+    def hopeless(constrained):
+        said = completion("said", ENDLESS, [], max_new_tokens=2)
+        said.text.map(lambda text: 1 / len(text))
+        if constrained:
+            constrain("one", ONE, said)
+        pyro.factor("never", torch.full(said.shape, -torch.inf))
+
+    with pytest.raises(AllDeadError, match=r"the constraint on 'said' acts only at the end.*ZeroDivisionError"):
+        ImportanceSampling(8).run(hopeless, True)
+    with pytest.raises(AllDeadError) as caught:
+        ImportanceSampling(8).run(hopeless, False)
+    assert "constraint" not in str(caught.value)
 
 
 def test_a_constraint_met_by_the_users_own_guide_is_no_obstacle():

@@ -29,12 +29,20 @@ class Foreseen:
         readers = None if site.environment else self.readers.get(site.name)
         return Restriction.of(readers, site.fn) if readers else None
 
-    @property
-    def hint(self) -> str:
-        """For an error that may come of constraints that were not foreseen; empty where all were."""
-        if self.stopped is None:
-            return ""
-        return f". (Constraints act only at the end: shown an empty text, the program stops at {self.stopped})"
+    def late(self, execution: Execution) -> str | None:
+        """What there is to say of a constraint that the program has and that was not foreseen; None: there is none."""
+        sites = sorted(set(execution.constraints) - set(self.readers))
+        if not sites or self.stopped is None:
+            return None
+        return (
+            f"the constraint on {sites[0]!r} acts only at the end, as a rejection: shown an empty text, the program "
+            f"stops before it, at {self.stopped}"
+        )
+
+    def hint(self, execution: Execution) -> str:
+        """The same for the end of an error that may come of it; else empty."""
+        said = self.late(execution)
+        return "" if said is None else f" ({said})"
 
 
 def foreseen(program: Program) -> Foreseen:
@@ -57,13 +65,9 @@ def hold(expected: Foreseen, execution: Execution) -> None:
                 f"the constraint on {site!r} changes with what was drawn before it (a latent, or an answer of the "
                 f"world): a constraint is one for all draws; write what differs between them as a reward with -inf"
             )
-    late = sorted(set(execution.constraints) - set(expected.readers))
-    if late and expected.stopped is not None:
-        remark = (
-            f"the constraint on {late[0]!r} acts only at the end, as a rejection: shown an empty text, the program "
-            f"stops before it, at {expected.stopped}"
-        )
-        at_end(("late constraint", late[0]), lambda: lambda: remark)
+    remark = expected.late(execution)
+    if remark is not None:
+        at_end(remark, lambda: lambda: remark)
 
 
 def _same(reader: Reader, other: Reader) -> bool:

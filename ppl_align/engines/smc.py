@@ -233,7 +233,7 @@ class _Steering:
         best = log_weight.amax(-1, keepdim=True)
         if bool(best.isneginf().all()):
             dead = sweep.program.run(sweep.values, draw=False)
-            raise AllDeadError(all_dead(where, dead, sweep.foreseen.hint))
+            raise AllDeadError(all_dead(where, dead, sweep.foreseen.hint(dead)))
         if sweep.retained is not None and bool(log_weight[:, 0].isneginf().any()):
             raise RunError(f"a retained draw has weight zero {where}: it is not a draw of this program's posterior")
         weights = (log_weight - best.clamp_min(-1e300)).exp()

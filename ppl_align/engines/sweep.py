@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +30,6 @@ from ppl_align.lm.score_cache import leave_scores
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.program import Execution, Program, Site
-
-if TYPE_CHECKING:
-    pass
 
 Observer = Callable[["Sweep", Site, Population], None]
 """Called after every step of the decoding of a site, before the network moves on."""
@@ -183,7 +180,7 @@ class Sweep:
         """The result, in the shape users see: [R, N, ...]."""
         log_weight = self.log_weight.reshape(self.shape) + self.log_evidence[:, None]
         if bool(log_weight.isneginf().all()):
-            raise AllDeadError(all_dead("at the end of the program", execution, self.foreseen.hint))
+            raise AllDeadError(all_dead("at the end of the program", execution, self.foreseen.hint(execution)))
         # In the order of the program, which a guide that proposes whole values need not follow.
         met = {name: self.values[name] for name in self.program.order if name in self.values}
         return assemble(execution, met | self.values, log_weight, self.log_prior, self.log_proposal, **fields)
