@@ -19,9 +19,10 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_align.errors import ModelError
+from ppl_align.errors import ModelError, RunError
 from ppl_align.lm.distribution import CompletionDistribution
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class _Execute(Messenger):
         self.order: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
+        refuse_subsample(msg)
         if is_bookkeeping(msg):
             return
         name = msg["name"]
@@ -157,6 +159,7 @@ class _Execute(Messenger):
         log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
+        refuse_no_number(msg["name"], log_prob)
         self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
         lanes = log_prob.shape[-self.program.nesting :] if self.program.nesting else ()
         self.result.log_upper[msg["name"]] = _log_upper(msg, math.prod(lanes))
@@ -219,6 +222,26 @@ def _is_discrete(fn: Any) -> bool:
 def is_bookkeeping(msg: Any) -> bool:
     """Sites of Pyro's own: subsampling of plates, deterministic values."""
     return type(msg["fn"]).__name__ == "_Subsample" or bool(msg["infer"].get("_deterministic"))
+
+
+def refuse_subsample(msg: Any) -> None:
+    """Raise ``ModelError`` for a plate that subsamples: its likelihood is a noisy estimate, and weights need the value.
+
+    A sequential plate (``for i in pyro.plate(...)``) that visits all its elements is none."""
+    fn = msg["fn"]
+    if site_is_subsample(msg) and fn.subsample_size is not None and fn.subsample_size < fn.size:
+        raise ModelError(
+            f"plate {msg['name']!r} takes a subsample of {fn.subsample_size} of {fn.size}: the likelihood would be a "
+            f"noisy estimate, and the posterior another one for each seed; leave subsample_size= out"
+        )
+
+
+def refuse_no_number(name: str, log_prob: Tensor) -> None:
+    """Raise ``RunError`` for a log-factor that is NaN or +inf, whether Pyro validates or not."""
+    bad = log_prob.isnan() | log_prob.isposinf()
+    if bool(bad.any()):
+        what = "NaN" if bool(log_prob.isnan().any()) else "+inf"
+        raise RunError(f"site {name!r} is {what} for some draws: a log-factor is a number below +inf (-inf rejects)")
 
 
 def note_answers(name: str, answers: list[Any]) -> None:
@@ -294,7 +317,7 @@ class Program:
 
     def make_room(self, msg: Any) -> None:
         """Start anew if a site lies in more plates than there is room for."""
-        if any(f.dim < -self.nesting for f in msg["cond_indep_stack"] if f.name != PARTICLES):
+        if any(f.dim is not None and f.dim < -self.nesting for f in msg["cond_indep_stack"] if f.name != PARTICLES):
             raise _Deeper
 
     def execute(self, make_handler: Callable[[], Handler]) -> Handler:

@@ -1,0 +1,51 @@
+"""Programs mean what they say, or are refused in one line: plates that subsample or loop, factors that are no number."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_align import SMC, SVI, Exact, ImportanceSampling, MarkovLM, completion, reward
+from ppl_align.errors import ModelError, RunError
+
+torch.manual_seed(0)
+LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))
+ENGINES = [Exact(), ImportanceSampling(64, 1), SMC(64, 1, twist="prefix")]
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, SVI(num_steps=1)], ids=lambda engine: engine.name)
+def test_a_subsample_is_refused(engine):
+    def model():
+        x = completion("x", LM, [0], max_new_tokens=2)
+        with pyro.plate("data", 6, dim=-1, subsample_size=2):
+            pyro.sample("y", dist.Normal((x.tokens == 1).sum(-1).double(), 1.0), obs=torch.zeros(2).double())
+
+    with pytest.raises(ModelError, match=r"plate 'data' takes a subsample of 2 of 6"):
+        engine.run(model)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_sequential_plate_is_range(engine):
+    def model(loop):
+        for i in loop():
+            x = completion(f"x{i}", LM, [0], max_new_tokens=2)
+            reward(f"r{i}", lambda t: (t == 1).sum(-1).double(), x.tokens)
+
+    plate, plain = (engine.run(model, loop).log_evidence for loop in (lambda: pyro.plate("k", 2), lambda: range(2)))
+    torch.testing.assert_close(plate, plain)
+
+
+@pytest.mark.parametrize("validation", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_factor_that_is_no_number_names_its_site(engine, value, validation):
+    def model():
+        x = completion("x", LM, [0], max_new_tokens=2)
+        pyro.factor("f", torch.where((x.tokens == 1).any(-1), value, 0.0))
+
+    with pyro.validation_enabled(validation), pytest.raises((RunError, ValueError), match="f"):
+        engine.run(model)
+    with pyro.validation_enabled(False), pytest.raises(RunError, match=r"site 'f' is (NaN|\+inf)"):
+        engine.run(model)
