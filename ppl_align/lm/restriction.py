@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 
@@ -28,25 +29,25 @@ _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the t
 class Restriction:
     """Several constraints on one completion of at most ``max_new_tokens`` tokens.
 
-    ``stop_ids``: tokens that end it; ``eos_id`` ends it too and is no part of its text. ``device``: where masks go."""
+    ``stop_ids``: tokens that end it; ``eos_ids`` end it too and are no part of its text. ``device``: where masks go."""
 
     def __init__(
         self,
         readers: Sequence[Reader],
         max_new_tokens: int,
-        eos_id: int | None,
+        eos_ids: Ids,
         stop_ids: Sequence[int] = (),
         device: torch.device = CPU,
     ) -> None:
         self.readers, self.device = tuple(readers), device
-        self.max_new_tokens, self.eos_id, self.stop_ids = max_new_tokens, eos_id, tuple(stop_ids)
-        tried = [stop for stop in self.stop_ids if stop != eos_id] if len(self.stop_ids) <= _FEW else []
+        self.max_new_tokens, self.eos_ids, self.stop_ids = max_new_tokens, eos_ids, StopIds(stop_ids)
+        tried = [stop for stop in self.stop_ids if stop not in eos_ids] if len(self.stop_ids) <= _FEW else []
         self.tried = Resident(torch.tensor(tried, dtype=torch.long))
 
     @classmethod
     def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
         """The constraints on one completion site."""
-        return cls(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids, source.lm.device)
+        return cls(readers, source.max_new_tokens, source.lm.eos_ids, source.stop_ids, source.lm.device)
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m, V]`` bool, on the device: what may come next after running prefixes of one length."""
@@ -58,7 +59,18 @@ class Restriction:
         if stops:
             ends = self.accepts([(*prefix, stop) for prefix in prefixes for stop in stops])
             mask[:, self.tried.on(self.device)] &= upload(ends.reshape(len(prefixes), -1), self.device)
-        return mask
+        return mask if self.stop_ids.text is None else self._ends_well(mask, prefixes, self.stop_ids.text)
+
+    def _ends_well(self, mask: Tensor, prefixes: Sequence[Ids], text: StopText) -> Tensor:
+        """Without tokens that complete a stop string where the text is not acceptable, as far as few enough do."""
+        pairs = [(i, v) for i, prefix in enumerate(prefixes) for v in text.ends(prefix) if v not in self.eos_ids]
+        if not pairs or len(pairs) > _FEW * len(prefixes):
+            return mask
+        ends = self.accepts([(*prefixes[i], v) for i, v in pairs])
+        row, token = (torch.tensor(part) for part in zip(*pairs, strict=True))
+        allowed = torch.ones(mask.shape, dtype=torch.bool)
+        allowed[row, token] = ends
+        return mask & upload(allowed, self.device)
 
     def accepts(self, texts: Sequence[Ids]) -> Tensor:
         """``[m]`` bool: finished texts (ids without EOS)."""

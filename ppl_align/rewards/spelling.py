@@ -10,6 +10,7 @@ the others are what they are.)
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,38 @@ class Spelling:
         if "_spelling" not in lm.__dict__:
             lm.__dict__["_spelling"] = _spelling(lm)
         return lm.__dict__["_spelling"]
+
+
+def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
+    """An LM whose texts begin as they do after these prompts: where there is text before, the first token is spelt as
+    any other. For compiling what reads texts; ``lm`` itself, if that makes no difference.
+
+    Raises ``InputError`` where some prompts have text and some have none, and it does make one."""
+    speller = who_spells(lm)
+    try:
+        spelling = Spelling.of(speller)
+    except InputError:
+        return lm  # whatever reads texts says so
+    if spelling.first is spelling.within:
+        return lm
+    known: dict[tuple[int, ...], bool] = speller.__dict__.setdefault("_has_text", {})
+    new = [tuple(prompt) for prompt in prompts if tuple(prompt) not in known]
+    known.update(zip(new, map(bool, speller.decode_batch(new)), strict=True) if new else ())
+    found = {known[tuple(prompt)] for prompt in prompts}
+    if len(found) > 1:
+        raise InputError(
+            f"some prompts are empty and some are not: {lm.name} spells the first token of a text in another way, so "
+            f"that strings mean two things here; give all of them some text"
+        )
+    if True not in found:
+        return lm
+    if "_inside" not in speller.__dict__:
+        caches = ("_spelling", "_guidance", "_readers", "_stops", "_inside")
+        inside = copy.copy(speller)
+        inside.__dict__ = {key: value for key, value in speller.__dict__.items() if key not in caches}
+        inside.__dict__["_spelling"] = Spelling(spelling.within, spelling.within)
+        speller.__dict__["_inside"] = inside
+    return speller.__dict__["_inside"]
 
 
 def who_spells(lm: LM) -> LM:
