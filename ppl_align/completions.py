@@ -78,6 +78,12 @@ class Completion:
         kept = [tuple(row[:n]) for row, n in zip(rows, self.lengths.reshape(-1).tolist(), strict=True)]
         return [row[:-1] if row and row[-1] in eos else row for row in kept]
 
+    @property
+    def _spoken(self) -> list[tuple[int, ...]]:
+        """``ids`` without a special token that ends the text as a stop token."""
+        silent = set(self.lm.special_tokens) & set(self._terminal) if self.lm is not None else ()
+        return [row[:-1] if silent and row and row[-1] in silent else row for row in self.ids]
+
     def _texts(self, which: str) -> Texts | str:
         texts = self._given[which]
         if texts is None:
@@ -85,7 +91,7 @@ class Completion:
                 raise ValueError(f"this completion carries no {which}")
             lm = self.source.lm
             if which == "text":
-                found = _continued(self.source.expand(self.shape), self.ids)
+                found = _continued(self.source.expand(self.shape), self._spoken)
             else:  # distinct prompts are decoded once
                 distinct = lm.decode_batch(self.source.prompts)
                 found = [distinct[i] for i in self.source.index.expand(self.shape).reshape(-1).tolist()]

@@ -72,8 +72,7 @@ class Vocabulary:
     ``tokenizer``  llguidance's; beyond the ids of the LM it has one that ends a text where the LM has no EOS, and one
                    for each byte
     ``opens``      is the first token of a text spelt differently from others?
-    ``text_bits``  [W] int32, one bit per id: those that spell something. Special tokens do not, nor does EOS
-    ``silent_bits``  [W] int32, those that leave a text as it is: special tokens, without EOS
+    ``text_bits``  [W] int32, one bit per id: those that spell something. EOS does not, and no id without a text
 
     Masks travel to the device as bits, and are unpacked there: each byte looks up its eight verdicts."""
 
@@ -87,10 +86,6 @@ class Vocabulary:
         spells = np.zeros(32 * self.num_words, dtype=np.uint8)
         spells[: lm.vocab_size] = [bool(piece) for piece in self.spelling.within]
         spells[[end, *lm.eos_ids]] = 0
-        silent = np.zeros(32 * self.num_words, dtype=np.uint8)
-        silent[: lm.vocab_size] = [not piece for piece in self.spelling.within]
-        silent[list(lm.eos_ids)] = 0
-        self.silent_bits, self.silent = np.packbits(silent, bitorder="little").view(np.int32), silent.astype(bool)
         self.text_bits = np.packbits(spells, bitorder="little").view(np.int32)
         self.spells = spells.astype(bool)
         every_byte = np.arange(256, dtype=np.uint8)[:, None]
@@ -196,9 +191,6 @@ class GuidanceReader(Reader):
                 bits[i] = self._bits(place)
         if left < _NEAR:
             bits = self._only_in_time(places, bits, left)
-        for i, place in enumerate(places):
-            if place is not None and self._viable(place, left, _TRIES):
-                bits[i] |= self.vocabulary.silent_bits
         ends = [place is not None and place.accepting for place in places]
         for eos_id in self.vocabulary.eos_ids:
             byte, bit = divmod(eos_id, 8)
@@ -264,8 +256,6 @@ class GuidanceReader(Reader):
         return self.young[prefix]
 
     def _after(self, place: _Place, token: int) -> _Place | None:
-        if self.vocabulary.silent[token]:
-            return place
         ids = self._spelt(place, token)
         if not self.vocabulary.spells[token] or place.matcher.validate_tokens(ids) < len(ids):
             return None

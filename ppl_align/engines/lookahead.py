@@ -182,7 +182,7 @@ class LookingAhead(Restriction):
     """A restriction whose draws lean towards success; ``looks``: for the readers that can look ahead."""
 
     def __init__(self, base: Restriction, looks: Sequence[LookAhead]) -> None:
-        super().__init__(base.readers, base.max_new_tokens, base.eos_ids, base.stop_ids, base.device)
+        super().__init__(base.readers, base.max_new_tokens, base.eos_ids, base.stop_ids, base.device, base.silent)
         self.looks = tuple(looks)
 
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ class LM(ABC):
         return () if self.eos_id is None else (self.eos_id, *self._other_eos)
 
     @property
-    def special_tokens(self) -> Mapping[str, int]:
-        """The tokens that are no part of a text, by name."""
+    def special_tokens(self) -> Mapping[int, str]:
+        """What :meth:`decode` leaves out, EOS apart: how a completion shows it in the middle of its text."""
         return {}
 
     @abstractmethod

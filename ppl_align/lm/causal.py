@@ -126,8 +126,11 @@ class CausalLM(LM):
         return self.codec.opening
 
     @property
-    def special_tokens(self) -> Mapping[str, int]:
-        return self.codec.special_tokens
+    def special_tokens(self) -> Mapping[int, str]:
+        if "_special" not in self.__dict__:
+            ends = set(self.eos_ids)
+            self.__dict__["_special"] = {v: name for v, name in self.codec.special_tokens.items() if v not in ends}
+        return self.__dict__["_special"]
 
     def check(self, ids: Ids) -> Ids:
         if not ids:

@@ -14,6 +14,7 @@ from typing import Any
 from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.base import Ids
 
+_NO_TOKEN = "\ufffd"
 _REMEMBERED = 10_000  # texts whose ids are kept
 
 
@@ -76,16 +77,29 @@ class Codec:
         return False
 
     def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
-        """What each row adds to the text of the prompt: the decoded whole, without the decoded prompt."""
-        alone = self.decode_batch(rows)
+        """What each row adds to the text of the prompt: the decoded whole, without the decoded prompt.
+
+        Special tokens inside are shown by their names: a text with one is another text than without it."""
+        special = self.special_tokens
         before = self.decode_batch([prompt])[0] if self.opens else ""
-        if not before:
-            return alone
-        wholes = self.decode_batch([(*prompt, *row) for row in rows])
-        return [
-            whole[len(before) :] if whole.startswith(before) else text
-            for whole, text in zip(wholes, alone, strict=True)
-        ]
+        if not before and not any(v in special for row in rows for v in row):
+            return self.decode_batch(rows)
+        runs = [_runs(row, special) for row in rows]
+        flat = [run for parts in runs for run in parts if not isinstance(run, str)]
+        head = tuple(prompt) if before else ()
+        wholes = iter(self.decode_batch([(*head, *run) for run in flat]))
+        alone = iter(self.decode_batch(flat) if before else [""] * len(flat))
+        texts = []
+        for parts in runs:
+            text = ""
+            for part in parts:
+                if isinstance(part, str):
+                    text += part
+                    continue
+                whole, own = next(wholes), next(alone)
+                text += whole[len(before) :] if whole.startswith(before) else own
+            texts.append(text)
+        return texts
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
         """A chat as its template writes it: ready for an answer, or for the rest of one that has begun (prefill)."""
@@ -115,13 +129,27 @@ class Codec:
         return self.checked(whole[:at])
 
     @cached_property
-    def special_tokens(self) -> dict[str, int]:
-        """The special tokens of the vocabulary by name."""
-        ids = getattr(self.tokenizer, "all_special_ids", None) or ()
+    def special_tokens(self) -> dict[int, str]:
+        """How a completion shows tokens that decoding leaves out: by their names; U+FFFD for ids without a token."""
+        if self.tokenizer is None:
+            return {}
         added = getattr(self.tokenizer, "added_tokens_decoder", None) or {}
-        special = {*ids, *(v for v, token in added.items() if getattr(token, "special", False))}
-        names = {v: self.tokenizer.convert_ids_to_tokens(v) for v in sorted(special) if 0 <= v < self.vocab_size}
-        return {name: v for v, name in names.items()}
+        special = {*self.tokenizer.all_special_ids, *(v for v, token in added.items() if token.special)}
+        names = {v: self.tokenizer.convert_ids_to_tokens(v) for v in special if 0 <= v < self.vocab_size}
+        return {**dict.fromkeys(range(len(self.tokenizer), self.vocab_size), _NO_TOKEN), **names}
+
+
+def _runs(row: Sequence[int], special: Mapping[int, str]) -> list[str | Ids]:
+    """A row cut at its special tokens, which are replaced by what is shown for them."""
+    parts: list[str | Ids] = []
+    for token in row:
+        if token in special:
+            parts.append(special[token])
+        elif parts and not isinstance(parts[-1], str):
+            parts[-1] = (*parts[-1], token)
+        else:
+            parts.append((token,))
+    return parts
 
 
 def check_text(text: str) -> None:

@@ -71,7 +71,7 @@ class Ensemble(LM):
         return self.lms[0].opening
 
     @property
-    def special_tokens(self) -> Mapping[str, int]:
+    def special_tokens(self) -> Mapping[int, str]:
         return self.lms[0].special_tokens
 
     def encode(self, text: str) -> Ids:

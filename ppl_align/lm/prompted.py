@@ -106,7 +106,7 @@ class Prompted(LM):
         return self.lm.opening
 
     @property
-    def special_tokens(self) -> Mapping[str, int]:
+    def special_tokens(self) -> Mapping[int, str]:
         return self.lm.special_tokens
 
 

@@ -8,7 +8,7 @@ here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +29,8 @@ _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the t
 class Restriction:
     """Several constraints on one completion of at most ``max_new_tokens`` tokens.
 
-    ``stop_ids``: tokens that end it; ``eos_ids`` end it too and are no part of its text. ``device``: where masks go."""
+    ``stop_ids``: tokens that end it; ``eos_ids`` end it too and are no part of its text. ``device``: where masks go.
+    ``silent``: special tokens, which are no part of the text that they end."""
 
     def __init__(
         self,
@@ -38,16 +39,25 @@ class Restriction:
         eos_ids: Ids,
         stop_ids: Sequence[int] = (),
         device: torch.device = CPU,
+        silent: Collection[int] = (),
     ) -> None:
         self.readers, self.device = tuple(readers), device
         self.max_new_tokens, self.eos_ids, self.stop_ids = max_new_tokens, eos_ids, StopIds(stop_ids)
+        self.silent = {stop for stop in self.stop_ids if stop in silent}
         tried = [stop for stop in self.stop_ids if stop not in eos_ids] if len(self.stop_ids) <= _FEW else []
         self.tried = Resident(torch.tensor(tried, dtype=torch.long))
 
     @classmethod
     def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
         """The constraints on one completion site."""
-        return cls(readers, source.max_new_tokens, source.lm.eos_ids, source.stop_ids, source.lm.device)
+        return cls(
+            readers,
+            source.max_new_tokens,
+            source.lm.eos_ids,
+            source.stop_ids,
+            source.lm.device,
+            source.lm.special_tokens,
+        )
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m, V]`` bool, on the device: what may come next after running prefixes of one length."""
@@ -58,7 +68,8 @@ class Restriction:
         stops = self.tried.host.tolist()
         if stops:
             ends = self.accepts([(*prefix, stop) for prefix in prefixes for stop in stops])
-            mask[:, self.tried.on(self.device)] &= upload(ends.reshape(len(prefixes), -1), self.device)
+            tried, ends = self.tried.on(self.device), upload(ends.reshape(len(prefixes), -1), self.device)
+            mask[:, tried] = ends if self.silent.issuperset(stops) else ends & mask[:, tried]
         return mask if self.stop_ids.text is None else self._ends_well(mask, prefixes, self.stop_ids.text)
 
     def _ends_well(self, mask: Tensor, prefixes: Sequence[Ids], text: StopText) -> Tensor:
@@ -74,6 +85,8 @@ class Restriction:
 
     def accepts(self, texts: Sequence[Ids]) -> Tensor:
         """``[m]`` bool: finished texts (ids without EOS)."""
+        if self.silent:
+            texts = [text[:-1] if text and text[-1] in self.silent else text for text in texts]
         return torch.stack([reader.accepts(texts) for reader in self.readers]).all(0)
 
     def viable(self, prefixes: Sequence[Ids]) -> Tensor:

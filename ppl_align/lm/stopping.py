@@ -144,7 +144,7 @@ def _spelt(lm: LM, strings: tuple[str, ...], prompts: Sequence[Ids]) -> tuple[Id
 def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:
     from ppl_align.rewards.spelling import Machine, Spelling, spell
 
-    special = lm.special_tokens
+    special = {name: v for v, name in lm.special_tokens.items()}
     ids = {special[text] for text in strings if text in special}
     try:
         Spelling.of(lm)

@@ -36,7 +36,7 @@ _UNABLE = re.compile(r"\(\?<?[=!]|\(\?[>#]|[*+?}]\+")  # look around, atomic gro
 
 @dataclass(frozen=True)
 class Spelling:
-    """``within``  the bytes of each token inside of a text; b"" for special tokens
+    """``within``  the bytes of each token inside of a text; of a special token its name, where completions show it
     ``first``   the same for the first token that spells anything; mostly the same list"""
 
     within: list[bytes]
@@ -102,12 +102,14 @@ def _spelling(lm: LM) -> Spelling:
     texts, tokenizer = lm.vocabulary, getattr(lm, "tokenizer", None)
     names: dict[int, str] = {v: name for name, v in getattr(tokenizer, "get_vocab", dict)().items()}
     after = texts if tokenizer is None else _after_a_word(lm, texts, names)
+    special = lm.special_tokens
     within = [_bytes(text, names.get(v)) for v, text in enumerate(after)]
+    shown = {v: name.encode() for v, name in special.items() if not within[v]}
     first = within
     if after != texts:
         first = [_first(w, text) for w, text in zip(within, texts, strict=True)]
     spelling = Spelling(within, first)
-    whole = [v for v, text in enumerate(after) if _BROKEN not in text]
+    whole = [v for v, text in enumerate(after) if _BROKEN not in text and v not in special]
     if lm.decode(whole) != spelling.text(whole):
         if tokenizer is None:
             raise InputError(
@@ -118,7 +120,10 @@ def _spelling(lm: LM) -> Spelling:
             f"the text of {lm.name} is not what its tokens spell, one after the other: constrain its ids "
             f"(AcceptedBy, Length(max_tokens=))"
         )
-    return spelling
+    if not shown:
+        return spelling
+    seen = [shown.get(v, piece) for v, piece in enumerate(within)]
+    return Spelling(seen, seen if first is within else [shown.get(v, piece) for v, piece in enumerate(first)])
 
 
 def _after_a_word(lm: LM, texts: list[str], names: dict[int, str]) -> list[str]:
