@@ -64,6 +64,9 @@ class LM(ABC):
     hidden_size: int | None = None
     _other_eos: Ids = ()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, V={self.vocab_size})"
+
     @property
     def eos_ids(self) -> Ids:
         """The ids that end a text and are no part of it, ``eos_id`` first; chat models often have several."""

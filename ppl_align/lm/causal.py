@@ -42,7 +42,8 @@ class CausalLM(LM):
                       has learned becomes part of the prior
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
                       only those that are frozen when it is given
-    other keywords    passed to ``from_pretrained``
+    other keywords    passed to ``from_pretrained``; ``revision, token, subfolder, cache_dir, local_files_only`` and
+                      ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
@@ -70,7 +71,7 @@ class CausalLM(LM):
         else:
             from ppl_align.lm.names import load_causal
 
-            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
             self.name = str(name_or_path)
             key = (self.name, str(device), dtype, prepack, repr(sorted(kwargs.items())))
@@ -80,6 +81,7 @@ class CausalLM(LM):
             self._keep = pair  # as long as one LM holds it, others of the same name share it
             model, tokenizer = pair.model, tokenizer or pair.tokenizer
         if device is not None:
+            device = checked_device(device)
             there = next(model.parameters()).device
             if model is not name_or_path and isinstance(name_or_path, nn.Module) and torch.device(device) != there:
                 raise InputError(
@@ -96,6 +98,8 @@ class CausalLM(LM):
         config = model.config.get_text_config()
         self.device = next(model.parameters()).device
         self.unembedding: nn.Module = model.get_output_embeddings()
+        if self.unembedding is None:
+            raise InputError(f"{type(model).__name__} has no head that writes text: load it as AutoModelForCausalLM")
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
         self.max_length = getattr(config, "max_position_embeddings", None)
@@ -103,6 +107,14 @@ class CausalLM(LM):
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
         self.codec = Codec(tokenizer, self.name, self.vocab_size)
+
+    def __repr__(self) -> str:
+        weights = list(self.model.parameters())
+        size = sum(weight.numel() for weight in weights)
+        shown = f"{size / 1e6:.1f}M" if size >= 1e5 else str(size)
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        kind = type(self.model).__name__
+        return f"CausalLM({self.name!r}, {kind}, {shown} parameters, {dtype} on {self.device}, V={self.vocab_size})"
 
     # -- text ---------------------------------------------------------------------------------------------
 
@@ -223,6 +235,18 @@ class CausalLM(LM):
         logits, states = self.forward(tokens[:, :-1], cache, mask, positions, keep=width - 1)
         count(scored_tokens=tokens.numel(), lm_forwards=1)
         return torch.cat([first, logits], 1), torch.cat([hidden, states], 1)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """Raises ``InputError`` for a device that torch does not know, or that is not here."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={str(device)!r} is none that torch knows: write 'cpu', 'cuda' or 'cuda:0'") from error
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        raise InputError(f"device={str(device)!r}: torch sees {there} CUDA devices here; leave device= out, or 'cpu'")
+    return wanted
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:

@@ -44,8 +44,10 @@ class Restriction:
         self.readers, self.device = tuple(readers), device
         self.max_new_tokens, self.eos_ids, self.stop_ids = max_new_tokens, eos_ids, StopIds(stop_ids)
         self.silent = {stop for stop in self.stop_ids if stop in silent}
-        tried = [stop for stop in self.stop_ids if stop not in eos_ids] if len(self.stop_ids) <= _FEW else []
+        few = len(self.stop_ids) <= _FEW
+        tried = [stop for stop in self.stop_ids if stop not in eos_ids and (few or stop in self.silent)]
         self.tried = Resident(torch.tensor(tried, dtype=torch.long))
+        self.wordless = Resident(torch.tensor([stop in self.silent for stop in tried], dtype=torch.bool))
 
     @classmethod
     def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
@@ -69,12 +71,13 @@ class Restriction:
         if stops:
             ends = self.accepts([(*prefix, stop) for prefix in prefixes for stop in stops])
             tried, ends = self.tried.on(self.device), upload(ends.reshape(len(prefixes), -1), self.device)
-            mask[:, tried] = ends if self.silent.issuperset(stops) else ends & mask[:, tried]
+            mask[:, tried] = ends & (self.wordless.on(self.device) | mask[:, tried])
         return mask if self.stop_ids.text is None else self._ends_well(mask, prefixes, self.stop_ids.text)
 
     def _ends_well(self, mask: Tensor, prefixes: Sequence[Ids], text: StopText) -> Tensor:
         """Without tokens that complete a stop string where the text is not acceptable, as far as few enough do."""
-        pairs = [(i, v) for i, prefix in enumerate(prefixes) for v in text.ends(prefix) if v not in self.eos_ids]
+        known = self.silent.union(self.eos_ids)
+        pairs = [(i, v) for i, prefix in enumerate(prefixes) for v in text.ends(prefix) if v not in known]
         if not pairs or len(pairs) > _FEW * len(prefixes):
             return mask
         ends = self.accepts([(*prefixes[i], v) for i, v in pairs])

@@ -142,9 +142,12 @@ def _spelt(lm: LM, strings: tuple[str, ...], prompts: Sequence[Ids]) -> tuple[Id
 
 
 def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:
-    from ppl_align.rewards.spelling import Machine, Spelling, spell
+    from ppl_align.rewards.spelling import Machine, Spelling, spell, who_spells
 
     special = {name: v for v, name in lm.special_tokens.items()}
+    tokenizer = getattr(who_spells(lm), "tokenizer", None)
+    if tokenizer is not None:
+        special |= {tokenizer.convert_ids_to_tokens(v): v for v in lm.eos_ids}
     ids = {special[text] for text in strings if text in special}
     try:
         Spelling.of(lm)
