@@ -43,17 +43,9 @@ STOPS = {
 
 def llama(vocab, eos, **config):
     torch.manual_seed(0)
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    made = LlamaConfig(
-        vocab_size=vocab, **shape, max_position_embeddings=64, eos_token_id=eos, bos_token_id=None, pad_token_id=0,
-        initializer_range=0.5, **config,
-    )  # fmt: skip
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": None, "pad_token_id": 0}
+    made = LlamaConfig(vocab_size=vocab, eos_token_id=eos, **shape, **heads, initializer_range=0.5, **config)
     return LlamaForCausalLM(made).eval().requires_grad_(False)
 
 
@@ -129,7 +121,11 @@ def test_engines_agree_on_stop_strings_and_constraints(constraint, stop):
         if not isinstance(constraint, (Contains, EndsWith))
         else [None, look_ahead(LM, constraint, [], 4, stop=stop)]
     )
-    engines = [ImportanceSampling(500, 8), Rejection(2000), *(SMC(500, 8, twist=twist) for twist in twists)]
+    engines = [
+        ImportanceSampling(500, 8),
+        Rejection(200, 8, max_draws=400_000, num_pilot=2000),
+        *(SMC(500, 8, twist=twist) for twist in twists),
+    ]
     for engine in engines:
         evidence = engine.run(program, seed=1).log_evidence.double().exp()
         error = evidence.std() / math.sqrt(len(evidence)) if evidence.numel() > 1 else torch.tensor(0.02)
@@ -227,3 +223,15 @@ def test_half_a_character_is_refused():
     with pytest.raises(PromptError, match="half of a character"):
         lm.completion("so funny \ud83d lol", 2)
     assert sys.getsizeof(lm.encode("fine")) > 0
+
+
+def test_files_remember_where_texts_end(tmp_path):
+    def program():
+        completion("x", LM, [], 4, stop=["\n\n", "ab"])
+
+    posterior = ImportanceSampling(50, 2).run(program, seed=0)
+    posterior.save(tmp_path / "p.nc")
+    again = load(tmp_path / "p.nc")
+    lengths = posterior.completions["x"].lengths
+    assert (lengths < 4).any()
+    assert torch.equal(again.completions["x"].lengths, lengths)

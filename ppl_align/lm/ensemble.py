@@ -104,8 +104,8 @@ class Ensemble(LM):
 
 
 def begun(lm: LM, prompts: Sequence[Ids]) -> list[Ids]:
-    """The prompts as this LM begins them (its own BOS in front, once)."""
-    return [lm.begin(tuple(prompt)) for prompt in prompts]
+    """The prompts as this LM begins them (its own opening in front, once; chats as they are)."""
+    return [lm.begin(prompt) for prompt in prompts]
 
 
 def hidden_of(decoders: Sequence[Decoder]) -> Tensor | None:

@@ -7,9 +7,11 @@ token ids follows the text, a state for each particle and one look-up for each t
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +44,17 @@ class StopText:
 
     def __hash__(self) -> int:
         return self._hash
+
+    def as_dict(self) -> dict[str, Any]:
+        """For files: the table nearly repeats itself, and is packed."""
+        packed = base64.b64encode(zlib.compress(self.moves.astype("<i4").tobytes())).decode()
+        return {"start": self.start, "strings": list(self.strings), "states": len(self.moves), "moves": packed}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> StopText:
+        """The inverse of :meth:`as_dict`."""
+        moves = np.frombuffer(zlib.decompress(base64.b64decode(saved["moves"])), dtype="<i4").astype(np.int64)
+        return cls(moves.reshape(saved["states"], -1), saved["start"], saved["strings"])
 
     def after(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """The states after one more token of each text, ``[m]``, on the host."""
