@@ -20,6 +20,7 @@ from ppl_align import (
     Grammar,
     ImportanceSampling,
     MarkovLM,
+    Posterior,
     Regex,
     Rejection,
     completion,
@@ -231,7 +232,7 @@ def test_files_remember_where_texts_end(tmp_path):
 
     posterior = ImportanceSampling(50, 2).run(program, seed=0)
     posterior.save(tmp_path / "p.nc")
-    again = load(tmp_path / "p.nc")
+    again = Posterior.load(tmp_path / "p.nc")
     lengths = posterior.completions["x"].lengths
     assert (lengths < 4).any()
     assert torch.equal(again.completions["x"].lengths, lengths)
