@@ -1,4 +1,4 @@
-"""Programs mean what they say, or are refused in one line: plates that subsample or loop, factors that are no number."""
+"""Programs mean what they say, or are refused: plates that subsample or loop, factors that are no number."""
 
 import math
 

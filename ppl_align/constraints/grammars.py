@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
+from ppl_align.constraints.meaning import refuse_other_meaning, refuse_rounded_numbers
 from ppl_align.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ class _Lark(Constraint):
 
 @dataclass(frozen=True)
 class Regex(_Lark):
-    r"""The whole text matches ``pattern``, in the syntax of Rust's ``regex`` (that of ``re`` without look-around,
-    back-references and ``\b``).
+    r"""The whole text matches ``pattern``: what ``re.fullmatch`` says, or an error.
 
     As in ``re``, ``\d`` is any digit of Unicode and ``.`` anything but a newline; ``(?s)`` and ``(?i)`` in front work.
+    One difference is left: ``\w`` has combining marks, and no numbers that are not digits (``²``).
 
-    Raises ``InputError`` for a pattern that cannot be read.
+    Raises ``InputError`` for a pattern that ``re`` cannot read, and for what has no counterpart in the engine:
+    look-around, back-references, ``\b``, possessive quantifiers, atomic groups, operations on sets.
 
     >>> Regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
     Regex(pattern='[0-9]{4}-[0-9]{2}-[0-9]{2}')
@@ -59,6 +61,7 @@ class Regex(_Lark):
         if not isinstance(self.pattern, str):
             raise InputError(f"Regex takes a pattern as text, got {type(self.pattern).__name__}")
         super().__post_init__()
+        refuse_other_meaning(self.pattern, self._shown)
 
     @property
     def lark(self) -> str:
@@ -115,6 +118,7 @@ def _as_json(schema: Any) -> str:
         raise InputError("JsonSchema(False) cannot be met: no value satisfies the schema false")
     if not isinstance(schema, dict):
         raise InputError(f"JsonSchema takes a schema as a dict or as JSON text, got {_short(schema)}")
+    refuse_rounded_numbers(schema)
     try:
         return json.dumps(schema)
     except (TypeError, ValueError) as error:
