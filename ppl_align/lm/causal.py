@@ -247,13 +247,15 @@ class CausalLM(LM):
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows of a KV cache, in this order (``index_select``: a quarter of the time of indexing)."""
+    """Keep these rows of a cache, in this order (``index_select``: a quarter of the time of indexing).
+
+    Layers of other kinds know best what a row of theirs is: recurrent and convolutional states move with it."""
     layer: Any
     for layer in cache.layers:
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
         else:
-            layer.batch_select_indices(rows)
+            layer.reorder_cache(rows)  # batch_select_indices knows of keys and values alone
 
 
 class CausalDecoder:
