@@ -17,6 +17,7 @@ from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.adapter import frozen, with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.prepack import prepack as prepack_linears
+from ppl_align.lm.verify import verify_network
 from ppl_align.lm.warp import Warp, log_normalise
 
 _LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
@@ -41,12 +42,13 @@ class CausalLM(LM):
                       has learned becomes part of the prior
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
                       only those that are frozen when it is given
+    ``verify``        compare a few tokens with forwards without a cache (:mod:`ppl_align.lm.verify`; float32 only)
     other keywords    passed to ``from_pretrained``
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
     Raises ``WeightsNotFound`` where the weights are neither here nor reachable, ``InputError`` for an adapter that does
-    not fit them.
+    not fit them, ``UnsupportedModelError`` for a network that the cache reads wrongly.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class CausalLM(LM):
         prepack: bool = True,
         *,
         adapter: str | Path | None = None,
+        verify: bool = True,
         **kwargs: Any,
     ) -> None:
         model: Any
@@ -100,6 +103,8 @@ class CausalLM(LM):
         self.max_length = getattr(config, "max_position_embeddings", None)
         self.eos_id = self._find_eos(config)
         self._encoded: dict[str, Ids] = {}
+        if verify:
+            verify_network(self)
 
     def _find_eos(self, config: Any) -> int | None:
         candidate = getattr(self.tokenizer, "eos_token_id", None)
