@@ -21,12 +21,12 @@ def sequence_lengths(tokens: Tensor, terminal: Sequence[int]) -> Tensor:
     >>> sequence_lengths(torch.tensor([[5, 2, 2], [5, 6, 7]]), (2,)).tolist()
     [2, 3]
     """
+    from ppl_align.lm.stopping import sequence_ends
+
     width = tokens.shape[-1]
-    if not terminal or width == 0:
+    if width == 0 or not (len(terminal) or getattr(terminal, "text", None)):
         return torch.full(tokens.shape[:-1], width, dtype=torch.long, device=tokens.device)
-    ends = torch.isin(tokens, torch.tensor(terminal, device=tokens.device))
-    first = torch.where(ends.any(-1), ends.to(torch.int8).argmax(-1) + 1, width)
-    return first
+    return ((~sequence_ends(tokens, terminal)).sum(-1) + 1).clamp_max(width)
 
 
 class Completion:
@@ -57,7 +57,7 @@ class Completion:
         self.site = site
         self.beginning = beginning
         self._given = {"text": text, "prompt": prompt}
-        self._terminal = tuple(source.terminal if source is not None else terminal)
+        self._terminal = source.terminal if source is not None else terminal
 
     @property
     def lm(self) -> Any:
@@ -74,9 +74,15 @@ class Completion:
     @cached_property
     def ids(self) -> list[tuple[int, ...]]:
         rows = self.tokens.reshape(-1, self.tokens.shape[-1]).tolist()
-        eos = None if self.lm is None else self.lm.eos_id
+        eos = () if self.lm is None else self.lm.eos_ids
         kept = [tuple(row[:n]) for row, n in zip(rows, self.lengths.reshape(-1).tolist(), strict=True)]
-        return [row[:-1] if row and row[-1] == eos else row for row in kept]
+        return [row[:-1] if row and row[-1] in eos else row for row in kept]
+
+    @property
+    def _spoken(self) -> list[tuple[int, ...]]:
+        """``ids`` without a special token that ends the text as a stop token."""
+        silent = set(self.lm.special_tokens) & set(self._terminal) if self.lm is not None else ()
+        return [row[:-1] if silent and row and row[-1] in silent else row for row in self.ids]
 
     def _texts(self, which: str) -> Texts | str:
         texts = self._given[which]
@@ -85,7 +91,7 @@ class Completion:
                 raise ValueError(f"this completion carries no {which}")
             lm = self.source.lm
             if which == "text":
-                found = lm.decode_batch(self.ids)
+                found = _continued(self.source.expand(self.shape), self._spoken)
             else:  # distinct prompts are decoded once
                 distinct = lm.decode_batch(self.source.prompts)
                 found = [distinct[i] for i in self.source.index.expand(self.shape).reshape(-1).tolist()]
@@ -128,6 +134,20 @@ class Completion:
         first = self.texts()[0] if self.tokens.numel() or self._given["text"] is not None else ""
         shown = first if len(first) <= 60 else first[:57] + "..."
         return f'Completion({len(self.lengths.reshape(-1))} particles, "{shown}")'
+
+
+def _continued(source: CompletionDistribution, rows: list[tuple[int, ...]]) -> list[str]:
+    """What each row adds to the text of its prompt."""
+    index = source.index.reshape(-1).tolist()
+    members: dict[int, list[int]] = {}
+    for at, prompt in enumerate(index):
+        members.setdefault(prompt, []).append(at)
+    texts = [""] * len(rows)
+    for prompt, where in members.items():
+        found = source.lm.continue_text(source.prompts[prompt], [rows[at] for at in where])
+        for at, text in zip(where, found, strict=True):
+            texts[at] = text
+    return texts
 
 
 def tensor_of(value: Completion | Tensor) -> Tensor:

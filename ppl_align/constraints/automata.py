@@ -32,14 +32,13 @@ class AutomatonReader(Reader):
     ``distance``     [S] the fewest tokens to an accepting state (more than any text has where there is no way)
     ``transitions``  [S, V] int64, those of the automaton    ``missing``  [S, V] int32, the distance after each token"""
 
-    def __init__(self, automaton: Automaton, eos_id: int | None) -> None:
-        self.automaton, self.eos_id = automaton, eos_id
-        self.distance = distances(automaton, eos_id)
+    def __init__(self, automaton: Automaton, eos_ids: Ids) -> None:
+        self.automaton, self.eos_ids = automaton, eos_ids
+        self.distance = distances(automaton, eos_ids)
         self.reach = max((d for d in self.distance.tolist() if d < _FAR), default=0)  # farther limits forbid nothing
         self.transitions = Resident(automaton.transitions)
         missing = self.distance[automaton.transitions]
-        if eos_id is not None:
-            missing[:, eos_id] = torch.where(automaton.accepting, 0, _FAR)
+        missing[:, list(eos_ids)] = torch.where(automaton.accepting, 0, _FAR)[:, None]
         self.missing = Resident(missing.int())
         self._permits: tuple[int, Tensor] | None = None
         self._known: dict[Ids, int] = {}
@@ -79,13 +78,13 @@ class AutomatonReader(Reader):
         return self.distance[self.states(prefixes)] <= left
 
 
-def distances(automaton: Automaton, eos_id: int | None) -> Tensor:
+def distances(automaton: Automaton, eos_ids: Ids) -> Tensor:
     """The fewest tokens (EOS apart) from each state to an accepting one, [S]; more than any text has where none leads
     there."""
     moves = automaton.transitions
-    if eos_id is not None:
+    if eos_ids:
         keep = torch.ones(automaton.vocab_size, dtype=torch.bool)
-        keep[eos_id] = False
+        keep[list(eos_ids)] = False
         moves = moves[:, keep]
     distance = torch.where(automaton.accepting, 0, _FAR)
     for _ in range(automaton.num_states):
@@ -152,7 +151,7 @@ class AcceptedBy(Constraint):
 
 
 def _reader(automaton: Automaton, lm: LM, constraint: Constraint) -> AutomatonReader:
-    reader = AutomatonReader(automaton, lm.eos_id)
+    reader = AutomatonReader(automaton, lm.eos_ids)
     if int(reader.distance[automaton.start]) > automaton.num_states:
         raise InputError(f"{constraint!r} is impossible: no sequence of tokens of {lm.name} meets it")
     return reader

@@ -79,11 +79,11 @@ class LengthReader(Reader):
     ``ends``    by state: does the end of the text begin a word?"""
 
     def __init__(self, bounds: Length, lm: LM) -> None:
-        self.bounds, self.eos_id = bounds, lm.eos_id
+        self.bounds, self.eos_ids = bounds, lm.eos_ids
         self.low, self.high = bounds.min_words or 0, bounds.max_words
         words = _nothing(lm) if bounds.min_words is None and bounds.max_words is None else _words_of(lm)
         self.start, self.ends = words.start, words.accepting.astype(int).tolist()
-        read = np.arange(lm.vocab_size) != (-1 if lm.eos_id is None else lm.eos_id)
+        read = ~np.isin(np.arange(lm.vocab_size), lm.eos_ids)
         moves = np.stack([words.counts, words.moves], -1).transpose(1, 0, 2)[read]  # [V, S, 2]
         kinds: dict[bytes, int] = {}
         kind = [kinds.setdefault(one.tobytes(), len(kinds)) for one in moves]

@@ -72,12 +72,12 @@ class Vocabulary:
     ``tokenizer``  llguidance's; beyond the ids of the LM it has one that ends a text where the LM has no EOS, and one
                    for each byte
     ``opens``      is the first token of a text spelt differently from others?
-    ``text_bits``  [W] int32, one bit per id: those that spell something. Special tokens do not, nor does EOS
+    ``text_bits``  [W] int32, one bit per id: those that spell something. EOS does not, and no id without a text
 
     Masks travel to the device as bits, and are unpacked there: each byte looks up its eight verdicts."""
 
     def __init__(self, lm: LM) -> None:
-        self.vocab_size, self.eos_id = lm.vocab_size, lm.eos_id
+        self.vocab_size, self.eos_ids = lm.vocab_size, lm.eos_ids
         self.spelling = Spelling.of(lm)
         end = lm.vocab_size if lm.eos_id is None else lm.eos_id
         self.tokenizer = _from_bytes(self.spelling.within, end)
@@ -85,7 +85,7 @@ class Vocabulary:
         self.num_words = (self.tokenizer.vocab_size + 31) // 32
         spells = np.zeros(32 * self.num_words, dtype=np.uint8)
         spells[: lm.vocab_size] = [bool(piece) for piece in self.spelling.within]
-        spells[end] = 0
+        spells[[end, *lm.eos_ids]] = 0
         self.text_bits = np.packbits(spells, bitorder="little").view(np.int32)
         self.spells = spells.astype(bool)
         every_byte = np.arange(256, dtype=np.uint8)[:, None]
@@ -191,9 +191,9 @@ class GuidanceReader(Reader):
                 bits[i] = self._bits(place)
         if left < _NEAR:
             bits = self._only_in_time(places, bits, left)
-        if self.vocabulary.eos_id is not None:
-            byte, bit = divmod(self.vocabulary.eos_id, 8)
-            ends = [place is not None and place.accepting for place in places]
+        ends = [place is not None and place.accepting for place in places]
+        for eos_id in self.vocabulary.eos_ids:
+            byte, bit = divmod(eos_id, 8)
             bits.view(np.uint8)[:, byte] |= np.array(ends, dtype=np.uint8) << bit
         return self.vocabulary.mask(bits, device)
 

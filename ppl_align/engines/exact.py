@@ -136,7 +136,7 @@ def _sequences(site: Site, listed: Sequence[str | Sequence[int]]) -> list[Ids]:
         if not whole:
             raise InputError(
                 f"candidate {answer!r} of {site.name!r} cannot be an answer: it has {len(ids)} tokens and must "
-                f"{'end within' if source.terminal else 'have exactly'} max_new_tokens={source.max_new_tokens}"
+                f"{'end within' if source.can_end else 'have exactly'} max_new_tokens={source.max_new_tokens}"
             )
         if whole in found:
             raise InputError(f"candidates of {site.name!r}: {answer!r} and {found[whole]!r} are the same tokens")

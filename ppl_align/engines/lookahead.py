@@ -47,6 +47,7 @@ from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 from ppl_align.program.constrain import compiled
+from ppl_align.rewards.spelling import goes_on_from
 from ppl_align.seeds import mix
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
@@ -153,11 +154,12 @@ def look_ahead(
 
     Arguments as of ``completion``, ``temperature``, ``top_k``, ``top_p`` and ``stop`` included. Raises ``InputError``
     for a constraint that cannot look ahead."""
-    reader = compiled(constraint, lm)
+    source = lm.completion(prompt, max_new_tokens, **declared)
+    reader = compiled(constraint, goes_on_from(lm, source.prompts))
     if not isinstance(reader, AutomatonReader):
         raise InputError(f"{constraint!r} cannot look ahead: only Contains, EndsWith and AcceptedBy can")
     with isolated(mix(seed, "lookahead")):
-        return learn(lm.completion(prompt, max_new_tokens, **declared), reader, num_pool)
+        return learn(source, reader, num_pool)
 
 
 def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> LookAhead:
@@ -180,7 +182,7 @@ class LookingAhead(Restriction):
     """A restriction whose draws lean towards success; ``looks``: for the readers that can look ahead."""
 
     def __init__(self, base: Restriction, looks: Sequence[LookAhead]) -> None:
-        super().__init__(base.readers, base.max_new_tokens, base.eos_id, base.stop_ids, base.device)
+        super().__init__(base.readers, base.max_new_tokens, base.eos_ids, base.stop_ids, base.device, base.silent)
         self.looks = tuple(looks)
 
     def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:

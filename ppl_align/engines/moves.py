@@ -89,8 +89,7 @@ def outcomes(reader: AutomatonReader, stop_ids: Ids) -> Tensor:
     well, size = automaton.accepting, automaton.num_states
     stops = list(stop_ids)
     to[:, stops] = torch.where(well[to[:, stops]], size, size + 1)
-    if reader.eos_id is not None:
-        to[:, reader.eos_id] = torch.where(well, size, size + 1)
+    to[:, list(reader.eos_ids)] = torch.where(well, size, size + 1)[:, None]
     return to
 
 
@@ -141,7 +140,7 @@ class _Explore(Restriction):
     """Forbids nothing; steps into other states are drawn more often than the prior would. ``led``: :func:`outcomes`."""
 
     def __init__(self, reader: AutomatonReader, source: CompletionDistribution, led: Resident) -> None:
-        super().__init__([reader], source.max_new_tokens, source.lm.eos_id, source.stop_ids, source.lm.device)
+        super().__init__([reader], source.max_new_tokens, source.lm.eos_ids, source.stop_ids, source.lm.device)
         self.reader, self.led = reader, led
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:

@@ -80,7 +80,7 @@ def _support(source: CompletionDistribution, log_probs: Tensor, prefixes: Tensor
     """The prior [rows, V], confined to what the hard constraints on the completion allow."""
     if source.restriction is None:
         return log_probs
-    ended = torch.isin(prefixes.cpu(), torch.tensor(source.terminal)).any(-1) if source.terminal else None
+    ended = source.ends_within(prefixes.cpu()) if source.can_end else None
     running = torch.arange(len(prefixes)) if ended is None else (~ended).nonzero()[:, 0]
     if not len(running):
         return log_probs

@@ -23,6 +23,7 @@ from ppl_align.lints.partial_text import partial_text
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
 from ppl_align.lints.structure import CAUSES, comes_and_goes, non_static
+from ppl_align.lints.trailing_space import trailing_space
 from ppl_align.lints.truncation import truncation
 from ppl_align.lints.unsteady_world import unsteady_world
 
@@ -38,6 +39,7 @@ LINTS: tuple[Callable[[Glance], Iterator[Finding]], ...] = (
     marginalised_parameter,
     partial_text,
     truncation,
+    trailing_space,
 )
 """Each looks at the same draws; those of a guide or proposal need :func:`lint_proposal`."""
 _ORDER = {"error": 0, "warning": 1, "note": 2}

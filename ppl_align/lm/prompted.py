@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_align.errors import InputError, PromptError
-from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.base import LM, Decoder, Ids, WholeIds
 from ppl_align.lm.warp import Warp
 
 _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for the user's words while a template is taken apart
@@ -28,7 +28,9 @@ class Prompted(LM):
     def __init__(self, lm: LM, before: str | Sequence[int] = (), after: str | Sequence[int] = ()) -> None:
         self.lm = lm
         self.before, self.after = _ids(lm, before), _ids(lm, after)
+        self.whole = False  # is ``before`` the beginning of what is read, so that nothing is put in front?
         self.vocab_size, self.eos_id, self.device = lm.vocab_size, lm.eos_id, lm.device
+        self._other_eos = lm.eos_ids[1:]
         self.hidden_size, self.unembedding = lm.hidden_size, getattr(lm, "unembedding", None)
         limit = getattr(lm, "max_length", None)
         self.max_length = None if limit is None else limit - len(self.before) - len(self.after)
@@ -49,13 +51,15 @@ class Prompted(LM):
             )
         prompted = cls(lm, ids[: at[0]], ids[at[0] + len(slot) :])
         shown = system if len(system) <= 24 else system[:21] + "..."
+        prompted.whole = True
         prompted.name = name or f"{lm.name}[{shown}]"
         return prompted
 
     def wrap(self, prompts: Sequence[Ids]) -> list[Ids]:
         """What the network reads: the prompts with everything around them, BOS in front."""
-        bare = [_without_bos(self.lm, tuple(prompt)) for prompt in prompts]
-        return [self.lm.begin((*self.before, *prompt, *self.after)) for prompt in bare]
+        bare = [_without_opening(self.lm, tuple(prompt)) for prompt in prompts]
+        around = WholeIds if self.whole else tuple
+        return [self.lm.begin(around((*self.before, *prompt, *self.after))) for prompt in bare]
 
     def begin(self, ids: Ids) -> Ids:
         self.wrap([ids])  # checks it
@@ -91,18 +95,25 @@ class Prompted(LM):
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return self.lm.decode_batch(rows)
 
+    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self.lm.continue_text(prompt, rows)
+
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
         raise InputError(f"{self.name} puts its own text around the prompt: give the prompt as text, not as messages")
 
     @property
-    def _prepended_bos(self) -> int | None:
-        return getattr(self.lm, "_prepended_bos", None)
+    def opening(self) -> Ids:
+        return self.lm.opening
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        return self.lm.special_tokens
 
 
-def _without_bos(lm: LM, ids: Ids) -> Ids:
-    """A prompt that another LM has begun already carries its BOS; in the middle of a text it has no place."""
-    bos = getattr(lm, "_prepended_bos", None)
-    return ids[1:] if bos is not None and ids[:1] == (bos,) else ids
+def _without_opening(lm: LM, ids: Ids) -> Ids:
+    """A prompt that another LM has begun already carries its opening (BOS); in the middle of a text it has no place."""
+    opening = lm.opening
+    return ids[len(opening) :] if opening and ids[: len(opening)] == opening else ids
 
 
 def _ids(lm: LM, part: str | Sequence[int]) -> Ids:

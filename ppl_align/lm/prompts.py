@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.errors import PromptError
+from ppl_align.lm.base import WholeIds
 from ppl_align.text import Texts
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
 
 
-class ChatIds(tuple[int, ...]):
+class ChatIds(WholeIds):
     """Token ids of a chat prompt that remember the ``messages`` they were made from; in all else a tuple of ids.
 
     >>> ids = ChatIds((5, 7), [{"role": "user", "content": "hi"}])
@@ -116,8 +117,14 @@ def _join(parts: list[tuple[list[Ids], torch.Size]]) -> tuple[list[Ids], torch.S
     shape = _shape_of([s for _, s in parts], "parts of a prompt")
     expanded = [torch.arange(len(rows)).reshape(s).expand(shape).reshape(-1).tolist() for rows, s in parts]
     size = int(torch.Size(shape).numel())
-    joined = [tuple(i for (rows, _), at in zip(parts, expanded, strict=True) for i in rows[at[n]]) for n in range(size)]
-    return joined, shape
+    picked = [[rows[at[n]] for (rows, _), at in zip(parts, expanded, strict=True)] for n in range(size)]
+    return [_chained(row) for row in picked], shape
+
+
+def _chained(row: list[Ids]) -> Ids:
+    ids = tuple(i for part in row for i in part)
+    first = next((part for part in row if part), ())
+    return WholeIds(ids) if isinstance(first, WholeIds) else ids
 
 
 def _shape_of(shapes: Sequence[torch.Size], what: str) -> torch.Size:

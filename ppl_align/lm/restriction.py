@@ -8,12 +8,13 @@ here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 
@@ -28,25 +29,37 @@ _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the t
 class Restriction:
     """Several constraints on one completion of at most ``max_new_tokens`` tokens.
 
-    ``stop_ids``: tokens that end it; ``eos_id`` ends it too and is no part of its text. ``device``: where masks go."""
+    ``stop_ids``: tokens that end it; ``eos_ids`` end it too and are no part of its text. ``device``: where masks go.
+    ``silent``: special tokens, which are no part of the text that they end."""
 
     def __init__(
         self,
         readers: Sequence[Reader],
         max_new_tokens: int,
-        eos_id: int | None,
+        eos_ids: Ids,
         stop_ids: Sequence[int] = (),
         device: torch.device = CPU,
+        silent: Collection[int] = (),
     ) -> None:
         self.readers, self.device = tuple(readers), device
-        self.max_new_tokens, self.eos_id, self.stop_ids = max_new_tokens, eos_id, tuple(stop_ids)
-        tried = [stop for stop in self.stop_ids if stop != eos_id] if len(self.stop_ids) <= _FEW else []
+        self.max_new_tokens, self.eos_ids, self.stop_ids = max_new_tokens, eos_ids, StopIds(stop_ids)
+        self.silent = {stop for stop in self.stop_ids if stop in silent}
+        few = len(self.stop_ids) <= _FEW
+        tried = [stop for stop in self.stop_ids if stop not in eos_ids and (few or stop in self.silent)]
         self.tried = Resident(torch.tensor(tried, dtype=torch.long))
+        self.wordless = Resident(torch.tensor([stop in self.silent for stop in tried], dtype=torch.bool))
 
     @classmethod
     def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
         """The constraints on one completion site."""
-        return cls(readers, source.max_new_tokens, source.lm.eos_id, source.stop_ids, source.lm.device)
+        return cls(
+            readers,
+            source.max_new_tokens,
+            source.lm.eos_ids,
+            source.stop_ids,
+            source.lm.device,
+            source.lm.special_tokens,
+        )
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m, V]`` bool, on the device: what may come next after running prefixes of one length."""
@@ -57,11 +70,26 @@ class Restriction:
         stops = self.tried.host.tolist()
         if stops:
             ends = self.accepts([(*prefix, stop) for prefix in prefixes for stop in stops])
-            mask[:, self.tried.on(self.device)] &= upload(ends.reshape(len(prefixes), -1), self.device)
-        return mask
+            tried, ends = self.tried.on(self.device), upload(ends.reshape(len(prefixes), -1), self.device)
+            mask[:, tried] = ends & (self.wordless.on(self.device) | mask[:, tried])
+        return mask if self.stop_ids.text is None else self._ends_well(mask, prefixes, self.stop_ids.text)
+
+    def _ends_well(self, mask: Tensor, prefixes: Sequence[Ids], text: StopText) -> Tensor:
+        """Without tokens that complete a stop string where the text is not acceptable, as far as few enough do."""
+        known = self.silent.union(self.eos_ids)
+        pairs = [(i, v) for i, prefix in enumerate(prefixes) for v in text.ends(prefix) if v not in known]
+        if not pairs or len(pairs) > _FEW * len(prefixes):
+            return mask
+        ends = self.accepts([(*prefixes[i], v) for i, v in pairs])
+        row, token = (torch.tensor(part) for part in zip(*pairs, strict=True))
+        allowed = torch.ones(mask.shape, dtype=torch.bool)
+        allowed[row, token] = ends
+        return mask & upload(allowed, self.device)
 
     def accepts(self, texts: Sequence[Ids]) -> Tensor:
         """``[m]`` bool: finished texts (ids without EOS)."""
+        if self.silent:
+            texts = [text[:-1] if text and text[-1] in self.silent else text for text in texts]
         return torch.stack([reader.accepts(texts) for reader in self.readers]).all(0)
 
     def viable(self, prefixes: Sequence[Ids]) -> Tensor:

@@ -57,7 +57,7 @@ class _Scores:
 
 
 def _key(source: CompletionDistribution) -> Hashable:
-    return source.lm, source.warp, source.terminal
+    return source.lm, source.warp, source.terminal  # with its stop strings
 
 
 def _memory() -> _Scores | None:

@@ -87,7 +87,7 @@ class ToyLM(LM):
         return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        kept = [i for i in ids if i != self.eos_id]
+        kept = [i for i in ids if i not in self.eos_ids]
         return " ".join(map(str, kept)) if self.tokens is None else "".join(self.tokens[i] for i in kept)
 
 
@@ -164,7 +164,7 @@ class MarkovLM(ToyLM):
     def learned(self) -> bool:
         return any(table is not None and table.requires_grad for table in (self.log_table, self.log_initial))
 
-    def begin(self, ids: Ids) -> Ids:
+    def check(self, ids: Ids) -> Ids:
         if not ids and self.log_initial is None:
             raise PromptError(f"{self.name} has no initial=: give it, or a prompt of at least one id")
         return ids

@@ -19,8 +19,6 @@ def enumerate_completions(
 
     ``check(count)`` is called as the tree grows and may refuse."""
     lm, length = source.lm, source.max_new_tokens
-    terminal = torch.zeros(lm.vocab_size, dtype=torch.bool)
-    terminal[list(source.terminal)] = True
     prefixes, log_p = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     leaves: list[tuple[Tensor, Tensor]] = []
     found = 0
@@ -31,7 +29,7 @@ def enumerate_completions(
         check(found + len(rows))
         prefixes = torch.cat([prefixes[rows], tokens[:, None]], 1)
         log_p = log_p[rows] + scores[rows, tokens]
-        ended = terminal[tokens] if t + 1 < length else torch.ones(len(tokens), dtype=torch.bool)
+        ended = source.ends_within(prefixes) if t + 1 < length else torch.ones(len(tokens), dtype=torch.bool)
         padding = torch.full((int(ended.sum()), length - t - 1), source.pad_id)
         leaves.append((torch.cat([prefixes[ended], padding], 1), log_p[ended]))
         found += int(ended.sum())
@@ -75,9 +73,11 @@ def as_sequence(source: CompletionDistribution, ids: Sequence[int]) -> Ids:
 
     Empty where that is impossible: too long, or something follows a terminal token."""
     ids = tuple(ids)
-    terminal = set(source.terminal)
-    if source.lm.eos_id is not None and len(ids) < source.max_new_tokens and ids[-1:] != (source.lm.eos_id,):
-        ids = (*ids, source.lm.eos_id) if not terminal & set(ids[-1:]) else ids
-    cut = next((t for t, v in enumerate(ids) if v in terminal), len(ids) - 1)
-    ended = bool(ids) and (ids[-1] in terminal or len(ids) == source.max_new_tokens)
-    return ids if ended and cut == len(ids) - 1 and len(ids) <= source.max_new_tokens else ()
+    if source.lm.eos_id is not None and len(ids) < source.max_new_tokens and not _ends(source, ids):
+        ids = (*ids, source.lm.eos_id)
+    ended = _ends(source, ids) or len(ids) == source.max_new_tokens
+    return ids if ids and ended and not _ends(source, ids[:-1]) and len(ids) <= source.max_new_tokens else ()
+
+
+def _ends(source: CompletionDistribution, ids: Ids) -> bool:
+    return bool(ids) and bool(source.ends_within(torch.tensor(ids)))

@@ -84,9 +84,16 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "optimism": "" if posterior.optimism is None else posterior.optimism.to_json(),
         "sites": text(list(posterior.particles)),
         "terminal": text({name: list(site._terminal) for name, site in posterior.completions.items()}),
+        "stop_text": text(_stop_texts(posterior)),
         "history_other": text(other),
         "sampling_time": posterior.cost.seconds,
     }
+
+
+def _stop_texts(posterior: Posterior) -> dict[str, Any]:
+    """The strings that end a text, for each completion that has some which several tokens may spell."""
+    ends = {name: getattr(site._terminal, "text", None) for name, site in posterior.completions.items()}
+    return {name: stop.as_dict() for name, stop in ends.items() if stop is not None}
 
 
 def _numpy(value: Any) -> np.ndarray:

@@ -14,6 +14,7 @@ from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.errors import InputError
 from ppl_align.files import written_beside
+from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.text import Texts
@@ -64,6 +65,8 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         return {unescape(v[len(kind) + 1 :]): _tensor(weighted[v]) for v in names}
 
     terminal, latents = json.loads(attrs["terminal"]), of_kind("latent")
+    for name, saved in json.loads(attrs.get("stop_text", "{}")).items():
+        terminal[name] = StopIds(terminal[name], StopText.from_dict(saved))
     particles: dict[str, Completion | Tensor] = {
         name: latents[name] if name in latents else _completion(weighted, name, terminal[name])
         for name in json.loads(attrs["sites"])

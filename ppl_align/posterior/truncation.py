@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from ppl_align.lm.distribution import CompletionDistribution
@@ -32,7 +31,7 @@ def cut_short(posterior: Posterior) -> list[str]:
     raw = {name: r.flatten() for name, r in posterior.rewards.items()}
     lines = []
     for site, drawn in posterior.completions.items():
-        if drawn.source is not None and drawn.source.terminal:
+        if drawn.source is not None and drawn.source.can_end:
             cut = cut_off(drawn.tokens.flatten(0, 1), drawn.source)
             said = turned_down(site, drawn.source, cut, flat, raw)
             lines += [] if said is None else [f"{said}: raise max_new_tokens, or give a stop="]
@@ -41,8 +40,7 @@ def cut_short(posterior: Posterior) -> list[str]:
 
 def cut_off(tokens: Tensor, source: CompletionDistribution) -> Tensor:
     """Which draws have a completion that fills the limit and does not end there: [P, plates..., T] -> bool [P]."""
-    ends = torch.isin(tokens, torch.tensor(source.terminal, device=tokens.device))
-    return (~ends.any(-1)).reshape(len(tokens), -1).any(-1).cpu()
+    return (~source.ends_within(tokens)).reshape(len(tokens), -1).any(-1).cpu()
 
 
 def turned_down(

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.completions import Completion, sequence_lengths
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
@@ -34,7 +34,8 @@ def completion(
     """What the language model writes after ``prompt``; sugar for ``pyro.sample(name, lm.completion(prompt, ...))``.
 
     ``obs``          the completion *is exactly this* (text or ids): its score, EOS included, becomes a likelihood.
-                     EOS is put at its end where there is room for it; a stop token is part of a text
+                     EOS (``lm.eos_id``) is put at its end where there is room for it and no other is written; a stop
+                     token is part of a text
     ``starts_with``  the completion *goes on like this*: the score of these tokens under the LM, as a prefix of
                      token ids, becomes a likelihood (whatever comes after is summed out: no constraint can see it)
     ``max_new_tokens`` defaults to 32, or to the observation's length.
@@ -51,7 +52,7 @@ def completion(
         source = lm.completion(prompt, 32 if max_new_tokens is None else max_new_tokens, **warp)
         return Completion(pyro.sample(name, source), source, site=name)
     observed = _ids(name, lm, starts_with if obs is None else obs)
-    unsaid = obs is not None and lm.eos_id is not None and observed[-1:] != (lm.eos_id,)
+    unsaid = obs is not None and lm.eos_id is not None and not set(observed[-1:]) & set(lm.eos_ids)
     if not observed and not unsaid:
         raise InputError(f"completion {name!r}: the observation is empty")
     if max_new_tokens is not None and len(observed) > max_new_tokens:
@@ -71,7 +72,7 @@ def completion(
 
 def _up_to_its_end(name: str, source: CompletionDistribution, observed: Ids) -> Ids:
     """Without padding, if it is padded; nothing else follows the end of a text."""
-    end = next((t for t, v in enumerate(observed) if v in source.terminal), len(observed))
+    end = int(sequence_lengths(torch.tensor(observed, dtype=torch.long), source.terminal)) - 1
     if any(v != source.pad_id for v in observed[end + 1 :]):
         raise InputError(f"completion {name!r}: the observation goes on after token {observed[end]}, which ends it")
     return observed[: end + 1]
@@ -81,7 +82,7 @@ def _whole(name: str, source: CompletionDistribution, observed: Ids) -> Ids:
     """The text that says exactly this. Padding must not end it: it would be scored as something that was written."""
     whole = as_sequence(source, observed)
     if not whole:
-        end = "a stop token" if source.terminal else "EOS"
+        end = "a stop token" if source.can_end else "EOS"
         raise InputError(
             f"completion {name!r}: no text ends as the observation does, after {len(observed)} of max_new_tokens="
             f"{source.max_new_tokens} tokens without {end}: give max_new_tokens={len(observed)}, or starts_with= if "

@@ -12,6 +12,7 @@ from ppl_align.lm.base import LM
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
+from ppl_align.rewards.spelling import goes_on_from
 
 
 def constrain(name: str, constraint: Constraint, completion: Completion) -> Tensor:
@@ -42,7 +43,7 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
             f"constrain {name!r}: {completion.site!r} is known by its beginning only (starts_with=), and a constraint "
             f"is met by a whole text: give the whole as obs=, or make it a latent and constrain how it begins as well"
         )
-    reader = compiled(constraint, completion.lm)
+    reader = compiled(constraint, goes_on_from(completion.lm, completion.source.prompts))
     limit = completion.source.max_new_tokens
     if not bool(reader.viable([()], limit).all()):
         raise InputError(f"constrain {name!r}: no text of at most {limit} tokens meets {constraint!r}")
@@ -69,7 +70,7 @@ def check(reader: Reader, completion: Completion) -> Tensor:
     assert source is not None
     restriction = Restriction.of([reader], source)
     width = tokens.shape[-1]
-    ended = (completion.lengths.reshape(-1) < width) | _ends_at_last(tokens, source.terminal).reshape(-1)
+    ended = (completion.lengths.reshape(-1) < width) | source.ends_within(tokens).reshape(-1)
     finished = (ended | (width == source.max_new_tokens)).tolist()
     texts = completion.ids
     result = torch.ones(len(texts), dtype=torch.bool)
@@ -81,9 +82,3 @@ def check(reader: Reader, completion: Completion) -> Tensor:
                 if f == done:
                     result[i] = verdict[text]
     return result.reshape(completion.shape)
-
-
-def _ends_at_last(tokens: Tensor, terminal: tuple[int, ...]) -> Tensor:
-    if tokens.shape[-1] == 0 or not terminal:
-        return torch.zeros(tokens.shape[:-1], dtype=torch.bool)
-    return torch.isin(tokens[..., -1].cpu(), torch.tensor(terminal))

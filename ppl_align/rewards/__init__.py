@@ -3,7 +3,7 @@
 from ppl_align.rewards.adapters import chat, columns, each
 from ppl_align.rewards.automaton import Accepts, Automaton
 from ppl_align.rewards.calling import evaluate
-from ppl_align.rewards.classifier import ClassifierReward
+from ppl_align.rewards.classifier import ClassifierReward, load_classifier
 from ppl_align.rewards.embedding import Embedder
 from ppl_align.rewards.journal import logged
 from ppl_align.rewards.judge import Judge, PairwiseJudge
@@ -34,5 +34,6 @@ __all__ = [
     "columns",
     "each",
     "evaluate",
+    "load_classifier",
     "logged",
 ]

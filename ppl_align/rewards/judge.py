@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.errors import InputError
-from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.base import LM, Ids, WholeIds
 from ppl_align.rewards.convention import plain_text
 
 Question = str | Sequence[Mapping[str, str]]
@@ -147,7 +147,7 @@ def _fill(question: Any, **values: str) -> Any:
 @torch.no_grad()
 def _log_odds(lm: LM, questions: Sequence[Any], one: Any, other: Any) -> Tensor:
     """``log p(one) - log p(other)`` after each question, ``[n]`` float64."""
-    prompts = [lm.begin(lm.encode(q) if isinstance(q, str) else lm.chat_ids(q)) for q in questions]
+    prompts = [lm.begin(lm.encode(q) if isinstance(q, str) else WholeIds(lm.chat_ids(q))) for q in questions]
     for_it, against = _ids(lm, one), _ids(lm, other)
     answers = for_it + against
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))  # questions of one length share a forward

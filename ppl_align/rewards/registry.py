@@ -63,7 +63,7 @@ def names() -> list[str]:
 @lru_cache(maxsize=128)
 def resolve(name: str) -> Callable[..., Any]:
     """The reward of that name: a shipped one, ``package.module:function``, ``package.module.function`` or
-    ``file.py:function``; with a slash and no colon, a sequence-classification model's folder or hub name.
+    ``file.py:function``; a folder with a sequence-classification model, or its hub name (with a slash and no colon).
 
     Modules are looked for in the working directory too. A class is instantiated without arguments. Raises
     ``InputError``, with the nearest name that exists.
@@ -76,7 +76,7 @@ def resolve(name: str) -> Callable[..., Any]:
                 "of yours, and name it by its path, module:name"
             )
         return entry.kind()
-    if "/" in name and ":" not in name and not name.endswith(".py"):
+    if _is_model(name):
         return load_classifier(name)
     found = _import(name)
     if isinstance(found, type):
@@ -87,6 +87,13 @@ def resolve(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"reward {name!r} is a {type(found).__name__}, not a function")
     return found
+
+
+def _is_model(name: str) -> bool:
+    """A folder that holds a network, or what looks like a name on the hub."""
+    if (Path(name).expanduser() / "config.json").is_file():
+        return True
+    return "/" in name and ":" not in name and not name.endswith(".py")
 
 
 def _import(name: str) -> Any:

@@ -10,6 +10,7 @@ the others are what they are.)
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ _UNABLE = re.compile(r"\(\?<?[=!]|\(\?[>#]|[*+?}]\+")  # look around, atomic gro
 
 @dataclass(frozen=True)
 class Spelling:
-    """``within``  the bytes of each token inside of a text; b"" for special tokens
+    """``within``  the bytes of each token inside of a text; of a special token its name, where completions show it
     ``first``   the same for the first token that spells anything; mostly the same list"""
 
     within: list[bytes]
@@ -58,6 +59,38 @@ class Spelling:
         return lm.__dict__["_spelling"]
 
 
+def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
+    """An LM whose texts begin as they do after these prompts: where there is text before, the first token is spelt as
+    any other. For compiling what reads texts; ``lm`` itself, if that makes no difference.
+
+    Raises ``InputError`` where some prompts have text and some have none, and it does make one."""
+    speller = who_spells(lm)
+    try:
+        spelling = Spelling.of(speller)
+    except InputError:
+        return lm  # whatever reads texts says so
+    if spelling.first is spelling.within:
+        return lm
+    known: dict[tuple[int, ...], bool] = speller.__dict__.setdefault("_has_text", {})
+    new = [tuple(prompt) for prompt in prompts if tuple(prompt) not in known]
+    known.update(zip(new, map(bool, speller.decode_batch(new)), strict=True) if new else ())
+    found = {known[tuple(prompt)] for prompt in prompts}
+    if len(found) > 1:
+        raise InputError(
+            f"some prompts are empty and some are not: {lm.name} spells the first token of a text in another way, so "
+            f"that strings mean two things here; give all of them some text"
+        )
+    if True not in found:
+        return lm
+    if "_inside" not in speller.__dict__:
+        caches = ("_spelling", "_guidance", "_readers", "_stops", "_inside")
+        inside = copy.copy(speller)
+        inside.__dict__ = {key: value for key, value in speller.__dict__.items() if key not in caches}
+        inside.__dict__["_spelling"] = Spelling(spelling.within, spelling.within)
+        speller.__dict__["_inside"] = inside
+    return speller.__dict__["_inside"]
+
+
 def who_spells(lm: LM) -> LM:
     """The LM whose tokens they are: of a mixture its first member, of a prompted LM the one that it wraps."""
     while isinstance(lm, (Ensemble, Prompted)):
@@ -69,12 +102,14 @@ def _spelling(lm: LM) -> Spelling:
     texts, tokenizer = lm.vocabulary, getattr(lm, "tokenizer", None)
     names: dict[int, str] = {v: name for name, v in getattr(tokenizer, "get_vocab", dict)().items()}
     after = texts if tokenizer is None else _after_a_word(lm, texts, names)
+    special = lm.special_tokens
     within = [_bytes(text, names.get(v)) for v, text in enumerate(after)]
+    shown = {v: name.encode() for v, name in special.items() if not within[v]}
     first = within
     if after != texts:
         first = [_first(w, text) for w, text in zip(within, texts, strict=True)]
     spelling = Spelling(within, first)
-    whole = [v for v, text in enumerate(after) if _BROKEN not in text]
+    whole = [v for v, text in enumerate(after) if _BROKEN not in text and v not in special]
     if lm.decode(whole) != spelling.text(whole):
         if tokenizer is None:
             raise InputError(
@@ -85,7 +120,10 @@ def _spelling(lm: LM) -> Spelling:
             f"the text of {lm.name} is not what its tokens spell, one after the other: constrain its ids "
             f"(AcceptedBy, Length(max_tokens=))"
         )
-    return spelling
+    if not shown:
+        return spelling
+    seen = [shown.get(v, piece) for v, piece in enumerate(within)]
+    return Spelling(seen, seen if first is within else [shown.get(v, piece) for v, piece in enumerate(first)])
 
 
 def _after_a_word(lm: LM, texts: list[str], names: dict[int, str]) -> list[str]:

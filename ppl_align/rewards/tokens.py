@@ -102,8 +102,12 @@ def checked_tokens(fn: Any, tokens: Tensor, vocab_size: int) -> Tensor:
 
 
 def as_ids(terminal: int | Sequence[int]) -> tuple[int, ...]:
-    """One id or several, sorted and without repeats."""
-    return tuple(sorted({int(i) for i in ([terminal] if isinstance(terminal, int) else terminal)}))
+    """One id or several, sorted and without repeats; what a completion ends at keeps its stop strings."""
+    from ppl_align.lm.stopping import StopIds
+
+    text = getattr(terminal, "text", None)
+    ids = tuple(sorted({int(i) for i in ([terminal] if isinstance(terminal, int) else terminal)}))
+    return ids if text is None else StopIds(ids, text)
 
 
 def freeze(fn: Any, **fields: Any) -> None:

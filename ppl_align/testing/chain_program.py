@@ -92,6 +92,8 @@ def _checked_source(name: str, source: CompletionDistribution) -> CompletionDist
     lm = source.lm
     if type(lm) is not MarkovLM:
         raise _refuse(name, f"is written by {lm.name}, a {type(lm).__name__}: only a MarkovLM can be summed exactly")
+    if source.terminal.text is not None:
+        raise _refuse(name, "ends at a string that several tokens may spell: give stop= token ids")
     used = source.index.unique().tolist()
     if len(source.batch_shape) != 1 or len(used) != 1:
         raise _refuse(name, "is a batch of completions (a plate or several prompts): give it one prompt")

@@ -1,0 +1,44 @@
+"""A prompt that ends in a space, where the space belongs to the next token.
+
+Most tokenizers write " Paris" as one token. After "The capital of France is " the network has read a space that hardly
+ever stands alone in what it was trained on, and what comes next is a word without its space, which is rare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ppl_align.errors import InputError
+from ppl_align.lints.finding import Finding
+from ppl_align.lints.glance import Glance
+from ppl_align.lm.base import LM, WholeIds
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.rewards.spelling import Spelling
+
+
+def trailing_space(glance: Glance) -> Iterator[Finding]:
+    """A line for each completion with such a prompt. What a chat template writes is what the network was trained on."""
+    for site, source in glance.execution.sources.items():
+        count = _ending_in_space(source)
+        if count and _words_begin_with_a_space(source.lm):
+            which = "the prompt" if len(source.prompts) == 1 else f"{count} of {len(source.prompts)} prompts"
+            yield Finding(
+                "trailing space",
+                "warning",
+                f"{which} of {site!r} ends in a space, which belongs to the next token: the words that usually follow "
+                f"become rare",
+                "leave the space out",
+            )
+
+
+def _ending_in_space(source: CompletionDistribution) -> int:
+    written = [prompt for prompt in source.prompts if not isinstance(prompt, WholeIds) and prompt]
+    return sum(text.endswith(" ") for text in source.lm.decode_batch(written)) if written else 0
+
+
+def _words_begin_with_a_space(lm: LM) -> bool:
+    try:
+        pieces = Spelling.of(lm).within
+    except InputError:
+        return False
+    return any(piece[:1] == b" " and piece[1:2].isalpha() for piece in pieces)
