@@ -26,6 +26,10 @@ class WeightsNotFound(InputError):
     """The weights of a language model are neither on this machine nor reachable."""
 
 
+class UnsupportedModelError(InputError):
+    """A network whose log-probabilities cannot be had right here: it says what differs, and by how much."""
+
+
 class ModelError(InputError):
     """A Pyro program that the engines cannot work with: no such file, dynamic structure, no completion."""
 

@@ -18,6 +18,7 @@ from ppl_align.lm.adapter import frozen, with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.codec import Codec, end_ids
 from ppl_align.lm.prepack import prepack as prepack_linears
+from ppl_align.lm.verify import verify_network
 from ppl_align.lm.warp import Warp, log_normalise
 
 _LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
@@ -28,6 +29,7 @@ class Loaded:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.verified = False
 
 
 class CausalLM(LM):
@@ -42,13 +44,14 @@ class CausalLM(LM):
                       has learned becomes part of the prior
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
                       only those that are frozen when it is given
+    ``verify``        compare a few tokens with forwards without a cache (:mod:`ppl_align.lm.verify`; float32 only)
     other keywords    passed to ``from_pretrained``; ``revision, token, subfolder, cache_dir, local_files_only`` and
                       ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
     Raises ``WeightsNotFound`` where the weights are neither here nor reachable, ``InputError`` for an adapter that does
-    not fit them.
+    not fit them, ``UnsupportedModelError`` for a network that the cache reads wrongly.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class CausalLM(LM):
         prepack: bool = True,
         *,
         adapter: str | Path | None = None,
+        verify: bool = True,
         **kwargs: Any,
     ) -> None:
         model: Any
@@ -107,6 +111,11 @@ class CausalLM(LM):
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
         self.codec = Codec(tokenizer, self.name, self.vocab_size)
+        shared = getattr(self, "_keep", None)
+        if verify and (adapter is not None or shared is None or not shared.verified):
+            verify_network(self)
+            if shared is not None and adapter is None:
+                shared.verified = True
 
     def __repr__(self) -> str:
         weights = list(self.model.parameters())
@@ -250,13 +259,15 @@ def checked_device(device: str | torch.device) -> torch.device:
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows of a KV cache, in this order (``index_select``: a quarter of the time of indexing)."""
+    """Keep these rows of a cache, in this order (``index_select``: a quarter of the time of indexing).
+
+    Layers of other kinds know best what a row of theirs is: recurrent and convolutional states move with it."""
     layer: Any
     for layer in cache.layers:
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
             layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
         else:
-            layer.batch_select_indices(rows)
+            layer.reorder_cache(rows)  # batch_select_indices knows of keys and values alone
 
 
 class CausalDecoder:
