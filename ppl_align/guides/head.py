@@ -29,7 +29,7 @@ class HeadGuide(TokenGuide):
         if unembedding is None or lm.hidden_size is None:
             raise InputError(f'{lm.name} has no hidden states for guide="head": use guide="auto" or your own')
         self._unembed = [unembedding]  # in a list: frozen, and not a parameter of this guide
-        size = lm.hidden_size
+        size = unembedding.weight.shape[1]  # of what enters the unembedding, which may be narrower than the trunk
         noise = torch.randn(size, rank, device=lm.device)  # from the run's own random stream
         self.left = nn.Parameter(torch.zeros(size, rank, device=lm.device))
         self.right = nn.Parameter(noise / size**0.5)

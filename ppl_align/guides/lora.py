@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_align.errors import InputError
+from ppl_align.guides.targets import with_new_adapter
 from ppl_align.guides.tokens import Draw, TokenGuide
-from ppl_align.lm.adapter import twin_of
 from ppl_align.lm.base import LM
+from ppl_align.lm.base_names import base_name
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
@@ -35,7 +36,7 @@ class LoRAGuide(TokenGuide):
         if not isinstance(source.lm, CausalLM):
             raise InputError(f'guide="lora" adapts a CausalLM; {source.lm.name} has no weights to adapt: use "auto"')
         try:
-            import peft
+            import peft  # noqa: F401
         except ImportError as error:
             raise InputError('guide="lora" needs peft: pip install "ppl-align[lora]"') from error
         prior = source.lm
@@ -44,11 +45,7 @@ class LoRAGuide(TokenGuide):
                 f'guide="lora" adapts a frozen network, and {prior.name} has parameters that require gradients: '
                 f"call lm.model.requires_grad_(False) first"
             )
-        twin = twin_of(prior.model)
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", base_model_name_or_path=prior.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice about modules that this model does not have
-            self.adapted = peft.get_peft_model(twin, config).eval()
+        self.adapted = with_new_adapter(prior.model, rank, base_name(prior), prior.name)
         self._lm = [adapted_lm(prior, self.adapted)]
 
     @property
@@ -90,7 +87,8 @@ class LoRAGuide(TokenGuide):
         """A PEFT adapter that ``peft.PeftModel.from_pretrained(base, folder)`` loads, with no ppl-align installed."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, nothing a user can mend
-            self.adapted.save_pretrained(str(folder))
+            # Embeddings are frozen: they are the base model's, and peft need not look them up to know.
+            self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 class _Seen(Population):
