@@ -12,7 +12,7 @@ import torch
 from ppl_align import CallableLM, JsonSchema, Regex
 from ppl_align.errors import InputError
 
-CHARS = [*"abA1_ \n\\/.^$|-]{,2+é٣"]
+CHARS = [*"abA1_ \n\\/.^$|-]{},2+é٣"]
 LM = CallableLM(
     len(CHARS) + 1, lambda p: torch.zeros(len(p), len(CHARS) + 1), eos_id=len(CHARS), tokens=[*CHARS, "</s>"]
 )

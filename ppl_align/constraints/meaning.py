@@ -1,7 +1,7 @@
 """What llguidance would read in another way than Python does is refused: patterns, and numbers of a JSON schema.
 
-A pattern means what ``re.fullmatch`` says. It goes to the engine as it is, so what the engine reads differently is looked
-up in the tree that ``re`` itself makes of it.
+A pattern means what ``re.fullmatch`` says. It goes to the engine as it is, and what the engine reads differently is
+looked up in the tree that ``re`` itself makes of it.
 """
 
 from __future__ import annotations

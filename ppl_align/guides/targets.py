@@ -8,7 +8,7 @@ other names than ``peft`` expects, every linear layer below the unembedding is a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -39,7 +39,7 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
     raise InputError(f'guide="lora" finds no linear layer in {name} that it could adapt: use guide="head"')
 
 
-def candidates(model: nn.Module) -> Iterator[Sequence[str] | str | None]:
+def candidates(model: nn.Module) -> Iterator[list[str] | str | None]:
     """What to try, in order: peft's own choice, every linear layer, those that no fused kernel reads."""
     yield None
     yield "all-linear"

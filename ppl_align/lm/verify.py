@@ -33,10 +33,10 @@ def verify_network(lm: CausalLM) -> None:
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise UnsupportedModelError(f"{name} cannot be read token by token ({type(error).__name__}: {said})") from error
-    for what, error in (("decoding with a cache", decoding), ("scoring a text at once", scoring)):
-        if not error <= TOLERANCE:
+    for what, differs in (("decoding with a cache", decoding), ("scoring a text at once", scoring)):
+        if not differs <= TOLERANCE:
             raise UnsupportedModelError(
-                f"{name} is not supported: {what} differs by {error:.2g} nats a token from the network without a cache"
+                f"{name} is not supported: {what} differs by {differs:.2g} nats a token from the network without a cache"
             )
 
 
