@@ -36,7 +36,7 @@ def verify_network(lm: CausalLM) -> None:
     for what, differs in (("decoding with a cache", decoding), ("scoring a text at once", scoring)):
         if not differs <= TOLERANCE:
             raise UnsupportedModelError(
-                f"{name} is not supported: {what} differs by {differs:.2g} nats a token from the network without a cache"
+                f"{name} is not supported: {what} differs by {differs:.2g} nats a token from forwards without a cache"
             )
 
 
