@@ -27,7 +27,7 @@ class WeightsNotFound(InputError):
 
 
 class UnsupportedModelError(InputError):
-    """A network whose log-probabilities cannot be had right here: it says what differs, and by how much."""
+    """A network that is no prior here: it writes no text, or its log-probabilities differ, and by how much."""
 
 
 class ModelError(InputError):

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ppl_align.cost import count, network
-from ppl_align.errors import InputError, PromptError
+from ppl_align.errors import InputError, PromptError, UnsupportedModelError
 from ppl_align.lm.adapter import frozen, with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.codec import Codec, end_ids
@@ -103,7 +103,9 @@ class CausalLM(LM):
         self.device = next(model.parameters()).device
         self.unembedding: nn.Module = model.get_output_embeddings()
         if self.unembedding is None:
-            raise InputError(f"{type(model).__name__} has no head that writes text: load it as AutoModelForCausalLM")
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no head that writes text: load it as AutoModelForCausalLM"
+            )
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
         self.max_length = getattr(config, "max_position_embeddings", None)

@@ -22,8 +22,9 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_align.errors import ModelError, RunError
+from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program.refusals import refuse_no_number, refuse_subsample
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
@@ -221,27 +222,7 @@ def _is_discrete(fn: Any) -> bool:
 
 def is_bookkeeping(msg: Any) -> bool:
     """Sites of Pyro's own: subsampling of plates, deterministic values."""
-    return type(msg["fn"]).__name__ == "_Subsample" or bool(msg["infer"].get("_deterministic"))
-
-
-def refuse_subsample(msg: Any) -> None:
-    """Raise ``ModelError`` for a plate that subsamples: its likelihood is a noisy estimate, and weights need the value.
-
-    A sequential plate (``for i in pyro.plate(...)``) that visits all its elements is none."""
-    fn = msg["fn"]
-    if site_is_subsample(msg) and fn.subsample_size is not None and fn.subsample_size < fn.size:
-        raise ModelError(
-            f"plate {msg['name']!r} takes a subsample of {fn.subsample_size} of {fn.size}: the likelihood would be a "
-            f"noisy estimate, and the posterior another one for each seed; leave subsample_size= out"
-        )
-
-
-def refuse_no_number(name: str, log_prob: Tensor) -> None:
-    """Raise ``RunError`` for a log-factor that is NaN or +inf, whether Pyro validates or not."""
-    bad = log_prob.isnan() | log_prob.isposinf()
-    if bool(bad.any()):
-        what = "NaN" if bool(log_prob.isnan().any()) else "+inf"
-        raise RunError(f"site {name!r} is {what} for some draws: a log-factor is a number below +inf (-inf rejects)")
+    return site_is_subsample(msg) or bool(msg["infer"].get("_deterministic"))
 
 
 def note_answers(name: str, answers: list[Any]) -> None:
