@@ -154,11 +154,10 @@ def best_log_evidence(posteriors: Iterable[Posterior]) -> float:
 
 
 class KL(NamedTuple):
-    """``value`` in nats; ``lower_bound``: the run cannot tell how much larger it is; ``estimate``: with its error."""
+    """``value`` in nats; ``lower_bound``: the run cannot tell how much larger it is."""
 
     value: float
     lower_bound: bool
-    estimate: Estimate
 
 
 def kl_to_prior(posterior: Posterior) -> KL:
@@ -168,23 +167,27 @@ def kl_to_prior(posterior: Posterior) -> KL:
     weight sits on fewer than 10 draws (or descends from fewer than 10 ancestors) it is a lower bound. NaN for a
     decision, which is no estimate of p*."""
     if posterior.target == "decision":
-        return KL(math.nan, False, Estimate(math.nan, math.nan, math.nan))
+        return KL(math.nan, False)
     w = posterior.weights
     likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
     value = float((w * likelihood).sum()) - log_evidence(posterior)
     if posterior.exact:
-        return KL(value, False, Estimate(value, 0.0))
+        return KL(value, False)
     supporting = weights.perplexity(posterior.log_weight)
     ancestors = ancestors_by_replicate(posterior)
     if ancestors is not None:
         supporting = min(supporting, float(sum(ancestors)))
-    lower_bound = supporting < FEW_DRAWS
-    value = max(value, 0.0)
-    return KL(value, lower_bound, _kl_estimate(posterior, value, not lower_bound and bar_can_be_stated(posterior)))
+    return KL(max(value, 0.0), supporting < FEW_DRAWS)
 
 
-def _kl_estimate(posterior: Posterior, value: float, stated: bool) -> Estimate:
-    """psi_i = W_i (l_i - E[l]) - (W_i - 1), l the log-likelihood. Exact draws know log Z from how long they waited."""
+def kl(posterior: Posterior) -> Estimate:
+    """KL(p* || p0) with its error bar, nats; no bar where it is a lower bound.
+
+    psi_i = W_i (l_i - E[l]) - (W_i - 1), l the log-likelihood. Exact draws know log Z from how long they waited."""
+    value, lower_bound = kl_to_prior(posterior)
+    if posterior.exact or posterior.target == "decision":
+        return Estimate(value, 0.0 if posterior.exact else math.nan)
+    stated = not lower_bound and bar_can_be_stated(posterior)
     w = posterior.weights
     likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
     if not posterior.independent:

@@ -44,8 +44,8 @@ class Estimate(_Pair):
     (0.804, 1.196, 1.318)
     """
 
-    dof: float
-    skewness: float
+    dof: float = math.inf
+    skewness: float = 0.0
 
     def __new__(cls, value: float, standard_error: float, dof: float = math.inf, skewness: float = 0.0) -> Estimate:
         """A bar is stated unless ``dof`` is NaN."""
