@@ -45,11 +45,14 @@ CAVEAT = "No diagnostic here can see a mode that no run has visited."
 
 @dataclass(frozen=True)
 class Advice:
-    """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all."""
+    """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all.
+
+    ``use``: the run that the verdict names, where it is sound."""
 
     verdict: str
     reasons: tuple[str, ...]
     standing: Literal["sound", "unconfirmed", "unsound"]
+    use: str | None = None
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
@@ -102,7 +105,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     if runs[best].exact:
         sampled = [name for name in sound if not runs[name].exact]
         agree = f" {_list(sampled)} agree{'s' if len(sampled) == 1 else ''} with it." if sampled else ""
-        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "sound")
+        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "sound", best)
     if not sound:
         first = found[best][0]
         remedy = _remedy(runs[best])
@@ -119,7 +122,8 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
         else:
             remedy = what_would_tell(runs, doubted)
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
-    return Advice(_choice(runs, confirmed), (*reasons, _caveat(runs)), "sound")
+    use, verdict = _choice(runs, confirmed)
+    return Advice(verdict, (*reasons, _caveat(runs)), "sound", use)
 
 
 def _caveat(runs: Mapping[str, Posterior]) -> str:
@@ -140,22 +144,25 @@ def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior
     return any(runs[name].engine != run.engine for name in sound)
 
 
-def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:
+def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
+    """Which run to use, and why."""
     precision = {name: evidence.precision_per_1000_tokens(runs[name]) or 0.0 for name in sound}
     leader = max(sound, key=lambda name: precision[name])
     plain = [name for name in sound if drew_from_prior(runs[name])]
     drawn = [name for name in sound if runs[name].draws_are_exact]
     if not plain and drawn:
-        return f"Use {drawn[0]}: its {runs[drawn[0]].log_weight.numel()} draws come from the posterior itself."
+        return drawn[
+            0
+        ], f"Use {drawn[0]}: its {runs[drawn[0]].log_weight.numel()} draws come from the posterior itself."
     if not plain:
         why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
-        return f"Use {leader}: {why}."
+        return leader, f"Use {leader}: {why}."
     simple = max(plain, key=lambda name: precision[name])
     verdict = f"Importance sampling is enough here ({simple}: {_effective(runs[simple]):,.0f} effective draws in all)"
     if leader != simple and precision[simple] and precision[leader] > WORTH_SWITCHING * precision[simple]:
         gain = precision[leader] / precision[simple]
-        return f"{verdict}; {leader} is {gain:.1f} times as precise per token."
-    return verdict + "."
+        return simple, f"{verdict}; {leader} is {gain:.1f} times as precise per token."
+    return simple, verdict + "."
 
 
 def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:

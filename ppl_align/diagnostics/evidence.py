@@ -197,7 +197,7 @@ def kl(posterior: Posterior) -> Estimate:
     psi = (count * w * (likelihood - mean)).reshape(-1)
     effective = float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1)))
     if "num_draws" in posterior.history:
-        found, waiting = of_influence(value, psi, effective, stated), log_z(posterior)
+        found, waiting = of_influence(value, psi, math.inf, stated), log_z(posterior)
         error = math.hypot(found.standard_error, waiting.standard_error)
         share = (found.standard_error / error) ** 3 if error > 0 else 0.0  # third moments add up
         return Estimate(value, error, found.dof, found.skewness * share)

@@ -58,7 +58,7 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
         return Estimate(value, math.nan, math.nan)
     # Self-normalised importance sampling (Owen, eq. 9.9): psi_i = W_i (f_i - mean), W_i of mean 1.
     psi = (w / w.sum() * w.numel() * torch.where(counts, f - value, 0.0)).reshape(-1)
-    return of_influence(value, psi, effective, stated)
+    return of_influence(value, psi, math.inf if posterior.draws_are_exact else effective, stated)
 
 
 def bar_can_be_stated(posterior: Posterior) -> bool:

@@ -7,7 +7,7 @@ c = g / sqrt(n), the interval at quantile t is Hall's (1992, "On the removal of 
     (value - T(t) s, value - T(-t) s),    T(x) = (3 / c) (cbrt(1 + c (x - c / 6)) - 1)
 
 which is value -+ t s at c = 0, and second-order correct on *each* side. t has the degrees of freedom that Satterthwaite
-(1946) gives a variance whose psi have kurtosis k: 2 n / (k - 1), and no more than a quarter of the effective draws.
+(1946) gives a variance whose psi have kurtosis k: 2 n / (k - 1), and no more than half of the effective draws.
 How often such intervals hold is measured, not assumed: ``make honesty``, docs/honesty.md.
 """
 
@@ -25,7 +25,7 @@ from ppl_align.posterior.printed import with_error
 LEVEL = 0.95
 FEWEST_PREDICTED = 20.0
 FEWEST_EFFECTIVE = 10.0
-DRAWS_PER_DOF = 4.0  # effective draws to a degree of freedom
+DRAWS_PER_DOF = 2.0  # effective draws to a degree of freedom
 
 
 class _Pair(NamedTuple):

@@ -1,4 +1,4 @@
-"""How often 95% intervals hold the truth, and how often one is stated: engine x replicates x estimand x kind of reward."""
+"""How often 95% intervals hold the truth, and how often one is stated, by engine, replicates, estimand and reward."""
 
 from __future__ import annotations
 

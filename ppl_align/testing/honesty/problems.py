@@ -41,7 +41,8 @@ class Problem:
 
 
 def problem(kind: Kind, seed: int, kl: float, *, short: bool = False) -> Problem:
-    """A random one whose posterior lies ``kl`` nats from the prior. ``short``: few tokens, for engines that must hit."""
+    """A random one whose posterior lies ``kl`` nats from the prior. ``short``: few tokens, for an engine that accepts
+    or rejects."""
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     vocab, length = int(rng.integers(5, 21)), int(rng.integers(6, 41))
     if short:
@@ -68,13 +69,13 @@ def _graded(
     bounded: bool,
     short: bool,
 ) -> Problem:
-    """r = sum of values of tokens, normal or 0/1; short: the value of the third token."""
+    """r = sum of values of tokens, normal or 0/1; short: of the first few tokens."""
     vocab = len(chain)
-    values = rng.standard_normal(vocab) if rng.random() < 0.5 else (rng.random(vocab) < 0.3).astype(float)
+    values = rng.standard_normal(vocab) if short or rng.random() < 0.5 else (rng.random(vocab) < 0.3).astype(float)
     values[int(rng.integers(1, vocab))] += 0.5  # never a constant
     worth = np.tile(values, (length, 1))
     if short:
-        worth[np.arange(length) != 2] = 0.0
+        worth[np.abs(np.arange(length) - 2) > 1] = 0.0
 
     def facts(scale: float) -> tuple[float, float]:
         return _tilted(chain, worth, scale, lm.eos_id)
@@ -108,7 +109,8 @@ def _rare(
     if short:
         high = min(high, kl + 1.5 if kl > 1.5 else math.log(100))
     wanted = rng.uniform(low, high)
-    path, log_p, state = [], 0.0, 1
+    path: list[int] = []
+    log_p, state = 0.0, 1
     while log_p > -low and len(path) < length:
         steps = log_p + np.log(chain[state])
         steps[[] if lm.eos_id is None else [lm.eos_id]] = -np.inf
