@@ -213,6 +213,23 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
 
 
+def lineage_error(posterior: Posterior, values: Tensor | None = None) -> float | None:
+    """Standard error of E[f], ``values [R, N]``, or of log Z (None), told from first ancestors instead of replicates.
+
+    What descends from one first particle is one draw (Chan & Lai, arXiv:1309.2918; Lee & Whiteley, arXiv:1509.00394):
+    se^2 = sum over first particles of the squared sum of W_i (f_i - E[f]) over their descendants. It knows more than
+    four replicates do, and too little where few ancestors are left. None where nothing descends."""
+    lineage = posterior.history.get("lineage")
+    if lineage is None:
+        return None
+    w = posterior.weights
+    psi = w if values is None else w * torch.where(w > 0, values.double() - float((w * values).nansum()), 0.0)
+    shared = torch.zeros_like(w).scatter_add_(1, torch.as_tensor(lineage), psi)
+    if values is None:
+        shared = shared - 1 / w.numel()
+    return float((shared**2).sum().sqrt())
+
+
 def rhat(posterior: Posterior, name: str) -> float | None:
     """Do replicates agree on E[name]? sqrt(1 + Var_r(mean_r) / mean_r(Var within r)), replicates as chains.
 
