@@ -34,7 +34,7 @@ ROWS = [{"prompt": "0", "beta": 1.0, "digit": 1}, {"prompt": "1", "beta": 2.0, "
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "asked.py").write_text(MODEL)
     for name, replicates in (("sure", 4), ("unsure", 1)):
-        engine = f"ImportanceSampling(num_particles=64, num_replicates={replicates})"
+        engine = f"ImportanceSampling(num_particles=2048, num_replicates={replicates})"
         (tmp_path / f"{name}.py").write_text(f"from ppl_align import ImportanceSampling\nengine = {engine}\n")
     write(tmp_path / "data.jsonl", ROWS)
     monkeypatch.chdir(tmp_path)
@@ -67,7 +67,7 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
     out, _ = printed(capsys, *run)
     assert f"=> All 2 rows can be trusted. - {CAVEAT}" in out
     saved = json.loads((here / "out/comparison.json").read_text())
-    assert saved["advice"] == {"verdict": "All 2 rows can be trusted.", "reasons": [CAVEAT], "standing": "sound"}
+    assert saved["advice"] == {"verdict": "All 2 rows can be trusted.", "reasons": [CAVEAT], "standing": "sound", "use": None}
     assert [row["row"] for row in saved["rows"]] == ["0", "1"]
     assert saved["rows"][0]["comparison"]["advice"]["standing"] == "sound"
     assert "<b>All 2 rows can be trusted.</b>" in (here / "out/report.html").read_text()
@@ -78,7 +78,7 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_rows_that_cannot(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.02, "digit": 1}])  # too strong for 64 draws
+    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.005, "digit": 1}])  # too strong
     out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py")
     assert "=> 2 of 3 rows can be trusted; not to be trusted: row 2. - row 2: No run can be trusted: " in out
     out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "unsure.py")

@@ -263,7 +263,7 @@ def test_different_targets_are_refused(runs):
 
 
 def test_importance_sampling_is_enough():
-    advice = compare([importance(particles=500), smc(particles=500)]).advice
+    advice = compare([importance(particles=1000), smc(particles=500)]).advice
     assert advice.verdict.startswith("Importance sampling is enough here")
     assert any("no run has visited" in reason for reason in advice.reasons)
 
@@ -329,8 +329,8 @@ def test_weights_alone_never_make_a_run_good():
         advice = compare([lonely]).advice
         assert advice.standing == "unconfirmed"
         assert "nothing confirms it" in advice.verdict
-    assert compare([importance(replicates=1, particles=2000), svi(particles=500)]).advice.standing == "sound"
-    assert compare([importance(particles=500)]).advice.standing == "sound"
+    assert compare([importance(replicates=1, particles=4000), svi(particles=500)]).advice.standing == "sound"
+    assert compare([importance(particles=1000)]).advice.standing == "sound"
 
 
 def test_wide_spread_speaks_against_a_run():

@@ -93,7 +93,8 @@ def of_influence(value: float, psi: Tensor, effective: float, stated: bool) -> E
     if n < 2 or squares <= 0:
         return Estimate(value, 0.0 if n > 1 else math.nan, math.nan)
     s = math.sqrt(squares)
-    skewness, kurtosis = float((psi**3).mean()) / s**3, float((psi**4).mean()) / squares**2
+    standard = psi / s
+    skewness, kurtosis = float((standard**3).mean()), float((standard**4).mean())
     dof = min(max(2 * n / max(kurtosis - 1, 1e-9), 1.0), n - 1.0, max(effective / DRAWS_PER_DOF, 1.0))
     return Estimate(value, s / math.sqrt(n - 1), dof if stated else math.nan, skewness / math.sqrt(n))
 
