@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.diagnostics import weights
-from ppl_align.posterior.estimates import MIN_REPLICATES, functionals, log_likelihood, log_mean_exp
+from ppl_align.posterior.estimates import MIN_REPLICATES, log_likelihood, log_mean_exp, numbers_of_sites
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -150,7 +150,7 @@ def rhat(posterior: Posterior, name: str) -> float | None:
         return None
     if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
         return None
-    f = functionals(posterior)[name]
+    f = numbers_of_sites(posterior)[name]
     w = torch.where(f.isfinite(), weights.normalised(posterior.log_weight), 0.0)
     total = w.sum(-1, keepdim=True)
     if bool((total <= 0).any()):
