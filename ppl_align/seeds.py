@@ -35,12 +35,7 @@ def cuda_devices() -> list[int]:
 
 
 def generators() -> tuple[Any, ...]:
-    """The state of every global random generator that a program might draw from."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return (
-        random.getstate(),
-        name,
-        bytes(memoryview(np.asarray(keys)).cast("B")),
-        *rest,
-        bytes(torch.get_rng_state().numpy()),
-    )
+    """The state of every global random generator that a function of the user's might draw from; compares equal while
+    nobody does."""
+    algorithm, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), algorithm, np.asarray(keys).tobytes(), *rest, torch.get_rng_state().numpy().tobytes()

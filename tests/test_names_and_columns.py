@@ -270,7 +270,7 @@ def test_a_plate_and_a_site_of_one_name(kind: str, engine: Any) -> None:
             pyro.sample("y", dist.Normal(0.0, 1.0))
         SITES[kind]("both", x)
 
-    with pytest.raises(ModelError, match="two sites are called 'both', a plate and an? "):
+    with pytest.raises(ModelError, match=r"two sites are called 'both', a plate and an? "):
         engine.run(model)
 
 

@@ -152,8 +152,8 @@ AGAIN = 4
 def _draws(name: str) -> str:
     """The remark on a reward that answered one text in two ways."""
     return (
-        f"reward {name!r} draws random numbers: each text was asked about once and its answer kept, so another seed has "
-        f"another target; `ppl-align check` says by how many nats it varies"
+        f"reward {name!r} draws random numbers: each text was asked about once and its answer kept, so another seed "
+        f"has another target; `ppl-align check` says by how many nats it varies"
     )
 
 
