@@ -67,7 +67,12 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
     out, _ = printed(capsys, *run)
     assert f"=> All 2 rows can be trusted. - {CAVEAT}" in out
     saved = json.loads((here / "out/comparison.json").read_text())
-    assert saved["advice"] == {"verdict": "All 2 rows can be trusted.", "reasons": [CAVEAT], "standing": "sound", "use": None}
+    assert saved["advice"] == {
+        "verdict": "All 2 rows can be trusted.",
+        "reasons": [CAVEAT],
+        "standing": "sound",
+        "use": None,
+    }
     assert [row["row"] for row in saved["rows"]] == ["0", "1"]
     assert saved["rows"][0]["comparison"]["advice"]["standing"] == "sound"
     assert "<b>All 2 rows can be trusted.</b>" in (here / "out/report.html").read_text()

@@ -85,7 +85,7 @@ COLUMNS = (
         ANSWER,
         "E[log-likelihood] - KL(policy||p0) with the world as it is, nats: what SVI and Nested maximise",
         number(3),
-        error="se[J]",
+        error="decision_value_error",
     ),
     Column(
         "kl_to_prior",

@@ -166,7 +166,7 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
     elbo = evidence.elbo(run)
     rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]
     sampled, weighted = not run.exact, not run.exact and run.target == "posterior"
-    row["decision_value"], row["se[J]"] = decisions.value(run) or (None, None)
+    row["decision_value"], row["decision_value_error"] = decisions.value(run) or (None, None)
     return row | {
         "log_evidence": evidence.log_evidence(run),
         "log_evidence_spread": evidence.spread(run),

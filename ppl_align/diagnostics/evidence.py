@@ -13,9 +13,9 @@ from ppl_align.diagnostics import weights
 from ppl_align.posterior.estimates import (
     MIN_REPLICATES,
     bar_can_be_stated,
-    functionals,
     log_likelihood,
     log_mean_exp,
+    numbers_of_sites,
 )
 from ppl_align.posterior.intervals import Estimate, of_influence, of_replicates
 
@@ -239,7 +239,7 @@ def rhat(posterior: Posterior, name: str) -> float | None:
         return None
     if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
         return None
-    f = functionals(posterior)[name]
+    f = numbers_of_sites(posterior)[name]
     w = torch.where(f.isfinite(), weights.normalised(posterior.log_weight), 0.0)
     total = w.sum(-1, keepdim=True)
     if bool((total <= 0).any()):

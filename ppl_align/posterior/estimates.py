@@ -19,6 +19,7 @@ from ppl_align.posterior.intervals import (
     of_replicates,
     predicted_draws,
 )
+from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.printed import is_rounding as is_rounding
 from ppl_align.posterior.printed import say_z as say_z
 from ppl_align.posterior.printed import with_error as with_error
@@ -93,18 +94,28 @@ def _of_replicates(w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate
 
 
 def functionals(posterior: Posterior) -> dict[str, Tensor]:
-    """The named numbers of a posterior, each [R, N] float64: rewards, scalar latents, and what is built in.
+    """The numbers of a posterior by column, each [R, N] float64: rewards, scalar latents, and what is built in.
 
-    Built in: log_prior, log_likelihood, length. A site of the program that uses one of these names keeps it."""
-    named = {name: r.double() for name, r in posterior.rewards.items()}
+    Built in: log_prior, log_likelihood, length. No site hides them (:mod:`ppl_align.posterior.naming`)."""
+    column = posterior.columns
+    return {column[name]: value for name, value in numbers_of_sites(posterior).items()} | built_in_numbers(posterior)
+
+
+def numbers_of_sites(posterior: Posterior) -> dict[str, Tensor]:
+    """Rewards and scalar latents by site, each [R, N] float64."""
     shape = posterior.log_weight.shape
-    named |= {name: z.double() for name, z in posterior.latents.items() if z.shape == shape}
-    built_in = {"log_prior": log_prior(posterior), "log_likelihood": log_likelihood(posterior)}
+    named = {name: r.double() for name, r in posterior.rewards.items()}
+    return named | {name: z.double() for name, z in posterior.latents.items() if z.shape == shape}
+
+
+def built_in_numbers(posterior: Posterior) -> dict[str, Tensor]:
+    """log_prior and log_likelihood (nats, all sites together) and lengths in tokens, each [R, N] float64."""
+    found = {"log_prior": log_prior(posterior), "log_likelihood": log_likelihood(posterior)}
     sites = posterior.completions
     for name, site in sites.items():
-        lengths = site.lengths.double().reshape(*shape, -1).sum(-1)
-        built_in["length" if len(sites) == 1 else f"length({name})"] = lengths
-    return named | {name: value for name, value in built_in.items() if name not in named}
+        lengths = site.lengths.double().reshape(*posterior.log_weight.shape, -1).sum(-1)
+        found["length" if len(sites) == 1 else length_of(name)] = lengths
+    return found
 
 
 def log_prior(posterior: Posterior) -> Tensor:
@@ -124,7 +135,7 @@ def _total(posterior: Posterior, parts: Any) -> Tensor:
 def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None) -> Tensor:
     shape = posterior.log_weight.shape
     if isinstance(what, str):
-        known = functionals(posterior)
+        known = functionals(posterior) | numbers_of_sites(posterior)  # the program's own names come first
         if what in known and of is None:
             return known[what]
         if of is not None:

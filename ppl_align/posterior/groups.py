@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
+from ppl_align.posterior.naming import inner_dimensions, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import systematic
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the file layout, raised when an older ``load`` could not read a newer file."""
 EXACT_DRAWS = 1000  # an exact posterior has no particles that would suggest a number of draws
-_RESERVED = {"chain", "draw", "particle", "step", "iteration"}
 _AXES = {  # of the histories that ArviZ should show by step, in our order
     "step": ("step",),
     "ess": ("step", "chain"),
@@ -37,12 +37,13 @@ _AXES = {  # of the histories that ArviZ should show by step, in our order
 
 def escape(name: str) -> str:
     """A site name as a netCDF name, where a slash would mean a group; :func:`unescape` undoes it."""
-    return name.replace("%", "%25").replace("/", "%2F")
+    kept = name.replace("%", "%25").replace("/", "%2F")
+    return kept.replace(".", "%2E") if not kept.strip(".") else kept  # "." and ".." are no names
 
 
 def unescape(name: str) -> str:
     """Undo :func:`escape`."""
-    return name.replace("%2F", "/").replace("%25", "%")
+    return name.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 
 
 def to_groups(posterior: Posterior) -> dict[str, xr.Dataset]:
@@ -115,7 +116,7 @@ def _storable(texts: list[str]) -> np.ndarray:
 
 
 def _weighted(posterior: Posterior) -> xr.Dataset:
-    """The particles as they are, (chain, particle), each variable named ``kind.site``."""
+    """The particles as they are, (chain, particle), each variable named ``kind.site``; no dimension has a dot."""
     lead = ("chain", "particle")
     data: dict[str, Any] = {"log_weight": (lead, _numpy(posterior.log_weight))}
     if posterior.log_proposal is not None:
@@ -127,21 +128,26 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
     ):
         data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
     for name, value in posterior.latents.items():
-        data[f"latent.{escape(name)}"] = ((*lead, *_inner(name, value.dim() - 2)), _numpy(value))
+        data[f"latent.{escape(name)}"] = ((*lead, *inner_dimensions(_undotted(name), value.dim() - 2)), _numpy(value))
     for name, site in posterior.completions.items():
-        key, dims = escape(name), (*lead, *_inner(name, len(site.shape) - 2))
-        data[f"tokens.{key}"] = ((*dims, f"{key}_position"), _numpy(site.tokens).astype(np.int32))
+        key, axis = escape(name), _undotted(name)
+        dims = (*lead, *inner_dimensions(axis, len(site.shape) - 2))
+        data[f"tokens.{key}"] = ((*dims, position_dimension(axis)), _numpy(site.tokens).astype(np.int32))
         data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
         prompts = site.prompt_texts()
         if prompts:
             distinct, index = np.unique(np.array(prompts, dtype=object), return_inverse=True)
-            data[f"prompts.{key}"] = ((f"{key}_prompt",), _storable(list(distinct)))
+            data[f"prompts.{key}"] = ((f"{axis}_prompt",), _storable(list(distinct)))
             data[f"prompt_index.{key}"] = (dims, index.reshape(site.shape).astype(np.int32))
     return xr.Dataset(data)
 
 
+def _undotted(name: str) -> str:
+    return escape(name).replace(".", "%2E")
+
+
 def _inner(name: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{escape(name)}_dim_{i}" for i in range(count))
+    return inner_dimensions(escape(name), count)
 
 
 def _history(posterior: Posterior) -> xr.Dataset:
@@ -174,14 +180,17 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     def pick(value: Any, *extra: str) -> tuple[tuple[str, ...], np.ndarray]:
         return ("chain", "draw", *extra), _numpy(value)[rows, index]
 
-    numbers = functionals(posterior)
-    draws: dict[str, Any] = {_safe(name): pick(value) for name, value in numbers.items()}
+    numbers = {escape(column): value for column, value in functionals(posterior).items()}
+    safe = {name: escape(column) for name, column in posterior.columns.items()}
+    draws: dict[str, Any] = {column: pick(value) for column, value in numbers.items()}
     for name, value in posterior.latents.items():
-        draws[_safe(name)] = pick(value, *_inner(name, value.dim() - 2))
+        draws[safe[name]] = pick(value, *_inner(name, value.dim() - 2))
     texts: dict[str, Any] = {}
     for name, site in posterior.completions.items():
         inner = _inner(name, len(site.shape) - 2)
-        texts[f"{escape(name)}_tokens"] = pick(_numpy(site.tokens).astype(np.int32), *inner, f"{escape(name)}_position")
+        texts[f"{escape(name)}_tokens"] = pick(
+            _numpy(site.tokens).astype(np.int32), *inner, position_dimension(escape(name))
+        )
         texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
     joint = log_prior(posterior) + log_likelihood(posterior)
     stats: dict[str, Any] = {"lp": pick(joint), "log_weight": pick(posterior.log_weight)}
@@ -190,12 +199,12 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     groups = {
         "posterior": xr.Dataset(draws, coords),
         "sample_stats": xr.Dataset(stats, coords),
-        "log_likelihood": xr.Dataset({_safe(n): pick(v) for n, v in posterior.factors.items()}, coords),
-        "log_prior": xr.Dataset({_safe(n): pick(v) for n, v in posterior.log_prior.items()}, coords),
+        "log_likelihood": xr.Dataset({safe[n]: pick(v) for n, v in posterior.factors.items()}, coords),
+        "log_prior": xr.Dataset({safe[n]: pick(v) for n, v in posterior.log_prior.items()}, coords),
         "completions": xr.Dataset(texts, coords),
     }
     if drew_from_prior(posterior):
-        raw = {_safe(name): (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
+        raw = {name: (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
         groups["prior"] = xr.Dataset(raw, {"chain": np.arange(replicates), "draw": np.arange(particles)})
     return groups
 
@@ -213,8 +222,3 @@ def _steps(history: Mapping[str, Any], chains: list[int], replicates: int) -> di
         else:
             found["step_number" if name == "step" else name] = (dims, array)
     return found
-
-
-def _safe(name: str) -> str:
-    """No variable may share a dimension's name."""
-    return escape(name) + "_" if name in _RESERVED else escape(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -47,22 +48,15 @@ def _columns(posterior: Posterior) -> TextFrame:
     """Every particle as a row, flat over [R, N]."""
     from ppl_align.posterior.estimates import log_prior
 
-    frame = TextFrame({"log_prior": log_prior(posterior).reshape(-1).numpy()})
-    for name, r in posterior.rewards.items():
-        frame[name] = r.reshape(-1).double().numpy()
+    column = posterior.columns
+    found: dict[str, Any] = {"log_prior": log_prior(posterior).reshape(-1).numpy()}
+    found |= {column[name]: r.reshape(-1).double().numpy() for name, r in posterior.rewards.items()}
     answers = posterior.history.get("answers", {})
     for name, z in posterior.latents.items():
-        frame[name] = answers[name] if name in answers else _latent_column(posterior, z)
-    for name in _tools(posterior):
-        frame[name] = answers[name]
-    for name in posterior.completions:
-        frame[name] = site_texts(posterior, name)
-    return frame
-
-
-def _tools(posterior: Posterior) -> list[str]:
-    """Functions of the world that answered without any randomness: no sites, but worth reading."""
-    return [name for name in posterior.history.get("answers", {}) if name not in posterior.particles]
+        found[column[name]] = answers[name] if name in answers else _latent_column(posterior, z)
+    found |= {column[name]: answers[name] for name in posterior.tools}
+    found |= {column[name]: site_texts(posterior, name) for name in posterior.completions}
+    return TextFrame(found)
 
 
 def table(posterior: Posterior, by: Literal["ids", "text"] = "ids") -> TextFrame:
@@ -71,15 +65,16 @@ def table(posterior: Posterior, by: Literal["ids", "text"] = "ids") -> TextFrame
         raise InputError(f'table(by={by!r}): by is "ids" or "text"')
     frame = _columns(posterior)
     frame.insert(0, "probability", posterior.weights.reshape(-1).numpy())
-    frame["_id"] = identity(posterior)
+    frame.index = pd.Index(identity(posterior))
     frame = frame[frame["probability"] > 0]
     # Particles with the same ids agree in everything but their weight.
-    total = frame.groupby("_id")["probability"].sum()
-    frame = frame.drop_duplicates("_id").set_index("_id")
+    total = frame.groupby(level=0)["probability"].sum()
+    frame = frame[~frame.index.duplicated()]
     frame["probability"] = total
     if by == "text":
-        keys = [*posterior.latents, *_tools(posterior), *posterior.completions]
-        frame = _merge_spellings(frame, keys, list(posterior.rewards))
+        column = posterior.columns
+        keys = [column[name] for name in (*posterior.latents, *posterior.tools, *posterior.completions)]
+        frame = _merge_spellings(frame, keys, [column[name] for name in posterior.rewards])
     return TextFrame(frame.sort_values("probability", ascending=False, kind="stable").reset_index(drop=True))
 
 
@@ -115,8 +110,9 @@ def draw_indices(posterior: Posterior, n: int, seed: int = 0) -> np.ndarray:
 def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
     """See :meth:`ppl_align.Posterior.draws`."""
     index = draw_indices(posterior, n, seed)
-    frame = _columns(posterior)
-    order = [*posterior.completions, *posterior.latents, *_tools(posterior), *posterior.rewards, "log_prior"]
+    frame, column = _columns(posterior), posterior.columns
+    sites = (*posterior.completions, *posterior.latents, *posterior.tools, *posterior.rewards)
+    order = [*(column[name] for name in sites), "log_prior"]
     return TextFrame(frame.iloc[index][order].reset_index(drop=True))
 
 

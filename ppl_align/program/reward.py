@@ -15,6 +15,7 @@ from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.calling import as_reward, evaluate
+from ppl_align.rewards.labelled import labelled
 from ppl_align.text import Texts
 
 
@@ -28,6 +29,8 @@ def reward(
     upper: float | None = None,
     lower: float | None = None,
     prefix_closed: bool = False,
+    label: str | int | None = None,
+    output: str | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Multiply the target by ``exp(weight * r / beta)``, r in reward units; ``beta`` is the KL coefficient of RLHF.
@@ -41,6 +44,10 @@ def reward(
     carries as attributes of these names (an infinite one: not known). ``Rejection`` needs the one that bounds
     ``weight * r / beta`` from above. They hold for whatever the reward is asked about, unfinished text included.
 
+    ``label``: of a classifier with several labels (its folder, its hub name or the model itself) the one that is
+    wanted, by name or number; ``output``: its ``"log_odds"``, log p / (1 - p) in nats (the default), or its
+    ``"probability"``.
+
     ``columns``: columns of a data set that a TRL reward reads, by name: one value for all, or a batch (``Texts``, a
     tensor). Several TRL rewards at once: :func:`ppl_align.reward_funcs`.
 
@@ -53,6 +60,7 @@ def reward(
         raise InputError(f"reward {name!r}: beta must be positive and finite, got {beta!r}")
     if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
         raise InputError(f"reward {name!r}: weight must be finite, got {weight!r}")
+    fn = labelled(name, fn, label, output)
     called, scale = as_reward(name, fn), weight / beta
     bounds = bounds_of(name, called, upper, lower)
     _check_beta(name, getattr(called, "for_beta", None), scale)
