@@ -30,6 +30,7 @@ from ppl_align.lm.score_cache import leave_scores
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.program import Execution, Program, Site
+from ppl_align.program.per_particle import differing, for_each
 
 Observer = Callable[["Sweep", Site, Population], None]
 """Called after every step of the decoding of a site, before the network moves on."""
@@ -217,9 +218,11 @@ def assemble(
         log_weight=log_weight,
         particles=particles,
         rewards={k: view(v) for k, v in execution.rewards.items()},
-        scales=dict(execution.scales),
+        scales={k: view(for_each(v, log_weight.numel())) for k, v in execution.scales.items()},
+        drawn_scales=differing(execution.scales),
         targets=dict(execution.targets),
         factors={k: view(v) for k, v in execution.factors.items()},
+        log_upper={k: view(for_each(v, log_weight.numel())) for k, v in execution.log_upper.items()},
         log_prior={k: view(v) for k, v in log_prior.items()},
         log_proposal=view(sum(log_proposal.values(), torch.zeros(log_weight.numel(), dtype=torch.float64))),
         lm=", ".join(lm_names),

@@ -22,8 +22,9 @@ from ppl_align.posterior.table import systematic
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
-FORMAT = 1
-"""Version of the file layout, raised when an older ``load`` could not read a newer file."""
+FORMAT = 2
+"""Version of the file layout, raised when an older ``load`` could not read a newer file. Since 2, ``scale.`` and
+``log_upper.`` of ``weighted`` hold a value for each particle; 1 has one for all, in the attribute ``scales``."""
 EXACT_DRAWS = 1000  # an exact posterior has no particles that would suggest a number of draws
 _RESERVED = {"chain", "draw", "particle", "step", "iteration"}
 _AXES = {  # of the histories that ArviZ should show by step, in our order
@@ -74,7 +75,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "model": posterior.model,
         "lm": posterior.lm,
         "cost": text(posterior.cost.as_dict()),
-        "scales": text(dict(posterior.scales)),
+        "drawn_scales": text(list(posterior.drawn_scales)),
         "targets": text(dict(posterior.targets)),
         "independent": int(posterior.independent),
         "exact": int(posterior.exact),
@@ -122,7 +123,9 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
         data["log_proposal"] = (lead, _numpy(posterior.log_proposal))
     for kind, parts in (
         ("reward", posterior.rewards),
+        ("scale", posterior.scales),
         ("factor", posterior.factors),
+        ("log_upper", posterior.log_upper),
         ("log_prior", posterior.log_prior),
     ):
         data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
@@ -155,8 +158,10 @@ def _history(posterior: Posterior) -> xr.Dataset:
 
 
 def _constants(posterior: Posterior) -> xr.Dataset:
-    names = list(posterior.scales)
-    scales = xr.DataArray([posterior.scales[n] for n in names], dims=["reward"], coords={"reward": names})
+    """What is the same for all draws."""
+    names = [name for name in posterior.scales if name not in posterior.drawn_scales]
+    values = [float(torch.as_tensor(posterior.scales[name]).reshape(-1)[0]) for name in names]
+    scales = xr.DataArray(values, dims=["reward"], coords={"reward": names})
     return xr.Dataset({"nats_per_unit": scales}) if names else xr.Dataset()
 
 
@@ -185,6 +190,8 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
         texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
     joint = log_prior(posterior) + log_likelihood(posterior)
     stats: dict[str, Any] = {"lp": pick(joint), "log_weight": pick(posterior.log_weight)}
+    for name in posterior.drawn_scales:
+        stats[f"nats_per_unit_{escape(name)}"] = pick(posterior.scales[name])
     stats["log_evidence"] = (("chain",), _numpy(posterior.log_evidence)[chains])
     stats |= _steps(posterior.history, chains, replicates)
     groups = {
