@@ -240,6 +240,8 @@ class _Stream:
             targets=runs[0].targets,
             sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
             environment=runs[0].environment,
+            plates=runs[0].plates,
+            nesting=runs[0].nesting,
             answers={name: [a for run in runs for a in run.answers[name]] for name in runs[0].answers},
         )
         first = torch.arange(count)
@@ -265,6 +267,8 @@ def _rows(execution: Execution, chosen: Tensor) -> Execution:
         targets=execution.targets,
         sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
         environment=execution.environment,
+        plates=execution.plates,
+        nesting=execution.nesting,
         answers={name: [listed[i] for i in chosen.tolist()] for name, listed in execution.answers.items()},
         num_particles=len(chosen),
     )

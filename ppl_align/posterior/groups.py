@@ -75,6 +75,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "model": posterior.model,
         "lm": posterior.lm,
         "cost": text(posterior.cost.as_dict()),
+        "plates": text({name: list(plates) for name, plates in posterior.plates.items()}),
         "drawn_scales": text(list(posterior.drawn_scales)),
         "targets": text(dict(posterior.targets)),
         "independent": int(posterior.independent),
@@ -130,9 +131,9 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
     ):
         data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
     for name, value in posterior.latents.items():
-        data[f"latent.{escape(name)}"] = ((*lead, *_inner(name, value.dim() - 2)), _numpy(value))
+        data[f"latent.{escape(name)}"] = ((*lead, *_inner(posterior, name)), _numpy(value))
     for name, site in posterior.completions.items():
-        key, dims = escape(name), (*lead, *_inner(name, len(site.shape) - 2))
+        key, dims = escape(name), (*lead, *_inner(posterior, name))
         data[f"tokens.{key}"] = ((*dims, f"{key}_position"), _numpy(site.tokens).astype(np.int32))
         data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
         prompts = site.prompt_texts()
@@ -143,8 +144,32 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
     return xr.Dataset(data)
 
 
-def _inner(name: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{escape(name)}_dim_{i}" for i in range(count))
+def _inner(posterior: Posterior, name: str) -> tuple[str, ...]:
+    """The dimensions of one particle at a site (tokens aside): plates by their names, others by number."""
+    site = posterior.particles[name]
+    shape = site.shape[2:]
+    plates = posterior.plates.get(name, ())
+    sizes = _plate_sizes(posterior)
+    dims = []
+    for i, size in enumerate(shape):
+        plate = plates[i] if i < len(plates) else None
+        dims.append(_dimension(plate) if plate is not None and sizes[plate] == {size} else f"{escape(name)}_dim_{i}")
+    return tuple(dims)
+
+
+def _plate_sizes(posterior: Posterior) -> dict[str, set[int]]:
+    """The sizes that the plates of each name have: one, unless a program gives two plates one name."""
+    sizes: dict[str, set[int]] = {}
+    for name, plates in posterior.plates.items():
+        for plate, size in zip(plates, posterior.particles[name].shape[2:], strict=False):
+            if plate is not None:
+                sizes.setdefault(plate, set()).add(size)
+    return sizes
+
+
+def _dimension(plate: str) -> str:
+    """The name of a plate as that of a dimension, none of those that every group has."""
+    return escape(plate) + "_" if plate in _RESERVED else escape(plate)
 
 
 def _history(posterior: Posterior) -> xr.Dataset:
@@ -180,12 +205,12 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
         return ("chain", "draw", *extra), _numpy(value)[rows, index]
 
     numbers = functionals(posterior)
-    draws: dict[str, Any] = {_safe(name): pick(value) for name, value in numbers.items()}
+    draws: dict[str, Any] = {_safe(name, posterior): pick(value) for name, value in numbers.items()}
     for name, value in posterior.latents.items():
-        draws[_safe(name)] = pick(value, *_inner(name, value.dim() - 2))
+        draws[_safe(name, posterior)] = pick(value, *_inner(posterior, name))
     texts: dict[str, Any] = {}
     for name, site in posterior.completions.items():
-        inner = _inner(name, len(site.shape) - 2)
+        inner = _inner(posterior, name)
         texts[f"{escape(name)}_tokens"] = pick(_numpy(site.tokens).astype(np.int32), *inner, f"{escape(name)}_position")
         texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
     joint = log_prior(posterior) + log_likelihood(posterior)
@@ -197,12 +222,12 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     groups = {
         "posterior": xr.Dataset(draws, coords),
         "sample_stats": xr.Dataset(stats, coords),
-        "log_likelihood": xr.Dataset({_safe(n): pick(v) for n, v in posterior.factors.items()}, coords),
-        "log_prior": xr.Dataset({_safe(n): pick(v) for n, v in posterior.log_prior.items()}, coords),
+        "log_likelihood": xr.Dataset({_safe(n, posterior): pick(v) for n, v in posterior.factors.items()}, coords),
+        "log_prior": xr.Dataset({_safe(n, posterior): pick(v) for n, v in posterior.log_prior.items()}, coords),
         "completions": xr.Dataset(texts, coords),
     }
     if drew_from_prior(posterior):
-        raw = {_safe(name): (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
+        raw = {_safe(name, posterior): (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
         groups["prior"] = xr.Dataset(raw, {"chain": np.arange(replicates), "draw": np.arange(particles)})
     return groups
 
@@ -222,6 +247,7 @@ def _steps(history: Mapping[str, Any], chains: list[int], replicates: int) -> di
     return found
 
 
-def _safe(name: str) -> str:
+def _safe(name: str, posterior: Posterior) -> str:
     """No variable may share a dimension's name."""
-    return escape(name) + "_" if name in _RESERVED else escape(name)
+    taken = name in _RESERVED or name in _plate_sizes(posterior)
+    return escape(name) + "_" if taken else escape(name)

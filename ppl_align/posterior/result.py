@@ -26,7 +26,9 @@ class Posterior:
 
     ``engine``, ``config``, ``seed``, ``model``, ``lm``   where it comes from (all JSON-able)
     ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N``
-    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]
+    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]; inside of
+                     plates their dimensions follow, as Pyro has them
+    ``plates``       the names of these dimensions by site, leftmost first; None for one that is no plate's
     ``rewards``      by reward: raw r [R, N], NaN where it does not apply
     ``scales``       by reward: nats per unit, weight / beta, [R, N] (given as a number: the same for all; in a plate:
                      the mean over its elements); ``drawn_scales``: rewards for which it may differ from draw to draw
@@ -71,6 +73,7 @@ class Posterior:
     guide: Any = None
     log_upper: Mapping[str, Tensor] = field(default_factory=dict)
     drawn_scales: tuple[str, ...] = ()
+    plates: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.scales = {name: _each(scale, self.log_weight.shape) for name, scale in self.scales.items()}

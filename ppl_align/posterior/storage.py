@@ -101,6 +101,7 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         scales=of_kind("scale") if _format(attrs) != 1 else json.loads(attrs["scales"]),
         drawn_scales=tuple(json.loads(attrs.get("drawn_scales", "[]"))),
         log_upper=of_kind("log_upper"),
+        plates={name: tuple(plates) for name, plates in json.loads(attrs.get("plates", "{}")).items()},
         targets=json.loads(attrs.get("targets", "{}")),
         factors=of_kind("factor"),
         log_prior=of_kind("log_prior"),

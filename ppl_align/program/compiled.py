@@ -25,6 +25,7 @@ from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.log_upper import log_upper_of
 from ppl_align.program.per_particle import PerParticle
+from ppl_align.program.plates import Plates, plates_of, with_room
 from ppl_align.program.refusals import refuse_no_number, refuse_subsample
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Execution:
     ``answers``    what functions that stand for the world said, by name, one for each particle
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
     ``constraints``  the readers of the hard constraints met, by completion site
+    ``plates``     of every latent met, those that it stands in; ``nesting``: as of the program
     ``log_potential``  sum of ``factors``, [P]
     """
 
@@ -86,6 +88,8 @@ class Execution:
     environment: list[str] = field(default_factory=list)
     answers: dict[str, list[Any]] = field(default_factory=dict)
     constraints: dict[str, list[Reader]] = field(default_factory=dict)
+    plates: dict[str, Plates] = field(default_factory=dict)
+    nesting: int = 0
     num_particles: int = 0
 
     @property
@@ -122,7 +126,7 @@ class _Execute(Messenger):
     ):
         super().__init__()
         self.program, self.values, self.draw, self.propose, self.score = program, values, draw, propose, score
-        self.result = Execution(num_particles=program.num_particles)
+        self.result = Execution(num_particles=program.num_particles, nesting=program.nesting)
         self.order: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -136,11 +140,13 @@ class _Execute(Messenger):
         self.order.append(name)
         if msg["is_observed"]:
             return
+        self.result.plates[name] = plates_of(msg, PARTICLES)
         world = is_environment(msg)
         if world:
             self.result.environment.append(name)
         if name in self.values:
-            msg["value"] = self.values[name]
+            fn = msg["fn"]
+            msg["value"] = with_room(self.values[name], len(fn.batch_shape) + len(fn.event_shape))
             if isinstance(msg["fn"], CompletionDistribution):
                 self.result.sources[name] = msg["fn"]
             if name in self.score:
