@@ -16,6 +16,7 @@ from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, w
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
+from ppl_align.diagnostics.scales import differing_scales, scales
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 
@@ -250,21 +251,17 @@ def _same_target(named: Mapping[str, Posterior]) -> None:
         differs = {
             "models": (first.model, run.model),
             "language models": (first.lm, run.lm),
-            "rewards (name: nats per unit)": (_rounded(first.scales), _rounded(run.scales)),
+            "rewards (name: nats per unit)": (scales(first), scales(run)),
             "sites": (sorted(first.particles), sorted(run.particles)),
         }
         # A prompt that depends on a latent varies from draw to draw; one fixed prompt must be the same.
         prompts = _prompts(first), _prompts(run)
         if all(len(p) == 1 for p in prompts):
             differs["prompts"] = prompts
-        for what, (a, b) in differs.items():
+        for what, (a, b) in {**differs, **differing_scales(first, run)}.items():
             if a != b:
                 where = f"{what} {a} in {first_name!r}, {b} in {name!r}"
                 raise InputError(f"runs of different targets cannot be compared: {where}")
-
-
-def _rounded(scales: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(f"{scale:.6g}") for name, scale in sorted(scales.items())}
 
 
 def _folder(directory: str | Path) -> Path:

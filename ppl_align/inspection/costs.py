@@ -16,7 +16,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ppl_align.engines import SVI, Exact
+from ppl_align.engines.ceiling import is_known
 from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.estimates import Estimate
@@ -74,11 +77,12 @@ def _svi(drawn: Pool) -> Prediction:
 
 
 def _rejection(pool: Pool, prior: Pool, goal: int) -> Prediction:
-    unknown = [name for name, bound in pool.log_upper.items() if bound is None]
-    if unknown:
-        note = f"no largest value of {unknown[0]!r} is known: upper="
+    bound = pool.log_bound
+    if bound is None:
+        unknown = [name for name, upper in pool.log_upper.items() if not is_known(upper)]
+        drawn = [name for name, upper in pool.log_upper.items() if isinstance(upper, Tensor)]
+        note = f"no largest value of {(unknown or drawn)[0]!r} is known" + (": upper=" if unknown else ": its weight")
         return Prediction("rejection", Estimate(math.inf, math.nan), None, None, False, note)
-    bound = sum(b for b in pool.log_upper.values() if b is not None)
     share = (pool.psi - bound).clamp_max(0.0).exp() * pool.log_ratio.exp()
     acceptance, error = float(share.mean()), float(share.std()) / math.sqrt(len(share))
     if acceptance == 0:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ppl_align.errors import InputError
 from ppl_align.inspection.pool import Pool
@@ -24,7 +25,7 @@ class PriorReward:
     """One reward under the prior (given the hard constraints), in reward units; rejections (-inf) and None aside.
 
     ``applies``, ``rejected``: shares of the draws   ``ties``: share of the most frequent value
-    ``scale``: nats per unit   ``nats``: standard deviation of the log-factor"""
+    ``scale``: nats per unit (where it is drawn, its mean)   ``nats``: standard deviation of the log-factor"""
 
     name: str
     mean: Estimate
@@ -34,10 +35,7 @@ class PriorReward:
     rejected: float
     ties: float
     scale: float
-
-    @property
-    def nats(self) -> float:
-        return abs(self.scale) * self.sd
+    nats: float
 
 
 def prior_rewards(pool: Pool) -> list[PriorReward]:
@@ -54,9 +52,19 @@ def prior_rewards(pool: Pool) -> list[PriorReward]:
         else:
             nothing = (math.nan,) * len(QUANTILES)
             mean, sd, quantiles, ties = Estimate(math.nan, math.nan), math.nan, nothing, math.nan
+        scale, nats = _strength(pool, name, sd)
         applies, rejected = (float((w.relative * which).mean()) for which in (~r.isnan(), r.isneginf()))
-        found.append(PriorReward(name, mean, sd, quantiles, applies, rejected, ties, pool.scales[name]))
+        found.append(PriorReward(name, mean, sd, quantiles, applies, rejected, ties, scale, nats))
     return found
+
+
+def _strength(pool: Pool, name: str, sd: float) -> tuple[float, float]:
+    """What a unit of a reward is worth, and the standard deviation of its log-factor, both nats."""
+    scale = pool.scales[name]
+    if not isinstance(scale, Tensor):
+        return scale, abs(scale) * sd
+    factor = pool.factors[name].masked_fill(~pool.rewards[name].isfinite(), math.nan)
+    return float(scale.mean()), math.sqrt(max(pool.base.covariance(factor, factor).value, 0.0))
 
 
 @dataclass(frozen=True)
@@ -139,10 +147,9 @@ def _hits(pool: Pool, name: str, happens: Callable[[str], bool]) -> torch.Tensor
 
 def _at_most(pool: Pool, w: Weighted, prior: float) -> float:
     """p*(A) = E_p0[w 1_A] / Z <= p0(A) sup w / Z; NaN where w has no known bound, or this one says nothing."""
-    bounds = [bound for bound in pool.log_upper.values() if bound is not None]
-    if len(bounds) < len(pool.log_upper):
+    if pool.log_bound is None:
         return math.nan
-    most = prior * math.exp(min(sum(bounds) - w.log_evidence.value, 700.0))
+    most = prior * math.exp(min(pool.log_bound - w.log_evidence.value, 700.0))
     return most if most < 1 else math.nan
 
 

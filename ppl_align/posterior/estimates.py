@@ -144,7 +144,7 @@ def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | No
         raise InputError(f"mean({what!r}): no such number{hint}; there are {', '.join(known)}")
     if of is not None and of not in posterior.particles:
         raise InputError(f"mean(of={of!r}): no such site; there are {', '.join(posterior.particles)}")
-    values = what(posterior.particles) if of is None else _each(what, posterior.particles[of], shape)
+    values = what(posterior.particles) if of is None else _each(what, of, posterior.particles[of], shape)
     values = torch.as_tensor(values).double()
     if values.shape != shape:
         raise InputError(
@@ -154,7 +154,11 @@ def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | No
     return values
 
 
-def _each(f: Callable[[Any], Any], site: Completion | Tensor, shape: torch.Size) -> Tensor:
+def _each(f: Callable[[Any], Any], name: str, site: Completion | Tensor, shape: torch.Size) -> Tensor:
+    if isinstance(site, Completion) and site.shape != shape:
+        raise InputError(
+            f"mean(f, of={name!r}): each particle has {list(site.shape[len(shape) :])} texts there, one for each "
+            f"element of a plate: say how to sum them up, mean(lambda particles: ...) of shape {list(shape)}"
+        )
     elements = site.texts() if isinstance(site, Completion) else list(site.reshape(-1, *site.shape[len(shape) :]))
-    results = torch.tensor([float(f(element)) for element in elements], dtype=torch.float64)
-    return results.reshape(site.shape if isinstance(site, Completion) else shape)
+    return torch.tensor([float(f(element)) for element in elements], dtype=torch.float64).reshape(shape)

@@ -27,10 +27,15 @@ class Posterior:
 
     ``engine``, ``config``, ``seed``, ``model``, ``lm``   where it comes from (all JSON-able)
     ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N``
-    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]
-    ``rewards``      by reward: raw r [R, N], NaN where it does not apply; ``scales``: nats per unit (weight / beta)
+    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]; inside of
+                     plates their dimensions follow, as Pyro has them
+    ``plates``       the names of these dimensions by site, leftmost first; None for one that is no plate's
+    ``rewards``      by reward: raw r [R, N], NaN where it does not apply
+    ``scales``       by reward: nats per unit, weight / beta, [R, N] (given as a number: the same for all; in a plate:
+                     the mean over its elements); ``drawn_scales``: rewards for which it may differ from draw to draw
     ``targets``      the mean that a reward is to have, where the program promises one (``moment_constraint``)
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
+    ``log_upper``    by the same names: the largest value the log-factor could take, [R, N] nats; +inf where not known
     ``log_prior``    by latent site: log p0 [R, N]
     ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
@@ -49,7 +54,7 @@ class Posterior:
     log_weight: Tensor
     particles: Mapping[str, Completion | Tensor]
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
-    scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
     targets: Mapping[str, float] = field(default_factory=dict)
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     log_prior: Mapping[str, Tensor] = field(default_factory=dict)
@@ -67,6 +72,12 @@ class Posterior:
     environment: tuple[str, ...] = ()
     optimism: Optimism | None = None
     guide: Any = None
+    log_upper: Mapping[str, Tensor] = field(default_factory=dict)
+    drawn_scales: tuple[str, ...] = ()
+    plates: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scales = {name: _each(scale, self.log_weight.shape) for name, scale in self.scales.items()}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -196,3 +207,9 @@ class Posterior:
 
     def __repr__(self) -> str:
         return self.summary()
+
+
+def _each(scale: float | Tensor, shape: torch.Size) -> Tensor:
+    """A number as a tensor with one value for each particle."""
+    value = torch.as_tensor(scale, dtype=torch.float64)
+    return value if value.dim() else value.expand(shape).clone()

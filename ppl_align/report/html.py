@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 
@@ -118,7 +119,8 @@ def _shades(run: Posterior, name: str) -> Any:
     values = run.rewards[name][(run.weights > 0) & run.rewards[name].isfinite()].numpy()
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     # a negative scale means that the program wants little of it
-    wants_more = run.scales.get(name, 1.0) >= 0
+    scale = torch.as_tensor(run.scales.get(name, 1.0)).expand(run.weights.shape)
+    wants_more = float((run.weights * scale).sum()) >= 0
 
     def style(value: float) -> str:
         if is_missing(value) or not np.isfinite(value) or high - low < 1e-12:
