@@ -123,6 +123,7 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
     from ppl_align.diagnostics import decisions, diversity, evidence, weights
+    from ppl_align.posterior.unstated import unstated
 
     replicates, particles = posterior.log_weight.shape
     what = ", ".join(posterior.completions) or "latents"
@@ -153,6 +154,7 @@ def paragraph(posterior: Posterior) -> str:
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
             f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
         )
+    parts += [f"± ?: {line}." for line in unstated(posterior)]
     parts += [f"Warning: {line}." for line in posterior.warnings]
     if posterior.optimism is not None:
         parts.append(f"It conditions the world as well: {posterior.optimism}.")
