@@ -18,6 +18,7 @@ from ppl_align.engines import optimism
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
+from ppl_align.posterior.origin import note_provenance
 from ppl_align.runs import run_memory, speaking
 from ppl_align.seeds import cuda_devices, mix
 
@@ -68,6 +69,7 @@ class Engine(ABC):
             posterior.cost = cost
             posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
             posterior.config = self.describe()
+            note_provenance(posterior, model, args, kwargs)
             note_findings(posterior, getattr(self, "proposal", None))
             if speaking() and posterior.environment and posterior.target == "posterior":
                 with isolated(mix(seed, "optimism")):

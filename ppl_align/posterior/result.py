@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
+    from ppl_align.provenance import Provenance
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +42,8 @@ class Posterior:
                      left as it is. Then all weights are equal and there is no log evidence (NaN)
     ``environment``  the sites among ``particles`` at which the world answers
     ``optimism``     of a run that conditioned them: what it believes and what it would get
+    ``provenance``   versions, language models (fingerprints), digests of program and arguments, seed, command; None in
+                     files of older versions
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved
     """
 
@@ -65,6 +68,7 @@ class Posterior:
     target: Literal["posterior", "decision"] = "posterior"
     environment: tuple[str, ...] = ()
     optimism: Optimism | None = None
+    provenance: Provenance | None = None
     guide: Any = None
 
     @property

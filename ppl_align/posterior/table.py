@@ -163,4 +163,6 @@ def paragraph(posterior: Posterior) -> str:
         f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "
         f"{cost.reward_calls:,} reward calls, {cost.seconds:.1f} s."
     )
+    if posterior.provenance is not None:
+        parts.append(f"Made with {posterior.provenance.line}.")
     return " ".join(parts)

@@ -91,6 +91,8 @@ def headline(compared: Comparison) -> list[str]:
     for name, bounds in reference["evidence_bounds"].items():
         low, high = (with_error(bounds[side], bounds[f"{side}_error"]) for side in ("lower", "upper"))
         lines.append(f"log Z between {low} and {high} ({name}, one exact draw of {bounds['retained']} retained)")
+    if reference.get("differ"):
+        lines.append(f"beware: {reference['differ']}")
     return lines + unstated_of(compared.runs)
 
 
