@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 _DIGITS = 16
-_WHOLE = 2**16  # elements: of larger tensors a sample of this many is read
+_WHOLE = 2**14  # elements: of larger tensors only a sample is read
+_SAMPLE = 2**10
 _DEEPEST = 8  # objects inside one another
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _GOLDEN = 0.6180339887498949
@@ -114,30 +115,35 @@ def _array(value: np.ndarray, above: tuple[int, ...]) -> Iterator[bytes]:
 
 
 def tensors(named: Mapping[str, Any]) -> Iterator[bytes]:
-    """Names, types and shapes, and the numbers: all of small tensors, of each large one a sample spread over it.
+    """Names, types and shapes, and the numbers: all of small tensors, of each large one a sample spread over it."""
+    yield from (line.encode() for line in table(named))
+    yield sampled(named).numpy().tobytes()
 
-    One transfer from the device, however many there are."""
-    samples: list[Tensor] = []
-    for name, tensor in sorted(named.items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        if not tensor.is_meta and tensor.numel():
-            samples.append(_sample(tensor.detach()))
-    for device in sorted({str(sample.device) for sample in samples}):
-        yield torch.cat([sample for sample in samples if str(sample.device) == device]).cpu().numpy().tobytes()
+
+def table(named: Mapping[str, Any]) -> list[str]:
+    """A line for each tensor, as the header of a safetensors file has it: name, type, shape."""
+    held = sorted(named.items(), key=lambda pair: pair[0])
+    return [f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in held if isinstance(tensor, Tensor)]
+
+
+def sampled(named: Mapping[str, Any]) -> Tensor:
+    """Those numbers [n], float64, which holds those of any smaller type exactly; in one transfer from each device."""
+    samples: dict[torch.device, list[Tensor]] = {}
+    for _, tensor in sorted(named.items()):
+        if isinstance(tensor, Tensor) and not tensor.is_meta and tensor.numel():
+            samples.setdefault(tensor.device, []).append(_sample(tensor.detach()))
+    return torch.cat([torch.cat(parts).cpu() for parts in samples.values()] or [torch.zeros(0, dtype=torch.float64)])
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Numbers of a tensor as the bytes of float64, which holds those of any smaller type exactly."""
     flat = tensor.reshape(-1)
     if len(flat) > _WHOLE:
         # Multiples of the golden ratio: spread evenly, and never in step with the rows of a matrix.
-        places = (torch.arange(_WHOLE // 16, dtype=torch.float64) * _GOLDEN).frac() * len(flat)
+        places = (torch.arange(_SAMPLE, dtype=torch.float64) * _GOLDEN).frac() * len(flat)
         flat = flat[places.long().to(flat.device)]
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
-    return flat.double().contiguous().view(torch.uint8)
+    return flat.double()
 
 
 # -- source -----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ppl_align.digests import digest
 from ppl_align.lm.base import LM
 from ppl_align.lm.base_names import portable
-from ppl_align.lm.fingerprint import fingerprint, parts
+from ppl_align.lm.fingerprint import of_parts, parts
 
 _VERSIONS = {
     "torch": "torch",
@@ -54,13 +54,13 @@ class LMRecord:
     @classmethod
     def of(cls, lm: LM) -> LMRecord:
         """What is to be said of an LM as it is now."""
-        inside = _members(lm)
+        inside, found = _members(lm), parts(lm)
         tensor = _some_tensor(lm)
         return cls(
             name=public_name(lm),
             kind=type(lm).__name__,
-            fingerprint=fingerprint(lm),
-            parts=parts(lm),
+            fingerprint=of_parts(found),
+            parts=found,
             device=_device(lm.device),
             dtype="" if tensor is None else str(tensor.dtype).removeprefix("torch."),
             adapter=_adapter(getattr(lm, "model", None)),
@@ -163,7 +163,7 @@ def _different(one: Provenance, other: Provenance) -> Iterator[str]:
 
 def _in_what(one: LMRecord, other: LMRecord) -> str:
     same = {p for p in one.parts if one.parts[p] == other.parts.get(p)}
-    odd = [part for part in {**one.parts, **other.parts} if part not in same and part != "files"]
+    odd = [part for part in {**one.parts, **other.parts} if part not in same | {"files", "rounded"}]
     types = f" ({one.dtype} and {other.dtype})" if one.dtype != other.dtype else ""
     return (" and ".join(odd) or "fingerprint") + types + f", {one.fingerprint} and {other.fingerprint}"
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ppl_align.digests import digest
+from ppl_align.digests import digest, sampled, table
 from ppl_align.runs import remembered
 
 if TYPE_CHECKING:
@@ -32,21 +32,30 @@ _LARGEST_HEADER = 2**27  # bytes, the limit of the format
 
 def fingerprint(lm: LM) -> str:
     """See :attr:`ppl_align.lm.base.LM.fingerprint`."""
-    return digest({part: value for part, value in parts(lm).items() if part != "files"})
+    return of_parts(parts(lm))
+
+
+def of_parts(found: Mapping[str, str]) -> str:
+    """The fingerprint of an LM that has these :func:`parts`."""
+    return digest({part: value for part, value in found.items() if part not in ("files", "rounded")})
 
 
 def parts(lm: LM) -> dict[str, str]:
     """Digests of what the fingerprint is made of, by name.
 
-    ``files`` (the headers of the safetensors files, where the weights came from some) does not enter the fingerprint:
-    the same weights may lie in one file or in several."""
+    Two do not enter the fingerprint itself. ``files``: the headers of the safetensors files, where the weights came
+    from some, since the same weights may lie in one file or in several. ``rounded``: the weights to the precision of
+    bfloat16, which is the same for a network that was read in float32 and in bfloat16."""
     network = getattr(lm, "model", None)
     if not isinstance(network, nn.Module):
         return {"definition": digest(type(lm).__qualname__, _definition(lm))}
+    weights = network.state_dict()
+    numbers = sampled(weights)
     found = {
         "config": digest(type(lm).__qualname__, _config(network), list(lm.eos_ids)),
         "tokenizer": _tokenizer(lm),
-        "weights": digest(network),
+        "weights": digest([*table(weights), numbers.numpy().tobytes()]),
+        "rounded": digest(numbers.bfloat16().double().numpy().tobytes()),
     }
     files = _headers(network)
     return found | {"files": files} if files else found
