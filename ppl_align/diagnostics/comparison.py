@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.diagnostics.scales import differing_scales, scales
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
+from ppl_align.provenance import differences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +81,9 @@ class Comparison:
             "advice": asdict(self.advice),
             "reference": self.reference,
             "runs": {
-                name: row | {"config": dict(run.config), "seed": run.seed, "cost": run.cost.as_dict()}
+                name: row
+                | {"config": dict(run.config), "seed": run.seed, "cost": run.cost.as_dict()}
+                | {"provenance": None if run.provenance is None else run.provenance.as_dict()}
                 for (name, row), run in zip(self.rows.items(), self.runs.values(), strict=True)
             },
             "columns": {c.key: c.meaning for c in self.columns},
@@ -126,6 +130,9 @@ def compare(runs: Runs) -> Comparison:
     """
     named = _named(runs)
     _same_target(named)
+    differ = differences({name: run.provenance for name, run in named.items()})
+    if differ is not None:
+        warnings.warn(differ, UserWarning, stacklevel=2)
     conditioned, decided = decisions.split(named)
     best = best_run(conditioned) if conditioned else decisions.best(decided)
     top = evidence.best_log_evidence(named.values())
@@ -137,6 +144,7 @@ def compare(runs: Runs) -> Comparison:
         "posterior_entropy": diversity.posterior_entropy(named[best]),
         "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
         "evidence_bounds": _evidence_bounds(conditioned),
+        "differ": differ,
         "optimism": None if named[best].optimism is None else str(named[best].optimism),
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": named[best].model,

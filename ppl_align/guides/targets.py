@@ -33,9 +33,11 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice about modules that this model does not have
-                return peft.get_peft_model(twin_of(model), config).eval()
+                adapted = peft.get_peft_model(twin_of(model), config).eval()
         except (ValueError, TypeError, AttributeError):  # peft's default does not fit this network
             continue
+        config.base_model_name_or_path = base  # peft puts the folder in its place that the network was read from
+        return adapted
     raise InputError(f'guide="lora" finds no linear layer in {name} that it could adapt: use guide="head"')
 
 

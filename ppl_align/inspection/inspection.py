@@ -26,6 +26,7 @@ from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
+from ppl_align.progress import Report, reporting
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
@@ -135,7 +136,7 @@ def inspect(
     num_prefixes: int = 16,
     num_continuations: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: bool | Report | None = None,
     **kwargs: Any,
 ) -> Inspection:
     """Look at the target of ``model(*args, **kwargs)`` before any inference, with draws of its prior.
@@ -145,6 +146,8 @@ def inspect(
     ``events``      by name, functions of one text: probability before and after, ``{"food": lambda t: "eat" in t}``
     ``goal``        effective draws that the costs are predicted for
     ``num_prefixes``, ``num_continuations``   for the KL along the text, at five cuts; ``num_prefixes=0`` leaves it out
+
+    ``progress``    True for a bar on a terminal or in a notebook; or a function of (done, total, note)
 
     Same seed, same result; the global random numbers are left alone. Raises ``InputError`` for what the user can
     mend, ``ModelError`` for programs that engines cannot run, ``RewardError`` where a reward misbehaves.
@@ -156,8 +159,7 @@ def inspect(
         raise InputError("num_prefixes must be at least 2 (their spread is the error), or 0 to leave the profile out")
     if not callable(model):
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
-    tell = progress or (lambda done, total, note: None)
-    with run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
+    with reporting(progress, "inspect") as tell, run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
         expected = foreseen(Program(model, args, dict(kwargs), 1))
         pool = draw_pool(model, args, kwargs, num_draws, tell, expected)
         fewer = max(num_draws // SHARE, 2)

@@ -85,6 +85,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "target": posterior.target,
         "environment": text(list(posterior.environment)),
         "optimism": "" if posterior.optimism is None else posterior.optimism.to_json(),
+        "provenance": "" if posterior.provenance is None else posterior.provenance.to_json(),
         "sites": text(list(posterior.particles)),
         "terminal": text({name: list(site._terminal) for name, site in posterior.completions.items()}),
         "stop_text": text(_stop_texts(posterior)),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
+    from ppl_align.provenance import Provenance
 
 
 @dataclass(eq=False, repr=False)
@@ -47,6 +48,8 @@ class Posterior:
                      left as it is. Then all weights are equal and there is no log evidence (NaN)
     ``environment``  the sites among ``particles`` at which the world answers
     ``optimism``     of a run that conditioned them: what it believes and what it would get
+    ``provenance``   versions, language models (fingerprints), digests of program and arguments, seed, command; None in
+                     files of older versions
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved
     """
 
@@ -71,6 +74,7 @@ class Posterior:
     target: Literal["posterior", "decision"] = "posterior"
     environment: tuple[str, ...] = ()
     optimism: Optimism | None = None
+    provenance: Provenance | None = None
     guide: Any = None
     log_upper: Mapping[str, Tensor] = field(default_factory=dict)
     drawn_scales: tuple[str, ...] = ()

@@ -119,6 +119,7 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
     from ppl_align.diagnostics import decisions, diversity, evidence, weights
+    from ppl_align.posterior.unstated import unstated
 
     replicates, particles = posterior.log_weight.shape
     what = ", ".join(posterior.completions) or "latents"
@@ -149,6 +150,7 @@ def paragraph(posterior: Posterior) -> str:
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
             f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
         )
+    parts += [f"± ?: {line}." for line in unstated(posterior)]
     parts += [f"Warning: {line}." for line in posterior.warnings]
     if posterior.optimism is not None:
         parts.append(f"It conditions the world as well: {posterior.optimism}.")
@@ -157,4 +159,6 @@ def paragraph(posterior: Posterior) -> str:
         f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "
         f"{cost.reward_calls:,} reward calls, {cost.seconds:.1f} s."
     )
+    if posterior.provenance is not None:
+        parts.append(f"Made with {posterior.provenance.line}.")
     return " ".join(parts)

@@ -111,6 +111,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
         "completions": completions,
         "distinct": len(table),
         "config": config,
+        "provenance": "" if run.provenance is None else str(run.provenance),
     }
 
 

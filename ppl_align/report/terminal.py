@@ -21,6 +21,7 @@ from rich.text import Text
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
 from ppl_align.diagnostics.diversity import NUM_DRAWS
 from ppl_align.posterior.estimates import with_error
+from ppl_align.posterior.unstated import unstated_of
 
 if TYPE_CHECKING:
     from ppl_align.diagnostics.advisor import Advice
@@ -90,7 +91,9 @@ def headline(compared: Comparison) -> list[str]:
     for name, bounds in reference["evidence_bounds"].items():
         low, high = (with_error(bounds[side], bounds[f"{side}_error"]) for side in ("lower", "upper"))
         lines.append(f"log Z between {low} and {high} ({name}, one exact draw of {bounds['retained']} retained)")
-    return lines
+    if reference.get("differ"):
+        lines.append(f"beware: {reference['differ']}")
+    return lines + unstated_of(compared.runs)
 
 
 _LOG_DRAWS = math.log(NUM_DRAWS)
