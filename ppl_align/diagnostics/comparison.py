@@ -31,8 +31,8 @@ class Comparison:
 
     ``runs``       the posteriors, by name
     ``table``      pandas, one row per run; NaN where a number has no meaning. ``columns`` explains each
-    ``reference``  what all runs are held against: best run, its log Z, H(p*), prior means of the rewards; with exact
-                   draws among the runs, two-sided bounds on log Z
+    ``reference``  what all runs are held against: best run, its log Z, entropy of its completions, prior means of the
+                   rewards; with exact draws among the runs, two-sided bounds on log Z
     ``advice``     a verdict and its reasons
     """
 
@@ -134,6 +134,7 @@ def compare(runs: Runs) -> Comparison:
         "best_run": best,
         "best_log_evidence": top,
         "posterior_entropy": diversity.posterior_entropy(named[best]),
+        "posterior_entropy_is_lower_bound": diversity.is_bounded(named[best]),
         "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
         "evidence_bounds": _evidence_bounds(conditioned),
         "optimism": None if named[best].optimism is None else str(named[best].optimism),

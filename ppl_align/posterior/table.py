@@ -97,12 +97,17 @@ def _merge_spellings(frame: TextFrame, keys: list[str], rewards: list[str]) -> T
 
 
 def systematic(weights: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
-    """``n`` indices with E[count_i] = n w_i, |count_i - n w_i| < 1, in random order (Kitagawa 1996)."""
+    """``n`` indices with E[count_i] = n w_i, |count_i - n w_i| < 1, in random order (Kitagawa 1996).
+
+    The comb runs over the particles in random order: those of a table are sorted, and its teeth, as regular as they,
+    could all meet particles of one kind."""
+    order = generator.permutation(len(weights))
     points = (generator.random() + np.arange(n)) / n
-    cumulative = np.cumsum(weights)
+    cumulative = np.cumsum(weights[order])
     index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
     # Rounding may leave the last point beyond the last particle that carries weight.
-    return generator.permutation(np.minimum(index, np.flatnonzero(weights)[-1]))
+    index = np.minimum(index, np.flatnonzero(weights[order])[-1])
+    return generator.permutation(order[index])
 
 
 def draw_indices(posterior: Posterior, n: int, seed: int = 0) -> np.ndarray:
@@ -142,16 +147,18 @@ def paragraph(posterior: Posterior) -> str:
     distinct = diversity.distinct_completions(posterior)
     if posterior.exact:
         listed = posterior.config.get("candidates") is not None  # then the rest was not looked at
+        count = posterior.log_weight.isfinite().sum() if distinct is None else distinct
         parts.append(
-            f"Exact: {'the' if listed else 'all'} {distinct:.0f} {'listed ' if listed else ''}completions"
-            " of positive probability."
+            f"Exact: {'the' if listed else 'all'} {count:.0f} {'listed ' if listed else ''}"
+            f"{'values' if distinct is None else 'completions'} of positive probability."
         )
     elif deciding:
-        parts.append(f"{distinct:.1f} distinct completions per replicate.")
+        parts += [] if distinct is None else [f"{distinct:.1f} distinct completions per replicate."]
     else:
         parts.append(
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
-            f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
+            f"{weights.largest(posterior):.2g}"
+            + ("." if distinct is None else f", {distinct:.1f} distinct completions per replicate.")
         )
     parts += [f"Warning: {line}." for line in posterior.warnings]
     if posterior.optimism is not None:
