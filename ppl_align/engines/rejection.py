@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -200,13 +200,7 @@ class _Stream:
             self.kept.append((_pick(sweep.values, chosen), _pick(sweep.log_prior, chosen), _rows(execution, chosen)))
 
     def _check_bounds(self, execution: Execution) -> None:
-        for name, bound in execution.log_upper.items():
-            if bound is None:
-                raise InputError(_no_bound(name, execution))
-            # Rewards are held to their bounds where they are called.
-            if name not in execution.scales and bool((execution.factors[name] > bound + ROUNDING).any()):
-                most = float(execution.factors[name].max())
-                raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {bound:.4g}")
+        check_bounds(execution.log_upper, execution.factors, execution.scales)
         if self.log_upper not in (None, execution.log_upper):
             raise ModelError("the bounds of the rewards change from run to run: Rejection needs upper= to be constant")
         self.log_upper = {name: bound for name, bound in execution.log_upper.items() if bound is not None}
@@ -227,10 +221,25 @@ class _Stream:
         return _pick(_join(values), first), _pick(_join(log_priors), first), _rows(whole, first)
 
 
-def _no_bound(name: str, execution: Execution) -> str:
-    if name not in execution.scales:
+def check_bounds(
+    log_upper: Mapping[str, float | None], factors: Mapping[str, Tensor], scales: Mapping[str, float]
+) -> None:
+    """Has every factor a largest value, by name, and keeps it (``factors`` [P], nats)? ``scales``: of the rewards.
+
+    Raises ``InputError`` for one without, ``RunError`` for one that exceeds it."""
+    for name, bound in log_upper.items():
+        if bound is None:
+            raise InputError(_no_bound(name, scales))
+        # Rewards are held to their bounds where they are called.
+        if name not in scales and bool((factors[name] > bound + ROUNDING).any()):
+            most = float(factors[name].max())
+            raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {bound:.4g}")
+
+
+def _no_bound(name: str, scales: Mapping[str, float]) -> str:
+    if name not in scales:
         return f"factor {name!r} has no known largest value, which Rejection needs: write it as reward(..., upper=...)"
-    side, which = ("largest", "upper") if execution.scales[name] > 0 else ("smallest", "lower")
+    side, which = ("largest", "upper") if scales[name] > 0 else ("smallest", "lower")
     return f"reward {name!r}: Rejection needs its {side} value: reward(..., {which}=...)"
 
 
