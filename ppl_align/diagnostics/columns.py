@@ -157,3 +157,15 @@ def reward_column(name: str, target: float | None = None) -> Column:
         number(3),
         error=f"se[{name}]",
     )
+
+
+def guide_column(name: str) -> Column:
+    """The same reward in the draws of a trained guide as they are; a dash for runs that train none."""
+    return Column(
+        f"E_q[{name}]",
+        f"guide E[{name}]",
+        ANSWER,
+        "mean of the reward over the trained guide's own draws, without weights ± standard error: what you deploy",
+        number(3),
+        error=f"se_q[{name}]",
+    )

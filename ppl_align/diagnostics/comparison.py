@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, weights
+from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, policy, weights
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
-from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_column
+from ppl_align.diagnostics.columns import COLUMNS, Column, guide_column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
@@ -50,7 +50,8 @@ class Comparison:
     def columns(self) -> list[Column]:
         """What is printed, in order: rewards first, columns without any number left out."""
         targets = next(iter(self.runs.values())).targets
-        every = [*(reward_column(name, targets.get(name)) for name in self.rewards), *COLUMNS]
+        of_rewards = [c for name in self.rewards for c in (reward_column(name, targets.get(name)), guide_column(name))]
+        every = [*of_rewards, *COLUMNS]
         shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in self.rows.values())]
         rare = ("scored_tokens", "environment_calls")  # left out where nobody paid for them
         return [c for c in shown if c.key not in rare or bool((self.table[c.key] > 0).any())]
@@ -163,6 +164,7 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
     row: dict[str, Any] = {"engine": run.engine}
     for name in rewards:
         row[f"E[{name}]"], row[f"se[{name}]"] = run.mean(name)
+        row[f"E_q[{name}]"], row[f"se_q[{name}]"] = policy.own_mean(run, name) or (None, None)
     kl = evidence.kl_to_prior(run)
     elbo = evidence.elbo(run)
     rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]

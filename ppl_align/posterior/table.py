@@ -127,7 +127,7 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
-    from ppl_align.diagnostics import decisions, diversity, evidence, weights
+    from ppl_align.diagnostics import decisions, diversity, evidence, policy, weights
 
     replicates, particles = posterior.log_weight.shape
     what = ", ".join(posterior.completions) or "latents"
@@ -144,6 +144,9 @@ def paragraph(posterior: Posterior) -> str:
         + ("." if spread is None else f", spread {spread:.2g} over replicates."),
     ]
     parts += [f"E[{name}] = {posterior.mean(name)}." for name in posterior.rewards]
+    if not deciding and policy.is_trained(posterior):
+        own = ", ".join(f"E[{name}] = {policy.own_mean(posterior, name)}" for name in posterior.rewards)
+        parts += [f"The guide by itself has {own}."] if own else []
     distinct = diversity.distinct_completions(posterior)
     if posterior.exact:
         listed = posterior.config.get("candidates") is not None  # then the rest was not looked at
