@@ -67,9 +67,9 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
     out, _ = printed(capsys, *run)
     assert f"=> All 2 rows can be trusted. - {CAVEAT}" in out
     saved = json.loads((here / "out/comparison.json").read_text())
-    assert saved["advice"] == {"verdict": "All 2 rows can be trusted.", "reasons": [CAVEAT], "standing": "good"}
+    assert saved["advice"] == {"verdict": "All 2 rows can be trusted.", "reasons": [CAVEAT], "standing": "sound"}
     assert [row["row"] for row in saved["rows"]] == ["0", "1"]
-    assert saved["rows"][0]["comparison"]["advice"]["standing"] == "good"
+    assert saved["rows"][0]["comparison"]["advice"]["standing"] == "sound"
     assert "<b>All 2 rows can be trusted.</b>" in (here / "out/report.html").read_text()
     again, _ = printed(capsys, "compare", "out")
     assert again == out
@@ -95,9 +95,9 @@ def test_a_row_that_no_engine_finished_is_not_forgotten(here: Path, capsys: pyte
 
 
 def test_one_verdict_of_many() -> None:
-    good, bad = Advice("Use smc.", (CAVEAT,), "good"), Advice("No run can be trusted: few.", (), "bad")
-    assert over_rows({"0": good}) == Advice("The row can be trusted.", (CAVEAT,), "good")
-    assert over_rows({"0": None}).standing == over_rows({"0": good, "1": bad}).standing == "bad"
+    good, bad = Advice("Use smc.", (CAVEAT,), "sound"), Advice("No run can be trusted: few.", (), "unsound")
+    assert over_rows({"0": good}) == Advice("The row can be trusted.", (CAVEAT,), "sound")
+    assert over_rows({"0": None}).standing == over_rows({"0": good, "1": bad}).standing == "unsound"
     assert over_rows({"0": None}).verdict == "0 of 1 row can be trusted; without a result: row 0."
     many = over_rows({f"{i:02d}": bad for i in range(20)})
     assert many.verdict.endswith("rows 00, 01, 02, 03, 04, 05, 06, 07 and 12 more.")

@@ -291,7 +291,7 @@ def test_a_few_heavy_draws_beside_many_light_ones_are_few():
     assert weights.perplexity(run.log_weight) > 10
     (problem, *_) = [line for line in complaints(run, {"is": run}) if "effective" in line]
     assert problem == f"{1 / (share / share.sum()).square().sum():.1f} effective draws in all"
-    assert compare({"is": run}).advice.standing == "bad"
+    assert compare({"is": run}).advice.standing == "unsound"
 
 
 def test_a_mean_off_the_exact_one_is_said_in_words_and_rounding_is_not_said(runs):
@@ -330,8 +330,8 @@ def test_weights_alone_never_make_a_run_good():
         advice = compare([lonely]).advice
         assert advice.standing == "unconfirmed"
         assert "nothing confirms it" in advice.verdict
-    assert compare([importance(replicates=1, particles=2000), svi(particles=500)]).advice.standing == "good"
-    assert compare([importance(particles=500)]).advice.standing == "good"
+    assert compare([importance(replicates=1, particles=2000), svi(particles=500)]).advice.standing == "sound"
+    assert compare([importance(particles=500)]).advice.standing == "sound"
 
 
 def test_wide_spread_speaks_against_a_run():

@@ -133,7 +133,7 @@ def test_a_hidden_mode_is_invisible_without_exact_draws(hidden_runs):
     assert weights.ess(alone["importance"]) > 63
     assert complaints(alone["importance"], alone) == []
     compared = compare(alone)
-    assert compared.advice.standing == "good"
+    assert compared.advice.standing == "sound"
     assert "unseen" not in [column.key for column in compared.columns]
     assert any("No diagnostic here can see a mode" in reason for reason in compared.advice.reasons)
 
@@ -152,7 +152,7 @@ def test_exact_draws_reveal_it(hidden_runs):
         in found
     )
     assert compared.advice.verdict == "Use rejection: its 64 draws come from the posterior itself."
-    assert compared.advice.standing == "good"
+    assert compared.advice.standing == "sound"
     reasons = "\n".join(compared.advice.reasons)
     assert "No diagnostic here" not in reasons
     assert "beforehand that rejection's 64 exact draws all miss holds less than 4.6% (at 95%)." in reasons
@@ -264,7 +264,7 @@ def test_exact_draws_are_believed_and_stand_for_the_posterior():
     assert best_run(runs) == "rejection"
     assert advise(runs, "rejection").verdict.startswith("Importance sampling is enough here")
     assert best_run(runs | {"exact": exact()}) == "exact"
-    assert compare([rejection()]).advice.standing == "good"
+    assert compare([rejection()]).advice.standing == "sound"
     # an unlucky log Z, or replicates that differ, say nothing about what was drawn
     unlucky = rejection()
     unlucky.log_weight = unlucky.log_weight - 2.0

@@ -99,7 +99,7 @@ _LOG_DRAWS = math.log(NUM_DRAWS)
 
 def advice(given: Advice) -> RenderableType:
     """The verdict, and below it what it rests on."""
-    colour = {"good": "green", "unconfirmed": "yellow", "bad": "red"}[given.standing]
+    colour = {"sound": "green", "unconfirmed": "yellow", "unsound": "red"}[given.standing]
     verdict = Text("=> " + given.verdict, style=f"bold {colour}")
     return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
 
