@@ -181,7 +181,8 @@ def test_entropy_of_the_posterior(target):
     assert diversity.entropy_of_draws(exact()) <= min(entropy, math.log(100)) + 0.1
     run = importance()
     run.particles = {**run.particles, "theta": torch.randn(4, 64)}
-    assert diversity.posterior_entropy(run) is None
+    assert diversity.posterior_entropy(run) == pytest.approx(entropy, abs=0.5)
+    assert diversity.is_bounded(run)
 
 
 def test_diversity_of_a_collapsed_run():

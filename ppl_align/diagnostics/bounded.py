@@ -21,18 +21,22 @@ from ppl_align.posterior.prior import drew_from_prior
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
+_SAME = 1e-9  # nats
 _BETS = torch.logspace(-4, 0, 33, dtype=torch.float64)[:-1]
 
 
 def log_evidence_upper(run: Posterior, confidence: float = 0.95) -> float | None:
     """log Z is at most this, nats, with this confidence.
 
-    None where no bound is declared, and for draws that are not the prior's."""
-    bound = run.history.get("log_upper")
-    if bound is None or run.draws_are_exact or not drew_from_prior(run):
+    None where a factor has no declared bound, where a drawn weight moves it, and for draws that are not the prior's."""
+    if not run.log_upper or run.draws_are_exact or not drew_from_prior(run):
         return None
-    weights = (run.log_weight.reshape(-1).double() - float(bound)).clamp_max(0.0).exp()
-    return float(bound) + math.log(upper_mean(weights, confidence))
+    total = sum(run.log_upper.values(), torch.zeros_like(run.log_weight))
+    bound = float(total.max())
+    if not math.isfinite(bound) or float(total.min()) < bound - _SAME:
+        return None
+    weights = (run.log_weight.reshape(-1).double() - bound).clamp_max(0.0).exp()
+    return bound + math.log(upper_mean(weights, confidence))
 
 
 def upper_mean(x: Tensor, confidence: float = 0.95) -> float:

@@ -215,9 +215,6 @@ def assemble(
             particles[name] = Completion(view(value), source.reshaped((*shape, *own)))
     if execution.answers:
         fields["history"] = {**fields.get("history", {}), "answers": dict(execution.answers)}
-    bound = _log_upper(execution)
-    if bound is not None:
-        fields["history"] = {**fields.get("history", {}), "log_upper": bound}
     lm_names = sorted({source.lm.name for source in execution.sources.values()})
     return Posterior(
         engine="",
@@ -236,15 +233,6 @@ def assemble(
         plates=plates,
         **fields,
     )
-
-
-def _log_upper(execution: Execution) -> float | None:
-    """The largest log-likelihood that the program can have, nats; None where a factor has no known bound, or no factor
-    is there to bound."""
-    known = [torch.as_tensor(bound) for bound in execution.log_upper.values() if bound is not None]
-    if not known or len(known) < len(execution.log_upper):
-        return None
-    return float(sum(known, torch.zeros(())).max())
 
 
 def all_dead(where: str, execution: Execution, hint: str = "") -> str:

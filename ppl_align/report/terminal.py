@@ -81,7 +81,8 @@ def headline(compared: Comparison) -> list[str]:
             "under the prior: " + ", ".join(f"E[{name}] = {number(3)(value)}" for name, value in known.items())
         )
     entropy = reference["posterior_entropy"]
-    about = "" if entropy is None else f", with {entropy:.2f} nats of entropy"
+    at_least = "at least " if reference["posterior_entropy_is_lower_bound"] else ""
+    about = "" if entropy is None else f", with {at_least}{entropy:.2f} nats of entropy"
     if entropy is not None and entropy > _LOG_DRAWS:
         about += f" ({NUM_DRAWS} draws can show {_LOG_DRAWS:.2f})"
     if compared.runs[reference["best_run"]].target == "posterior":
