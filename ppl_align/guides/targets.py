@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from ppl_align.errors import InputError
-from ppl_align.lm.adapter import twin_of
+from ppl_align.guides.stacked import activate, make_room
+from ppl_align.lm.twin import twin_of
 
 _FUSED = ("out_proj", "conv1d")  # fused kernels of state-space models read these weights past the adapter
 
@@ -33,9 +34,13 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice about modules that this model does not have
-                return peft.get_peft_model(twin_of(model), config).eval()
+                twin = twin_of(model)
+                before = make_room(twin, name)
+                adapted = peft.get_peft_model(twin, config).eval()
         except (ValueError, TypeError, AttributeError):  # peft's default does not fit this network
             continue
+        activate(adapted, before, model)
+        return adapted
     raise InputError(f'guide="lora" finds no linear layer in {name} that it could adapt: use guide="head"')
 
 
