@@ -92,7 +92,7 @@ def everything(model: nn.Module) -> list[object]:
                 found.append((key, value if isinstance(value, (bool, int, float, str)) else id(value)))
     for name, weight in (*model.named_parameters(), *model.named_buffers()):
         place = weight.data_ptr(), weight.device, weight.dtype, weight.requires_grad, weight._version, weight.grad
-        found.append((name, id(weight), place, weight.detach().flatten().tolist()))
+        found.append((name, id(weight), place, [] if weight.is_meta else weight.detach().flatten().tolist()))
     if hasattr(model, "config"):
         found.append(model.config.to_dict())
     return found

@@ -28,6 +28,8 @@ class HeadGuide(TokenGuide):
         unembedding = getattr(lm, "unembedding", None)
         if unembedding is None or lm.hidden_size is None:
             raise InputError(f'{lm.name} has no hidden states for guide="head": use guide="auto" or your own')
+        if unembedding.weight.is_meta:
+            raise InputError(f'guide="head" reads the unembedding, and {lm.name} keeps it on disk: use guide="auto"')
         self._unembed = [unembedding]  # in a list: frozen, and not a parameter of this guide
         size = unembedding.weight.shape[1]  # of what enters the unembedding, which may be narrower than the trunk
         noise = torch.randn(size, rank, device=lm.device)  # from the run's own random stream

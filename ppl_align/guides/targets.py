@@ -27,6 +27,10 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
     without a layer that could be adapted."""
     import peft
 
+    if any(weight.is_meta for weight in model.parameters()):
+        raise InputError(
+            f'guide="lora" trains beside weights in memory, and {name} keeps some on disk: use guide="head"'
+        )
     for targets in candidates(model):
         config = peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", base_model_name_or_path=base, target_modules=targets

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ppl_align.lm.prepack import PackedForward
@@ -116,6 +116,8 @@ class _State:
             if id(value) not in self.configs:
                 self.configs.add(id(value))
                 self._note(value.__dict__)
+        elif isinstance(value, Tensor) and value.is_meta:  # kept elsewhere: a new one after every forward
+            self.facts.append(value.shape)
         else:
             self.things.append(value)
 
