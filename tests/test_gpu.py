@@ -23,7 +23,7 @@ def on_gpu(kind: str = "llama", **options) -> CausalLM:
 def program_over(lm):
     def program():
         x = completion("x", lm, PROMPT, max_new_tokens=3)
-        reward("r", lambda t: 0.5 * (t == 2).double().sum(-1), x.tokens, bounds=(0.0, 3.0))
+        reward("r", lambda t: 0.5 * (t == 2).double().sum(-1), x.tokens, upper=3.0)
 
     return program
 
