@@ -50,6 +50,7 @@ class LMFeatures:
         return found
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        self.lm.follow()
         width = max(map(len, rows))
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.lm.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.lm.device)
