@@ -108,6 +108,7 @@ class ByLengthDecoder:
     def log_probs(self) -> Tensor:
         return log_normalise(self.logits)
 
+    @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> ByLengthDecoder:
         come_from = [self.at[parent] for parent in parents.tolist()]
         kept: list[CausalDecoder] = []

@@ -47,6 +47,7 @@ class UpTo:
     def hidden(self) -> Tensor | None:
         return self.decoder.hidden
 
+    @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> Decoder:
         self.rows = recompute.continued(self.rows, parents, tokens)
         if self.plan.anew(max(map(len, self.rows))):
