@@ -22,7 +22,7 @@ from ppl_align.lm.network import rope_kinds
 from ppl_align.lm.prepack import PackedForward
 
 VERIFIED = Path(__file__).with_name("verified.json")
-_NAMES = ("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
+_NAMES = ("architectures", "problem_type", "transformers_version", "dtype", "torch_dtype", "id2label", "label2id")
 
 
 def fingerprint(model: Any) -> str:
@@ -42,7 +42,7 @@ def fingerprint(model: Any) -> str:
 
 def _chooses(name: str, value: Any) -> bool:
     """Is a field of a config a choice between ways of working, rather than a size, an id or a name?"""
-    return name not in _NAMES and (value is None or isinstance(value, bool | str)) and not name.endswith("token_id")
+    return name not in _NAMES and not name.startswith("_") and isinstance(value, bool | str)
 
 
 def is_known(model: Any) -> bool:
@@ -73,7 +73,7 @@ def settings_of(model: Any) -> Hashable | None:
         return None
     weight = next(model.parameters())
     classes = tuple(type(module) for module in model.modules())
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _NAMES}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NAMES and name[:1] != "_"}
     attention = getattr(model.config, "_attn_implementation", None)
     said = json.dumps(config, sort_keys=True, default=str)
     return classes, said, attention, weight.dtype, weight.device.type, torch.get_num_threads()

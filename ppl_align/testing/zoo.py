@@ -15,6 +15,7 @@ from ppl_align.errors import InputError
 from ppl_align.testing.zoo_attention import ATTENTION
 from ppl_align.testing.zoo_configs import Entry
 from ppl_align.testing.zoo_others import OTHERS
+from ppl_align.testing.zoo_released import RELEASED
 
 ZOO: dict[str, Entry] = {**ATTENTION, **OTHERS}
 """Model type and config by name."""
@@ -23,12 +24,12 @@ ZOO: dict[str, Entry] = {**ATTENTION, **OTHERS}
 def network(name: str, seed: int = 0) -> Any:
     """A frozen random network in float32, peaked enough that every token of a prefix matters.
 
-    Raises ``InputError`` for a name that is not in the :data:`ZOO`."""
+    Raises ``InputError`` for a name that is neither in the :data:`ZOO` nor in :data:`RELEASED`."""
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    if name not in ZOO:
+    if name not in (known := {**ZOO, **RELEASED}):
         raise InputError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
-    kind, settings = ZOO[name]
+    kind, settings = known[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
