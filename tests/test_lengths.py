@@ -15,6 +15,7 @@ from ppl_align.errors import UnsupportedModelError
 from ppl_align.lm import verify
 from ppl_align.lm.lengths import lengths, longest_text, turns, windows
 from ppl_align.lm.plan import Plan
+from ppl_align.preferences.features import LMFeatures
 from ppl_align.testing.held import alone, decoding_error, scoring_error
 from ppl_align.testing.zoo import network, peak
 
@@ -104,14 +105,30 @@ def test_rotary_switches_end_the_cache_unasked(name: str):
         assert max(decoding_error(lm), scoring_error(lm)) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["roberta-decoder", "mpt", "gpt2", "opt", "bart-decoder", "biogpt", "ctrl"])
+@torch.no_grad()
+def test_the_longest_text_is_one_that_the_network_can_read(name: str):
+    model = network(name)
+    longest = longest_text(model)
+    assert 100 < longest <= 128
+    assert model(torch.ones(1, longest, dtype=torch.long).mul(3)).logits.shape[1] == longest
+
+
+def test_features_of_a_text_do_not_depend_on_what_is_beside_it():
+    lm = CausalLM(network("phi3-longrope8"))
+    features = LMFeatures(lm)
+    short, long = (3, 4, 5), tuple(range(3, 15))
+    torch.testing.assert_close(features._forward([short, long])[0], features._forward([short])[0])
+
+
 def test_lengths_are_read_from_any_config():
     for name, window in (("gpt_neo", 4), ("llama4_text", 4), ("recurrent_gemma", 4), ("mamba2", 4), ("gemma2", 4)):
         assert window in windows(network(name).config, 128), name
     assert windows(network("llama").config, 128) == turns(network("llama").config) == []
     assert windows(network("mistral-slide4").config, 4) == [], "no text is as long"
     assert turns(network("llama-dynamic-ntk").config) == turns(network("phi3-longrope8").config) == [8]
-    assert longest_text(network("llama-dynamic-ntk").config) == 32
-    assert longest_text(network("bloom").config) is None
+    assert longest_text(network("llama-dynamic-ntk")) == 32
+    assert longest_text(network("bloom")) is None
     assert "max_position_embeddings" in lengths(network("llama").config)
 
 

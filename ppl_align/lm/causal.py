@@ -46,14 +46,16 @@ class CausalLM(LM):
                       has learned becomes part of the prior
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
                       only those that are frozen when it is given
-    ``verify``        compare a few tokens with forwards without a cache (:mod:`ppl_align.lm.verify`; float32 only)
+    ``verify``        find out how it must be read (``plan``): a few tokens against forwards without a cache
+                      (:mod:`ppl_align.lm.verify`); False takes its cache on trust
     other keywords    passed to ``from_pretrained``; ``revision, token, subfolder, cache_dir, local_files_only`` and
                       ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
     Raises ``WeightsNotFound`` where the weights are neither here nor reachable, ``InputError`` for an adapter that does
-    not fit them, ``UnsupportedModelError`` for a network that the cache reads wrongly.
+    not fit them, ``UnsupportedModelError`` for what is no prior, or differs from itself however it is read. Warns where
+    a network is right without its cache only.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class CausalLM(LM):
         self.unembedding: nn.Module = model.get_output_embeddings()
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
-        self.max_length = longest_text(config)
+        self.max_length = longest_text(model)
         settings = (tokenizer, getattr(model, "generation_config", None), config, model.config)
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from torch import nn
+
 from ppl_align.lm.network import rope_kinds, rope_settings
 
 _LENGTH = re.compile(
@@ -59,11 +61,16 @@ def windows(config: Any, longest: int | None) -> list[int]:
     return sorted(length for length in found if length > 1 and (longest is None or length < longest))
 
 
-def longest_text(config: Any) -> int | None:
-    """How many tokens a network reads at most, as its config says; None: it says nothing."""
-    limit = getattr(config, "max_position_embeddings", None)
+def longest_text(model: Any) -> int | None:
+    """How many tokens a network reads at most, as its config and its table of positions say; None: they say nothing."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     if not isinstance(limit, int) or limit < 1:
         return None
+    for name, table in model.named_modules():
+        # in RoBERTa and its kin the first rows of the table are for padding
+        if "position" in name and isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            limit = min(limit, table.num_embeddings - table.padding_idx - 1)
     stretched = [said for kind, said in rope_settings(config) if kind == "dynamic"]
     return int(limit * max([1.0, *(float(said.get("factor") or 1.0) for said in stretched)]))
 

@@ -33,7 +33,7 @@ def call(lm: CausalLM, ids: Tensor, keep: int, **more: Any) -> tuple[Tensor, Ten
     finally:
         hook.remove()
     hidden = seen[0] if seen and seen[0].dim() == 3 else logits[..., :0]
-    return logits[:, -keep:], hidden[:, -keep:]
+    return logits[:, -keep:].to(ids.device), hidden[:, -keep:].to(ids.device)
 
 
 def keeps_few(lm: CausalLM) -> bool:
