@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem,
 
 STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
 ENOUGH_GREENS, MOST_RUNS = 59, 3000
-LONE = ("importance", "smc")
+LONE, BOTH = ("importance", "smc"), "both"
 _EACH = 10  # runs of a problem
 _PROBLEMS: dict[Kind, int] = {"graded": 40, "rare": 20}  # of a round
 
@@ -35,10 +35,9 @@ class Stratum:
     deserving: int = 0
     kept: int = 0
 
-    @property
-    def settled(self) -> bool:
+    def settled(self, most: int) -> bool:
         """No more runs are needed."""
-        return self.greens >= ENOUGH_GREENS or self.runs >= MOST_RUNS
+        return self.greens >= ENOUGH_GREENS or self.runs >= most
 
     @property
     def limit(self) -> float:
@@ -53,7 +52,7 @@ class Stratum:
 
 @dataclass
 class Greens:
-    """By ``(diagnostic, kind, stratum)``; ``seeds``: of the problems."""
+    """By ``(diagnostic, kind, stratum)``."""
 
     strata: dict[tuple[str, str, int], Stratum] = field(default_factory=dict)
 
@@ -61,6 +60,19 @@ class Greens:
         """The counts a run at this distance belongs to."""
         at = next(i for i, (low, high) in enumerate(STRATA) if low <= distance < high)
         return self.strata.setdefault((diagnostic, kind, at), Stratum())
+
+    def add(self, other: Greens) -> None:
+        """Counts add up."""
+        for key, counts in other.strata.items():
+            mine = self.strata.setdefault(key, Stratum())
+            for name, count in vars(counts).items():
+                setattr(mine, name, getattr(mine, name) + count)
+
+    def unsettled(self, kind: str, most: int) -> set[int]:
+        """The strata in which a diagnostic has seen neither enough greens nor ``most`` runs."""
+        seen = {(d, at): s for (d, k, at), s in self.strata.items() if k == kind}
+        every = [(d, at) for d in (*LONE, BOTH) for at in range(len(STRATA))]
+        return {at for d, at in every if not seen.get((d, at), Stratum()).settled(most)}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -90,10 +102,11 @@ def _known(error: float) -> float:
     return 0.0 if math.isnan(error) else error
 
 
-def round_of(seed: int, kind: Kind, particles: int, replicates: int, found: Greens, wanted: set[int]) -> None:
+def round_of(seed: int, kind: Kind, particles: int, replicates: int, wanted: Sequence[int]) -> Greens:
     """One round of random problems, each run ten times by every engine, judged alone and together.
 
     ``wanted``: the strata that need more runs."""
+    found = Greens()
     rng = np.random.default_rng([seed, len(kind)])
     for at in range(_PROBLEMS[kind]):
         kl = math.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST)))
@@ -102,6 +115,7 @@ def round_of(seed: int, kind: Kind, particles: int, replicates: int, found: Gree
             truth = problem(kind, 1_000_000 + 1000 * seed + at, kl)
             for runs in _runs(truth, particles, replicates, seed):
                 _judge(runs, truth, found)
+    return found
 
 
 def _runs(truth: Problem, particles: int, replicates: int, seed: int) -> Iterator[dict[str, Posterior]]:
@@ -115,8 +129,8 @@ def _runs(truth: Problem, particles: int, replicates: int, seed: int) -> Iterato
 
 
 def _judge(runs: Mapping[str, Posterior], truth: Problem, found: Greens) -> None:
-    for diagnostic in (*LONE, "both"):
-        shown = {name: run for name, run in runs.items() if diagnostic in (name, "both")}
+    for diagnostic in (*LONE, BOTH):
+        shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
         advice = advise(shown, best_run(shown))
         stands = advice.use or best_run(shown)
         wrong = is_wrong(shown[stands], truth)

@@ -1,0 +1,87 @@
+"""The tables of ``make honesty`` as a page of Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from ppl_align.testing.honesty.coverage import ESTIMANDS, REPLICATES, Cells
+from ppl_align.testing.honesty.greens import STRATA, Greens
+
+_WORDS = """# How often what is stated is true
+
+Written by `{command}`. Truth is exact: every problem is a Markov prior whose log Z, E[r] and KL follow from a
+recursion (`ppl_align/testing/honesty/problems.py`, which shares no code with the engines).
+
+## Error bars
+
+A nominal 95% interval, `estimate.interval(0.95)`, given that one is stated: six problems a row, KL(p*||p0) from .05 to
+5 nats, {seeds} seeds ({svi_seeds} for SVI), {particles} particles a replicate. In brackets the 99.9% Clopper-Pearson
+interval of the coverage; a cell holds if it meets [.92, .98]. *Stated*: in what share of the runs there is an interval
+at all; *of 100*: of those runs that have 100 effective draws or more by the exact weights.
+"""
+
+_GREENS = """
+## Green lights
+
+`compare(...).advice.standing` is "sound", and the run that it names is *false*: log Z is off by more than .3 nats and
+three stated errors, or by more than 1 nat; or E[r] by more than three errors and 10% of what conditioning moves it, or
+by more than 30% of that. {replicates} replicates of {particles} particles; random problems of V 5 to 20, T 6 to 40, KL
+log-uniform from .05 to 20 nats, a third with declared bounds, until a row has 59 greens or {most} runs. *At most*: the
+upper 95% limit of the false share. *Kept*: of the runs that are not false and have 100 effective draws by the exact
+weights, the share that is green.
+"""
+
+
+def page(command: str, coverage: Mapping[tuple[str, str], Cells], greens: Greens, settings: Mapping[str, int]) -> str:
+    """Both tables, and what fails in them."""
+    lines = [_WORDS.format(command=command, **settings)]
+    lines += ["| engine | reward | R | estimand | coverage | | stated | of 100 |", "|---|---|---|---|---|---|---|---|"]
+    lines += _coverage(coverage)
+    found = [cell.coverage for cells in coverage.values() for cell in cells.cells.values() if cell.stated]
+    if found:
+        lines += ["", f"Mean over the {len(found)} cells: {sum(found) / len(found):.3f}."]
+    lines += [_GREENS.format(**settings)]
+    lines += [
+        "| runs | reward | KL, nats | runs | green | false | at most | | kept |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *_greens(greens),
+    ]
+    deserving = sum(s.deserving for s in greens.strata.values())
+    if deserving:
+        kept = sum(s.kept for s in greens.strata.values())
+        lines += ["", f"Kept over all: {kept} of {deserving}, {kept / deserving:.0%}."]
+    return "\n".join(lines) + "\n"
+
+
+def _coverage(coverage: Mapping[tuple[str, str], Cells]) -> Iterator[str]:
+    for (engine, kind), cells in coverage.items():
+        for size in REPLICATES:
+            for name in ESTIMANDS:
+                cell = cells.cells.get((size, name))
+                if cell is None:
+                    continue
+                start = f"| {engine} | {kind} | {size} | {name} "
+                many = f"{cell.many_stated / cell.many:.0%} of {cell.many}" if cell.many else "-"
+                share = f"{cell.stated / cell.runs:.0%} of {cell.runs}"
+                if not cell.stated:
+                    yield f"{start}| - | | {share} | {many} |"
+                    continue
+                low, high = cell.interval()
+                yield (
+                    f"{start}| {cell.coverage:.3f} [{low:.3f}, {high:.3f}] | {_said(cell.holds)} | {share} | {many} |"
+                )
+
+
+def _greens(greens: Greens) -> Iterator[str]:
+    for (diagnostic, kind, at), s in sorted(greens.strata.items()):
+        low, high = STRATA[at]
+        where = f"above {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+        limit = f"{s.limit:.1%}" if s.greens else "-"
+        kept = f"{s.kept / s.deserving:.0%} of {s.deserving}" if s.deserving else "-"
+        counts = f"{s.runs} | {s.greens} | {s.false} | {limit} | {_said(s.holds)} | {kept}"
+        yield f"| {diagnostic} | {kind} | {where} | {counts} |"
+
+
+def _said(holds: bool) -> str:
+    return "holds" if holds else "**fails**"
