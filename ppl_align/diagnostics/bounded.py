@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 _SAME = 1e-9  # nats
-_BETS = torch.logspace(-4, 0, 33, dtype=torch.float64)[:-1]
+_BETS = torch.logspace(-3, 0, 13, dtype=torch.float64)[:-1]
 
 
 def log_evidence_upper(run: Posterior, confidence: float = 0.95) -> float | None:

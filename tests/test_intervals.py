@@ -1,0 +1,160 @@
+"""Error bars: Hall's interval, degrees of freedom, what is stated and what is not; bounds for any law."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ppl_align import SMC, SVI, ImportanceSampling, Rejection, compare
+from ppl_align.diagnostics import evidence
+from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
+from ppl_align.diagnostics.doubts import doubts
+from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
+from ppl_align.testing.honesty.coverage import Cell, measure
+from ppl_align.testing.honesty.greens import Greens, is_wrong, round_of
+from ppl_align.testing.honesty.groups import groups
+from ppl_align.testing.honesty.problems import KINDS, Kind, problem
+
+SEED = 1
+
+
+def test_an_estimate_is_a_pair_that_knows_more() -> None:
+    estimate = Estimate(2.0, 0.5, dof=3, skewness=0.1)
+    value, error = estimate
+    assert (value, error) == (2.0, 0.5) == estimate
+    for other in (copy.deepcopy(estimate), pickle.loads(pickle.dumps(estimate))):
+        assert (other.dof, other.skewness) == (3, 0.1)
+    low, high = Estimate(2.0, 0.5, dof=3).interval(0.95)
+    assert (high - 2.0) / 0.5 == pytest.approx(stats.t.ppf(0.975, 3)) == (2.0 - low) / 0.5
+    assert Estimate(2.0, 0.5).interval(0.9)[1] == pytest.approx(2.0 + 0.5 * stats.norm.ppf(0.95))
+    assert Estimate(2.0, 0.0).interval() == (2.0, 2.0)
+    unknown = Estimate(2.0, 0.5, dof=math.nan)
+    assert all(map(math.isnan, unknown.interval()))
+    assert str(unknown) == "2 ± ?"
+
+
+def test_the_interval_of_a_skewed_mean_holds_on_both_sides() -> None:
+    """Means of 40 exponentials, whose law is a gamma's: each side of the interval misses in 2.5%."""
+    draws = np.random.default_rng(SEED).exponential(size=(4000, 40))
+    below, above, plain = 0, 0, 0
+    for row in draws:
+        mean = float(row.mean())
+        low, high = of_influence(mean, torch.tensor(row - mean), 1e9, True).interval()
+        below, above = below + (high < 1), above + (low > 1)
+        plain += abs(mean - 1) > 1.96 * row.std(ddof=1) / math.sqrt(40)
+    assert below < 0.042 * 4000 > above
+    assert below + above < plain, "more than a standard error and 1.96"
+
+
+def test_comparisons_know_how_few_replicates_there_are() -> None:
+    four, many = Estimate(0.0, 1.0, dof=3), Estimate(0.0, 1.0)
+    assert critical(many) == pytest.approx(3.0)
+    assert critical(four) == pytest.approx(stats.t.ppf(stats.norm.cdf(3.0), 3))
+    assert exceeds(5.0, many)
+    assert not exceeds(5.0, four)
+    assert critical(Estimate(1.0, 0.0)) == 0.0
+
+
+def test_effective_draws_foretold() -> None:
+    """Log-normal weights of variance 1: n / e; far posteriors are foretold where the usual number flatters."""
+    normal = torch.tensor(np.random.default_rng(SEED).standard_normal(100_000))
+    assert predicted_draws(normal) == pytest.approx(100_000 / math.e, rel=0.03)
+    assert predicted_draws(torch.zeros(50, dtype=torch.float64)) == 50
+    dead = torch.cat([torch.zeros(50, dtype=torch.float64), torch.full((50,), -math.inf, dtype=torch.float64)])
+    assert predicted_draws(dead) == 50
+    assert predicted_draws(torch.full((5,), -math.inf)) == 0
+
+
+@pytest.mark.parametrize("p", [0.0, 0.01, 0.3])
+def test_the_upper_limit_of_a_mean_holds(p: float) -> None:
+    rng = np.random.default_rng(SEED)
+    limits = [upper_mean(torch.tensor((rng.random(200) < p) * 1.0, dtype=torch.float64)) for _ in range(200)]
+    assert np.mean([limit < p for limit in limits]) < 0.05
+    assert np.mean(limits) < p + 4 * math.sqrt((p + 0.02) / 200), "and it is of use"
+
+
+def test_what_is_stated_by_each_engine() -> None:
+    truth = problem("graded", 3, 0.4, short=True)
+    for engine in (ImportanceSampling(400, 4), SMC(400, 4, twist="prefix"), Rejection(100, 4), SVI(num_steps=30)):
+        run = engine.run(truth.model, seed=SEED)
+        for estimate, exact in (
+            (run.mean("r"), truth.mean),
+            (evidence.log_z(run), truth.log_z),
+            (evidence.kl(run), truth.kl),
+        ):
+            low, high = estimate.interval(0.9999)
+            assert low < exact < high, engine
+    assert SMC(64, 2, twist="prefix", ess_threshold=1.0).run(truth.model).mean("r").interval()[0] != 0
+    lone = SMC(64, 1, twist="prefix", ess_threshold=1.0).run(truth.model)
+    assert math.isnan(lone.mean("r").interval()[0]), "one population says nothing about its error"
+    assert SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model).mean("r").dof == 3
+
+
+def test_a_constant_reward_is_never_sound() -> None:
+    truth = problem("rare", 4, 14.0)
+    runs = {"is": ImportanceSampling(64, 4).run(truth.model), "smc": SMC(64, 4, twist="prefix").run(truth.model)}
+    assert compare(runs).advice.standing != "sound"
+    assert "is 0 on all of its 256 draws" in doubts(runs["is"])[0].reason
+    assert math.isnan(runs["is"].mean("r").interval()[0])
+
+
+def test_the_room_that_bounds_leave() -> None:
+    """1% of the prior holds half of the posterior, and 64 draws may well miss it: the limit does not."""
+    truth = next(p for seed in range(50) if (p := problem("rare", seed, 3.0)).bounded)
+    for seed in range(5):
+        upper = log_evidence_upper(ImportanceSampling(64, 1).run(truth.model, seed=seed))
+        assert upper is not None
+        assert upper > truth.log_z
+    free = next(p for seed in range(50) if not (p := problem("rare", seed, 3.0)).bounded)
+    assert log_evidence_upper(ImportanceSampling(64, 1).run(free.model)) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_problems_are_what_they_say(kind: Kind) -> None:
+    truth = problem(kind, 7, 0.3, short=True)
+    exact = ImportanceSampling(40_000, 1).run(truth.model, seed=SEED)
+    assert truth.kl == pytest.approx(0.3, abs=1e-6)
+    assert abs(evidence.log_evidence(exact) - truth.log_z) < 5 * evidence.log_z(exact).standard_error
+    assert abs(exact.mean("r").value - truth.mean) < 5 * exact.mean("r").standard_error
+
+
+def test_replicates_of_a_run_are_runs() -> None:
+    run = SMC(32, 6, twist="prefix", ess_threshold=1.0).run(problem("graded", 2, 1.0).model)
+    first, second, third = groups(run, 2)
+    assert first.log_evidence.tolist() == run.log_evidence[:2].tolist()
+    assert third.completions["x"].tokens.equal(run.completions["x"].tokens[4:])
+    assert third.completions["x"].texts() == run.completions["x"].texts()[2 * 2 * 32 :]
+    assert evidence.ancestors_by_replicate(second) == evidence.ancestors_by_replicate(run)[2:4]
+    assert first.cost.lm_tokens == run.cost.lm_tokens // 3
+
+
+def test_coverage_and_greens_in_small() -> None:
+    """The harness itself: what it counts adds up, and nothing is far off even in a few runs."""
+    cells = measure("importance", "graded", 20, 64, SEED).cells
+    assert len(cells) == 9
+    assert all(cell.runs == 120 and cell.holds for cell in cells.values())
+    assert not Cell(stated=1000, held=850, runs=1000).holds
+    found = round_of(SEED, "rare", 64, 4, [0, 3])
+    assert Greens.from_dict(found.as_dict()).as_dict() == found.as_dict()
+    assert {at for _, _, at in found.strata} <= {0, 3}
+    assert all(s.greens >= s.false and s.deserving >= s.kept for s in found.strata.values())
+    assert sum(s.false for s in found.strata.values()) <= 3
+
+
+def test_what_counts_as_wrong() -> None:
+    truth = problem("graded", 3, 0.4)
+    run = ImportanceSampling(4000, 1).run(truth.model, seed=SEED)
+    assert not is_wrong(run, truth)
+    for off, wrong in ((0.2, False), (0.5, True)):
+        shifted = ImportanceSampling(4000, 1).run(truth.model, seed=SEED)
+        shifted.log_weight = shifted.log_weight + off
+        assert is_wrong(shifted, truth) == wrong
+    shifted.log_weight = run.log_weight
+    shifted.rewards = {"r": run.rewards["r"] + 0.4 * (truth.mean - truth.prior_mean)}
+    assert is_wrong(shifted, truth)
