@@ -34,7 +34,7 @@ def with_adapter(model: nn.Module, folder: str | Path, name: str) -> Any:
             stored = set(peft.load_peft_weights(str(folder), device="cpu"))
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise InputError(f"the adapter in {folder} does not fit {name}: {_first_line(error)}") from error
-    used = set(peft.get_peft_model_state_dict(adapted))
+    used = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
     if stored != used:
         odd = min(stored ^ used)
         where = "the adapter alone" if odd in stored else "the network alone"
