@@ -29,7 +29,6 @@ class Loaded:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.verified = False
 
 
 class Acquired(NamedTuple):

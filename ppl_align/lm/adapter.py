@@ -34,7 +34,10 @@ def with_adapter(model: nn.Module, folder: str | Path, name: str) -> Any:
             stored = set(peft.load_peft_weights(str(folder), device="cpu"))
     except (ValueError, RuntimeError, KeyError, OSError) as error:
         raise InputError(f"the adapter in {folder} does not fit {name}: {_first_line(error)}") from error
-    used = set(peft.get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    config = adapted.peft_config[adapted.active_adapter]
+    base, config.base_model_name_or_path = config.base_model_name_or_path, None  # else peft asks the hub about it
+    used = set(peft.get_peft_model_state_dict(adapted))
+    config.base_model_name_or_path = base
     if stored != used:
         odd = min(stored ^ used)
         where = "the adapter alone" if odd in stored else "the network alone"

@@ -10,19 +10,22 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from ppl_align.cost import count, network
-from ppl_align.errors import InputError, PromptError, UnsupportedModelError
+from ppl_align.cost import network
+from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.acquire import Loaded, acquire
 from ppl_align.lm.adapter import with_adapter
-from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
+from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
 from ppl_align.lm.codec import Codec, end_ids
+from ppl_align.lm.kinds import refuse_kind
+from ppl_align.lm.lengths import longest_text
 from ppl_align.lm.placement import input_device
+from ppl_align.lm.plan import Plan
 from ppl_align.lm.precision import measured_error
 from ppl_align.lm.prepack import PackedForward, packed_layers, repack
 from ppl_align.lm.prepack import prepack as prepack_linears
-from ppl_align.lm.verify import verify_network
+from ppl_align.lm.reading import read_texts, start
+from ppl_align.lm.verify import plan_for
 from ppl_align.lm.warp import Warp, log_normalise
 from ppl_align.runs import remembered
 
@@ -44,7 +47,8 @@ class CausalLM(LM):
                       has learned becomes part of the prior
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
                       only those that are frozen
-    ``verify``        compare a few tokens with forwards without a cache (:mod:`ppl_align.lm.verify`; float32 only)
+    ``verify``        find out how it must be read (``plan``): a few tokens against forwards without a cache
+                      (:mod:`ppl_align.lm.verify`); False takes its cache on trust
     other keywords    passed to ``from_pretrained``; ``revision, token, subfolder, cache_dir, local_files_only`` and
                       ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well. A network that is
                       spread by ``device_map=``, or quantised, stays where ``from_pretrained`` puts it
@@ -52,7 +56,8 @@ class CausalLM(LM):
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
     Raises ``WeightsNotFound`` where the weights are neither here nor reachable, ``InputError`` for an adapter that does
-    not fit them, ``UnsupportedModelError`` for a network that the cache reads wrongly.
+    not fit them, ``UnsupportedModelError`` for what is no prior, or differs from itself however it is read. Warns where
+    a network is right without its cache only.
     """
 
     def __init__(
@@ -77,23 +82,16 @@ class CausalLM(LM):
             model = self.model = _still(with_adapter(model, adapter, self.name))
             self.name = f"{self.name}+{Path(adapter).name}"
         config = model.config.get_text_config()
+        refuse_kind(model)
         self.unembedding: nn.Module = model.get_output_embeddings()
-        if self.unembedding is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has no head that writes text: load it as AutoModelForCausalLM"
-            )
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
-        self.max_length = getattr(config, "max_position_embeddings", None)
+        self.max_length = longest_text(model)
         settings = (self.tokenizer, getattr(model, "generation_config", None), config, model.config)
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
         self.codec = Codec(self.tokenizer, self.name, self.vocab_size)
-        shared = self._keep
-        if verify and (adapter is not None or shared is None or not shared.verified):
-            verify_network(self)
-            if shared is not None and adapter is None:
-                shared.verified = True
+        self.plan: Plan = plan_for(self, verify)
 
     def _adopt(self, network: Any) -> None:
         """Run a network of our own, with its linear layers laid out."""
@@ -201,28 +199,9 @@ class CausalLM(LM):
 
     # -- the network --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def start(self, prompts: Sequence[Ids]) -> CausalDecoder:
-        return CausalDecoder(self, *self.prefill(prompts))
-
-    def prefill(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor, DynamicCache, Tensor | None, Tensor]:
-        """One forward over the prompts, left-padded: ``(logits, hidden, cache, mask, lengths)``, rows = prompts."""
+    def start(self, prompts: Sequence[Ids]) -> Decoder:
         self.follow()
-        if self.model.training:
-            raise InputError(
-                f"{self.name} is in training mode, where dropout makes every score another: call lm.model.eval() first"
-            )
-        lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
-        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(self.device)
-        mask = None
-        if int(lengths.min()) < width:
-            mask = (torch.arange(width) >= (width - lengths)[:, None]).long().to(self.device)
-        cache = DynamicCache(config=self.model.config)
-        positions = torch.arange(width) - (width - lengths)[:, None]
-        logits, hidden = self.forward(ids, cache, mask, positions.clamp_min(0).to(self.device), keep=1)
-        count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
-        return logits[:, -1], hidden[:, -1], cache, mask, lengths.to(self.device)
+        return start(self, self.plan, prompts)
 
     def forward(
         self, ids: Tensor, cache: DynamicCache, mask: Tensor | None, positions: Tensor, keep: int
@@ -260,24 +239,9 @@ class CausalLM(LM):
         return log_normalise(self.teacher_forced(prompts, tokens)[0])
 
     def teacher_forced(self, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and hidden states that predict each token: ``([B, T, V], [B, T, d])``.
-
-        A shared prompt is read once and its cache repeated."""
-        distinct: dict[Ids, int] = {}
-        where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts]).to(self.device)
-        first, hidden, cache, mask, lengths = self.prefill(list(distinct))
-        first, hidden, lengths = first[where, None], hidden[where, None], lengths[where]
-        width = tokens.shape[1]
-        if width == 1:
-            count(scored_tokens=len(prompts))
-            return first, hidden
-        select_rows(cache, where)
-        if mask is not None:
-            mask = torch.cat([mask[where], mask.new_ones(len(prompts), width - 1)], -1)
-        positions = lengths[:, None] + torch.arange(width - 1, device=self.device)
-        logits, states = self.forward(tokens[:, :-1], cache, mask, positions, keep=width - 1)
-        count(scored_tokens=tokens.numel(), lm_forwards=1)
-        return torch.cat([first, logits], 1), torch.cat([hidden, states], 1)
+        """Logits and hidden states that predict each token: ``([B, T, V], [B, T, d])``."""
+        self.follow()
+        return read_texts(self, self.plan, prompts, tokens)
 
 
 def _still(network: Any) -> Any:
@@ -288,54 +252,3 @@ def _still(network: Any) -> Any:
         if weight.requires_grad:
             weight.requires_grad_(False)
     return network
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows of a cache, in this order (``index_select``: a quarter of the time of indexing).
-
-    Layers of other kinds know best what a row of theirs is: recurrent and convolutional states move with it."""
-    layer: Any
-    for layer in cache.layers:
-        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
-        else:
-            layer.reorder_cache(rows)  # batch_select_indices knows of keys and values alone
-
-
-class CausalDecoder:
-    """Rows of a KV cache. Rows are moved only when they branch or when some are dropped."""
-
-    def __init__(
-        self, lm: CausalLM, logits: Tensor, hidden: Tensor, cache: DynamicCache, mask: Tensor | None, lengths: Tensor
-    ) -> None:
-        self.lm = lm
-        self.cache = cache
-        self.mask = mask
-        self.lengths = lengths
-        self._show(logits, hidden)
-
-    def _show(self, logits: Tensor, hidden: Tensor) -> None:
-        self.logits = logits.float()
-        self.hidden: Tensor | None = hidden
-
-    @property
-    def log_probs(self) -> Tensor:
-        return log_normalise(self.logits)
-
-    @torch.no_grad()
-    def extend(self, parents: Tensor, tokens: Tensor) -> CausalDecoder:
-        device = self.lm.device
-        rows = self.logits.shape[0]
-        tokens = tokens.to(device, non_blocking=True)
-        if len(parents) != rows or not torch.equal(parents, torch.arange(rows)):
-            parents = parents.to(device, non_blocking=True)
-            select_rows(self.cache, parents)
-            self.lengths = self.lengths[parents]
-            self.mask = None if self.mask is None else self.mask[parents]
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], -1)
-        logits, hidden = self.lm.forward(tokens[:, None], self.cache, self.mask, self.lengths[:, None], keep=1)
-        self.lengths = self.lengths + 1
-        count(lm_tokens=len(tokens), lm_forwards=1)
-        self._show(logits[:, -1], hidden[:, -1])
-        return self
