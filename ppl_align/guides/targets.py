@@ -50,7 +50,8 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
                 twin = twin_of(model)
                 before = make_room(twin, name)
                 adapted = peft.get_peft_model(twin, config).eval()
-            adapted.peft_config[NEW].base_model_name_or_path = base  # peft writes down what the network is called here
+            named = None if base == type(model).__name__ else base  # of a network without a name
+            adapted.peft_config[NEW].base_model_name_or_path = named  # peft writes down what it is called here
             activate(adapted, before, model)
             _try(adapted, model)
         except InputError:
