@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -204,13 +204,7 @@ class _Stream:
             self.kept.append((picked(sweep.values, chosen), picked(sweep.log_prior, chosen), _rows(execution, chosen)))
 
     def _check_bounds(self, execution: Execution) -> None:
-        for name, bound in execution.log_upper.items():
-            if bound is None or not is_known(bound):
-                raise InputError(_no_bound(name, execution))
-            # Rewards are held to their bounds where they are called.
-            if name not in execution.scales and bool((execution.factors[name] > bound + ROUNDING).any()):
-                most = float(execution.factors[name].max())
-                raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {said(bound, 4)}")
+        check_bounds(execution.log_upper, execution.factors, execution.scales)
         drawn, first = drawn_bounds(execution), self.log_upper is None
         same = {
             name: bound
@@ -248,10 +242,25 @@ class _Stream:
         return picked(joined(values), first), picked(joined(log_priors), first), _rows(whole, first)
 
 
-def _no_bound(name: str, execution: Execution) -> str:
-    if name not in execution.scales:
+def check_bounds(
+    log_upper: Mapping[str, float | Tensor | None], factors: Mapping[str, Tensor], scales: Mapping[str, float | Tensor]
+) -> None:
+    """Has every factor a largest value, by name, and keeps it (``factors`` [P], nats)? ``scales``: of the rewards.
+
+    Raises ``InputError`` for one without, ``RunError`` for one that exceeds it."""
+    for name, bound in log_upper.items():
+        if bound is None or not is_known(bound):
+            raise InputError(_no_bound(name, log_upper, scales))
+        # Rewards are held to their bounds where they are called.
+        if name not in scales and bool((factors[name] > bound + ROUNDING).any()):
+            most = float(factors[name].max())
+            raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {said(bound, 4)}")
+
+
+def _no_bound(name: str, log_upper: Mapping[str, float | Tensor | None], scales: Mapping[str, float | Tensor]) -> str:
+    if name not in scales:
         return f"factor {name!r} has no known largest value, which Rejection needs: write it as reward(..., upper=...)"
-    scale, bound = torch.as_tensor(execution.scales[name]), execution.log_upper[name]
+    scale, bound = torch.as_tensor(scales[name]), log_upper[name]
     unknown = torch.full_like(scale, True, dtype=torch.bool) if bound is None else torch.as_tensor(bound).isposinf()
     side, which = ("largest", "upper") if bool(scale[unknown].max() > 0) else ("smallest", "lower")
     return f"reward {name!r}: Rejection needs its {side} value: reward(..., {which}=...)"

@@ -71,18 +71,21 @@ def _strength(pool: Pool, name: str, sd: float) -> tuple[float, float]:
 class Answers:
     """Entropies in nats; exp of them is the effective number of distinct answers (all latents jointly, by ids).
 
-    ``distinct``: different ones among the draws of the pool"""
+    ``distinct``: different ones among the draws of the pool. ``at_least``: the entropies are lower bounds, since a
+    function of the world answers by random numbers of its own (they count for neither of the three)"""
 
     prior_entropy: Estimate
     posterior_entropy: Estimate
     distinct: int
+    at_least: bool = False
 
 
 def answers(pool: Pool, prior: Pool) -> Answers | None:
     """H(p0) = -E[log p0] and H(p*) = log Z - E_p*[log p0 + psi]; None where a latent is continuous.
 
     log p0 of each draw is known, so that entropies far above log N can be estimated from N draws. ``prior``: draws of
-    the prior itself."""
+    the prior itself. A seed has log p0 = 0 by definition: what is then estimated is the entropy of all else, less what
+    the history and the likelihood tell of the seed, which is never negative."""
     if any(value.is_floating_point() and not _is_discrete(pool.sites[name]) for name, value in pool.values.items()):
         return None
     w, log_prior = pool.weighted(pool.psi), pool.total_log_prior
@@ -94,7 +97,7 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     error = float(influence.std()) / math.sqrt(pool.num_draws) if w.enough else math.nan
     said = [value for name, value in pool.values.items() if not isinstance(pool.sites[name], Seeds)]
     rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
-    return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)))
+    return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.values))
 
 
 def _is_discrete(fn: object) -> bool:

@@ -7,7 +7,7 @@ ArviZ, made of equal-weight draws with dimensions (chain = replicate, draw).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
+from ppl_align.posterior.naming import RESERVED, inner_dimensions, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import systematic
 
@@ -26,7 +27,6 @@ FORMAT = 2
 """Version of the file layout, raised when an older ``load`` could not read a newer file. Since 2, ``scale.`` and
 ``log_upper.`` of ``weighted`` hold a value for each particle; 1 has one for all, in the attribute ``scales``."""
 EXACT_DRAWS = 1000  # an exact posterior has no particles that would suggest a number of draws
-_RESERVED = {"chain", "draw", "particle", "step", "iteration"}
 _AXES = {  # of the histories that ArviZ should show by step, in our order
     "step": ("step",),
     "ess": ("step", "chain"),
@@ -38,12 +38,13 @@ _AXES = {  # of the histories that ArviZ should show by step, in our order
 
 def escape(name: str) -> str:
     """A site name as a netCDF name, where a slash would mean a group; :func:`unescape` undoes it."""
-    return name.replace("%", "%25").replace("/", "%2F")
+    kept = name.replace("%", "%25").replace("/", "%2F")
+    return kept.replace(".", "%2E") if not kept.strip(".") else kept  # "." and ".." are no names
 
 
 def unescape(name: str) -> str:
     """Undo :func:`escape`."""
-    return name.replace("%2F", "/").replace("%25", "%")
+    return name.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 
 
 def to_groups(posterior: Posterior) -> dict[str, xr.Dataset]:
@@ -84,6 +85,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "target": posterior.target,
         "environment": text(list(posterior.environment)),
         "optimism": "" if posterior.optimism is None else posterior.optimism.to_json(),
+        "provenance": "" if posterior.provenance is None else posterior.provenance.to_json(),
         "sites": text(list(posterior.particles)),
         "terminal": text({name: list(site._terminal) for name, site in posterior.completions.items()}),
         "stop_text": text(_stop_texts(posterior)),
@@ -117,7 +119,7 @@ def _storable(texts: list[str]) -> np.ndarray:
 
 
 def _weighted(posterior: Posterior) -> xr.Dataset:
-    """The particles as they are, (chain, particle), each variable named ``kind.site``."""
+    """The particles as they are, (chain, particle), each variable named ``kind.site``; no dimension has a dot."""
     lead = ("chain", "particle")
     data: dict[str, Any] = {"log_weight": (lead, _numpy(posterior.log_weight))}
     if posterior.log_proposal is not None:
@@ -131,29 +133,32 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
     ):
         data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
     for name, value in posterior.latents.items():
-        data[f"latent.{escape(name)}"] = ((*lead, *_inner(posterior, name)), _numpy(value))
+        data[f"latent.{escape(name)}"] = ((*lead, *_inner(posterior, name, _undotted)), _numpy(value))
     for name, site in posterior.completions.items():
-        key, dims = escape(name), (*lead, *_inner(posterior, name))
-        data[f"tokens.{key}"] = ((*dims, f"{key}_position"), _numpy(site.tokens).astype(np.int32))
+        key, dims = escape(name), (*lead, *_inner(posterior, name, _undotted))
+        data[f"tokens.{key}"] = ((*dims, position_dimension(_undotted(name))), _numpy(site.tokens).astype(np.int32))
         data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
         prompts = site.prompt_texts()
         if prompts:
             distinct, index = np.unique(np.array(prompts, dtype=object), return_inverse=True)
-            data[f"prompts.{key}"] = ((f"{key}_prompt",), _storable(list(distinct)))
+            data[f"prompts.{key}"] = ((f"{_undotted(name)}_prompt",), _storable(list(distinct)))
             data[f"prompt_index.{key}"] = (dims, index.reshape(site.shape).astype(np.int32))
     return xr.Dataset(data)
 
 
-def _inner(posterior: Posterior, name: str) -> tuple[str, ...]:
+def _undotted(name: str) -> str:
+    return escape(name).replace(".", "%2E")
+
+
+def _inner(posterior: Posterior, name: str, key: Callable[[str], str] = escape) -> tuple[str, ...]:
     """The dimensions of one particle at a site (tokens aside): plates by their names, others by number."""
-    site = posterior.particles[name]
-    shape = site.shape[2:]
+    shape = posterior.particles[name].shape[2:]
     plates = posterior.plates.get(name, ())
     sizes = _plate_sizes(posterior)
-    dims = []
-    for i, size in enumerate(shape):
-        plate = plates[i] if i < len(plates) else None
-        dims.append(_dimension(plate) if plate is not None and sizes[plate] == {size} else f"{escape(name)}_dim_{i}")
+    dims = list(inner_dimensions(key(name), len(shape)))
+    for i, (plate, size) in enumerate(zip(plates, shape, strict=False)):
+        if plate is not None and sizes[plate] == {size}:
+            dims[i] = key(_dimension(posterior, plate))
     return tuple(dims)
 
 
@@ -167,9 +172,12 @@ def _plate_sizes(posterior: Posterior) -> dict[str, set[int]]:
     return sizes
 
 
-def _dimension(plate: str) -> str:
-    """The name of a plate as that of a dimension, none of those that every group has."""
-    return escape(plate) + "_" if plate in _RESERVED else escape(plate)
+def _dimension(posterior: Posterior, plate: str) -> str:
+    """The name of a plate as that of a dimension: no word of ours, no column of a site."""
+    taken = RESERVED | set(posterior.columns.values())
+    while plate in taken:
+        plate += "_"
+    return plate
 
 
 def _history(posterior: Posterior) -> xr.Dataset:
@@ -204,14 +212,17 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     def pick(value: Any, *extra: str) -> tuple[tuple[str, ...], np.ndarray]:
         return ("chain", "draw", *extra), _numpy(value)[rows, index]
 
-    numbers = functionals(posterior)
-    draws: dict[str, Any] = {_safe(name, posterior): pick(value) for name, value in numbers.items()}
+    numbers = {escape(column): value for column, value in functionals(posterior).items()}
+    safe = {name: escape(column) for name, column in posterior.columns.items()}
+    draws: dict[str, Any] = {column: pick(value) for column, value in numbers.items()}
     for name, value in posterior.latents.items():
-        draws[_safe(name, posterior)] = pick(value, *_inner(posterior, name))
+        draws[safe[name]] = pick(value, *_inner(posterior, name))
     texts: dict[str, Any] = {}
     for name, site in posterior.completions.items():
         inner = _inner(posterior, name)
-        texts[f"{escape(name)}_tokens"] = pick(_numpy(site.tokens).astype(np.int32), *inner, f"{escape(name)}_position")
+        texts[f"{escape(name)}_tokens"] = pick(
+            _numpy(site.tokens).astype(np.int32), *inner, position_dimension(escape(name))
+        )
         texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
     joint = log_prior(posterior) + log_likelihood(posterior)
     stats: dict[str, Any] = {"lp": pick(joint), "log_weight": pick(posterior.log_weight)}
@@ -222,12 +233,12 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     groups = {
         "posterior": xr.Dataset(draws, coords),
         "sample_stats": xr.Dataset(stats, coords),
-        "log_likelihood": xr.Dataset({_safe(n, posterior): pick(v) for n, v in posterior.factors.items()}, coords),
-        "log_prior": xr.Dataset({_safe(n, posterior): pick(v) for n, v in posterior.log_prior.items()}, coords),
+        "log_likelihood": xr.Dataset({safe[n]: pick(v) for n, v in posterior.factors.items()}, coords),
+        "log_prior": xr.Dataset({safe[n]: pick(v) for n, v in posterior.log_prior.items()}, coords),
         "completions": xr.Dataset(texts, coords),
     }
     if drew_from_prior(posterior):
-        raw = {_safe(name, posterior): (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
+        raw = {name: (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
         groups["prior"] = xr.Dataset(raw, {"chain": np.arange(replicates), "draw": np.arange(particles)})
     return groups
 
@@ -245,9 +256,3 @@ def _steps(history: Mapping[str, Any], chains: list[int], replicates: int) -> di
         else:
             found["step_number" if name == "step" else name] = (dims, array)
     return found
-
-
-def _safe(name: str, posterior: Posterior) -> str:
-    """No variable may share a dimension's name."""
-    taken = name in _RESERVED or name in _plate_sizes(posterior)
-    return escape(name) + "_" if taken else escape(name)

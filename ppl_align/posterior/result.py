@@ -13,11 +13,13 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.posterior.estimates import log_mean_exp
+from ppl_align.posterior.naming import columns
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
+    from ppl_align.provenance import Provenance
 
 
 @dataclass(eq=False, repr=False)
@@ -46,6 +48,8 @@ class Posterior:
                      left as it is. Then all weights are equal and there is no log evidence (NaN)
     ``environment``  the sites among ``particles`` at which the world answers
     ``optimism``     of a run that conditioned them: what it believes and what it would get
+    ``provenance``   versions, language models (fingerprints), digests of program and arguments, seed, command; None in
+                     files of older versions
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved
     """
 
@@ -70,6 +74,7 @@ class Posterior:
     target: Literal["posterior", "decision"] = "posterior"
     environment: tuple[str, ...] = ()
     optimism: Optimism | None = None
+    provenance: Provenance | None = None
     guide: Any = None
     log_upper: Mapping[str, Tensor] = field(default_factory=dict)
     drawn_scales: tuple[str, ...] = ()
@@ -107,12 +112,26 @@ class Posterior:
         """The other latents among ``particles``, [R, N, ...]."""
         return {name: value for name, value in self.particles.items() if not isinstance(value, Completion)}
 
+    @property
+    def tools(self) -> list[str]:
+        """Functions of the world that answered without any randomness: no sites, but worth reading."""
+        return [name for name in self.history.get("answers", {}) if name not in self.particles]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """By site (rewards, factors, observations, latents, completions, tools): its column in tables and files.
+
+        Its own name, except where that is a word of ours: a reward called ``probability`` is the column
+        ``probability_``."""
+        return columns((*self.particles, *self.rewards, *self.factors, *self.log_prior, *self.tools))
+
     def mean(self, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
         """Posterior expectation and its standard error: ``value, error = posterior.mean("sentiment")``.
 
         ``mean("sentiment")``     a named number: a reward, a scalar latent, ``"log_prior"`` (nats, all latents
                                   together), ``"log_likelihood"`` (nats, all factors together), ``"length"``
-                                  (tokens; ``"length(site)"`` when there are several completions)
+                                  (tokens; ``"length(site)"`` of one of several completions); a site of the
+                                  program that has one of these names keeps it
         ``mean(f)``               ``f(particles) -> [R, N]`` tensor, with ``particles`` the mapping by site
         ``mean(f, of="review")``  ``f`` of one element of that site: of one *text* (``str``) for a completion,
                                   ``mean(lambda text: "great" in text, of="review")``, else of one tensor

@@ -17,6 +17,7 @@ from ppl_align.files import written_beside
 from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.posterior.optimism import Optimism
+from ppl_align.provenance import Provenance
 from ppl_align.text import Texts
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         target="decision" if attrs.get("target") == "decision" else "posterior",
         environment=tuple(json.loads(attrs.get("environment", "[]"))),
         optimism=Optimism.from_json(optimism) if optimism else None,
+        provenance=Provenance.from_json(made) if (made := str(attrs.get("provenance", ""))) else None,
     )
 
 

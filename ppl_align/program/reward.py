@@ -15,6 +15,7 @@ from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.calling import as_reward, evaluate
+from ppl_align.rewards.labelled import labelled
 from ppl_align.text import Texts
 
 
@@ -28,6 +29,8 @@ def reward(
     upper: float | None = None,
     lower: float | None = None,
     prefix_closed: bool = False,
+    label: str | int | None = None,
+    output: str | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Multiply the target by ``exp(weight * r / beta)``, r in reward units; ``beta`` is the KL coefficient of RLHF.
@@ -41,6 +44,10 @@ def reward(
     carries as attributes of these names (an infinite one: not known). ``Rejection`` needs the one that bounds
     ``weight * r / beta`` from above. They hold for whatever the reward is asked about, unfinished text included.
 
+    ``label``: of a classifier with several labels (its folder, its hub name or the model itself) the one that is
+    wanted, by name or number; ``output``: its ``"log_odds"``, log p / (1 - p) in nats (the default), or its
+    ``"probability"``.
+
     ``beta`` and ``weight`` may be drawn, ``weight=pyro.sample("strictness", dist.Gamma(2., 1.))``, or computed from
     what was drawn: tensors with one value for each particle (inside of a plate, for each of its elements as well), or
     without dimensions. r stays what the reward says. ``Rejection`` then needs a weight that has a largest value.
@@ -53,6 +60,7 @@ def reward(
     another beta (its attribute ``for_beta`` says for which ``beta / weight``), ``RewardError`` when the reward
     misbehaves, leaves its bounds, or rejects (-inf) under a negative weight.
     """
+    fn = labelled(name, fn, label, output)
     called = as_reward(name, fn)
     bounds = bounds_of(name, called, upper, lower)
     scale = scale_of(name, weight, beta)

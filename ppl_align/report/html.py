@@ -77,18 +77,18 @@ def _data_uri(figure: Figure) -> str:
 
 def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
     table = run.table(by="text")
-    shades = {reward: _shades(run, reward) for reward in run.rewards}
+    column, shades = run.columns, {reward: _shades(run, reward) for reward in run.rewards}
     completions = []
     for row in table.head(BEST).to_dict("records"):
         rewards = [
             {
                 "name": reward,
-                "shown": "-" if is_missing(row[reward]) else number(3)(row[reward]),
-                "style": shades[reward](row[reward]),
+                "shown": "-" if is_missing(row[column[reward]]) else number(3)(row[column[reward]]),
+                "style": shades[reward](row[column[reward]]),
             }
             for reward in run.rewards
         ]
-        latents = [f"{latent} = {row[latent]}" for latent in run.latents]
+        latents = [f"{latent} = {row[column[latent]]}" for latent in run.latents]
         completions.append(
             {
                 "probability": f"{row['probability']:.4f}",
@@ -96,7 +96,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
                 "log_prior": fixed(1)(row["log_prior"]),
                 "rewards": rewards,
                 "latents": latents,
-                "texts": [str(row[site]) for site in run.completions],
+                "texts": [str(row[column[site]]) for site in run.completions],
             }
         )
     replicates, particles = run.log_weight.shape
@@ -111,6 +111,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
         "completions": completions,
         "distinct": len(table),
         "config": config,
+        "provenance": "" if run.provenance is None else str(run.provenance),
     }
 
 

@@ -169,7 +169,7 @@ def _arviz(posterior: Posterior) -> Iterator[str]:
     import arviz as az
 
     rows = set(az.summary(posterior.to_arviz(), kind="stats").index)
-    missing = {"log_prior", "log_likelihood", *posterior.rewards} - rows
+    missing = {"log_prior", "log_likelihood", *(posterior.columns[name] for name in posterior.rewards)} - rows
     if missing:
         yield f"expected {sorted(missing)} in arviz.summary, got {sorted(rows)}"
     with tempfile.TemporaryDirectory() as folder:
