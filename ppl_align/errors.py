@@ -46,6 +46,10 @@ class RewardError(RunError):
     """A reward raised, or returned the wrong length, NaN or +inf. Names the reward and shows the text."""
 
 
+class PartialTextError(RewardError):
+    """A program, reward or twist cannot read a text that is not finished. Names the completion and its length."""
+
+
 class AllDeadError(RunError):
     """Every particle has weight zero: nothing that was drawn is allowed by the program."""
 

@@ -177,10 +177,10 @@ def test_what_is_given_back_to_the_program_has_its_room_again(program):
     """Retained draws, policies that are scored on the support."""
     exact = Exact().run(program)
     bounds = evidence_bounds(SMC(8, 4), program, exact=exact, seed=SEED)
-    assert bounds.upper.value == pytest.approx(float(exact.log_evidence), abs=1.0)
+    assert float(bounds.upper.mean()) == pytest.approx(float(exact.log_evidence), abs=1.0)
     oracle = Oracle(program)
     guide = SVI(num_steps=2, num_particles=4).run(program, seed=SEED).guide
-    assert float(oracle.log_q(guide).logsumexp(0)) == pytest.approx(0.0, abs=1e-4)
+    assert float(oracle.log_q(guide).detach().logsumexp(0)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_a_world_that_answers_beside_a_plate():

@@ -15,6 +15,7 @@ from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
 from ppl_align.engines.constrained import foreseen
 from ppl_align.engines.lookahead import LookAhead, LookingAhead, learn
+from ppl_align.engines.partial import asked_about_prefixes, run_on_prefixes
 from ppl_align.engines.proposals import as_proposal
 from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
@@ -168,10 +169,12 @@ class _Steering:
         tokens = sweep.prefix(site, population, population.t)
         tokens = tokens[chosen.to(tokens.device)]
         if callable(self.soft):
-            return self._twisted(self.soft, site, upstream, tokens, running) + hope
+            whole = sweep.prefix(site, population, site.fn.max_new_tokens)
+            whole = whole[chosen.to(whole.device)]  # of those that have ended: padded to its full length
+            return self._twisted(self.soft, site, upstream, tokens, whole, running) + hope
         sweep.leave_scores(population, population.t)
         program = sweep.program.with_particles(len(chosen))
-        execution = program.run({**upstream, site.name: tokens}, draw=False)
+        execution = run_on_prefixes(program, {**upstream, site.name: tokens}, site)
         prefix_potential = execution.prefix_potential(self.config.prefix_floor)
         return torch.where(running, prefix_potential, execution.log_potential) + hope
 
@@ -206,16 +209,14 @@ class _Steering:
         return hope.reshape(len(chosen), -1).sum(-1)
 
     def _twisted(
-        self, twist: Twist, site: Site, upstream: dict[str, Tensor], tokens: Tensor, running: Tensor
+        self, twist: Twist, site: Site, upstream: dict[str, Tensor], tokens: Tensor, full: Tensor, running: Tensor
     ) -> Tensor:
         """A twist for the prefixes that are running; finished ones never see it."""
         program = self.sweep.program
         ended = program.with_particles(int((~running).sum()))
         psi = torch.zeros(len(running), dtype=torch.float64)
         if ended.num_particles:
-            whole = {
-                name: value[(~running).to(value.device)] for name, value in {**upstream, site.name: tokens}.items()
-            }
+            whole = {name: value[(~running).to(value.device)] for name, value in {**upstream, site.name: full}.items()}
             psi[~running] = ended.run(whole, draw=False).log_potential
         if bool(running.any()):
             before = {name: value[running.to(value.device)] for name, value in upstream.items()}
@@ -224,7 +225,8 @@ class _Steering:
             prompts = reached.pending.fn.prompt_rows(reached.pending.fn.batch_shape)
             seen = tokens[running.to(tokens.device)]
             prefixes = Prefixes(site.name, seen, prompts, before, reached.log_potential)
-            psi[running] = reached.log_potential + evaluate_twist(twist, prefixes)
+            with asked_about_prefixes(site.name, tokens.shape[-1], "the twist"):
+                psi[running] = reached.log_potential + evaluate_twist(twist, prefixes)
         return psi
 
     def _maybe_resample(self, population: Population | None, where: str) -> None:

@@ -25,6 +25,7 @@ from ppl_align.guides.auto import KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
+from ppl_align.program.subsamples import refuse_local_latents, say_subsampled, whole_plates
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class SVI(Engine):
     (``target`` is "decision"). Under a hard constraint J is finite only for a policy that never breaks it: a text that
     ends dead is written again from the same history, the world left as it is (:mod:`ppl_align.engines.again`). What
     cannot be mended so (a likelihood of zero for another reason, a guide of your own) keeps its weight, J is -inf, and
+    ``posterior.warnings`` says so.
+
+    A plate with ``subsample_size=`` is trained on subsamples, and the weights are computed with the whole plate: one of
     ``posterior.warnings`` says so.
 
     ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
@@ -70,12 +74,35 @@ class SVI(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         guide = self._guide(task)
-        constraints = foreseen(Program(task.model, task.args, task.kwargs, 1))
-        nesting, environment = self._pilot(task, constraints)
-        if isinstance(guide, AutoGuide):
-            guide.nesting, guide.readers = nesting, constraints.readers
+        with whole_plates() as subsampled:
+            nesting, environment, constraints = self._prepare(task, guide, subsampled)
         kept = constraints.readers if isinstance(guide, AutoGuide) else ()
         losses = self.train(task, guide, nesting, environment, kept)
+        history: dict[str, Any] = {"loss": torch.tensor(losses)}
+        history |= {"warnings": [say_subsampled(subsampled)]} if subsampled else {}
+        with whole_plates():
+            return self._weigh(task, guide, nesting, environment, constraints, history)
+
+    def _prepare(
+        self, task: Task, guide: AutoGuide | ProgramGuide, subsampled: dict[str, tuple[int, int]]
+    ) -> tuple[int, Sequence[str], Foreseen]:
+        """Plate nesting, the world's sites and the hard constraints of the program, which the guide is told."""
+        constraints = foreseen(Program(task.model, task.args, task.kwargs, 1))
+        nesting, environment = self._pilot(task, constraints, subsampled)
+        if isinstance(guide, AutoGuide):
+            guide.nesting, guide.readers = nesting, constraints.readers
+        return nesting, environment, constraints
+
+    def _weigh(
+        self,
+        task: Task,
+        guide: AutoGuide | ProgramGuide,
+        nesting: int,
+        environment: Sequence[str],
+        constraints: Foreseen,
+        history: dict[str, Any],
+    ) -> Posterior:
+        """Draws of the trained guide, weighted by p*/q."""
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting
         shape = (self.num_replicates, self.num_particles)
@@ -86,7 +113,7 @@ class SVI(Engine):
         else:
             sweep = Sweep(program, *shape, guide, _quiet, foreseen=constraints)
             sweep.mend = write_again if environment else None
-        posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
+        posterior = sweep.posterior(sweep.run(), independent=True, history=history)
         posterior.guide = guide
         if posterior.environment:  # the guide left the world alone: what it maximised is J, and q is the answer
             _note_failures(posterior)
@@ -98,7 +125,9 @@ class SVI(Engine):
             return AutoGuide(task.model, self.guide, self.rank)
         return ProgramGuide(self.guide)
 
-    def _pilot(self, task: Task, constraints: Foreseen) -> tuple[int, Sequence[str]]:
+    def _pilot(
+        self, task: Task, constraints: Foreseen, subsampled: dict[str, tuple[int, int]]
+    ) -> tuple[int, Sequence[str]]:
         """Two draws from the prior: are the program's sites, plates and constraints as SVI needs them?
 
         Returns its plate nesting, and the sites at which the world answers."""
@@ -106,6 +135,7 @@ class SVI(Engine):
         sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
         execution = sweep.run()
         hold(constraints, execution)
+        refuse_local_latents(execution.plates, subsampled)
         return program.nesting, execution.environment
 
     def train(

@@ -30,8 +30,10 @@ class LatentGuide(nn.Module):
         elif self.base == "Bernoulli":
             self.tilt = nn.Parameter(torch.zeros(shape))
         elif prior.has_rsample and not prior.support.is_discrete:
-            self.loc = nn.Parameter(torch.zeros(shape + prior.event_shape))
-            self.log_scale = nn.Parameter(torch.zeros(shape + prior.event_shape))
+            # a simplex has one coordinate less on the unconstrained scale
+            event = torch.Size(biject_to(prior.support).inverse_shape(prior.event_shape))
+            self.loc = nn.Parameter(torch.zeros(shape + event))
+            self.log_scale = nn.Parameter(torch.zeros(shape + event))
 
     kind = "latent"
 
@@ -59,7 +61,8 @@ class LatentGuide(nn.Module):
         scale, event_dim = self.log_scale.exp(), len(prior.event_shape)
         if _is_real(prior.support):
             return dist.Normal(prior.mean + prior.stddev * self.loc, prior.stddev * scale).to_event(event_dim)
-        base = dist.Normal(self.loc, scale).expand(prior.shape()).to_event(event_dim)
+        size = biject_to(prior.support).inverse_shape(prior.shape())
+        base = dist.Normal(self.loc, scale).expand(torch.Size(size)).to_event(event_dim)
         return dist.TransformedDistribution(base, [biject_to(prior.support)])
 
 

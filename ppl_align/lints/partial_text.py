@@ -29,16 +29,22 @@ def partial_text(glance: Glance) -> Iterator[Finding]:
         given = _upstream(glance, site) | {site: glance.values[site][..., : source.max_new_tokens // 2]}
         try:
             halves = glance.ask(given)
-        except (RewardError, RunError) as error:
-            who = "reward" if isinstance(error, RewardError) else "world"
+        except Exception as error:  # whatever the program raises
+            own: dict[type[Exception], str] = {RewardError: "reward", RunError: "world"}
+            who = own.get(type(error), "program")
+            said = str(error) if who != "program" else f"{site!r} cannot be read: {_first_line(error)}"
             yield Finding(
-                f"{who} on partial text", "warning", f"on unfinished text: {error}", "use SMC(twist=None), or catch it"
+                f"{who} on partial text", "warning", f"on unfinished text: {said}", "use SMC(twist=None), or catch it"
             )
             continue
         for name in glance.execution.rewards:
             if name in halves.rewards:
                 yield from _of_reward(glance.execution, halves, name)
         yield from _closed_too_early(glance.execution, halves)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _upstream(glance: Glance, site: str) -> dict[str, Tensor]:

@@ -60,7 +60,7 @@ def _checked(name: str, what: str, value: Any) -> Any:
         return float(value)
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
         got = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise InputError(f"reward {name!r}: {what} is a number or a tensor of numbers and must be {wanted}, got {got}")
+        raise InputError(f"reward {name!r}: {what} must be {wanted}, got {got}: it is a number, or a tensor of numbers")
     value = value.to("cpu", torch.float64)
     wrong = ~value.isfinite() if what == "weight" else ~(value.isfinite() & (value > 0))
     if bool(wrong.any()):

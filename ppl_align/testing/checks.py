@@ -128,7 +128,7 @@ def _scores(case: Case, posterior: Posterior) -> Iterator[str]:
     if execution.pending is not None:
         yield f"expected a value for every latent, got none for {execution.pending.name!r}"
         return
-    for what in ("log_prior", "rewards", "factors", "scales", "log_upper"):
+    for what in ("log_prior", "rewards", "factors"):
         for name, want in getattr(execution, what).items():
             if name not in getattr(posterior, what):
                 yield f"expected {what}[{name!r}], got none"

@@ -1,0 +1,79 @@
+"""A program asked about unfinished text: what cannot read it is named, with the length at which it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.errors import PartialTextError
+from ppl_align.program import Execution, Program, Site
+
+REMEDY = "let it read a beginning of any length (x.tokens[..., :n], x.lengths), or use twist=None, or a larger every="
+
+
+def run_on_prefixes(program: Program, values: Mapping[str, Tensor], site: Site) -> Execution:
+    """Run the program on texts of ``site`` that are not finished yet (among ``values``).
+
+    Raises ``PartialTextError`` for whatever the user's code raises there and does not raise when the same texts are
+    padded to their full length; what fails on whole texts as well is raised as it is."""
+    try:
+        return program.run(values, draw=False)
+    except Exception as error:
+        tokens = values[site.name]
+        if _fails_on_whole_texts(program, values, site, tokens, error):
+            raise
+        raise PartialTextError(_line(site, tokens.shape[-1], error)) from error
+
+
+@contextmanager
+def asked_about_prefixes(site: str, length: int, who: str) -> Iterator[None]:
+    """Around a call of the user's own function of prefixes."""
+    try:
+        yield
+    except PartialTextError:
+        raise
+    except Exception as error:
+        at = f"after {length} token{'s'[: length != 1]}"
+        raise PartialTextError(f"{who} failed on unfinished texts of {site!r} {at}: {_said(error)}") from error
+
+
+def _fails_on_whole_texts(
+    program: Program, values: Mapping[str, Tensor], site: Site, tokens: Tensor, error: Exception
+) -> bool:
+    missing = site.fn.max_new_tokens - tokens.shape[-1]
+    if missing <= 0:
+        return True
+    rest = torch.full((*tokens.shape[:-1], missing), site.fn.pad_id, dtype=tokens.dtype, device=tokens.device)
+    try:
+        program.run({**values, site.name: torch.cat([tokens, rest], -1)}, draw=False)
+    except Exception as other:
+        return _kind(other) is _kind(error)
+    return False
+
+
+def _kind(error: BaseException) -> type[BaseException]:
+    """The class of what the user's code raised, whoever has explained it since."""
+    return type(error if error.__cause__ is None else error.__cause__)
+
+
+def _line(site: Site, length: int, error: Exception) -> str:
+    at = f"after {length} of its {site.fn.max_new_tokens} tokens"
+    return f"the program cannot read {site.name!r} {at}, where SMC asks about unfinished text: {_said(error)}; {REMEDY}"
+
+
+def _said(error: Any) -> str:
+    """One line; the class as well, where it is not one of this library's that says all."""
+    from ppl_align.errors import PplAlignError
+
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else ""
+    if isinstance(error, PplAlignError):
+        return first
+    return type(error).__name__ + (f": {first}" if first else "")
+
+
+__all__ = ["asked_about_prefixes", "run_on_prefixes"]

@@ -1,0 +1,57 @@
+"""Plates that subsample: their likelihood is a noisy estimate, fit to train a guide with and not to weigh draws.
+
+SVI trains on ``pyro.plate(..., subsample_size=)`` as Pyro does. Everything else that it does with the program it does
+under :func:`whole_plates`, where every plate visits all its elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+
+from ppl_align.errors import ModelError
+
+
+@contextmanager
+def whole_plates() -> Iterator[dict[str, tuple[int, int]]]:
+    """A context in which no plate takes a subsample; the dict gets ``(subsample_size, size)`` of those that would."""
+    plate: Any = SubsampleMessenger
+    found: dict[str, tuple[int, int]] = {}
+    original = plate._subsample
+
+    def whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
+        taken = len(subsample) if subsample is not None else subsample_size
+        if size is not None and taken is not None and taken < size:
+            found[name] = int(taken), int(size)
+            subsample_size = subsample = None
+        return original(name, size, subsample_size, subsample, *rest)
+
+    plate._subsample = staticmethod(whole)
+    try:
+        yield found
+    finally:
+        plate._subsample = staticmethod(original)
+
+
+def refuse_local_latents(
+    plates: Mapping[str, tuple[str | None, ...]], subsampled: Mapping[str, tuple[int, int]]
+) -> None:
+    """Raise ``ModelError`` for a latent of its own for each element of a plate that subsamples: SVI's guide sees but a
+    part of them at each step."""
+    for site, around in plates.items():
+        for plate in around:
+            if plate is not None and plate in subsampled:
+                few, size = subsampled[plate]
+                raise ModelError(
+                    f"latent {site!r} is inside of plate {plate!r}, which takes a subsample of {few} of {size}: the "
+                    "guide would have to know which of them it sees; leave subsample_size= out, or draw it outside"
+                )
+
+
+def say_subsampled(subsampled: Mapping[str, tuple[int, int]]) -> str:
+    """One line for the user."""
+    each = ", ".join(f"{few} of {size} of plate {name!r}" for name, (few, size) in subsampled.items())
+    return f"the guide was trained on subsamples ({each} at each step); the weights are those of the whole plate"
