@@ -23,7 +23,7 @@ def labelled(name: str, fn: Any, label: str | int | None, output: str | None) ->
         return fn
     if label is None:
         raise InputError(f"reward {name!r}: output={output!r} is said of one label of a classifier: give label= too")
-    settings = {"label": label} if output is None else {"label": label, "output": output}
+    settings: dict[str, Any] = {"label": label} if output is None else {"label": label, "output": output}
     if isinstance(fn, str) and names_a_model(fn):
         return _loaded(fn, tuple(settings.items()))
     if isinstance(fn, nn.Module) and hasattr(fn, "config"):
