@@ -4,9 +4,11 @@
 #   TORCH_INDEX  another package index for torch: where your default index serves torch with gigabytes of CUDA,
 #                give the address of PyTorch's own index of CPU builds
 #   PIP_ARGS     anything else for pip
+#   PYTHONS      what `make dist` tries the wheel with: PYTHONS="python3.11 python3.12 python3.13"
 PYTHON      ?= python3
 TORCH_INDEX ?=
 PIP_ARGS    ?=
+PYTHONS     ?= $(PYTHON)
 
 BIN   := .venv/bin
 STAMP := .venv/installed
@@ -14,7 +16,7 @@ PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_
 TORCH := $(shell grep '^torch==' constraints.txt)
 DEMO  := runs/demo
 
-.PHONY: demo demo-again test test-statistical claims book tour lint types bench bench-peers clean
+.PHONY: demo demo-again test test-statistical claims book tour lint types bench bench-peers dist clean
 
 demo: $(STAMP) .venv/weights
 	@if [ -f $(DEMO)/report.html ]; then \
@@ -54,6 +56,15 @@ bench: $(STAMP) .venv/weights
 
 bench-peers: .venv-peers/installed
 
+# Wheel and sdist in dist/, then the wheel in empty environments: with each extra on the first of PYTHONS, alone on the others.
+dist:
+	rm -rf dist .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet $(PIP_ARGS) --constraint constraints.txt hatchling
+	.venv-dist/bin/hatchling build --directory dist
+	.venv-dist/bin/python tools/try_wheel.py dist $(foreach p,$(PYTHONS),--python $(p)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+	rm -rf .venv-dist
+
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
@@ -76,4 +87,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-arviz1 runs build dist
+	rm -rf .venv .venv-dist .venv-peers .venv-arviz1 runs build dist

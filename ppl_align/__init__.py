@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         evidence_bounds,
         look_ahead,
     )
+    from ppl_align.guides import load_guide
     from ppl_align.inspection import Inspection, inspect
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
     from ppl_align.moments import MomentConstraint, moment_constraint
@@ -71,6 +72,7 @@ _HOME = {
     "evidence_bounds": "ppl_align.engines",
     "LookAhead": "ppl_align.engines",
     "look_ahead": "ppl_align.engines",
+    "load_guide": "ppl_align.guides",
     "Inspection": "ppl_align.inspection",
     "inspect": "ppl_align.inspection",
     "LM": "ppl_align.lm",
@@ -136,6 +138,7 @@ __all__ = [
     "goes_on",
     "inspect",
     "label",
+    "load_guide",
     "look_ahead",
     "moment_constraint",
     "power",

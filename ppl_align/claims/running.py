@@ -11,6 +11,7 @@ from ppl_align.claims import load
 from ppl_align.claims.findings import Findings
 from ppl_align.engines.base import isolated
 from ppl_align.errors import PplAlignError
+from ppl_align.progress import Report, reporting
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,28 @@ class Result:
         return self.found.passed and not self.failure
 
 
-def run(names: Sequence[str], seed: int = 0, lm: Any = None) -> Iterator[Result]:
-    """Study the named claims in turn; with ``lm``, on that language model too.
+def run(names: Sequence[str], seed: int = 0, lm: Any = None, progress: bool | Report | None = None) -> Iterator[Result]:
+    """Study the named claims in turn; with ``lm``, on that language model too. ``progress``: True for a bar.
 
     Same seed, same numbers; the global RNG and Pyro's parameter store are untouched. A study that raises is a failed
     claim, not the end of the run."""
-    for name in names:
-        module = load(name)
-        found, failure, start = Findings(seed), "", time.perf_counter()
-        try:
-            with isolated(seed):
-                module.study(found)
-                if lm is not None and hasattr(module, "study_lm"):
-                    module.study_lm(found, lm)
-        except PplAlignError as error:
-            failure = str(error)
-        except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
-        yield Result(name, found, time.perf_counter() - start, failure)
+    with reporting(progress, "claims") as tell:
+        for done, name in enumerate(names):
+            tell(done, len(names), name)
+            yield _study(name, seed, lm)
+            tell(done + 1, len(names), name)
+
+
+def _study(name: str, seed: int, lm: Any) -> Result:
+    module = load(name)
+    found, failure, start = Findings(seed), "", time.perf_counter()
+    try:
+        with isolated(seed):
+            module.study(found)
+            if lm is not None and hasattr(module, "study_lm"):
+                module.study_lm(found, lm)
+    except PplAlignError as error:
+        failure = str(error)
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+    return Result(name, found, time.perf_counter() - start, failure)

@@ -13,6 +13,7 @@ from rich.table import Table
 from ppl_align.cli.console import note, show, user_code, waiting
 from ppl_align.cli.plan import Asked, Job, Plan, load_one
 from ppl_align.posterior.naming import columns
+from ppl_align.program.per_particle import said
 from ppl_align.report.terminal import Printable, grids
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Draws:
             fn = node["fn"]
             kind, source = type(fn).__name__, ""
             if name in self.execution.rewards:
-                kind, source = "reward", f"one unit is worth {self.execution.scales[name]:.3g} nats"
+                kind, source = "reward", f"one unit is worth {said(self.execution.scales[name])} nats"
             elif kind == "Unit":
                 kind, source = "factor", "pyro.factor"
             elif kind == "CompletionDistribution":

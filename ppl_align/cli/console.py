@@ -123,15 +123,7 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
         yield line
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from ppl_align.progress import bar
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[what]}", markup=False),
-    )
-    with Progress(*columns, console=err, transient=True) as bars:
-        task = bars.add_task(label, total=None, what="")
-        yield lambda done, total, what: bars.update(task, completed=done, total=total, what=what)
+    with bar(err, label) as report:
+        yield report

@@ -54,7 +54,7 @@ class Results:
         from ppl_align.report.terminal import advice, best_completions
 
         if not self.single:
-            yield from (self._overview(), "", advice(self.advice))
+            yield from (self._overview(), "", *self._unstated(), advice(self.advice))
             return
         group, comparison = self.pairs[0]
         yield comparison
@@ -86,6 +86,12 @@ class Results:
                 table.add_row(*first, name, *(column.text(row) for column in columns))
                 first = ("", "")
         return table
+
+    def _unstated(self) -> list[str]:
+        """Why some numbers of the overview have no error; an engine is named once for each reason."""
+        from ppl_align.posterior.unstated import unstated_of
+
+        return list(dict.fromkeys(line for group, _ in self.pairs for line in unstated_of(group.runs)))
 
     def _save_overview(self, folder: Path) -> None:
         import pandas as pd

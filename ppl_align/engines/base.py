@@ -19,10 +19,12 @@ from ppl_align.engines.steadiness import refuse_undeclared
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
+from ppl_align.posterior.origin import note_provenance
+from ppl_align.progress import Report, reporting
 from ppl_align.runs import run_memory, speaking
 from ppl_align.seeds import cuda_devices, mix
 
-Progress = Callable[[int, int, str], None]
+Progress = Report
 """``progress(done, total, note)``, called as the work goes on."""
 
 
@@ -51,9 +53,17 @@ class Engine(ABC):
     name: ClassVar[str]
 
     def run(
-        self, model: Callable[..., Any], *args: Any, seed: int = 0, progress: Progress | None = None, **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        *args: Any,
+        seed: int = 0,
+        progress: bool | Progress | None = None,
+        **kwargs: Any,
     ) -> Posterior:
         """Approximate the posterior of ``model(*args, **kwargs)``.
+
+        ``progress``: True shows a bar on a terminal and in a notebook, and nothing elsewhere; a function is called
+        with (done, total, note) as the work goes on.
 
         Same seed, same result (one build, one machine); different engines have different random streams, so that
         their runs are independent. The global RNG and Pyro's parameter store are untouched. What the run shows of the
@@ -63,7 +73,10 @@ class Engine(ABC):
         """
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
-        task = Task(model, args, dict(kwargs), progress or (lambda done, total, note: None))
+        with reporting(progress, self.name) as report:
+            return self._run(Task(model, args, dict(kwargs), report), seed)
+
+    def _run(self, task: Task, seed: int) -> Posterior:
         with run_memory() as remarks:
             with measure() as cost, isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
@@ -72,6 +85,7 @@ class Engine(ABC):
             posterior.cost = cost
             posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
             posterior.config = self.describe()
+            note_provenance(posterior, task.model, task.args, task.kwargs)
             note_findings(posterior, getattr(self, "proposal", None))
             if speaking() and posterior.environment and posterior.target == "posterior":
                 with isolated(mix(seed, "optimism")):

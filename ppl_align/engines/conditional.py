@@ -29,6 +29,7 @@ from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import log_mean_exp, with_error
+from ppl_align.progress import Report
 from ppl_align.runs import aside
 
 
@@ -126,14 +127,15 @@ def evidence_bounds(
     *args: Any,
     exact: Posterior,
     seed: int = 0,
+    progress: bool | Report | None = None,
     **kwargs: Any,
 ) -> Bounds:
     """Run ``engine`` as it is (lower bounds) and with exact draws retained (upper bounds); see :class:`Bounds`.
 
     ``exact``: a posterior of exact draws of the same target. Each upper bound needs its own, so there are as many of
-    them as there are draws, and at most ``engine.num_replicates``."""
+    them as there are draws, and at most ``engine.num_replicates``. ``progress``: as for ``engine.run``, for both."""
     available = engine.num_replicates if exact.exact else exact.log_weight.numel()
     upper = Conditional(replace(engine, num_replicates=min(engine.num_replicates, available)), exact)
-    lower = engine.run(model, *args, seed=seed, **kwargs)
+    lower = engine.run(model, *args, seed=seed, progress=progress, **kwargs)
     with aside():  # of the program, the first run has said it all
-        return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, **kwargs).log_evidence)
+        return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, progress=progress, **kwargs).log_evidence)

@@ -88,6 +88,7 @@ class Nested(Engine):
             else:
                 played, value = self._decide(episodes, played, turns[done:])
                 planned = value if planned is None else planned
+        task.progress(len(turns), len(turns), "played")
         execution = episodes.look(played)
         shape = (self.num_replicates, self.num_particles)
         history = {} if planned is None else {"planned": planned.reshape(shape)}

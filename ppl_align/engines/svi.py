@@ -20,6 +20,7 @@ from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep
 from ppl_align.errors import InputError
+from ppl_align.guides import markov
 from ppl_align.guides.auto import KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
@@ -32,9 +33,11 @@ class SVI(Engine):
 
     ``num_steps``       steps of Adam          ``num_particles``   draws per step and per replicate of the result
     ``num_replicates``  independent sets of draws of the *one* trained guide
-    ``learning_rate``   default: 1e-3 for networks (head, lora), 1e-1 for tables, latents and a guide of your own
-    ``guide``           "auto" (head where the LM has hidden states, else a table per prefix), "head", "lora", "table",
-                        or a Pyro program with the model's arguments
+    ``learning_rate``   default: 1e-3 for networks (head, lora), 3e-2 for "markov", 1e-1 for the other table, latents
+                        and a guide of your own
+    ``guide``           "auto" (head where the LM has hidden states, else a table: per prefix where that is small, per
+                        position and previous token where texts are long), "head", "lora", "table", "markov", or a Pyro
+                        program with the model's arguments
     ``rank``            of the head or the adapters: the fewer draws to learn from, the lower
 
     A program with ``environment(...)`` sites is decided, not conditioned: the guide repeats these sites unchanged, so
@@ -77,7 +80,7 @@ class SVI(Engine):
         program.nesting = nesting
         shape = (self.num_replicates, self.num_particles)
         if isinstance(guide, ProgramGuide):
-            guide.parameters = pyro.get_param_store().get_state()
+            guide.store = pyro.get_param_store().get_state()
             sweep = Sweep(program, *shape, FromPrior(), _quiet)
             sweep.adopt(*guide.draw(program))
         else:
@@ -120,9 +123,13 @@ class SVI(Engine):
         return losses
 
     def rate_of(self, parameter: str) -> float:
-        """The learning rate of a parameter: networks want small steps, tables and latents large ones."""
+        """The learning rate of a parameter: networks want small steps, tables and latents large ones.
+
+        The parts of a Markov guide, thousands that add up, are in between: steps of 0.1 are mostly noise to them."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if parameter.endswith(tuple(f".{part}" for part in markov.PARTS)):
+            return 3e-2
         return 1e-3 if parameter.endswith((".left", ".right")) or ".lora_" in parameter else 1e-1
 
 

@@ -20,9 +20,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_align.errors import InputError
+from ppl_align.guides import table
 from ppl_align.guides.head import HeadGuide
 from ppl_align.guides.latents import LatentGuide
 from ppl_align.guides.lora import LoRAGuide
+from ppl_align.guides.markov import MarkovGuide
 from ppl_align.guides.table import TableGuide
 from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
@@ -34,20 +36,26 @@ from ppl_align.program.compiled import is_environment
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
+    from ppl_align.provenance import Provenance
 
-KINDS = ("auto", "head", "lora", "table")
+KINDS = ("auto", "head", "lora", "markov", "table")
+ALL_PREFIXES = 2**14
+""""auto" takes a parameter for each prefix and token up to this many of them."""
 
 
 class AutoGuide:
-    """``guide(*args)`` is a Pyro guide of ``model(*args)``; ``kind``: "auto", "head", "lora" or "table".
+    """``guide(*args)`` is a Pyro guide of ``model(*args)``; ``kind``: "auto", "head", "lora", "markov" or "table".
 
-    "auto" is the head where the LM has hidden states and a table where it has not."""
+    "auto" is the head where the LM has hidden states. Where it has not, it is the table of all prefixes if that is
+    small, else "markov": a table for each position and previous token."""
 
     def __init__(self, model: Callable[..., Any], kind: str = "auto", rank: int = 8) -> None:
         self.model, self.kind, self.rank = model, kind, rank
         self.nesting = 0  # plates of the program, found out by a pilot run
         self.readers: Mapping[str, Sequence[Reader]] = {}  # hard constraints by site: q is confined to them
         self.sites: dict[str, nn.Module] = {}
+        self.lms: dict[str, LM] = {}  # by completion site, whose LM its part was made for
+        self.provenance: Provenance | None = None  # of the run that trained it
         self._adapters: dict[int, LoRAGuide] = {}  # one adapted network for all the sites of one LM
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
@@ -69,6 +77,8 @@ class AutoGuide:
     def part(self, name: str, fn: Any) -> nn.Module:
         """The trainable part for a site, made when it is first met."""
         if name not in self.sites:
+            if isinstance(fn, CompletionDistribution):
+                self.lms[name] = fn.lm
             self.sites[name] = (
                 self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn, self.nesting)
             )
@@ -89,23 +99,44 @@ class AutoGuide:
     def _make(self, source: CompletionDistribution) -> TokenGuide:
         kind = self.kind
         if kind == "auto":
-            kind = "table" if source.lm.hidden_size is None else "head"
+            kind = "head" if source.lm.hidden_size is not None else _table_that_fits(source)
         if kind == "table":
             return TableGuide(source)
+        if kind == "markov":
+            return MarkovGuide(source)
         if kind == "head":
             return HeadGuide(source, self.rank)
         if id(source.lm) not in self._adapters:
             self._adapters[id(source.lm)] = LoRAGuide(source, self.rank)
         return self._adapters[id(source.lm)]
 
-    def save(self, folder: str | Path) -> None:
-        """A LoRA guide as a PEFT adapter folder. Other guides live in memory: ``InputError``."""
-        if len(self._adapters) != 1:
-            raise InputError('only a trained guide="lora" over one LM saves as an adapter')
-        next(iter(self._adapters.values())).save(folder)
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The trained tensors (not copies) by name, ``site.parameter``; a network that sites share comes once."""
+        found: dict[int, tuple[str, Tensor]] = {}
+        for site, part in self.sites.items():
+            for key, parameter in part.named_parameters():
+                if parameter.requires_grad:
+                    found.setdefault(id(parameter), (f"{site}.{key}", parameter.detach()))
+        return dict(found.values())
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the guide to a folder, from where :func:`~ppl_align.guides.load_guide` reads it. Returns the path.
+
+        What ``guide="lora"`` has learned is a PEFT adapter, which ``CausalLM(base, adapter=folder)`` reads as well.
+        Written beside its place and renamed. Raises ``InputError`` for a guide that was not trained, and for a folder
+        that holds something else than a guide."""
+        from ppl_align.guides.saving import save
+
+        return save(self, folder)
 
     def __repr__(self) -> str:
         return f"AutoGuide({self.kind!r}, rank={self.rank}, sites={sorted(self.sites)})"
+
+
+def _table_that_fits(source: CompletionDistribution) -> str:
+    """The table of all prefixes can be anything; where most of them would never be seen, those of one token back."""
+    return "table" if table.size_for(source) <= ALL_PREFIXES else "markov"
 
 
 class _Substitute(Messenger):

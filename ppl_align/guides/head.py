@@ -9,11 +9,15 @@ decoding. Its inner product with A h has the gradient of log q (and not its valu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ppl_align.errors import InputError
 from ppl_align.guides.tokens import Draw, TokenGuide
+from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import log_normalise
@@ -22,17 +26,34 @@ from ppl_align.lm.warp import log_normalise
 class HeadGuide(TokenGuide):
     """``rank`` r; starts at the prior (L = 0). Raises ``InputError`` for LMs without hidden states."""
 
+    kind = "head"
+
     def __init__(self, source: CompletionDistribution, rank: int) -> None:
         super().__init__()
         lm = source.lm
-        unembedding = getattr(lm, "unembedding", None)
-        if unembedding is None or lm.hidden_size is None:
-            raise InputError(f'{lm.name} has no hidden states for guide="head": use guide="auto" or your own')
-        self._unembed = [unembedding]  # in a list: frozen, and not a parameter of this guide
+        unembedding = self._look_at(lm)
         size = unembedding.weight.shape[1]  # of what enters the unembedding, which may be narrower than the trunk
         noise = torch.randn(size, rank, device=lm.device)  # from the run's own random stream
         self.left = nn.Parameter(torch.zeros(size, rank, device=lm.device))
         self.right = nn.Parameter(noise / size**0.5)
+
+    def _look_at(self, lm: LM) -> Any:
+        """The frozen unembedding of an LM; raises ``InputError`` where it has none."""
+        unembedding = getattr(lm, "unembedding", None)
+        if unembedding is None or lm.hidden_size is None:
+            raise InputError(f'{lm.name} has no hidden states for guide="head": use guide="auto" or your own')
+        if unembedding.weight.is_meta:
+            raise InputError(f'guide="head" reads the unembedding, and {lm.name} keeps it on disk: use guide="auto"')
+        self._unembed = [unembedding]  # in a list: not a parameter of this guide
+        return unembedding
+
+    @classmethod
+    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> HeadGuide:
+        guide = cls.__new__(cls)
+        nn.Module.__init__(guide)
+        guide._look_at(lm)
+        guide.left, guide.right = (nn.Parameter(tensors[name].to(lm.device)) for name in ("left", "right"))
+        return guide
 
     @property
     def unembedding(self) -> Tensor:

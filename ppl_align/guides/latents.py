@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 
@@ -31,6 +32,22 @@ class LatentGuide(nn.Module):
         elif prior.has_rsample and not prior.support.is_discrete:
             self.loc = nn.Parameter(torch.zeros(shape + prior.event_shape))
             self.log_scale = nn.Parameter(torch.zeros(shape + prior.event_shape))
+
+    kind = "latent"
+
+    def settings(self) -> dict[str, Any]:
+        """What a file must hold beside the tensors."""
+        return {"base": self.base}
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LatentGuide:
+        """The guide that was saved with these settings and parameters."""
+        guide = cls.__new__(cls)
+        nn.Module.__init__(guide)
+        guide.base = str(settings["base"])
+        for name, tensor in tensors.items():
+            setattr(guide, name, nn.Parameter(tensor))
+        return guide
 
     def forward(self, prior: Any) -> Any:
         """The distribution to draw from, of the prior's batch shape."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from ppl_align.errors import InputError
 from ppl_align.guides.targets import with_new_adapter
 from ppl_align.guides.tokens import Draw, TokenGuide
+from ppl_align.lm.adapter import with_adapter
 from ppl_align.lm.base import LM
 from ppl_align.lm.base_names import base_name
 from ppl_align.lm.causal import CausalLM
@@ -30,6 +33,8 @@ class LoRAGuide(TokenGuide):
     Where the prior has top-k or top-p, q writes what the prior can write, at its temperature: the support of q is that
     of p0, whatever the adapters have learned. Both networks decode then; the prior's pass gives log p0 as well.
     Raises ``InputError`` for LMs that are not a ``CausalLM``, or where ``peft`` is missing."""
+
+    kind = "lora"
 
     def __init__(self, source: CompletionDistribution, rank: int) -> None:
         super().__init__()
@@ -47,6 +52,17 @@ class LoRAGuide(TokenGuide):
             )
         self.adapted = with_new_adapter(prior.model, rank, base_name(prior), prior.name)
         self._lm = [adapted_lm(prior, self.adapted)]
+
+    @classmethod
+    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoRAGuide:
+        """``settings["folder"]``: where :meth:`save` wrote the adapter."""
+        if not isinstance(lm, CausalLM):
+            raise InputError(f'guide="lora" adapts a CausalLM; {lm.name} has no weights to adapt')
+        guide = cls.__new__(cls)
+        nn.Module.__init__(guide)
+        guide.adapted = with_adapter(lm.model, settings["folder"], lm.name).eval()
+        guide._lm = [adapted_lm(lm, guide.adapted)]
+        return guide
 
     @property
     def lm(self) -> CausalLM:
@@ -86,9 +102,13 @@ class LoRAGuide(TokenGuide):
     def save(self, folder: str | Path) -> None:
         """A PEFT adapter that ``peft.PeftModel.from_pretrained(base, folder)`` loads, with no ppl-align installed."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, nothing a user can mend
+            warnings.simplefilter("ignore")  # between peft and transformers, nothing a user can mend
             # Embeddings are frozen: they are the base model's, and peft need not look them up to know.
             self.adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        card, here = Path(folder) / "README.md", str(getattr(self.adapted.config, "_name_or_path", "") or "")
+        if here and card.is_file():  # peft names the folder that the network was read from
+            base = next(iter(self.adapted.peft_config.values())).base_model_name_or_path
+            card.write_text(card.read_text(encoding="utf-8").replace(here, base), encoding="utf-8")
 
 
 class _Seen(Population):
@@ -108,6 +128,7 @@ class _Seen(Population):
 def adapted_lm(prior: CausalLM, adapted: nn.Module) -> CausalLM:
     """The prior with another network inside: same tokenizer, same vocabulary, same limits."""
     lm = copy.copy(prior)
+    lm.__dict__.pop("_log_prob_error", None)
     lm.model = adapted
     lm.unembedding = adapted.get_output_embeddings()  # type: ignore[operator]
     lm.name = f"{prior.name}+lora"

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import transform_to
 
-from ppl_align.errors import ModelError
+from ppl_align.errors import InputError, ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
 from ppl_align.program import Program
 from ppl_align.program.compiled import PARTICLES
+
+if TYPE_CHECKING:
+    from ppl_align.provenance import Provenance
 
 
 class ProgramGuide:
@@ -23,9 +28,11 @@ class ProgramGuide:
 
     It proposes values, not tokens: importance sampling can use it, SMC cannot steer with it."""
 
-    def __init__(self, guide: Callable[..., Any], parameters: Any = None) -> None:
+    def __init__(self, guide: Callable[..., Any], store: Any = None) -> None:
+        """``store``: the state of Pyro's parameter store after training."""
         self.guide = guide
-        self.parameters = parameters
+        self.store = store
+        self.provenance: Provenance | None = None
         self.warps: dict[str, Warp] = {}  # of the completions it draws, known once it has drawn
 
     @property
@@ -59,6 +66,34 @@ class ProgramGuide:
             log_q[name] = log_prob.detach().double().cpu().reshape(size, -1).sum(-1)
         return values, log_q
 
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What training found, by the names of ``pyro.param``; empty before it."""
+        return _Parameters(self.store or {})
+
+    def save(self, folder: str | Path) -> None:
+        """Of a guide that is a program of the user's, only the program can make it again: ``InputError``."""
+        raise InputError(
+            f"the guide {self.__name__!r} is a program of your own, which no file can hold: keep its parameters, "
+            f"torch.save(dict(guide.parameters), file)"
+        )
+
     def trained(self) -> Any:
         """A context: Pyro's parameters as training left them; before that, those of the run."""
-        return pyro.get_param_store().scope(self.parameters) if self.parameters else nullcontext()
+        return pyro.get_param_store().scope(self.store) if self.store else nullcontext()
+
+
+class _Parameters(dict[str, Tensor]):
+    """Constrained values by name; what Pyro itself keeps (``"params"``, ``"constraints"``) can be asked for, too."""
+
+    def __init__(self, store: Mapping[str, Any]) -> None:
+        limits = store.get("constraints", {})
+        found = {
+            name: transform_to(limits[name])(value).detach() if name in limits else value.detach()
+            for name, value in store.get("params", {}).items()
+        }
+        super().__init__(found)
+        self._store = store
+
+    def __missing__(self, name: str) -> Any:
+        return self._store[name]

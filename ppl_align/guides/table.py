@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ppl_align.errors import InputError
 from ppl_align.guides.tokens import TokenGuide
-from ppl_align.lm.base import Ids
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import log_normalise
 
-_LARGEST = 2**21
+LARGEST = 2**21
 
 
 class TableGuide(TokenGuide):
@@ -20,16 +23,29 @@ class TableGuide(TokenGuide):
 
     Prefixes are numbered base V, shorter ones first. Raises ``InputError`` when the table would be too large."""
 
+    kind = "table"
+
     def __init__(self, source: CompletionDistribution) -> None:
         super().__init__()
         self.vocab = source.lm.vocab_size
-        self.entries = sum(self.vocab ** (t + 1) for t in range(source.max_new_tokens))
-        if self.entries > _LARGEST:
+        self.entries = size_for(source)
+        if self.entries > LARGEST:
             raise InputError(
                 f"a table guide would need {self.entries} parameters for {source.lm.name}: "
-                f"write your own guide, or use SMC or importance sampling"
+                f'use guide="markov", write your own, or use SMC or importance sampling'
             )
         self.tables = nn.ParameterDict()
+
+    def settings(self) -> dict[str, Any]:
+        return {"vocab": self.vocab, "entries": self.entries}
+
+    @classmethod
+    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TableGuide:
+        guide = cls.__new__(cls)
+        nn.Module.__init__(guide)
+        guide.vocab, guide.entries = int(settings["vocab"]), int(settings["entries"])
+        guide.tables = nn.ParameterDict({name.removeprefix("tables."): nn.Parameter(t) for name, t in tensors.items()})
+        return guide
 
     def prepare(self, source: CompletionDistribution) -> None:
         for prompt in source.prompts:
@@ -46,8 +62,14 @@ class TableGuide(TokenGuide):
         return log_normalise(rows.log_probs + tilt.to(rows.log_probs.device))
 
     def _tilt(self, prompt: Ids, code: int) -> Tensor:
-        """A prompt never seen in training has no table: there the guide is the prior."""
-        return self.tables[_key(prompt)][code] if _key(prompt) in self.tables else torch.zeros(self.vocab)
+        """A prompt never seen in training has no table, nor has a longer text: there the guide is the prior."""
+        known = _key(prompt) in self.tables and code < self.entries // self.vocab
+        return self.tables[_key(prompt)][code] if known else torch.zeros(self.vocab)
+
+
+def size_for(source: CompletionDistribution) -> int:
+    """Parameters of this guide for each prompt of a completion."""
+    return sum(source.lm.vocab_size ** (t + 1) for t in range(source.max_new_tokens))
 
 
 def _key(prompt: Ids) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from ppl_align.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population, Rows, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
@@ -27,7 +29,11 @@ class Draw:
 
 
 class TokenGuide(nn.Module, ABC):
-    """A distribution over the completions of one site. Parameters are ordinary ``nn.Parameter``."""
+    """A distribution over the completions of one site. Parameters are ordinary ``nn.Parameter``.
+
+    ``kind``: what it is called in a file."""
+
+    kind: ClassVar[str] = ""
 
     @abstractmethod
     def log_q(self, rows: Rows) -> Tensor:
@@ -35,6 +41,15 @@ class TokenGuide(nn.Module, ABC):
 
     def prepare(self, source: CompletionDistribution) -> None:
         """Called before the guide is used on these prompts: make the parameters they need."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a file must hold beside the tensors so that :meth:`restored` makes the guide again; JSON-able."""
+        return {}
+
+    @classmethod
+    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The guide that was saved with these settings and parameters, over the LM it was trained for."""
+        raise InputError(f"a guide of kind {cls.__name__} cannot be loaded")
 
     def proposal(self) -> TokenProposal | LM:
         """The guide as a token proposal of any engine."""

@@ -1,7 +1,8 @@
 """``inspect``: what can be known of a target before any inference is spent on it.
 
 One pool of draws of the prior (under hard constraints: from within them), weighted for every strength of the rewards; a
-few hundred continuations say where along the text the reward acts. Nothing here trains, resamples or searches.
+few hundred continuations say where along the text the reward acts. Nothing here trains, resamples or searches, except
+that SVI and SMC are tried on two draws, to find out whether they would run.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
+from ppl_align.inspection.trials import try_engines
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
+from ppl_align.progress import Report, reporting
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
@@ -47,7 +50,7 @@ class Inspection:
     ``answers``        entropies of prior and posterior in nats (None with a continuous latent)
     ``sensitivities``  what each factor does by itself; ``slope``: d log Z / d log beta, all betas together, nats
     ``profile``        KL paid along the text (None: not asked for, or nothing to be said)
-    ``predictions``    what each engine would take for ``goal`` effective draws
+    ``predictions``    what each engine would take for ``goal`` effective draws; infinite for one that refuses to run
     ``events``         probabilities of what the user named
     ``advice``         the recommendation, then what to beware of
     ``pool``           the draws themselves: of the prior, or from within the program's hard constraints
@@ -135,7 +138,7 @@ def inspect(
     num_prefixes: int = 16,
     num_continuations: int = 8,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: bool | Report | None = None,
     **kwargs: Any,
 ) -> Inspection:
     """Look at the target of ``model(*args, **kwargs)`` before any inference, with draws of its prior.
@@ -145,6 +148,8 @@ def inspect(
     ``events``      by name, functions of one text: probability before and after, ``{"food": lambda t: "eat" in t}``
     ``goal``        effective draws that the costs are predicted for
     ``num_prefixes``, ``num_continuations``   for the KL along the text, at five cuts; ``num_prefixes=0`` leaves it out
+
+    ``progress``    True for a bar on a terminal or in a notebook; or a function of (done, total, note)
 
     Same seed, same result; the global random numbers are left alone. Raises ``InputError`` for what the user can
     mend, ``ModelError`` for programs that engines cannot run, ``RewardError`` where a reward misbehaves.
@@ -156,15 +161,16 @@ def inspect(
         raise InputError("num_prefixes must be at least 2 (their spread is the error), or 0 to leave the profile out")
     if not callable(model):
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
-    tell = progress or (lambda done, total, note: None)
-    with run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
+    with reporting(progress, "inspect") as tell, run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
         expected = foreseen(Program(model, args, dict(kwargs), 1))
         pool = draw_pool(model, args, kwargs, num_draws, tell, expected)
         fewer = max(num_draws // SHARE, 2)
         prior = draw_pool(model, args, kwargs, fewer, tell) if pool.confined else pool
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
+        trials = try_engines(model, args, kwargs, pool, seed)
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
     happened = predictive.events(pool, prior, events or {})
+    prices = predict(pool, prior, goal, trials)
     sources = pool.completions.values()
     prompts = {source.lm.decode(prompt) for source in sources for prompt in source.prompts[:8]}
     return Inspection(
@@ -178,9 +184,9 @@ def inspect(
         sensitivities=tuple(sensitivities(pool)),
         slope=log_evidence_slope(pool),
         profile=paid,
-        predictions=tuple(predict(pool, prior, goal)),
+        predictions=tuple(prices),
         events=tuple(happened),
-        advice=tuple(advise(pool, written, grid, rewards)),
+        advice=tuple(advise(pool, written, grid, rewards, trials)),
         goal=goal,
         seed=seed,
         pool=pool,

@@ -146,6 +146,13 @@ class LM(ABC):
         return None
 
     @property
+    def fingerprint(self) -> str:
+        """Sixteen digits that tell language models apart: the same wherever it lies and whatever it is called."""
+        from ppl_align.lm.fingerprint import fingerprint
+
+        return fingerprint(self)
+
+    @property
     def token_features(self) -> Tensor | None:
         """What is alike about tokens, ``[V, d]`` (embeddings); None where nothing is known. Looking ahead learns
         from it which tokens are followed by what."""
@@ -171,8 +178,10 @@ class LM(ABC):
         Raises :class:`~ppl_align.errors.InputError` for values out of range, ``PromptError`` for a bad prompt.
         """
         from ppl_align.lm.distribution import CompletionDistribution
+        from ppl_align.lm.fingerprint import note_use
         from ppl_align.lm.prompts import resolve_prompt
 
+        note_use(self)
         prompts, index = resolve_prompt(self, prompt)
         return CompletionDistribution(
             self, prompts, index, max_new_tokens, Warp(temperature, top_k, top_p), self._stop_ids(stop, prompts)

@@ -7,7 +7,7 @@ ArviZ, made of equal-weight draws with dimensions (chain = replicate, draw).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,16 @@ import torch
 import xarray as xr
 
 from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
-from ppl_align.posterior.naming import inner_dimensions, position_dimension
+from ppl_align.posterior.naming import RESERVED, inner_dimensions, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import systematic
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
-FORMAT = 1
-"""Version of the file layout, raised when an older ``load`` could not read a newer file."""
+FORMAT = 2
+"""Version of the file layout, raised when an older ``load`` could not read a newer file. Since 2, ``scale.`` and
+``log_upper.`` of ``weighted`` hold a value for each particle; 1 has one for all, in the attribute ``scales``."""
 EXACT_DRAWS = 1000  # an exact posterior has no particles that would suggest a number of draws
 _AXES = {  # of the histories that ArviZ should show by step, in our order
     "step": ("step",),
@@ -75,7 +76,8 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "model": posterior.model,
         "lm": posterior.lm,
         "cost": text(posterior.cost.as_dict()),
-        "scales": text(dict(posterior.scales)),
+        "plates": text({name: list(plates) for name, plates in posterior.plates.items()}),
+        "drawn_scales": text(list(posterior.drawn_scales)),
         "targets": text(dict(posterior.targets)),
         "independent": int(posterior.independent),
         "exact": int(posterior.exact),
@@ -83,6 +85,7 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "target": posterior.target,
         "environment": text(list(posterior.environment)),
         "optimism": "" if posterior.optimism is None else posterior.optimism.to_json(),
+        "provenance": "" if posterior.provenance is None else posterior.provenance.to_json(),
         "sites": text(list(posterior.particles)),
         "terminal": text({name: list(site._terminal) for name, site in posterior.completions.items()}),
         "stop_text": text(_stop_texts(posterior)),
@@ -123,21 +126,22 @@ def _weighted(posterior: Posterior) -> xr.Dataset:
         data["log_proposal"] = (lead, _numpy(posterior.log_proposal))
     for kind, parts in (
         ("reward", posterior.rewards),
+        ("scale", posterior.scales),
         ("factor", posterior.factors),
+        ("log_upper", posterior.log_upper),
         ("log_prior", posterior.log_prior),
     ):
         data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
     for name, value in posterior.latents.items():
-        data[f"latent.{escape(name)}"] = ((*lead, *inner_dimensions(_undotted(name), value.dim() - 2)), _numpy(value))
+        data[f"latent.{escape(name)}"] = ((*lead, *_inner(posterior, name, _undotted)), _numpy(value))
     for name, site in posterior.completions.items():
-        key, axis = escape(name), _undotted(name)
-        dims = (*lead, *inner_dimensions(axis, len(site.shape) - 2))
-        data[f"tokens.{key}"] = ((*dims, position_dimension(axis)), _numpy(site.tokens).astype(np.int32))
+        key, dims = escape(name), (*lead, *_inner(posterior, name, _undotted))
+        data[f"tokens.{key}"] = ((*dims, position_dimension(_undotted(name))), _numpy(site.tokens).astype(np.int32))
         data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
         prompts = site.prompt_texts()
         if prompts:
             distinct, index = np.unique(np.array(prompts, dtype=object), return_inverse=True)
-            data[f"prompts.{key}"] = ((f"{axis}_prompt",), _storable(list(distinct)))
+            data[f"prompts.{key}"] = ((f"{_undotted(name)}_prompt",), _storable(list(distinct)))
             data[f"prompt_index.{key}"] = (dims, index.reshape(site.shape).astype(np.int32))
     return xr.Dataset(data)
 
@@ -146,8 +150,34 @@ def _undotted(name: str) -> str:
     return escape(name).replace(".", "%2E")
 
 
-def _inner(name: str, count: int) -> tuple[str, ...]:
-    return inner_dimensions(escape(name), count)
+def _inner(posterior: Posterior, name: str, key: Callable[[str], str] = escape) -> tuple[str, ...]:
+    """The dimensions of one particle at a site (tokens aside): plates by their names, others by number."""
+    shape = posterior.particles[name].shape[2:]
+    plates = posterior.plates.get(name, ())
+    sizes = _plate_sizes(posterior)
+    dims = list(inner_dimensions(key(name), len(shape)))
+    for i, (plate, size) in enumerate(zip(plates, shape, strict=False)):
+        if plate is not None and sizes[plate] == {size}:
+            dims[i] = key(_dimension(posterior, plate))
+    return tuple(dims)
+
+
+def _plate_sizes(posterior: Posterior) -> dict[str, set[int]]:
+    """The sizes that the plates of each name have: one, unless a program gives two plates one name."""
+    sizes: dict[str, set[int]] = {}
+    for name, plates in posterior.plates.items():
+        for plate, size in zip(plates, posterior.particles[name].shape[2:], strict=False):
+            if plate is not None:
+                sizes.setdefault(plate, set()).add(size)
+    return sizes
+
+
+def _dimension(posterior: Posterior, plate: str) -> str:
+    """The name of a plate as that of a dimension: no word of ours, no column of a site."""
+    taken = RESERVED | set(posterior.columns.values())
+    while plate in taken:
+        plate += "_"
+    return plate
 
 
 def _history(posterior: Posterior) -> xr.Dataset:
@@ -161,8 +191,10 @@ def _history(posterior: Posterior) -> xr.Dataset:
 
 
 def _constants(posterior: Posterior) -> xr.Dataset:
-    names = list(posterior.scales)
-    scales = xr.DataArray([posterior.scales[n] for n in names], dims=["reward"], coords={"reward": names})
+    """What is the same for all draws."""
+    names = [name for name in posterior.scales if name not in posterior.drawn_scales]
+    values = [float(torch.as_tensor(posterior.scales[name]).reshape(-1)[0]) for name in names]
+    scales = xr.DataArray(values, dims=["reward"], coords={"reward": names})
     return xr.Dataset({"nats_per_unit": scales}) if names else xr.Dataset()
 
 
@@ -184,16 +216,18 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     safe = {name: escape(column) for name, column in posterior.columns.items()}
     draws: dict[str, Any] = {column: pick(value) for column, value in numbers.items()}
     for name, value in posterior.latents.items():
-        draws[safe[name]] = pick(value, *_inner(name, value.dim() - 2))
+        draws[safe[name]] = pick(value, *_inner(posterior, name))
     texts: dict[str, Any] = {}
     for name, site in posterior.completions.items():
-        inner = _inner(name, len(site.shape) - 2)
+        inner = _inner(posterior, name)
         texts[f"{escape(name)}_tokens"] = pick(
             _numpy(site.tokens).astype(np.int32), *inner, position_dimension(escape(name))
         )
         texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
     joint = log_prior(posterior) + log_likelihood(posterior)
     stats: dict[str, Any] = {"lp": pick(joint), "log_weight": pick(posterior.log_weight)}
+    for name in posterior.drawn_scales:
+        stats[f"nats_per_unit_{escape(name)}"] = pick(posterior.scales[name])
     stats["log_evidence"] = (("chain",), _numpy(posterior.log_evidence)[chains])
     stats |= _steps(posterior.history, chains, replicates)
     groups = {

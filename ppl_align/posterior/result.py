@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
+    from ppl_align.provenance import Provenance
 
 
 @dataclass(eq=False, repr=False)
@@ -27,10 +28,15 @@ class Posterior:
 
     ``engine``, ``config``, ``seed``, ``model``, ``lm``   where it comes from (all JSON-able)
     ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N``
-    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]
-    ``rewards``      by reward: raw r [R, N], NaN where it does not apply; ``scales``: nats per unit (weight / beta)
+    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]; inside of
+                     plates their dimensions follow, as Pyro has them
+    ``plates``       the names of these dimensions by site, leftmost first; None for one that is no plate's
+    ``rewards``      by reward: raw r [R, N], NaN where it does not apply
+    ``scales``       by reward: nats per unit, weight / beta, [R, N] (given as a number: the same for all; in a plate:
+                     the mean over its elements); ``drawn_scales``: rewards for which it may differ from draw to draw
     ``targets``      the mean that a reward is to have, where the program promises one (``moment_constraint``)
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
+    ``log_upper``    by the same names: the largest value the log-factor could take, [R, N] nats; +inf where not known
     ``log_prior``    by latent site: log p0 [R, N]
     ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
@@ -42,6 +48,8 @@ class Posterior:
                      left as it is. Then all weights are equal and there is no log evidence (NaN)
     ``environment``  the sites among ``particles`` at which the world answers
     ``optimism``     of a run that conditioned them: what it believes and what it would get
+    ``provenance``   versions, language models (fingerprints), digests of program and arguments, seed, command; None in
+                     files of older versions
     ``guide``        the trained guide (SVI), usable as another engine's ``proposal=``; not saved
     """
 
@@ -49,7 +57,7 @@ class Posterior:
     log_weight: Tensor
     particles: Mapping[str, Completion | Tensor]
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
-    scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
     targets: Mapping[str, float] = field(default_factory=dict)
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     log_prior: Mapping[str, Tensor] = field(default_factory=dict)
@@ -66,7 +74,14 @@ class Posterior:
     target: Literal["posterior", "decision"] = "posterior"
     environment: tuple[str, ...] = ()
     optimism: Optimism | None = None
+    provenance: Provenance | None = None
     guide: Any = None
+    log_upper: Mapping[str, Tensor] = field(default_factory=dict)
+    drawn_scales: tuple[str, ...] = ()
+    plates: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scales = {name: _each(scale, self.log_weight.shape) for name, scale in self.scales.items()}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -196,3 +211,9 @@ class Posterior:
 
     def __repr__(self) -> str:
         return self.summary()
+
+
+def _each(scale: float | Tensor, shape: torch.Size) -> Tensor:
+    """A number as a tensor with one value for each particle."""
+    value = torch.as_tensor(scale, dtype=torch.float64)
+    return value if value.dim() else value.expand(shape).clone()

@@ -92,12 +92,17 @@ def _merge_spellings(frame: TextFrame, keys: list[str], rewards: list[str]) -> T
 
 
 def systematic(weights: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
-    """``n`` indices with E[count_i] = n w_i, |count_i - n w_i| < 1, in random order (Kitagawa 1996)."""
+    """``n`` indices with E[count_i] = n w_i, |count_i - n w_i| < 1, in random order (Kitagawa 1996).
+
+    The comb runs over the particles in random order: those of a table are sorted, and its teeth, as regular as they,
+    could all meet particles of one kind."""
+    order = generator.permutation(len(weights))
     points = (generator.random() + np.arange(n)) / n
-    cumulative = np.cumsum(weights)
+    cumulative = np.cumsum(weights[order])
     index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
     # Rounding may leave the last point beyond the last particle that carries weight.
-    return generator.permutation(np.minimum(index, np.flatnonzero(weights)[-1]))
+    index = np.minimum(index, np.flatnonzero(weights[order])[-1])
+    return generator.permutation(order[index])
 
 
 def draw_indices(posterior: Posterior, n: int, seed: int = 0) -> np.ndarray:
@@ -118,7 +123,8 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
-    from ppl_align.diagnostics import decisions, diversity, evidence, weights
+    from ppl_align.diagnostics import decisions, diversity, evidence, policy, weights
+    from ppl_align.posterior.unstated import unstated
 
     replicates, particles = posterior.log_weight.shape
     what = ", ".join(posterior.completions) or "latents"
@@ -135,20 +141,26 @@ def paragraph(posterior: Posterior) -> str:
         + ("." if spread is None else f", spread {spread:.2g} over replicates."),
     ]
     parts += [f"E[{name}] = {posterior.mean(name)}." for name in posterior.rewards]
+    if not deciding and policy.is_trained(posterior):
+        own = ", ".join(f"E[{name}] = {policy.own_mean(posterior, name)}" for name in posterior.rewards)
+        parts += [f"The guide by itself has {own}."] if own else []
     distinct = diversity.distinct_completions(posterior)
     if posterior.exact:
         listed = posterior.config.get("candidates") is not None  # then the rest was not looked at
+        count = posterior.log_weight.isfinite().sum() if distinct is None else distinct
         parts.append(
-            f"Exact: {'the' if listed else 'all'} {distinct:.0f} {'listed ' if listed else ''}completions"
-            " of positive probability."
+            f"Exact: {'the' if listed else 'all'} {count:.0f} {'listed ' if listed else ''}"
+            f"{'values' if distinct is None else 'completions'} of positive probability."
         )
     elif deciding:
-        parts.append(f"{distinct:.1f} distinct completions per replicate.")
+        parts += [] if distinct is None else [f"{distinct:.1f} distinct completions per replicate."]
     else:
         parts.append(
             f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
-            f"{weights.largest(posterior):.2g}, {distinct:.1f} distinct completions per replicate."
+            f"{weights.largest(posterior):.2g}"
+            + ("." if distinct is None else f", {distinct:.1f} distinct completions per replicate.")
         )
+    parts += [f"± ?: {line}." for line in unstated(posterior)]
     parts += [f"Warning: {line}." for line in posterior.warnings]
     if posterior.optimism is not None:
         parts.append(f"It conditions the world as well: {posterior.optimism}.")
@@ -157,4 +169,6 @@ def paragraph(posterior: Posterior) -> str:
         f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "
         f"{cost.reward_calls:,} reward calls, {cost.seconds:.1f} s."
     )
+    if posterior.provenance is not None:
+        parts.append(f"Made with {posterior.provenance.line}.")
     return " ".join(parts)

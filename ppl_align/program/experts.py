@@ -22,6 +22,7 @@ from ppl_align.errors import InputError, RunError
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.ensemble import begun, require_same_vocabulary
+from ppl_align.lm.fingerprint import note_use
 from ppl_align.lm.prompts import resolve_prompt
 from ppl_align.lm.score_cache import log_prob_of
 from ppl_align.program.factor import factor
@@ -65,6 +66,7 @@ def expert(name: str, lm: LM, completion: Completion, weight: float = 1.0, promp
     if not isinstance(lm, LM):
         raise InputError(f"{who}: the second argument is an LM, got {type(lm).__name__}")
     require_same_vocabulary(source.lm, lm, who)
+    note_use(lm)
     if prompt is None:
         prompts, index = tuple(begun(lm, source.prompts)), source.index
     else:

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 
@@ -110,6 +111,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
         "completions": completions,
         "distinct": len(table),
         "config": config,
+        "provenance": "" if run.provenance is None else str(run.provenance),
     }
 
 
@@ -118,7 +120,8 @@ def _shades(run: Posterior, name: str) -> Any:
     values = run.rewards[name][(run.weights > 0) & run.rewards[name].isfinite()].numpy()
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     # a negative scale means that the program wants little of it
-    wants_more = run.scales.get(name, 1.0) >= 0
+    scale = torch.as_tensor(run.scales.get(name, 1.0)).expand(run.weights.shape)
+    wants_more = float((run.weights * scale).sum()) >= 0
 
     def style(value: float) -> str:
         if is_missing(value) or not np.isfinite(value) or high - low < 1e-12:

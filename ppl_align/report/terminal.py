@@ -21,6 +21,7 @@ from rich.text import Text
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
 from ppl_align.diagnostics.diversity import NUM_DRAWS
 from ppl_align.posterior.estimates import with_error
+from ppl_align.posterior.unstated import unstated_of
 
 if TYPE_CHECKING:
     from ppl_align.diagnostics.advisor import Advice
@@ -80,7 +81,8 @@ def headline(compared: Comparison) -> list[str]:
             "under the prior: " + ", ".join(f"E[{name}] = {number(3)(value)}" for name, value in known.items())
         )
     entropy = reference["posterior_entropy"]
-    about = "" if entropy is None else f", with {entropy:.2f} nats of entropy"
+    at_least = "at least " if reference["posterior_entropy_is_lower_bound"] else ""
+    about = "" if entropy is None else f", with {at_least}{entropy:.2f} nats of entropy"
     if entropy is not None and entropy > _LOG_DRAWS:
         about += f" ({NUM_DRAWS} draws can show {_LOG_DRAWS:.2f})"
     if compared.runs[reference["best_run"]].target == "posterior":
@@ -90,7 +92,9 @@ def headline(compared: Comparison) -> list[str]:
     for name, bounds in reference["evidence_bounds"].items():
         low, high = (with_error(bounds[side], bounds[f"{side}_error"]) for side in ("lower", "upper"))
         lines.append(f"log Z between {low} and {high} ({name}, one exact draw of {bounds['retained']} retained)")
-    return lines
+    if reference.get("differ"):
+        lines.append(f"beware: {reference['differ']}")
+    return lines + unstated_of(compared.runs)
 
 
 _LOG_DRAWS = math.log(NUM_DRAWS)
@@ -98,7 +102,7 @@ _LOG_DRAWS = math.log(NUM_DRAWS)
 
 def advice(given: Advice) -> RenderableType:
     """The verdict, and below it what it rests on."""
-    colour = {"good": "green", "unconfirmed": "yellow", "bad": "red"}[given.standing]
+    colour = {"sound": "green", "unconfirmed": "yellow", "unsound": "red"}[given.standing]
     verdict = Text("=> " + given.verdict, style=f"bold {colour}")
     return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
 

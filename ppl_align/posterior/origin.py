@@ -1,0 +1,22 @@
+"""A finished run notes what it was made from, in its posterior and in the guide it has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ppl_align.lm.fingerprint import used_lms
+from ppl_align.provenance import Provenance
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+
+def note_provenance(
+    posterior: Posterior, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Inside the run's memory, so that every LM that the program asked is known, and not only those that wrote."""
+    wrote = [site.source.lm for site in posterior.completions.values() if site.source is not None]
+    posterior.provenance = Provenance.of(model, args, kwargs, posterior.seed, [*wrote, *used_lms()])
+    if posterior.guide is not None:
+        posterior.guide.provenance = posterior.provenance

@@ -1,0 +1,58 @@
+"""Why a number is printed as ``5.672 ± ?``: what is missing for a standard error, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+
+def unstated(posterior: Posterior) -> list[str]:
+    """One line for each reason for which numbers of this run have no standard error; empty where all have one."""
+    names: dict[str, list[str]] = {}
+    for name, estimate in _estimates(posterior).items():
+        if math.isnan(estimate.standard_error):
+            names.setdefault(_why(posterior, name, estimate), []).append(name)
+    return [f"no standard error of {', '.join(of)}: {why}" for why, of in names.items()]
+
+
+def unstated_of(runs: Mapping[str, Posterior]) -> list[str]:
+    """The same for several runs; those that say the same share a line."""
+    who: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for line in unstated(run):
+            who.setdefault(line, []).append(name)
+    return [f"± ?: {', '.join(names)} {'has' if len(names) == 1 else 'have'} {line}" for line, names in who.items()]
+
+
+def _estimates(posterior: Posterior) -> dict[str, Estimate]:
+    """What is printed with an error, by the name it is printed under."""
+    from ppl_align.diagnostics import decisions
+
+    found = {f"E[{name}]": posterior.mean(name) for name in posterior.rewards}
+    j = decisions.value(posterior)
+    return found if j is None else found | {"J": j}
+
+
+def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
+    replicates = posterior.log_weight.shape[0]
+    if math.isnan(estimate.value):
+        return "the reward applies to none of the draws that count"
+    if math.isinf(estimate.value):
+        return "draws that count have an infinite value"
+    if name == "J":
+        return "a single episode says nothing of its own spread; num_replicates=4 gives one"
+    if posterior.independent:
+        return "fewer than 2 effective draws carry the weight; take more num_particles, or a proposal= that fits better"
+    if replicates < MIN_REPLICATES:
+        several = f"{replicates} populations are" if replicates > 1 else "a single population is"
+        return (
+            f"its particles depend on each other, and {several} too few to tell how far the next one would differ; "
+            f"num_replicates={MIN_REPLICATES} gives one"
+        )
+    return "one population carries all the weight, so the others cannot tell its error; take more num_particles"
