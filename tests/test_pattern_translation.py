@@ -13,7 +13,7 @@ from ppl_align.constraints.translation import translated
 from ppl_align.errors import InputError
 
 ODD = [*"aAbBzZ019_ \n\t-iIkKsS"]
-ODD += [*"²½٣é\u0301\u00df\u1e9e\u017f\u212a\u0130\u0131\u03c3\u03c2\u03a3\u00b5\u03bc\u00a0\x1c\x85"]
+ODD += [*"²½٣é\u0301\u00df\u1e9e\u017f\u212a\u0130\u0131\u03c3\u03c2\u03a3\u00b5\u03bc\u00a0\x1c\x85ǅᾳΐ"]
 LM = CallableLM(len(ODD) + 1, lambda p: torch.zeros(len(p), len(ODD) + 1), eos_id=len(ODD), tokens=[*ODD, "</s>"])
 PLACES = [
     *(r"\w", r"\W", r"\d", r"\D", r"\s", r"\S", r".", r"(?s).", r"[\w-]", r"[^\W\d]", r"[^\s]", r"[a-z\d]", r"[^a]"),
@@ -54,9 +54,7 @@ def test_an_anchor_inside_is_refused(pattern: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "pattern", ["^a$", "^a|b$", "(^a)|(b$)", r"\Aa", "(?:^a$)?", "^(?:a|b)+$", "a$|b", "(?i:a)b|^B"]
-)
+@pytest.mark.parametrize("pattern", ["^a$", "^a|b$", "(^a)|(b$)", r"\Aa", "^(?:a|b)+$", "a$|b", "(?i:a)b|^B"])
 def test_an_anchor_at_the_border_says_nothing(pattern: str) -> None:
     reader = Regex(pattern).compile(LM)
     for text in ("", "a", "b", "ab", "aB", "Ab", "B", "aa", "a\n", "\na", "bb"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
-from ppl_align.constraints.meaning import read_pattern, refuse_rounded_numbers
+from ppl_align.constraints.meaning import exact_float, no_constant, read_pattern, refuse_rounded_numbers
 from ppl_align.constraints.translation import translated
 from ppl_align.errors import InputError
 
@@ -81,8 +81,12 @@ class JsonSchema(_Lark):
 
     Properties come in the order of the schema; unless it says ``"additionalProperties": false``, others may follow.
 
-    Raises ``InputError`` for what is no JSON, for an invalid schema, for one that nothing satisfies, and for keywords
-    that llguidance does not know how to enforce.
+    A number is judged by its exact value. One that has to meet a bound, a ``const``, an ``enum`` or ``multipleOf`` is
+    written plainly: no exponent, no point in an integer, no zeros at the end of a constant (``1.0`` is no way to write
+    ``1``; texts of a bare ``{"type": "number"}`` are free).
+
+    Raises ``InputError`` for numbers that a double does not hold, for what is no JSON, for an invalid schema, for one
+    that nothing satisfies, and for keywords that llguidance does not know how to enforce.
 
     >>> JsonSchema({"type": "integer", "minimum": 1})
     JsonSchema(schema='{"type": "integer", "minimum": 1}', separators=(', ', ': '))
@@ -117,7 +121,7 @@ def _short(value: Any) -> str:
 def _as_json(schema: Any) -> str:
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = json.loads(schema, parse_float=exact_float, parse_constant=no_constant)
         except json.JSONDecodeError as error:
             raise InputError(f"JsonSchema({_short(schema)}) is not JSON: {error}") from error
     if schema is True:

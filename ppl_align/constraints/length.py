@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
+from ppl_align.lm.spelling import Machine, spell
 from ppl_align.lm.transfer import CPU, Resident, upload
-from ppl_align.rewards.spelling import Machine, spell
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Reader
 from ppl_align.errors import InputError, RunError
+from ppl_align.lm.spelling import Spelling, who_spells
 from ppl_align.lm.transfer import CPU, Resident, upload
-from ppl_align.rewards.spelling import Spelling, who_spells
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids

@@ -6,24 +6,18 @@ engine; the rest is translated (:mod:`ppl_align.constraints.translation`).
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Iterator
+from decimal import Decimal
 from re import _parser  # type: ignore[attr-defined]
-from typing import Any
+from typing import Any, NoReturn
 
 from ppl_align.errors import InputError
+from ppl_align.patterns import REFUSED, operations
 
 EXACT_INTEGERS = 2**53
 """Beyond this llguidance, which computes in double precision, rounds an integer to another one."""
-_REFUSED = {
-    "POSSESSIVE_REPEAT": "possessive quantifiers are not supported",
-    "ATOMIC_GROUP": "atomic groups are not supported",
-    "ASSERT": "look-around is not supported",
-    "ASSERT_NOT": "look-around is not supported",
-    "GROUPREF": "back-references are not supported",
-    "GROUPREF_EXISTS": "conditional groups are not supported",
-}
 
 
 def read_pattern(pattern: str, shown: str) -> Any:
@@ -37,9 +31,9 @@ def read_pattern(pattern: str, shown: str) -> Any:
         raise InputError(f"{shown} cannot be read: {str(error).lower()}, escape it with a backslash") from None
     except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"{shown} cannot be read: Python's re says {error}") from None
-    for operation in _operations(tree):
-        if operation in _REFUSED:
-            raise InputError(f"{shown} cannot be read: {_REFUSED[operation]}")
+    for operation in operations(tree):
+        if operation in REFUSED:
+            raise InputError(f"{shown} cannot be read: {REFUSED[operation]}")
     if tree.state.flags & re.VERBOSE:
         raise InputError(f"{shown} cannot be read: (?x) is not supported")
     if tree.state.flags & re.ASCII:
@@ -47,24 +41,29 @@ def read_pattern(pattern: str, shown: str) -> Any:
     return tree
 
 
-def _operations(tree: Any) -> Iterator[str]:
-    """The names of all operations in a parsed pattern, however deep."""
-    if isinstance(tree, _parser.SubPattern):
-        for name, argument in tree:
-            yield str(name)
-            yield from _operations(argument)
-    elif isinstance(tree, (list, tuple)):
-        for part in tree:
-            yield from _operations(part)
-
-
 def refuse_rounded_numbers(schema: Any) -> None:
-    """Raise ``InputError`` for a number in a JSON schema that llguidance would round: it computes in doubles."""
+    """Raise ``InputError`` for a number in a JSON schema that llguidance would round (it computes in doubles), and for
+    what is no number of JSON."""
     if isinstance(schema, dict):
         for value in schema.values():
             refuse_rounded_numbers(value)
-    elif isinstance(schema, list):
+    elif isinstance(schema, (list, tuple)):
         for value in schema:
             refuse_rounded_numbers(value)
+    elif isinstance(schema, float) and not math.isfinite(schema):
+        raise InputError(f"JsonSchema: {schema} is no number of JSON")
     elif isinstance(schema, (int, float)) and abs(schema) > EXACT_INTEGERS:
         raise InputError(f"JsonSchema: {schema} lies beyond 2**53, where numbers are rounded; write it as a string")
+
+
+def exact_float(written: str) -> float:
+    """A decimal number of a JSON text. Raises ``InputError`` where a double would be another number."""
+    value = float(written)
+    if math.isinf(value) or Decimal(written) != Decimal(repr(value)):
+        raise InputError(f"JsonSchema: {written} has more digits than a double holds, it would be read as {value!r}")
+    return value
+
+
+def no_constant(written: str) -> NoReturn:
+    """``NaN`` and ``Infinity``, which Python's ``json`` takes."""
+    raise InputError(f"JsonSchema: {written} is no number of JSON")

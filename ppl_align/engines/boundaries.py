@@ -10,7 +10,7 @@ from ppl_align.engines.base import at_least, one_of
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population
-from ppl_align.rewards.spelling import Spelling
+from ppl_align.lm.spelling import Spelling
 
 _SENTENCE_ENDS = (".", "!", "?", "…", "。")
 _CLOSERS = "\"'”’)]*"

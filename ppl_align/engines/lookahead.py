@@ -44,10 +44,10 @@ from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.spelling import goes_on_from
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 from ppl_align.program.constrain import compiled
-from ppl_align.rewards.spelling import goes_on_from
 from ppl_align.seeds import mix
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out

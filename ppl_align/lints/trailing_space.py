@@ -13,7 +13,7 @@ from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.lm.base import LM, WholeIds
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.rewards.spelling import Spelling
+from ppl_align.lm.spelling import Spelling
 
 
 def trailing_space(glance: Glance) -> Iterator[Finding]:

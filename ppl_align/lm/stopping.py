@@ -145,7 +145,7 @@ def _checked(text: str) -> str:
 
 def _spelt(lm: LM, strings: tuple[str, ...], prompts: Sequence[Ids]) -> tuple[Ids, StopText | None]:
     """What these strings come to, over token ids; made once per LM."""
-    from ppl_align.rewards.spelling import goes_on_from
+    from ppl_align.lm.spelling import goes_on_from
 
     lm = goes_on_from(lm, prompts)
     cache = lm.__dict__.setdefault("_stops", {})
@@ -155,7 +155,7 @@ def _spelt(lm: LM, strings: tuple[str, ...], prompts: Sequence[Ids]) -> tuple[Id
 
 
 def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:
-    from ppl_align.rewards.spelling import Machine, Spelling, spell, who_spells
+    from ppl_align.lm.spelling import Machine, Spelling, spell, who_spells
 
     special = {name: v for v, name in lm.special_tokens.items()}
     tokenizer = getattr(who_spells(lm), "tokenizer", None)

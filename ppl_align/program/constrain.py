@@ -10,9 +10,9 @@ from ppl_align.constraints.base import Constraint, Reader
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.spelling import goes_on_from
 from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
-from ppl_align.rewards.spelling import goes_on_from
 
 
 def constrain(name: str, constraint: Constraint, completion: Completion) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ppl_align.completions import sequence_lengths
 from ppl_align.errors import InputError
-from ppl_align.rewards.spelling import Characters, Machine, regex_characters, spell
+from ppl_align.lm.spelling import Characters, Machine, spell
+from ppl_align.rewards.spelling import regex_characters
 from ppl_align.rewards.tokens import as_ids, checked_tokens, freeze
 
 if TYPE_CHECKING:
