@@ -185,3 +185,8 @@ class Posterior:
 
     def __repr__(self) -> str:
         return self.summary()
+
+    def _repr_html_(self) -> str:
+        from ppl_align.report.notebook import posterior_html
+
+        return posterior_html(self)
