@@ -60,6 +60,22 @@ def measure() -> Iterator[Cost]:
         _open.reset(token)
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """What is done inside is on nobody's bill, but for the time it takes.
+
+    >>> with measure() as cost, uncounted():
+    ...     count(lm_forwards=1)
+    >>> cost.lm_forwards
+    0
+    """
+    token = _open.set(())
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
 def count(**amounts: float) -> None:
     """Add amounts to every open bill: ``count(lm_tokens=rows, lm_forwards=1)``."""
     for cost in _open.get():

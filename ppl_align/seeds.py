@@ -6,7 +6,9 @@ would then look at the same completions, and what is retained from one would be 
 
 from __future__ import annotations
 
+import random
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,3 +32,10 @@ def generator(seed: int, purpose: str) -> torch.Generator:
 def cuda_devices() -> list[int]:
     """Every CUDA device, whose random numbers are to be given back as well: for ``torch.random.fork_rng``."""
     return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+
+
+def generators() -> tuple[Any, ...]:
+    """The state of every global random generator that a function of the user's might draw from; compares equal while
+    nobody does."""
+    algorithm, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), algorithm, np.asarray(keys).tobytes(), *rest, torch.get_rng_state().numpy().tobytes()

@@ -34,7 +34,7 @@ ROWS = [{"prompt": "0", "beta": 1.0, "digit": 1}, {"prompt": "1", "beta": 2.0, "
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "asked.py").write_text(MODEL)
     for name, replicates in (("sure", 4), ("unsure", 1)):
-        engine = f"ImportanceSampling(num_particles=64, num_replicates={replicates})"
+        engine = f"ImportanceSampling(num_particles=2048, num_replicates={replicates})"
         (tmp_path / f"{name}.py").write_text(f"from ppl_align import ImportanceSampling\nengine = {engine}\n")
     write(tmp_path / "data.jsonl", ROWS)
     monkeypatch.chdir(tmp_path)
@@ -67,9 +67,14 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
     out, _ = printed(capsys, *run)
     assert f"=> All 2 rows can be trusted. - {CAVEAT}" in out
     saved = json.loads((here / "out/comparison.json").read_text())
-    assert saved["advice"] == {"verdict": "All 2 rows can be trusted.", "reasons": [CAVEAT], "standing": "good"}
+    assert saved["advice"] == {
+        "verdict": "All 2 rows can be trusted.",
+        "reasons": [CAVEAT],
+        "standing": "sound",
+        "use": None,
+    }
     assert [row["row"] for row in saved["rows"]] == ["0", "1"]
-    assert saved["rows"][0]["comparison"]["advice"]["standing"] == "good"
+    assert saved["rows"][0]["comparison"]["advice"]["standing"] == "sound"
     assert "<b>All 2 rows can be trusted.</b>" in (here / "out/report.html").read_text()
     again, _ = printed(capsys, "compare", "out")
     assert again == out
@@ -78,7 +83,7 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_rows_that_cannot(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.02, "digit": 1}])  # too strong for 64 draws
+    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.005, "digit": 1}])  # too strong
     out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py")
     assert "=> 2 of 3 rows can be trusted; not to be trusted: row 2. - row 2: No run can be trusted: " in out
     out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "unsure.py")
@@ -95,9 +100,9 @@ def test_a_row_that_no_engine_finished_is_not_forgotten(here: Path, capsys: pyte
 
 
 def test_one_verdict_of_many() -> None:
-    good, bad = Advice("Use smc.", (CAVEAT,), "good"), Advice("No run can be trusted: few.", (), "bad")
-    assert over_rows({"0": good}) == Advice("The row can be trusted.", (CAVEAT,), "good")
-    assert over_rows({"0": None}).standing == over_rows({"0": good, "1": bad}).standing == "bad"
+    good, bad = Advice("Use smc.", (CAVEAT,), "sound"), Advice("No run can be trusted: few.", (), "unsound")
+    assert over_rows({"0": good}) == Advice("The row can be trusted.", (CAVEAT,), "sound")
+    assert over_rows({"0": None}).standing == over_rows({"0": good, "1": bad}).standing == "unsound"
     assert over_rows({"0": None}).verdict == "0 of 1 row can be trusted; without a result: row 0."
     many = over_rows({f"{i:02d}": bad for i in range(20)})
     assert many.verdict.endswith("rows 00, 01, 02, 03, 04, 05, 06, 07 and 12 more.")

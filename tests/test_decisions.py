@@ -196,7 +196,7 @@ def test_a_comparison_of_decisions_alone(runs, tmp_path):
     compared = compare({name: runs[name] for name in ("svi", "nested")})
     assert "log Z" not in [column.header for column in compared.columns]
     assert compared.advice.verdict.startswith("Act by ")
-    assert compared.advice.standing == "good", "two engines that decide agree"
+    assert compared.advice.standing == "sound", "two engines that decide agree"
     assert compared.plots(tmp_path)
     taken = runs["svi"].take(torch.tensor([[0, 1]]))
     assert taken.log_weight.eq(0).all()

@@ -128,12 +128,13 @@ def hidden_runs():
     return {"importance": run, "rejection": Rejection(16, 4, max_draws=200_000).run(hidden, seed=SEED)}
 
 
-def test_a_hidden_mode_is_invisible_without_exact_draws(hidden_runs):
+def test_a_hidden_mode_is_invisible_without_exact_draws_but_not_its_room(hidden_runs):
     alone = {"importance": hidden_runs["importance"]}
     assert weights.ess(alone["importance"]) > 63
     assert complaints(alone["importance"], alone) == []
     compared = compare(alone)
-    assert compared.advice.standing == "good"
+    assert compared.advice.standing == "unconfirmed"  # 256 draws cannot exclude 1% that weighs e^6.9
+    assert any("by the bounds of its rewards log Z may lie" in reason for reason in compared.advice.reasons)
     assert "unseen" not in [column.key for column in compared.columns]
     assert any("No diagnostic here can see a mode" in reason for reason in compared.advice.reasons)
 
@@ -152,7 +153,7 @@ def test_exact_draws_reveal_it(hidden_runs):
         in found
     )
     assert compared.advice.verdict == "Use rejection: its 64 draws come from the posterior itself."
-    assert compared.advice.standing == "good"
+    assert compared.advice.standing == "sound"
     reasons = "\n".join(compared.advice.reasons)
     assert "No diagnostic here" not in reasons
     assert "beforehand that rejection's 64 exact draws all miss holds less than 4.6% (at 95%)." in reasons
@@ -260,11 +261,12 @@ def test_the_columns_treat_exact_draws_sensibly():
 
 
 def test_exact_draws_are_believed_and_stand_for_the_posterior():
-    runs = {"importance": importance(particles=500), "rejection": rejection()}
+    runs = {"importance": importance(particles=1000), "rejection": rejection()}
     assert best_run(runs) == "rejection"
     assert advise(runs, "rejection").verdict.startswith("Importance sampling is enough here")
     assert best_run(runs | {"exact": exact()}) == "exact"
-    assert compare([rejection()]).advice.standing == "good"
+    assert compare([rejection(particles=200)]).advice.standing == "sound"
+    assert "known to" in compare([rejection()]).advice.reasons[0], "64 draws are few, wherever they come from"
     # an unlucky log Z, or replicates that differ, say nothing about what was drawn
     unlucky = rejection()
     unlucky.log_weight = unlucky.log_weight - 2.0

@@ -191,14 +191,14 @@ def test_a_saved_posterior_comes_back(engine, tmp_path):
     path = run.save(tmp_path / "deep" / "run.nc")
     assert [p.name for p in path.parent.iterdir()] == ["run.nc"]
     back = Posterior.load(path)
-    for name in ("engine", "config", "seed", "model", "lm", "cost", "scales", "independent", "exact"):
+    for name in ("engine", "config", "seed", "model", "lm", "cost", "drawn_scales", "independent", "exact"):
         assert getattr(back, name) == getattr(run, name), name
     assert torch.equal(back.log_weight, run.log_weight)
     assert torch.equal(back.particles["review"].tokens, run.particles["review"].tokens)
     assert torch.equal(back.particles["review"].lengths, run.particles["review"].lengths)
     for which in ("text", "prompt"):
         assert back.particles["review"].texts(which) == run.particles["review"].texts(which)
-    for name in ("rewards", "factors", "log_prior", "history"):
+    for name in ("rewards", "scales", "factors", "log_upper", "log_prior", "history"):
         assert list(getattr(back, name)) == list(getattr(run, name))
         for key, value in getattr(run, name).items():
             assert torch.equal(getattr(back, name)[key], value), (name, key)

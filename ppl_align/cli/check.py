@@ -12,6 +12,8 @@ from rich.table import Table
 
 from ppl_align.cli.console import note, show, user_code, waiting
 from ppl_align.cli.plan import Asked, Job, Plan, load_one
+from ppl_align.posterior.naming import columns
+from ppl_align.program.per_particle import said
 from ppl_align.report.terminal import Printable, grids
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class Draws:
             fn = node["fn"]
             kind, source = type(fn).__name__, ""
             if name in self.execution.rewards:
-                kind, source = "reward", f"one unit is worth {self.execution.scales[name]:.3g} nats"
+                kind, source = "reward", f"one unit is worth {said(self.execution.scales[name])} nats"
             elif kind == "Unit":
                 kind, source = "factor", "pyro.factor"
             elif kind == "CompletionDistribution":
@@ -90,7 +92,7 @@ class Draws:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """One line for each draw: rewards (raw), other factors (nats), log weight, first completion."""
-        run = self.execution
+        run, column = self.execution, columns((*self.nodes, *self.execution.answers))
         scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
         texts = self.glance.texts(self.completions[0]) if self.completions else []
         lanes = len(texts) // self.glance.num_draws
@@ -98,7 +100,8 @@ class Draws:
         for i in range(PRINTED):
             numbers = [_number(float(column[i])) for column in (*scores.values(), run.log_potential)]
             rows.append([*numbers, repr(texts[i * lanes])[1:-1] if texts else ""])
-        return [*scores, "log weight", self.completions[0] if self.completions else ""], rows
+        text = column[self.completions[0]] if self.completions else ""
+        return [*(column[name] for name in scores), "log weight", text], rows
 
 
 def _arguments(plan: Plan, job: Job) -> dict[str, Any]:

@@ -17,24 +17,28 @@ def over_rows(rows: Mapping[str, Advice | None]) -> Advice:
     ``standing`` is that of the worst row; ``reasons`` has a line for each row that cannot be trusted as it is."""
     from ppl_align.diagnostics.advisor import CAVEAT, Advice
 
-    kinds: dict[str, list[str]] = {"good": [], "unconfirmed": [], "bad": [], "missing": []}
+    kinds: dict[str, list[str]] = {"sound": [], "unconfirmed": [], "unsound": [], "missing": []}
     for row, advice in rows.items():
         kinds["missing" if advice is None else advice.standing].append(row)
-    good, count = len(kinds["good"]), len(rows)
+    good, count = len(kinds["sound"]), len(rows)
     parts = [f"{good} of {count} row{'s' if count > 1 else ''} can be trusted"]
     if good == count:
         parts = [f"All {count} rows can be trusted" if count > 1 else "The row can be trusted"]
-    for kind, what in (("bad", "not to be trusted"), ("unconfirmed", "unconfirmed"), ("missing", "without a result")):
+    for kind, what in (
+        ("unsound", "not to be trusted"),
+        ("unconfirmed", "unconfirmed"),
+        ("missing", "without a result"),
+    ):
         if kinds[kind]:
             parts.append(f"{what}: {_listed(kinds[kind])}")
     reasons = [
-        f"row {row}: {_why(advice)}" for row, advice in rows.items() if advice is None or advice.standing != "good"
+        f"row {row}: {_why(advice)}" for row, advice in rows.items() if advice is None or advice.standing != "sound"
     ]
     if any(advice is not None and CAVEAT in advice.reasons for advice in rows.values()):
         reasons.append(CAVEAT)
-    worst: Literal["good", "unconfirmed", "bad"] = "unconfirmed" if kinds["unconfirmed"] else "good"
-    if kinds["bad"] or kinds["missing"]:
-        worst = "bad"
+    worst: Literal["sound", "unconfirmed", "unsound"] = "unconfirmed" if kinds["unconfirmed"] else "sound"
+    if kinds["unsound"] or kinds["missing"]:
+        worst = "unsound"
     return Advice("; ".join(parts) + ".", tuple(reasons), worst)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
-from ppl_align.constraints.meaning import refuse_other_meaning, refuse_rounded_numbers
+from ppl_align.constraints.meaning import read_pattern, refuse_rounded_numbers
+from ppl_align.constraints.translation import translated
 from ppl_align.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,11 +46,12 @@ class _Lark(Constraint):
 class Regex(_Lark):
     r"""The whole text matches ``pattern``: what ``re.fullmatch`` says, or an error.
 
-    As in ``re``, ``\d`` is any digit of Unicode and ``.`` anything but a newline; ``(?s)`` and ``(?i)`` in front work.
-    One difference is left: ``\w`` has combining marks, and no numbers that are not digits (``²``).
+    As in ``re``, character by character: ``\w``, ``\d``, ``\s`` and ``(?i)`` take what this Python's ``re`` takes, and
+    ``.`` anything but a newline; ``(?s)`` and ``(?i)`` in front work.
 
     Raises ``InputError`` for a pattern that ``re`` cannot read, and for what has no counterpart in the engine:
-    look-around, back-references, ``\b``, possessive quantifiers, atomic groups, operations on sets.
+    look-around, back-references, ``\b``, anchors inside of a pattern, possessive quantifiers, atomic groups, operations
+    on sets.
 
     >>> Regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
     Regex(pattern='[0-9]{4}-[0-9]{2}-[0-9]{2}')
@@ -60,12 +62,14 @@ class Regex(_Lark):
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
             raise InputError(f"Regex takes a pattern as text, got {type(self.pattern).__name__}")
+        check_grammar(_pattern(self.pattern), self._shown, located=False)
+        tree = read_pattern(self.pattern, self._shown)
+        object.__setattr__(self, "_translated", translated(tree, self._shown))
         super().__post_init__()
-        refuse_other_meaning(self.pattern, self._shown)
 
     @property
     def lark(self) -> str:
-        return f"start: /{llguidance().regex_to_lark(self.pattern, '')}/" + _OPTIONS
+        return _pattern(self.__dict__["_translated"])
 
 
 @dataclass(frozen=True, init=False)
@@ -99,6 +103,10 @@ class JsonSchema(_Lark):
         if self.separators is not None:
             options["item_separator"], options["key_separator"] = self.separators
         return f"start: %json {json.dumps({**schema, 'x-guidance': options})}" + _OPTIONS
+
+
+def _pattern(pattern: str) -> str:
+    return f"start: /{llguidance().regex_to_lark(pattern, '')}/" + _OPTIONS
 
 
 def _short(value: Any) -> str:

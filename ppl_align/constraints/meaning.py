@@ -1,7 +1,7 @@
 """What llguidance would read in another way than Python does is refused: patterns, and numbers of a JSON schema.
 
-A pattern means what ``re.fullmatch`` says. It goes to the engine as it is, and what the engine reads differently is
-looked up in the tree that ``re`` itself makes of it.
+A pattern means what ``re.fullmatch`` says. The tree that ``re`` itself makes of it shows what has no counterpart in the
+engine; the rest is translated (:mod:`ppl_align.constraints.translation`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _REFUSED = {
 }
 
 
-def refuse_other_meaning(pattern: str, shown: str) -> None:
-    """Raise ``InputError`` for a pattern that ``re`` cannot read, or that holds what llguidance reads differently."""
+def read_pattern(pattern: str, shown: str) -> Any:
+    """The tree of a pattern. Raises ``InputError`` where ``re`` cannot read it, and for what is no set of texts."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", FutureWarning)  # sets that Rust reads as nested, or as an operation on sets
@@ -44,6 +44,7 @@ def refuse_other_meaning(pattern: str, shown: str) -> None:
         raise InputError(f"{shown} cannot be read: (?x) is not supported")
     if tree.state.flags & re.ASCII:
         raise InputError(f"{shown} cannot be read: (?a) is not supported, write [0-9], [A-Za-z0-9_] and the like")
+    return tree
 
 
 def _operations(tree: Any) -> Iterator[str]:

@@ -7,7 +7,8 @@
 4. support: how many draws, and how many first ancestors, the answer rests on;
 5. exact draws of another run (Rejection): do they reach where this one has never been?
 6. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
-7. a run is called good only if something independent confirms it: enough replicates, or another sound engine. The
+7. a run is called sound only if it has seen enough (:mod:`ppl_align.diagnostics.doubts`), and if something independent
+   confirms it: enough replicates, or another sound engine. The
    replicates of a trained guide confirm nothing (what the guide never writes, none of them sees).
 """
 
@@ -23,6 +24,7 @@ import torch
 
 from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
 from ppl_align.diagnostics.blind_spots import blind_spot
+from ppl_align.diagnostics.doubts import Doubt, doubts
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES, is_rounding, say_z
 from ppl_align.posterior.prior import drew_from_prior
@@ -37,16 +39,20 @@ BAD_RHAT = 1.1  # variance between replicates a fifth of that within: fewer than
 UNKNOWN_ERROR = 1.0  # nats, for a log Z whose error cannot be estimated
 WORTH_SWITCHING = 2.0  # times the precision per token, before another engine is worth a mention
 NEGLIGIBLE = 0.05  # nats: a difference in log Z that matters to nobody, however significant
+HOPELESS = 1e4  # times as many draws: nobody will
 CAVEAT = "No diagnostic here can see a mode that no run has visited."
 
 
 @dataclass(frozen=True)
 class Advice:
-    """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all."""
+    """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all.
+
+    ``use``: the run that the verdict names, where it is sound."""
 
     verdict: str
     reasons: tuple[str, ...]
-    standing: Literal["good", "unconfirmed", "bad"]
+    standing: Literal["sound", "unconfirmed", "unsound"]
+    use: str | None = None
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
@@ -83,9 +89,9 @@ def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
     notes = tuple(f"{name}: {note}." for name, run in decided.items() for note in _notes(run))
     if not conditioned:
         remedy = () if confirmed else ("Another engine that decides (SVI, Nested) would confirm it.",)
-        return Advice(act, (*notes, *remedy), "good" if confirmed else "unconfirmed")
+        return Advice(act, (*notes, *remedy), "sound" if confirmed else "unconfirmed")
     explain = _of_conditioned(conditioned, best)
-    standing = "unconfirmed" if explain.standing == "good" and not confirmed else explain.standing
+    standing = "unconfirmed" if explain.standing == "sound" and not confirmed else explain.standing
     return Advice(
         f"{act} To explain: {explain.verdict}", (decisions.questions(runs), *notes, *explain.reasons), standing
     )
@@ -99,18 +105,25 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     if runs[best].exact:
         sampled = [name for name in sound if not runs[name].exact]
         agree = f" {_list(sampled)} agree{'s' if len(sampled) == 1 else ''} with it." if sampled else ""
-        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "good")
+        return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "sound", best)
     if not sound:
         first = found[best][0]
         remedy = _remedy(runs[best])
         verdict = f"No run can be trusted: {first} ({best}, the best of them)."
-        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "bad")
-    confirmed = [name for name in sound if _is_confirmed(runs[name], sound, runs)]
+        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unsound")
+    doubted = {name: doubts(runs[name]) for name in sound}
+    reasons += [f"{name}: {doubted[name][0].reason}." for name in sound if doubted[name]]
+    believed = [name for name in sound if not doubted[name]]
+    confirmed = [name for name in believed if _is_confirmed(runs[name], sound, runs)]
     if not confirmed:
         verdict = f"Nothing speaks against {_list(sound)}, but nothing confirms it either."
-        remedy = f"Run another engine, or {MIN_REPLICATES} replicates or more of one that does not train a guide."
+        if believed:
+            remedy = f"Run another engine, or {MIN_REPLICATES} replicates or more of one that does not train a guide."
+        else:
+            remedy = what_would_tell(runs, doubted)
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
-    return Advice(_choice(runs, confirmed), (*reasons, _caveat(runs)), "good")
+    use, verdict = _choice(runs, confirmed)
+    return Advice(verdict, (*reasons, _caveat(runs)), "sound", use)
 
 
 def _caveat(runs: Mapping[str, Posterior]) -> str:
@@ -131,22 +144,25 @@ def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior
     return any(runs[name].engine != run.engine for name in sound)
 
 
-def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> str:
+def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
+    """Which run to use, and why."""
     precision = {name: evidence.precision_per_1000_tokens(runs[name]) or 0.0 for name in sound}
     leader = max(sound, key=lambda name: precision[name])
     plain = [name for name in sound if drew_from_prior(runs[name])]
     drawn = [name for name in sound if runs[name].draws_are_exact]
     if not plain and drawn:
-        return f"Use {drawn[0]}: its {runs[drawn[0]].log_weight.numel()} draws come from the posterior itself."
+        return drawn[
+            0
+        ], f"Use {drawn[0]}: its {runs[drawn[0]].log_weight.numel()} draws come from the posterior itself."
     if not plain:
         why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
-        return f"Use {leader}: {why}."
+        return leader, f"Use {leader}: {why}."
     simple = max(plain, key=lambda name: precision[name])
     verdict = f"Importance sampling is enough here ({simple}: {_effective(runs[simple]):,.0f} effective draws in all)"
     if leader != simple and precision[simple] and precision[leader] > WORTH_SWITCHING * precision[simple]:
         gain = precision[leader] / precision[simple]
-        return f"{verdict}; {leader} is {gain:.1f} times as precise per token."
-    return verdict + "."
+        return simple, f"{verdict}; {leader} is {gain:.1f} times as precise per token."
+    return simple, verdict + "."
 
 
 def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
@@ -283,6 +299,26 @@ def _remedy(best: Posterior) -> str:
             "guide as proposal."
         )
     return "Raise num_particles and num_replicates, or use a trained guide as proposal."
+
+
+def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Doubt]]) -> str:
+    """The cheapest way to an answer, in numbers: how many particles, at what cost."""
+    prices = {}
+    for name, found in doubted.items():
+        factors = [doubt.factor for doubt in found]
+        if not any(factor is None for factor in factors):
+            cost = runs[name].cost
+            factor = max(factor for factor in factors if factor is not None)
+            prices[name] = factor * (cost.lm_tokens + cost.scored_tokens), factor
+    cheapest = min(prices, key=lambda name: prices[name][0], default=None)
+    if cheapest is None or prices[cheapest][1] > HOPELESS:
+        return "More draws of these engines would not tell: use a twist, or a trained guide as proposal."
+    tokens, factor = prices[cheapest]
+    draws = math.ceil(factor * runs[cheapest].log_weight.numel())
+    price = f" ({tokens:,.0f} LM tokens)" if tokens else ""
+    return (
+        f"About {draws:,} draws of {cheapest} in all would tell{price}: raise num_particles, not only num_replicates."
+    )
 
 
 def _list(names: list[str]) -> str:

@@ -62,7 +62,7 @@ def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | Non
     draws = _effective_draws(run)
     found = []
     for name in run.rewards:
-        value = _constant(run, name)
+        value = constant_reward(run, name)
         if value is None:
             continue
         for witness, other in runs.items():
@@ -72,7 +72,7 @@ def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | Non
     return max(found, key=lambda spot: spot.share, default=None)
 
 
-def _constant(run: Posterior, reward: str) -> float | None:
+def constant_reward(run: Posterior, reward: str) -> float | None:
     """The value that a reward has on every draw of positive weight; None where it has several."""
     values = run.rewards[reward].double()[run.weights > 0]
     first = values[:1]

@@ -85,7 +85,7 @@ COLUMNS = (
         ANSWER,
         "E[log-likelihood] - KL(policy||p0) with the world as it is, nats: what SVI and Nested maximise",
         number(3),
-        error="se[J]",
+        error="decision_value_error",
     ),
     Column(
         "kl_to_prior",
@@ -118,7 +118,7 @@ COLUMNS = (
         "entropy",
         "entropy",
         DIVERSITY,
-        "of 100 equal-weight draws, nats / the most that 100 draws of the posterior can show",
+        "of the completions in 100 equal-weight draws, nats / the most that 100 draws of the posterior can show",
         fixed(2),
         beside="entropy_posterior",
     ),
@@ -126,7 +126,7 @@ COLUMNS = (
         "distinct2",
         "distinct-2",
         DIVERSITY,
-        "different token pairs / all pairs in 100 draws / the same for the best run",
+        "different token pairs / all pairs in the completions of 100 draws / the same for the best run",
         fixed(2),
         beside="distinct2_posterior",
     ),
@@ -156,4 +156,16 @@ def reward_column(name: str, target: float | None = None) -> Column:
         f"posterior mean of the reward ± standard error{promised}",
         number(3),
         error=f"se[{name}]",
+    )
+
+
+def guide_column(name: str) -> Column:
+    """The same reward in the draws of a trained guide as they are; a dash for runs that train none."""
+    return Column(
+        f"E_q[{name}]",
+        f"guide E[{name}]",
+        ANSWER,
+        "mean of the reward over the trained guide's own draws, without weights ± standard error: what you deploy",
+        number(3),
+        error=f"se_q[{name}]",
     )

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, weights
+from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, policy, weights
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
-from ppl_align.diagnostics.columns import COLUMNS, Column, is_missing, reward_column
+from ppl_align.diagnostics.columns import COLUMNS, Column, guide_column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
+from ppl_align.diagnostics.scales import differing_scales, scales
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.provenance import differences
@@ -33,8 +34,8 @@ class Comparison:
 
     ``runs``       the posteriors, by name
     ``table``      pandas, one row per run; NaN where a number has no meaning. ``columns`` explains each
-    ``reference``  what all runs are held against: best run, its log Z, H(p*), prior means of the rewards; with exact
-                   draws among the runs, two-sided bounds on log Z
+    ``reference``  what all runs are held against: best run, its log Z, entropy of its completions, prior means of the
+                   rewards; with exact draws among the runs, two-sided bounds on log Z
     ``advice``     a verdict and its reasons
     """
 
@@ -52,7 +53,8 @@ class Comparison:
     def columns(self) -> list[Column]:
         """What is printed, in order: rewards first, columns without any number left out."""
         targets = next(iter(self.runs.values())).targets
-        every = [*(reward_column(name, targets.get(name)) for name in self.rewards), *COLUMNS]
+        of_rewards = [c for name in self.rewards for c in (reward_column(name, targets.get(name)), guide_column(name))]
+        every = [*of_rewards, *COLUMNS]
         shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in self.rows.values())]
         rare = ("scored_tokens", "environment_calls")  # left out where nobody paid for them
         return [c for c in shown if c.key not in rare or bool((self.table[c.key] > 0).any())]
@@ -146,6 +148,7 @@ def compare(runs: Runs) -> Comparison:
         "best_run": best,
         "best_log_evidence": top,
         "posterior_entropy": diversity.posterior_entropy(named[best]),
+        "posterior_entropy_is_lower_bound": diversity.is_bounded(named[best]),
         "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
         "evidence_bounds": _evidence_bounds(conditioned),
         "differ": differ,
@@ -175,11 +178,12 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
     row: dict[str, Any] = {"engine": run.engine}
     for name in rewards:
         row[f"E[{name}]"], row[f"se[{name}]"] = run.mean(name)
+        row[f"E_q[{name}]"], row[f"se_q[{name}]"] = policy.own_mean(run, name) or (None, None)
     kl = evidence.kl_to_prior(run)
     elbo = evidence.elbo(run)
     rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]
     sampled, weighted = not run.exact, not run.exact and run.target == "posterior"
-    row["decision_value"], row["se[J]"] = decisions.value(run) or (None, None)
+    row["decision_value"], row["decision_value_error"] = decisions.value(run) or (None, None)
     return row | {
         "log_evidence": evidence.log_evidence(run),
         "log_evidence_spread": evidence.spread(run),
@@ -263,21 +267,17 @@ def _same_target(named: Mapping[str, Posterior]) -> None:
         differs = {
             "models": (first.model, run.model),
             "language models": (first.lm, run.lm),
-            "rewards (name: nats per unit)": (_rounded(first.scales), _rounded(run.scales)),
+            "rewards (name: nats per unit)": (scales(first), scales(run)),
             "sites": (sorted(first.particles), sorted(run.particles)),
         }
         # A prompt that depends on a latent varies from draw to draw; one fixed prompt must be the same.
         prompts = _prompts(first), _prompts(run)
         if all(len(p) == 1 for p in prompts):
             differs["prompts"] = prompts
-        for what, (a, b) in differs.items():
+        for what, (a, b) in {**differs, **differing_scales(first, run)}.items():
             if a != b:
                 where = f"{what} {a} in {first_name!r}, {b} in {name!r}"
                 raise InputError(f"runs of different targets cannot be compared: {where}")
-
-
-def _rounded(scales: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(f"{scale:.6g}") for name, scale in sorted(scales.items())}
 
 
 def _folder(directory: str | Path) -> Path:

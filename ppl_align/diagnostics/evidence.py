@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ppl_align.diagnostics import weights
-from ppl_align.posterior.estimates import MIN_REPLICATES, functionals, log_likelihood, log_mean_exp
+from ppl_align.posterior.estimates import (
+    MIN_REPLICATES,
+    bar_can_be_stated,
+    log_likelihood,
+    log_mean_exp,
+    numbers_of_sites,
+)
+from ppl_align.posterior.intervals import Estimate, of_influence, of_replicates
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -73,6 +80,47 @@ def standard_error(posterior: Posterior) -> float | None:
     return None if relvar is None else math.sqrt(relvar / len(posterior.log_weight))
 
 
+def log_z(posterior: Posterior) -> Estimate:
+    """The pooled log Z with its error bar, nats; NaN for a decision.
+
+    Independent draws: psi_i = W_i - 1 (:mod:`ppl_align.posterior.intervals`). Rejection: from the draws that it took.
+    SMC: a jackknife over replicates, which are all that is independent there; no error below four."""
+    value = log_evidence(posterior)
+    if posterior.target == "decision" or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan)
+    if posterior.exact:
+        return Estimate(value, 0.0)
+    stated = bar_can_be_stated(posterior)
+    if "num_draws" in posterior.history:
+        return _or_unknown(value, standard_error(posterior), math.inf if stated else math.nan)
+    if posterior.independent:
+        psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
+        return of_influence(value, psi, float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1))), stated)
+    return _jackknife(posterior, value, posterior.log_evidence, stated)
+
+
+def _or_unknown(value: float, error: float | None, dof: float) -> Estimate:
+    return Estimate(value, math.nan, math.nan) if error is None else Estimate(value, error, dof)
+
+
+def _jackknife(
+    posterior: Posterior, value: float, log_evidence: Tensor, stated: bool, likelihood: bool = False
+) -> Estimate:
+    """Of log Z over replicates, or (``likelihood``) of KL = E[log-likelihood] - log Z."""
+    count = len(log_evidence)
+    if count < MIN_REPLICATES or not bool(log_evidence.isfinite().all()):
+        return Estimate(value, math.nan, math.nan)
+    z = (log_evidence - log_evidence.max()).exp()
+    rest = z.sum() - z
+    left_out = (rest / (count - 1)).log() + log_evidence.max()
+    if likelihood:
+        w = posterior.weights
+        parts = (w * torch.where(w > 0, log_likelihood(posterior), 0.0)).sum(-1) * z.sum()
+        left_out = (parts.sum() - parts) / rest - left_out
+    found = of_replicates(value, left_out)
+    return found if stated else Estimate(value, found.standard_error, math.nan)
+
+
 def precision_per_1000_tokens(posterior: Posterior) -> float | None:
     """(1 / relvar(Zhat_r)) / (LM tokens of one replicate / 1000).
 
@@ -132,6 +180,30 @@ def kl_to_prior(posterior: Posterior) -> KL:
     return KL(max(value, 0.0), supporting < FEW_DRAWS)
 
 
+def kl(posterior: Posterior) -> Estimate:
+    """KL(p* || p0) with its error bar, nats; no bar where it is a lower bound.
+
+    psi_i = W_i (l_i - E[l]) - (W_i - 1), l the log-likelihood. Exact draws know log Z from how long they waited."""
+    value, lower_bound = kl_to_prior(posterior)
+    if posterior.exact or posterior.target == "decision":
+        return Estimate(value, 0.0 if posterior.exact else math.nan)
+    stated = not lower_bound and bar_can_be_stated(posterior)
+    w = posterior.weights
+    likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
+    if not posterior.independent:
+        return _jackknife(posterior, value, posterior.log_evidence, stated, likelihood=True)
+    count = w.numel()
+    mean = float((w * likelihood).sum())
+    psi = (count * w * (likelihood - mean)).reshape(-1)
+    effective = float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1)))
+    if "num_draws" in posterior.history:
+        found, waiting = of_influence(value, psi, math.inf, stated), log_z(posterior)
+        error = math.hypot(found.standard_error, waiting.standard_error)
+        share = (found.standard_error / error) ** 3 if error > 0 else 0.0  # third moments add up
+        return Estimate(value, error, found.dof, found.skewness * share)
+    return of_influence(value, psi - (count * w.reshape(-1) - 1), effective, stated)
+
+
 def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     """SMC: how many of the first particles have living descendants, per replicate. None where nothing descends."""
     lineage = posterior.history.get("lineage")
@@ -139,6 +211,23 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
         return None
     lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
     return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
+
+
+def lineage_error(posterior: Posterior, values: Tensor | None = None) -> float | None:
+    """Standard error of E[f], ``values [R, N]``, or of log Z (None), told from first ancestors instead of replicates.
+
+    What descends from one first particle is one draw (Chan & Lai, arXiv:1309.2918; Lee & Whiteley, arXiv:1509.00394):
+    se^2 = sum over first particles of the squared sum of W_i (f_i - E[f]) over their descendants. It knows more than
+    four replicates do, and too little where few ancestors are left. None where nothing descends."""
+    lineage = posterior.history.get("lineage")
+    if lineage is None:
+        return None
+    w = posterior.weights
+    psi = w if values is None else w * torch.where(w > 0, values.double() - float((w * values).nansum()), 0.0)
+    shared = torch.zeros_like(w).scatter_add_(1, torch.as_tensor(lineage), psi)
+    if values is None:
+        shared = shared - 1 / w.numel()
+    return float((shared**2).sum().sqrt())
 
 
 def rhat(posterior: Posterior, name: str) -> float | None:
@@ -150,7 +239,7 @@ def rhat(posterior: Posterior, name: str) -> float | None:
         return None
     if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
         return None
-    f = functionals(posterior)[name]
+    f = numbers_of_sites(posterior)[name]
     w = torch.where(f.isfinite(), weights.normalised(posterior.log_weight), 0.0)
     total = w.sum(-1, keepdim=True)
     if bool((total <= 0).any()):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppl_align.cost import measure
 from ppl_align.engines import optimism
+from ppl_align.engines.steadiness import refuse_undeclared
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
@@ -67,7 +68,8 @@ class Engine(ABC):
         Same seed, same result (one build, one machine); different engines have different random streams, so that
         their runs are independent. The global RNG and Pyro's parameter store are untouched. What the run shows of the
         program is logged, except :func:`~ppl_align.runs.aside`.
-        Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way.
+        Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way, ``ModelError``
+        for a program that says something else when a few of the draws are executed again.
         """
         if not callable(model):
             raise InputError(f"the first argument of run() is a Pyro program (a function), got {type(model).__name__}")
@@ -78,6 +80,8 @@ class Engine(ABC):
         with run_memory() as remarks:
             with measure() as cost, isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
+                if speaking():
+                    refuse_undeclared(task.model, task.args, task.kwargs, posterior)
             posterior.cost = cost
             posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
             posterior.config = self.describe()

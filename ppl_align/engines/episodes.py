@@ -7,6 +7,7 @@ on by drawing the sites of a turn from the prior. :class:`~ppl_align.engines.nes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,13 @@ class Histories:
         """The histories at ``index [P']``."""
         groups = (self.values, self.log_prior, self.log_proposal)
         return Histories(len(index), *({k: v[index.to(v.device)] for k, v in group.items()} for group in groups))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Histories]) -> Histories:
+        """Several of the same program and length, one after the other."""
+        groups = ([part.values for part in parts], [p.log_prior for p in parts], [p.log_proposal for p in parts])
+        whole = ({name: torch.cat([part[name] for part in group]) for name in group[0]} for group in groups)
+        return cls(sum(part.size for part in parts), *whole)
 
     def repeated(self, copies: int) -> Histories:
         """``copies`` of each, next to each other."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -78,7 +79,7 @@ class Exact(Engine):
         for lane in range(math.prod(lanes)):
             support = (_completions if site.is_completion else _support)(self, site, lane)
             copies = torch.tensor([len(support[p][1]) for p in parent.tolist()])
-            self._check(int(copies.sum()), site.name)
+            self.refuse_too_many(int(copies.sum()), site.name)
             chosen = torch.repeat_interleave(torch.arange(len(parent)), copies)
             new = torch.cat([support[p][0] for p in parent.tolist()])[:, None]
             log_p = log_p[chosen] + torch.cat([support[p][1] for p in parent.tolist()])
@@ -95,7 +96,8 @@ class Exact(Engine):
                 f"{', '.join(map(repr, execution.sources)) or 'none'})"
             )
 
-    def _check(self, count: int, name: str) -> None:
+    def refuse_too_many(self, count: float, name: str) -> None:
+        """Raises ``InputError`` for more assignments, at the site ``name``, than there may be."""
         if count > self.max_sequences:
             raise InputError(
                 f"Exact would enumerate more than {self.max_sequences} assignments at {name!r} ({count} already): "
@@ -119,7 +121,8 @@ def _completions(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Ten
     index = site.fn.index.reshape(site.fn.batch_shape[0], -1)[:, lane].tolist()
     listed = (engine.candidates or {}).get(site.name)
     if listed is None:
-        trees = {i: enumerate_completions(site.fn, i, lambda n: engine._check(n, site.name)) for i in set(index)}
+        check = partial(engine.refuse_too_many, name=site.name)
+        trees = {i: enumerate_completions(site.fn, i, check) for i in set(index)}
     else:
         sequences = _sequences(site, listed)
         trees = {i: score_completions(site.fn, i, sequences) for i in set(index)}

@@ -20,27 +20,31 @@ between laws of o, so for any statistic S of o, and of what is drawn after it al
 and log E_p[S | h] = log(exp(U(h)) + Z / K) is bounded from above just as U(h) is: z log(z + c) is convex.
 
 What the agent gets is found by playing: it begins as a draw of the posterior does, the world answers afresh, and
-whatever the agent says after that is chosen by conditioning anew, among K continuations in proportion to exp(psi). That
-is a draw from some q_K in place of p*(. | h), and by Jensen's inequality
+whatever the agent says after that is chosen by conditioning anew. Among K continuations, in proportion to exp(psi),
+that would be a draw from some q_K in place of p*(. | h); two chains that begin there take the difference away
+(:mod:`ppl_align.engines.coupling`), so that the mean is that of p*. They can do so only where K tries find now and
+then what conditioning would say. By Jensen's inequality
 
     KL(p* || q_K) <= E_p*[log mean of K exp(psi), the draw's own among them] - U(h),     U(h) >= E[log mean of K afresh]
 
-Where this is too large, at a turn of the agent in draws of the posterior, K tries do not find what conditioning would
-say, and what the agent gets is not known (NaN); just as where none of the K is allowed. Where U(h) is -inf, in the
-table, it says what the prior would: nothing is better.
+Where this is too large, at a turn of the agent in draws of the posterior, what the agent gets is not known (NaN); just
+as where chains do not meet, or find nothing that is allowed. Where U(h) is -inf, in the table, it says what the prior
+would: nothing is better.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_align.completions import Completion, tensor_of
-from ppl_align.engines.episodes import Episodes, Histories, draw_by
+from ppl_align.engines.coupling import condition
+from ppl_align.engines.episodes import Episodes, Histories
 from ppl_align.posterior import Estimate, Posterior
 from ppl_align.posterior.estimates import log_likelihood, log_mean_exp, log_prior
 from ppl_align.posterior.optimism import Optimism
@@ -143,14 +147,12 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     drawn, psi = _draws(posterior, index), log_likelihood(posterior).reshape(-1)[index]
     turns = _turns(posterior)
     first, last = _first_and_last(turns)
-    played, lost = _play(episodes, _until(drawn, turns[:first]), turns[first:])
-    copies = played.num_particles // NUM_DRAWS
+    played = _play(episodes, _until(drawn, turns[:first]), turns[first:])
     seen = _Continued(episodes, drawn, turns)
     again = [at for at in range(first, len(turns)) if not turns[at][0]]  # turns at which the agent conditions anew
     if sum(seen.missed(at, psi) for at in again) > FAITHFUL:
-        lost[:] = True
-    got = {name: r.reshape(-1, copies).nanmean(-1) for name, r in played.rewards.items()}
-    gets = {name: _estimate(r, distinct, lost) for name, r in got.items()}
+        played.lost[:] = True
+    gets = {name: _mean_of_played(r, played, distinct) for name, r in played.execution.rewards.items()}
     log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
     tilt = _last_tilt(seen, psi, last, log_z)
     believes = {name: posterior.mean(name) for name in posterior.rewards}
@@ -193,34 +195,51 @@ def _until(drawn: Histories, turns: Turns) -> Histories:
     return Histories(drawn.size, {name: drawn.values[name] for name in names})
 
 
-def _play(episodes: Episodes, histories: Histories, turns: Turns) -> tuple[Execution, Tensor]:
-    """To the end: the world answers by its own law, the agent conditions anew at each of its turns.
+@dataclass
+class _Played:
+    """Histories [P] at their end. ``share`` [P]: what each counts for, perhaps below 0, among those of its ``root``,
+    one of the M they began with. ``lost`` [M]: what the agent would say there was not found."""
 
-    And which histories were lost on the way, [M] bool: the agent found nothing to say that is allowed."""
-    lost = torch.zeros(histories.size, dtype=torch.bool)
+    execution: Execution
+    share: Tensor
+    root: Tensor
+    lost: Tensor
+
+
+def _play(episodes: Episodes, histories: Histories, turns: Turns) -> _Played:
+    """To the end: the world answers by its own law, the agent conditions anew at each of its turns."""
+    size = histories.size
+    lost, root = torch.zeros(size, dtype=torch.bool), torch.arange(size)
     if len(turns) == 1:  # nothing is left to the agent: several answers in place of one
-        histories = histories.repeated(NUM_CONTINUATIONS)
+        histories, root = histories.repeated(NUM_CONTINUATIONS), root.repeat_interleave(NUM_CONTINUATIONS)
+    share = torch.full((histories.size,), size / histories.size, dtype=torch.float64)
     for world, _ in turns:
         if world:
             histories = episodes.turn(histories)
-        else:
-            histories, hopeless = _conditioned(episodes, histories)
-            lost = lost | hopeless
-    return episodes.look(histories), lost
+            continue
+        said = condition(episodes, histories, NUM_CONTINUATIONS)
+        lost[root[said.lost]] = True
+        histories, share, root = said.histories, share[said.owner] * said.sign, root[said.owner]
+    return _Played(episodes.look(histories), share, root, lost)
 
 
-def _conditioned(episodes: Episodes, histories: Histories) -> tuple[Histories, Tensor]:
-    """A turn of an agent that conditions: one of several continuations by its likelihood, as far as the turn goes.
+def _mean_of_played(r: Tensor, played: _Played, distinct: int) -> Estimate:
+    """E[r] over what was played, r [P]; where r is NaN it does not apply and does not count.
 
-    And where no continuation has any, [M] bool."""
-    before = histories.repeated(NUM_CONTINUATIONS)
-    turn = episodes.turn(before)
-    ended, execution = episodes.finish(turn)
-    scores = execution.log_potential + ended.log_ratio - before.log_ratio
-    scores = scores.reshape(histories.size, NUM_CONTINUATIONS)
-    hopeless = scores.amax(-1).isneginf()
-    choice = draw_by(torch.where(hopeless[:, None], 0.0, scores))
-    return turn.pick(torch.arange(histories.size) * NUM_CONTINUATIONS + choice), hopeless
+    -inf in one history is -inf in the mean, for certain; else a mean in which some are lost is not known."""
+    if bool(r[~played.lost[played.root]].isneginf().any()):
+        return Estimate(-math.inf, 0.0)
+    if bool(played.lost.any()):
+        return Estimate(math.nan, math.nan)
+    applies = ~r.isnan()
+    nothing = torch.zeros(len(played.lost), dtype=torch.float64)
+    total = nothing.index_add(0, played.root, torch.where(applies, played.share * r, 0.0))
+    count = nothing.index_add(0, played.root, torch.where(applies, played.share, 0.0))
+    if not float(count.sum()) > 0:
+        return Estimate(math.nan, math.nan)
+    value = float(total.sum() / count.sum())
+    error = float(((total - value * count) / count.mean()).std()) / math.sqrt(distinct) if distinct > 1 else math.nan
+    return Estimate(value, error)
 
 
 class _Continued:
@@ -256,15 +275,7 @@ def _last_tilt(seen: _Continued, psi: Tensor, last: int, log_evidence: float) ->
     return torch.logaddexp(after, more) - torch.logaddexp(without, more)
 
 
-def _estimate(values: Tensor, distinct: int, lost: Tensor | None = None) -> Estimate:
-    """The mean over draws of which so many are different; NaN does not count.
-
-    -inf in one draw is -inf in the mean, for certain; else a mean in which draws are ``lost`` is not known."""
-    kept = values if lost is None else values[~lost]
-    if bool(kept.isneginf().any()):
-        return Estimate(-math.inf, 0.0)
-    kept = kept[~kept.isnan()]
-    if not len(kept) or (lost is not None and bool(lost.any())):
-        return Estimate(math.nan, math.nan)
-    error = float(kept.std()) / math.sqrt(distinct) if distinct > 1 and len(kept) > 1 else math.nan
-    return Estimate(float(kept.mean()), error)
+def _estimate(values: Tensor, distinct: int) -> Estimate:
+    """The mean over draws of which so many are different."""
+    error = float(values.std()) / math.sqrt(distinct) if distinct > 1 else math.nan
+    return Estimate(float(values.mean()), error)

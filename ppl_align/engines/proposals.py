@@ -69,7 +69,8 @@ class _Held:
 
     def sample(self) -> Tensor:
         drawn = self.base.sample()
-        drawn[:: self.num_particles] = self.value.to(drawn)
+        first = drawn[:: self.num_particles]
+        first.copy_(self.value.reshape(first.shape))
         return drawn
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from ppl_align.cost import measure
 from ppl_align.engines.base import Engine, Task, at_least, isolated
+from ppl_align.engines.ceiling import ceiling, drawn_bounds, is_known
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep, assemble
 from ppl_align.errors import InputError, ModelError, RunError, TooManyDrawsError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
+from ppl_align.program.per_particle import joined, picked, said
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
@@ -32,7 +34,8 @@ class Rejection(Engine):
 
     x ~ p0 is accepted with probability exp(psi(x) - B), where psi is the sum of all log-factors and B the sum of
     their largest values: 0 for an observed site that is discrete, ``weight * upper / beta`` for a reward
-    (``reward(..., upper=)``, or the function's own bounds). Accepted draws have density proportional to
+    (``reward(..., upper=)``, or the function's own bounds); where the weight is drawn, the largest of these over
+    what it may be (:mod:`ppl_align.engines.ceiling`). Accepted draws have density proportional to
     p0 exp(psi): they are draws of p*, and the acceptance is a = Z / exp(B).
 
     A replicate draws until its N-th acceptance, which is the n_r-th of its draws, and Zhat_r = exp(B) (N-1)/(n_r-1):
@@ -168,7 +171,8 @@ class _Stream:
 
     def __init__(self, task: Task) -> None:
         self.program = Program(task.model, task.args, task.kwargs, 1)
-        self.log_upper: dict[str, float] | None = None
+        self.log_upper: dict[str, float] | None = None  # of the factors that have one bound for all draws
+        self.ceiling = 0.0  # of all others together
         self.num_draws = self.num_accepted = 0
         self.shares: list[Tensor] = []
         self.places: list[Tensor] = []
@@ -177,7 +181,7 @@ class _Stream:
     @property
     def log_bound(self) -> float:
         """B, nats."""
-        return sum((self.log_upper or {}).values())
+        return sum((self.log_upper or {}).values()) + self.ceiling
 
     def acceptance(self) -> tuple[float, float]:
         """Mean of exp(psi - B) over all draws so far, and its standard error."""
@@ -197,63 +201,86 @@ class _Stream:
         self.num_draws += count
         self.num_accepted += len(chosen)
         if len(chosen):
-            self.kept.append((_pick(sweep.values, chosen), _pick(sweep.log_prior, chosen), _rows(execution, chosen)))
+            self.kept.append((picked(sweep.values, chosen), picked(sweep.log_prior, chosen), _rows(execution, chosen)))
 
     def _check_bounds(self, execution: Execution) -> None:
-        for name, bound in execution.log_upper.items():
-            if bound is None:
-                raise InputError(_no_bound(name, execution))
-            # Rewards are held to their bounds where they are called.
-            if name not in execution.scales and bool((execution.factors[name] > bound + ROUNDING).any()):
-                most = float(execution.factors[name].max())
-                raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {bound:.4g}")
-        if self.log_upper not in (None, execution.log_upper):
+        check_bounds(execution.log_upper, execution.factors, execution.scales)
+        drawn, first = drawn_bounds(execution), self.log_upper is None
+        same = {
+            name: bound
+            for name, bound in execution.log_upper.items()
+            if bound is not None and not isinstance(bound, Tensor)
+        }
+        if self.log_upper not in (None, same):
             raise ModelError("the bounds of the rewards change from run to run: Rejection needs upper= to be constant")
-        self.log_upper = {name: bound for name, bound in execution.log_upper.items() if bound is not None}
+        self.log_upper = same
+        if drawn:
+            self.ceiling = ceiling(self.program, list(drawn)) if first else self.ceiling
+            if bool((torch.stack(list(drawn.values())).sum(0) > self.ceiling + ROUNDING).any()):
+                raise InputError(
+                    f"reward {next(iter(drawn))!r}: its weight (or 1 / beta) is larger for some draws than at any "
+                    "value of the latents that can be listed, as where it depends on a text: Rejection needs "
+                    "its largest value"
+                )
 
     def accepted(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Execution]:
         """The first ``count`` accepted draws: values, log-priors, and what the program said of them."""
         values, log_priors, runs = (list(parts) for parts in zip(*self.kept, strict=True))
         whole = Execution(
-            factors=_join([run.factors for run in runs]),
-            rewards=_join([run.rewards for run in runs]),
-            scales=runs[0].scales,
+            factors=joined([run.factors for run in runs]),
+            rewards=joined([run.rewards for run in runs]),
+            scales=joined([run.scales for run in runs]),
+            log_upper=joined([run.log_upper for run in runs]),
             targets=runs[0].targets,
             sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
             environment=runs[0].environment,
+            plates=runs[0].plates,
+            nesting=runs[0].nesting,
             answers={name: [a for run in runs for a in run.answers[name]] for name in runs[0].answers},
         )
         first = torch.arange(count)
-        return _pick(_join(values), first), _pick(_join(log_priors), first), _rows(whole, first)
+        return picked(joined(values), first), picked(joined(log_priors), first), _rows(whole, first)
 
 
-def _no_bound(name: str, execution: Execution) -> str:
-    if name not in execution.scales:
+def check_bounds(
+    log_upper: Mapping[str, float | Tensor | None], factors: Mapping[str, Tensor], scales: Mapping[str, float | Tensor]
+) -> None:
+    """Has every factor a largest value, by name, and keeps it (``factors`` [P], nats)? ``scales``: of the rewards.
+
+    Raises ``InputError`` for one without, ``RunError`` for one that exceeds it."""
+    for name, bound in log_upper.items():
+        if bound is None or not is_known(bound):
+            raise InputError(_no_bound(name, log_upper, scales))
+        # Rewards are held to their bounds where they are called.
+        if name not in scales and bool((factors[name] > bound + ROUNDING).any()):
+            most = float(factors[name].max())
+            raise RunError(f"factor {name!r} is {most:.4g} nats, above its largest value of {said(bound, 4)}")
+
+
+def _no_bound(name: str, log_upper: Mapping[str, float | Tensor | None], scales: Mapping[str, float | Tensor]) -> str:
+    if name not in scales:
         return f"factor {name!r} has no known largest value, which Rejection needs: write it as reward(..., upper=...)"
-    side, which = ("largest", "upper") if execution.scales[name] > 0 else ("smallest", "lower")
+    scale, bound = torch.as_tensor(scales[name]), log_upper[name]
+    unknown = torch.full_like(scale, True, dtype=torch.bool) if bound is None else torch.as_tensor(bound).isposinf()
+    side, which = ("largest", "upper") if bool(scale[unknown].max() > 0) else ("smallest", "lower")
     return f"reward {name!r}: Rejection needs its {side} value: reward(..., {which}=...)"
-
-
-def _pick(group: dict[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
-    return {name: value[chosen.to(value.device)] for name, value in group.items()}
 
 
 def _rows(execution: Execution, chosen: Tensor) -> Execution:
     """What an execution said of the chosen particles."""
     return Execution(
-        factors=_pick(execution.factors, chosen),
-        rewards=_pick(execution.rewards, chosen),
-        scales=execution.scales,
+        factors=picked(execution.factors, chosen),
+        rewards=picked(execution.rewards, chosen),
+        scales=picked(execution.scales, chosen),
+        log_upper=picked(execution.log_upper, chosen),
         targets=execution.targets,
         sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
         environment=execution.environment,
+        plates=execution.plates,
+        nesting=execution.nesting,
         answers={name: [listed[i] for i in chosen.tolist()] for name, listed in execution.answers.items()},
         num_particles=len(chosen),
     )
-
-
-def _join(groups: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
 
 
 def _join_sources(sources: list[CompletionDistribution]) -> CompletionDistribution:

@@ -30,6 +30,8 @@ from ppl_align.lm.score_cache import leave_scores
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.program import Execution, Program, Site
+from ppl_align.program.per_particle import differing, for_each
+from ppl_align.program.plates import as_written
 
 Observer = Callable[["Sweep", Site, Population], None]
 """Called after every step of the decoding of a site, before the network moves on."""
@@ -202,13 +204,15 @@ def assemble(
     def view(value: Tensor) -> Tensor:
         return value.detach().cpu().reshape(*shape, *value.shape[1:])
 
+    plates = {name: execution.plates.get(name, ()) for name in values}
+
     particles: dict[str, Completion | Tensor] = {}
     for name, value in values.items():
-        source = execution.sources.get(name)
-        if source is None:
-            particles[name] = view(value)
-        else:
-            particles[name] = Completion(view(value), source.reshaped((*shape, *source.batch_shape[1:])))
+        source, value = execution.sources.get(name), as_written(value, plates[name], execution.nesting)
+        particles[name] = view(value)
+        if source is not None:
+            own = value.shape[1:-1]  # the dimensions of its plates
+            particles[name] = Completion(view(value), source.reshaped((*shape, *own)))
     if execution.answers:
         fields["history"] = {**fields.get("history", {}), "answers": dict(execution.answers)}
     lm_names = sorted({source.lm.name for source in execution.sources.values()})
@@ -217,13 +221,16 @@ def assemble(
         log_weight=log_weight,
         particles=particles,
         rewards={k: view(v) for k, v in execution.rewards.items()},
-        scales=dict(execution.scales),
+        scales={k: view(for_each(v, log_weight.numel())) for k, v in execution.scales.items()},
+        drawn_scales=differing(execution.scales),
         targets=dict(execution.targets),
         factors={k: view(v) for k, v in execution.factors.items()},
+        log_upper={k: view(for_each(v, log_weight.numel())) for k, v in execution.log_upper.items()},
         log_prior={k: view(v) for k, v in log_prior.items()},
         log_proposal=view(sum(log_proposal.values(), torch.zeros(log_weight.numel(), dtype=torch.float64))),
         lm=", ".join(lm_names),
         environment=tuple(execution.environment),
+        plates=plates,
         **fields,
     )
 

@@ -183,10 +183,13 @@ class _Witnessed(CompletionDistribution):
 
 
 def register(name: str, part: nn.Module) -> None:
-    """Pyro's optimiser sees what passes through ``pyro.param``; the tensors stay the module's own."""
+    """Pyro's optimiser sees what passes through ``pyro.param``; the tensors stay the module's own.
+
+    A parameter is called like nothing else: Pyro keeps sites and parameters in one table, and no site has a line end in
+    its name."""
     for key, parameter in part.named_parameters():
         if parameter.requires_grad:
-            pyro.param(f"{name}.{key}", parameter)
+            pyro.param(f"{name}\n{key}", parameter)
 
 
 class GuidedCompletion(TorchDistribution):

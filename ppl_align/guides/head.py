@@ -42,6 +42,8 @@ class HeadGuide(TokenGuide):
         unembedding = getattr(lm, "unembedding", None)
         if unembedding is None or lm.hidden_size is None:
             raise InputError(f'{lm.name} has no hidden states for guide="head": use guide="auto" or your own')
+        if unembedding.weight.is_meta:
+            raise InputError(f'guide="head" reads the unembedding, and {lm.name} keeps it on disk: use guide="auto"')
         self._unembed = [unembedding]  # in a list: not a parameter of this guide
         return unembedding
 

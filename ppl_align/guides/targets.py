@@ -11,10 +11,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from ppl_align.errors import InputError
-from ppl_align.lm.adapter import twin_of
+from ppl_align.guides.stacked import NEW, activate, make_room
+from ppl_align.lm.placement import input_device
+from ppl_align.lm.precision import HALF
+from ppl_align.lm.twin import twin_of
 
 _FUSED = ("out_proj", "conv1d")  # fused kernels of state-space models read these weights past the adapter
 
@@ -23,31 +27,69 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
     """A twin of the frozen network ``model`` with new adapters of rank ``rank``, initially without effect.
 
     ``base``: the base model, as the saved adapter names it; ``name``: as errors do. Raises ``InputError`` for a network
-    without a layer that could be adapted."""
+    without a layer that could be adapted, with the reason of ``peft`` or of the network."""
     import peft
 
-    for targets in candidates(model):
+    if any(weight.is_meta for weight in model.parameters()):
+        raise InputError(
+            f'guide="lora" trains beside weights in memory, and {name} keeps some on disk: use guide="head"'
+        )
+    reason = ""
+    for targets, without in candidates(model):
         config = peft.LoraConfig(
-            r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM", base_model_name_or_path=base, target_modules=targets
+            r=rank,
+            lora_alpha=2 * rank,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base,
+            target_modules=targets,
+            exclude_modules=without or None,
         )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # advice about modules that this model does not have
-                adapted = peft.get_peft_model(twin_of(model), config).eval()
-        except (ValueError, TypeError, AttributeError):  # peft's default does not fit this network
+                twin = twin_of(model)
+                before = make_room(twin, name)
+                adapted = peft.get_peft_model(twin, config).eval()
+            adapted.peft_config[NEW].base_model_name_or_path = base  # peft writes down what the network is called here
+            activate(adapted, before, model)
+            _try(adapted, model)
+        except InputError:
+            raise
+        except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+            # peft's default does not fit this network, or the network not what peft made of a layer
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             continue
-        config.base_model_name_or_path = base  # peft puts the folder in its place that the network was read from
         return adapted
-    raise InputError(f'guide="lora" finds no linear layer in {name} that it could adapt: use guide="head"')
+    raise InputError(f'guide="lora" finds no linear layer in {name} that it could adapt ({reason}): use guide="head"')
 
 
-def candidates(model: nn.Module) -> Iterator[list[str] | str | None]:
-    """What to try, in order: peft's own choice, every linear layer, those that no fused kernel reads."""
-    yield None
-    yield "all-linear"
-    names = {path.rsplit(".", 1)[-1] for path in linear_layers(model)}
-    if safe := sorted(names - set(_FUSED)):
-        yield safe
+@torch.enable_grad()
+def _try(adapted: Any, model: Any) -> None:
+    """Raises ``ValueError`` where new adapters change what a network says of two tokens, whatever it raises itself
+    where they break it: routers, say, that are linear layers by class and return several things."""
+    ids = torch.tensor([[0, 1]], device=input_device(model))
+    with torch.no_grad():
+        want = model(input_ids=ids, use_cache=False).logits.float()
+    found = adapted(input_ids=ids, use_cache=False).logits
+    exactness = 0.1 if found.dtype in HALF else 1e-3
+    if not bool(((found.float() - want).abs() <= exactness * want.abs().amax()).all()):
+        raise ValueError("new adapters change what it says")
+    found.float().logsumexp(-1).sum().backward()
+    adapted.zero_grad(set_to_none=True)
+
+
+def candidates(model: nn.Module) -> Iterator[tuple[list[str] | str | None, list[str]]]:
+    """What to try, in order: peft's own choice, every linear layer, those that no fused kernel reads, plain ones.
+
+    ``(targets, what not to adapt of them)``"""
+    layers = linear_layers(model)
+    odd = [path for path in layers if type(model.get_submodule(path)) is not nn.Linear]
+    yield None, []
+    yield "all-linear", []
+    for paths, without in ((layers, []), (sorted({*layers} - {*odd}), odd)):
+        names = {path.rsplit(".", 1)[-1] for path in paths}
+        if safe := sorted(names - set(_FUSED)):
+            yield safe, without
 
 
 def linear_layers(model: nn.Module) -> list[str]:

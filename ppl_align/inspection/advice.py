@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.predictive import PriorReward
 from ppl_align.inspection.strengths import SLIGHT, Strength, useful_range
+from ppl_align.inspection.trials import Trials
 from ppl_align.inspection.weighted import ENOUGH
 
 
-def advise(pool: Pool, written: Strength, grid: Sequence[Strength], rewards: Sequence[PriorReward]) -> list[str]:
-    """The recommendation first."""
-    return [_range(pool, grid), _as_written(pool, written), *_beware(pool, rewards)]
+def advise(
+    pool: Pool, written: Strength, grid: Sequence[Strength], rewards: Sequence[PriorReward], trials: Trials = Trials()
+) -> list[str]:
+    """The recommendation first. ``trials``: which engines would run at all."""
+    return [_range(pool, grid), _as_written(pool, written, trials), *_beware(pool, rewards)]
 
 
 def _range(pool: Pool, grid: Sequence[Strength]) -> str:
@@ -38,7 +41,7 @@ def _draws(pool: Pool) -> str:
     return f"{pool.num_draws} draws " + ("from within" if pool.confined else "of the prior")
 
 
-def _as_written(pool: Pool, written: Strength) -> str:
+def _as_written(pool: Pool, written: Strength, trials: Trials) -> str:
     at = f"at beta {pool.beta:.3g}" if pool.beta else "as written"
     if written.ess == 0:
         rest = "end dead" if pool.confined else "are rejected: what is asked for is rare"
@@ -49,11 +52,19 @@ def _as_written(pool: Pool, written: Strength) -> str:
         at = f"{at}, {of_prior} of the prior meets the constraints, and engines draw from within them: there"
     if written.enough:
         return f"{at}, KL is {written.kl.value:.2f} nats and the ESS {written.ess:.0f}: importance sampling will do."
-    remedy = " or raise beta" if pool.told_apart else ""
     return (
         f"{at}, KL is about {written.kl.value:.2f} nats and {pool.num_draws} draws are worth {written.ess:.1f}: "
-        f"draw more, steer (SMC, a trained guide){remedy}."
+        f"{_remedies(pool, trials)}."
     )
+
+
+def _remedies(pool: Pool, trials: Trials) -> str:
+    """What is there to be done, by engines that would run."""
+    trains = trials.svi is None and not bool(pool.log_weight.isneginf().any()) and not pool.environment
+    steering = [how for how, works in (("SMC", trials.resamples), ("a trained guide", trains)) if works]
+    listed = ["draw more", *([f"steer ({', '.join(steering)})"] if steering else [])]
+    listed += ["raise beta"] if pool.told_apart else []
+    return ", ".join(listed[:-1]) + f" or {listed[-1]}" if len(listed) > 1 else listed[0]
 
 
 def _beware(pool: Pool, rewards: Sequence[PriorReward]) -> Iterator[str]:

@@ -3,11 +3,14 @@
 * importance sampling: N = goal (1 + chi2(p*||p0)) draws of the prior, Zhat then within sqrt(chi2 / N);
 * rejection: N = goal / a with a = E[exp(psi - B)], where the largest value B of psi is known;
 * SMC: a particle is at most one effective draw, so ``goal`` particles at least; what a twist saves is not known
-  beforehand, and SMC without one draws as often as importance sampling;
+  beforehand, and SMC without one, or with nothing to weigh before the end, draws as often as importance sampling;
 * SVI: its default budget, counted; what the guide will have learned is not known beforehand;
 * under a hard constraint the first, third and fourth draw from within it, as the pool does, and rejection does not: its
   draws have the price of those of the prior;
 * exact: the number of sequences, where they can be listed.
+
+An engine that refuses the program has no price: it is asked itself (:mod:`ppl_align.inspection.trials`), and its own
+words are the note.
 """
 
 from __future__ import annotations
@@ -16,8 +19,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ppl_align.engines import SVI, Exact
+from torch import Tensor
+
+from ppl_align.engines import SVI, Exact, Rejection
+from ppl_align.engines.rejection import check_bounds
+from ppl_align.errors import InputError, PplAlignError
 from ppl_align.inspection.pool import BATCH, Pool
+from ppl_align.inspection.trials import Trials
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.estimates import Estimate
 
@@ -35,10 +43,11 @@ class Prediction:
     note: str
 
 
-def predict(pool: Pool, prior: Pool, goal: int) -> list[Prediction]:
+def predict(pool: Pool, prior: Pool, goal: int, trials: Trials = Trials()) -> list[Prediction]:
     """A line for each engine; ``goal`` effective draws (then Zhat is within about 1 / sqrt(goal)).
 
-    ``prior``: draws of the prior itself, where the pool is from within hard constraints."""
+    ``prior``: draws of the prior itself, where the pool is from within hard constraints. ``trials``: what the engines
+    said when they were asked."""
     w = pool.weighted(pool.psi)
     each = w.draws_per_effective
     sampling = Estimate(goal * each.value, goal * each.standard_error)
@@ -49,12 +58,15 @@ def predict(pool: Pool, prior: Pool, goal: int) -> list[Prediction]:
     if pool.confined:
         note += f", from within {pool.constraints[0]!r}"
     found = [_line(pool, "importance", sampling, not w.enough, note)]
-    if w.alive:
+    if not w.alive:
+        found.append(Prediction("smc", Estimate(math.nan, math.nan), None, None, False, note))
+    elif trials.resamples:
         note = "at least the goal; a twist decides how many more"
         found.append(_line(pool, "smc", Estimate(goal, 0.0), True, note))
     else:
-        found.append(Prediction("smc", Estimate(math.nan, math.nan), None, None, False, note))
-    return [*found, _svi(pool), _rejection(pool, prior, goal), _exact(pool)]
+        note = "no weights before the end: it is importance sampling"
+        found.append(_line(pool, "smc", sampling, not w.enough, note))
+    return [*found, _svi(pool, trials), _rejection(pool, prior, goal), _exact(pool)]
 
 
 def _line(drawn: Pool, engine: str, draws: Estimate, at_least: bool, note: str) -> Prediction:
@@ -65,46 +77,64 @@ def _line(drawn: Pool, engine: str, draws: Estimate, at_least: bool, note: str) 
     return Prediction(engine, draws, tokens, seconds, at_least, note)
 
 
-def _svi(drawn: Pool) -> Prediction:
+def _refused(engine: str, why: str) -> Prediction:
+    return Prediction(engine, Estimate(math.inf, math.nan), None, None, False, f"no: {why}")
+
+
+def _svi(drawn: Pool, trials: Trials) -> Prediction:
     default = SVI()
     draws = (default.num_steps + default.num_replicates) * default.num_particles + 2  # two of a pilot
     if bool(drawn.log_weight.isneginf().any()):  # a dead end within constraints is a rejection, too
-        return Prediction("svi", Estimate(math.inf, math.nan), None, None, False, "no: a rejection has no gradient")
-    return _line(drawn, "svi", Estimate(draws, 0.0), True, f"{default.num_steps} steps; what they reach is not known")
+        return _refused("svi", "a rejection has no gradient")
+    if trials.svi is not None:
+        return _refused("svi", trials.svi)
+    note = f"{default.num_steps} steps; what they reach is not known"
+    if drawn.environment:
+        note += "; it decides, its draws are not of this posterior"
+    return _line(drawn, "svi", Estimate(draws, 0.0), True, note)
 
 
 def _rejection(pool: Pool, prior: Pool, goal: int) -> Prediction:
-    unknown = [name for name, bound in pool.log_upper.items() if bound is None]
-    if unknown:
-        note = f"no largest value of {unknown[0]!r} is known: upper="
-        return Prediction("rejection", Estimate(math.inf, math.nan), None, None, False, note)
-    bound = sum(b for b in pool.log_upper.values() if b is not None)
+    try:
+        check_bounds(pool.log_upper, pool.factors, pool.scales)
+    except PplAlignError as refusal:
+        return _refused("rejection", str(refusal))
+    bound = pool.log_bound
+    if bound is None:
+        drawn = [name for name, upper in pool.log_upper.items() if isinstance(upper, Tensor)]
+        return _refused("rejection", f"no largest value of {drawn[0]!r} is known: its weight")
     share = (pool.psi - bound).clamp_max(0.0).exp() * pool.log_ratio.exp()
     acceptance, error = float(share.mean()), float(share.std()) / math.sqrt(len(share))
     if acceptance == 0:
         return Prediction("rejection", Estimate(math.inf, math.nan), None, None, True, "could accept no draw")
     draws = goal / acceptance
     w = pool.weighted(pool.psi)
-    note = f"accepts {100 * acceptance:.3g}%"
+    note, most = f"accepts {100 * acceptance:.3g}%", Rejection().max_draws
+    if draws > most:
+        note += f"; raise max_draws= of {most:,}"
     return _line(prior, "rejection", Estimate(draws, draws * error / acceptance), not w.enough, note)
 
 
 def _exact(pool: Pool) -> Prediction:
-    total, tokens = 1.0, 0.0
+    total, tokens, engine = 1.0, 0.0, Exact()
     for name, fn in pool.sites.items():
         size = support_size(fn, min(BATCH, pool.num_draws))
         if size is None:
-            note = f"no: {name!r} cannot be listed"
-            return Prediction("exact", Estimate(math.inf, math.nan), None, None, False, note)
+            return _refused("exact", f"{name!r} cannot be listed")
         tokens += total * size[1]
         total *= size[0]
-    limit = Exact().max_sequences
     shown = f"{total:,.0f}" if total < 1e9 else f"1e{math.floor(math.log10(total))}" if total < math.inf else "too many"
-    if total > limit:
-        note = f"no: {shown} sequences, more than {limit:,}"
-        return Prediction("exact", Estimate(total, 0.0), None, None, False, note)
+    try:
+        engine.refuse_too_many(total, name)
+    except InputError:
+        return _refused("exact", f"{_at_most(pool)}{shown} sequences, more than {engine.max_sequences:,}")
     speed = pool.cost.seconds / max(pool.cost.lm_tokens, 1)
     return Prediction("exact", Estimate(total, 0.0), tokens, tokens * speed, False, f"all {shown} assignments")
+
+
+def _at_most(pool: Pool) -> str:
+    """Top-p cuts some of what is counted."""
+    return "up to " if any(fn.warp.top_p is not None for fn in pool.completions.values()) else ""
 
 
 def support_size(fn: Any, num_particles: int) -> tuple[float, float] | None:

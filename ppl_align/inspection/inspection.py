@@ -1,7 +1,8 @@
 """``inspect``: what can be known of a target before any inference is spent on it.
 
 One pool of draws of the prior (under hard constraints: from within them), weighted for every strength of the rewards; a
-few hundred continuations say where along the text the reward acts. Nothing here trains, resamples or searches.
+few hundred continuations say where along the text the reward acts. Nothing here trains, resamples or searches, except
+that SVI and SMC are tried on two draws, to find out whether they would run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
+from ppl_align.inspection.trials import try_engines
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
 from ppl_align.progress import Report, reporting
@@ -48,7 +50,7 @@ class Inspection:
     ``answers``        entropies of prior and posterior in nats (None with a continuous latent)
     ``sensitivities``  what each factor does by itself; ``slope``: d log Z / d log beta, all betas together, nats
     ``profile``        KL paid along the text (None: not asked for, or nothing to be said)
-    ``predictions``    what each engine would take for ``goal`` effective draws
+    ``predictions``    what each engine would take for ``goal`` effective draws; infinite for one that refuses to run
     ``events``         probabilities of what the user named
     ``advice``         the recommendation, then what to beware of
     ``pool``           the draws themselves: of the prior, or from within the program's hard constraints
@@ -165,8 +167,10 @@ def inspect(
         fewer = max(num_draws // SHARE, 2)
         prior = draw_pool(model, args, kwargs, fewer, tell) if pool.confined else pool
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
+        trials = try_engines(model, args, kwargs, pool, seed)
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
     happened = predictive.events(pool, prior, events or {})
+    prices = predict(pool, prior, goal, trials)
     sources = pool.completions.values()
     prompts = {source.lm.decode(prompt) for source in sources for prompt in source.prompts[:8]}
     return Inspection(
@@ -180,9 +184,9 @@ def inspect(
         sensitivities=tuple(sensitivities(pool)),
         slope=log_evidence_slope(pool),
         profile=paid,
-        predictions=tuple(predict(pool, prior, goal)),
+        predictions=tuple(prices),
         events=tuple(happened),
-        advice=tuple(advise(pool, written, grid, rewards)),
+        advice=tuple(advise(pool, written, grid, rewards, trials)),
         goal=goal,
         seed=seed,
         pool=pool,

@@ -9,8 +9,9 @@ those of the prior confined to it, as engines draw, and p0 / q belongs to their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,12 +19,14 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost, measure
+from ppl_align.engines.ceiling import ceiling, is_known
 from ppl_align.engines.constrained import Foreseen, hold
-from ppl_align.errors import ModelError
+from ppl_align.errors import InputError, ModelError
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
+from ppl_align.program.per_particle import PerParticle, joined
 from ppl_align.program.record import Record
 
 BATCH = 512
@@ -37,8 +40,8 @@ class Pool:
     ``values``     every latent by site, in the order of the program, [N, ...]
     ``log_prior``, ``log_proposal``  of what was drawn, by latent site, nats (equal for draws of the prior)
     ``factors``    by factor or observed site, nats
-    ``rewards``    raw r, NaN where it does not apply; ``scales``: nats per unit
-    ``log_upper``  the largest value of each factor, nats; None where it is not known
+    ``rewards``    raw r, NaN where it does not apply; ``scales``: nats per unit, [N] where they are drawn
+    ``log_upper``  the largest value of each factor, nats, [N] where a weight is drawn; None where it is not known
     ``texts``      by completion site, a list of texts for each draw (several where a plate holds several)
     ``sites``      the distribution of every latent site (as of the first batch)
     ``environment``  the latents at which the world answers
@@ -52,8 +55,8 @@ class Pool:
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, float] = field(default_factory=dict)
-    log_upper: dict[str, float | None] = field(default_factory=dict)
+    scales: dict[str, PerParticle] = field(default_factory=dict)
+    log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
     sites: dict[str, Any] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
@@ -89,9 +92,22 @@ class Pool:
 
     @property
     def beta(self) -> float | None:
-        """beta / weight of the only reward; None where there are several, or it is wanted small."""
+        """beta / weight of the only reward; None where there are several, it is wanted small, or it is drawn."""
         scales = [self.scales[name] for name in self.chosen]
-        return 1 / scales[0] if len(scales) == 1 and scales[0] > 0 else None
+        only = scales[0] if len(scales) == 1 else None
+        return None if only is None or isinstance(only, Tensor) or only <= 0 else 1 / only
+
+    @cached_property
+    def log_bound(self) -> float | None:
+        """The largest log-weight that the factors of the program can have, nats; None where it is not known."""
+        if not all(is_known(bound) for bound in self.log_upper.values()):
+            return None
+        same = sum(bound for bound in self.log_upper.values() if bound is not None and not isinstance(bound, Tensor))
+        drawn = [name for name, bound in self.log_upper.items() if isinstance(bound, Tensor)]
+        try:
+            return same + (ceiling(self.program, drawn) if drawn else 0.0)
+        except InputError:
+            return None
 
     @property
     def confined(self) -> bool:
@@ -183,13 +199,13 @@ def draw_pool(
     }
     return Pool(
         program,
-        values=_joined(part.values for part in parts),
-        log_prior=_joined(part.log_prior for part in parts),
-        log_proposal=_joined(part.log_proposal for part in parts),
-        factors=_joined(part.execution.factors for part in parts),
-        rewards=_joined(part.execution.rewards for part in parts),
-        scales=last.scales,
-        log_upper=last.log_upper,
+        values=joined([part.values for part in parts]),
+        log_prior=joined([part.log_prior for part in parts]),
+        log_proposal=joined([part.log_proposal for part in parts]),
+        factors=joined([part.execution.factors for part in parts]),
+        rewards=joined([part.execution.rewards for part in parts]),
+        scales=joined([part.execution.scales for part in parts]),
+        log_upper=joined([part.execution.log_upper for part in parts]),
         texts=texts,
         sites=sites,
         environment=tuple(last.environment),
@@ -198,11 +214,6 @@ def draw_pool(
         expected=expected,
         cost=cost,
     )
-
-
-def _joined(groups: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    first, *others = groups
-    return {name: torch.cat([value, *(group[name] for group in others)]) for name, value in first.items()}
 
 
 def _notes(node: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ppl_align.errors import InputError
 from ppl_align.inspection.pool import Pool
@@ -24,7 +25,7 @@ class PriorReward:
     """One reward under the prior (given the hard constraints), in reward units; rejections (-inf) and None aside.
 
     ``applies``, ``rejected``: shares of the draws   ``ties``: share of the most frequent value
-    ``scale``: nats per unit   ``nats``: standard deviation of the log-factor"""
+    ``scale``: nats per unit (where it is drawn, its mean)   ``nats``: standard deviation of the log-factor"""
 
     name: str
     mean: Estimate
@@ -34,10 +35,7 @@ class PriorReward:
     rejected: float
     ties: float
     scale: float
-
-    @property
-    def nats(self) -> float:
-        return abs(self.scale) * self.sd
+    nats: float
 
 
 def prior_rewards(pool: Pool) -> list[PriorReward]:
@@ -54,27 +52,40 @@ def prior_rewards(pool: Pool) -> list[PriorReward]:
         else:
             nothing = (math.nan,) * len(QUANTILES)
             mean, sd, quantiles, ties = Estimate(math.nan, math.nan), math.nan, nothing, math.nan
+        scale, nats = _strength(pool, name, sd)
         applies, rejected = (float((w.relative * which).mean()) for which in (~r.isnan(), r.isneginf()))
-        found.append(PriorReward(name, mean, sd, quantiles, applies, rejected, ties, pool.scales[name]))
+        found.append(PriorReward(name, mean, sd, quantiles, applies, rejected, ties, scale, nats))
     return found
+
+
+def _strength(pool: Pool, name: str, sd: float) -> tuple[float, float]:
+    """What a unit of a reward is worth, and the standard deviation of its log-factor, both nats."""
+    scale = pool.scales[name]
+    if not isinstance(scale, Tensor):
+        return scale, abs(scale) * sd
+    factor = pool.factors[name].masked_fill(~pool.rewards[name].isfinite(), math.nan)
+    return float(scale.mean()), math.sqrt(max(pool.base.covariance(factor, factor).value, 0.0))
 
 
 @dataclass(frozen=True)
 class Answers:
     """Entropies in nats; exp of them is the effective number of distinct answers (all latents jointly, by ids).
 
-    ``distinct``: different ones among the draws of the pool"""
+    ``distinct``: different ones among the draws of the pool. ``at_least``: the entropies are lower bounds, since a
+    function of the world answers by random numbers of its own (they count for neither of the three)"""
 
     prior_entropy: Estimate
     posterior_entropy: Estimate
     distinct: int
+    at_least: bool = False
 
 
 def answers(pool: Pool, prior: Pool) -> Answers | None:
     """H(p0) = -E[log p0] and H(p*) = log Z - E_p*[log p0 + psi]; None where a latent is continuous.
 
     log p0 of each draw is known, so that entropies far above log N can be estimated from N draws. ``prior``: draws of
-    the prior itself."""
+    the prior itself. A seed has log p0 = 0 by definition: what is then estimated is the entropy of all else, less what
+    the history and the likelihood tell of the seed, which is never negative."""
     if any(value.is_floating_point() and not _is_discrete(pool.sites[name]) for name, value in pool.values.items()):
         return None
     w, log_prior = pool.weighted(pool.psi), pool.total_log_prior
@@ -86,7 +97,7 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     error = float(influence.std()) / math.sqrt(pool.num_draws) if w.enough else math.nan
     said = [value for name, value in pool.values.items() if not isinstance(pool.sites[name], Seeds)]
     rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
-    return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)))
+    return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.values))
 
 
 def _is_discrete(fn: object) -> bool:
@@ -139,10 +150,9 @@ def _hits(pool: Pool, name: str, happens: Callable[[str], bool]) -> torch.Tensor
 
 def _at_most(pool: Pool, w: Weighted, prior: float) -> float:
     """p*(A) = E_p0[w 1_A] / Z <= p0(A) sup w / Z; NaN where w has no known bound, or this one says nothing."""
-    bounds = [bound for bound in pool.log_upper.values() if bound is not None]
-    if len(bounds) < len(pool.log_upper):
+    if pool.log_bound is None:
         return math.nan
-    most = prior * math.exp(min(sum(bounds) - w.log_evidence.value, 700.0))
+    most = prior * math.exp(min(pool.log_bound - w.log_evidence.value, 700.0))
     return most if most < 1 else math.nan
 
 

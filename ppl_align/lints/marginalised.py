@@ -33,6 +33,8 @@ def marginalised_parameter(glance: Glance) -> Iterator[Finding]:
         if any(_prompts_differ(glance, run) for run in runs):
             continue
         for name in glance.execution.rewards:
+            if not _moves(torch.stack([run.rewards[name] for run in runs])):
+                continue  # a weight that is drawn is no parameter of r: how strict the judge is, is inferred
             log_factors = torch.stack([run.factors[name] for run in runs])
             bonus, moves = _bonus(log_factors)
             if moves:
@@ -43,6 +45,11 @@ def marginalised_parameter(glance: Glance) -> Iterator[Finding]:
                     f"bonus for uncertainty of {bonus:.2g} nats a text on average, over the prior of {latent!r}",
                     "take the mean of r over it first, or a lower quantile",
                 )
+
+
+def _moves(r: Tensor) -> bool:
+    """Does r [M, P] of a text change?"""
+    return not torch.equal(r.nan_to_num(), r[:1].nan_to_num().expand_as(r))
 
 
 def _prompts_differ(glance: Glance, run: Execution) -> bool:

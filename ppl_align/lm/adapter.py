@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ppl_align.errors import InputError, WeightsNotFound
-from ppl_align.lm.prepack import PackedForward
-
-
-def twin_of(model: nn.Module, others: Mapping[int, Any] = {}) -> Any:
-    """A copy of the module tree that shares every parameter and buffer; ``others`` stand in for some, by their id."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    own = [module.__dict__.get("forward") for module in model.modules()]
-    packed = {id(forward): forward for forward in own if isinstance(forward, PackedForward)}
-    return copy.deepcopy(model, {**shared, **packed, **others})
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """``model``, if it is frozen; else its twin, in evaluation mode and without gradients.
-
-    The twin shares the memory of every weight, so it is the network as it is at any time, in training or after; modes
-    and gradients are its own, and those of ``model`` stay as they are."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable and not model.training:
-        return model
-    fixed = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in trainable}
-    return twin_of(model, fixed).eval()
+from ppl_align.lm.twin import twin_of
 
 
 def with_adapter(model: nn.Module, folder: str | Path, name: str) -> Any:

@@ -10,48 +10,54 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from ppl_align.cost import count, network
-from ppl_align.errors import InputError, PromptError, UnsupportedModelError
-from ppl_align.lm.adapter import frozen, with_adapter
-from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
+from ppl_align.cost import network
+from ppl_align.errors import InputError, PromptError
+from ppl_align.lm.acquire import Loaded, acquire
+from ppl_align.lm.adapter import with_adapter
+from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
 from ppl_align.lm.codec import Codec, end_ids
+from ppl_align.lm.kinds import refuse_kind
+from ppl_align.lm.lengths import longest_text
+from ppl_align.lm.placement import input_device
+from ppl_align.lm.plan import Plan
+from ppl_align.lm.precision import measured_error
+from ppl_align.lm.prepack import PackedForward, packed_layers, repack
 from ppl_align.lm.prepack import prepack as prepack_linears
-from ppl_align.lm.verify import verify_network
+from ppl_align.lm.reading import read_texts, start
+from ppl_align.lm.verify import plan_for
 from ppl_align.lm.warp import Warp, log_normalise
+from ppl_align.runs import remembered
 
 _LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
-
-
-class Loaded:
-    """A network and its tokenizer, as they were read from disk."""
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.verified = False
 
 
 class CausalLM(LM):
     """Whatever ``AutoModelForCausalLM.from_pretrained`` takes, as a prior.
 
     ``name_or_path``  a hub name, a local folder, a ``.gguf`` file, the built-in name ``"smollm2-135m"``,
-                      or a model already in memory (then give ``tokenizer=``, or only use token ids). One that is
-                      being trained goes on as it is: the LM is a frozen twin of it, of the same weights at any time
-    ``device``        default: CUDA if there is one, else the CPU
-    ``dtype``         default: float32 on the CPU, bfloat16 on CUDA
+                      or a model already in memory (then give ``tokenizer=``, or only use token ids). Nothing is done to
+                      that model, in training or not: the LM is a frozen twin of it, with the weights, adapters and
+                      settings that the model has whenever a text is begun (:mod:`ppl_align.lm.following`)
+    ``device``        default: CUDA if there is one, else the CPU; of a model in memory, where it is. Any other makes
+                      a copy, which follows the model no longer
+    ``dtype``         default: float32 on the CPU, bfloat16 on CUDA; of a model in memory, what it has. Any other makes
+                      a copy, which follows the model no longer
     ``adapter``       a folder with a PEFT adapter for it, such as ``posterior.guide.save(folder)`` writes: what a guide
                       has learned becomes part of the prior
     ``prepack``       lay out linear layers for the CPU (see :mod:`ppl_align.lm.prepack`); of a model already in memory
-                      only those that are frozen when it is given
-    ``verify``        compare a few tokens with forwards without a cache (:mod:`ppl_align.lm.verify`; float32 only)
+                      only those that are frozen
+    ``verify``        find out how it must be read (``plan``): a few tokens against forwards without a cache
+                      (:mod:`ppl_align.lm.verify`); False takes its cache on trust
     other keywords    passed to ``from_pretrained``; ``revision, token, subfolder, cache_dir, local_files_only`` and
-                      ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well
+                      ``trust_remote_code`` (False unless you say so) hold for the tokenizer as well. A network that is
+                      spread by ``device_map=``, or quantised, stays where ``from_pretrained`` puts it
 
     The weights are frozen, and two LMs of the same name and settings share them, whatever adapters they have.
 
     Raises ``WeightsNotFound`` where the weights are neither here nor reachable, ``InputError`` for an adapter that does
-    not fit them, ``UnsupportedModelError`` for a network that the cache reads wrongly.
+    not fit them, ``UnsupportedModelError`` for what is no prior, or differs from itself however it is read. Warns where
+    a network is right without its cache only.
     """
 
     def __init__(
@@ -66,58 +72,79 @@ class CausalLM(LM):
         verify: bool = True,
         **kwargs: Any,
     ) -> None:
-        model: Any
-        learning: set[int] = set()
-        if isinstance(name_or_path, nn.Module):
-            model = frozen(name_or_path)
-            learning = {weight.data_ptr() for weight in name_or_path.parameters() if weight.requires_grad}
-            self.name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        else:
-            from ppl_align.lm.names import load_causal
-
-            device = checked_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-            self.name = str(name_or_path)
-            key = (self.name, str(device), dtype, prepack, repr(sorted(kwargs.items())))
-            pair = _LOADED.get(key)
-            if pair is None:
-                pair = _LOADED[key] = Loaded(*load_causal(self.name, dtype=dtype, **kwargs))
-            self._keep = pair  # as long as one LM holds it, others of the same name share it
-            model, tokenizer = pair.model, tokenizer or pair.tokenizer
-        if device is not None:
-            device = checked_device(device)
-            there = next(model.parameters()).device
-            if model is not name_or_path and isinstance(name_or_path, nn.Module) and torch.device(device) != there:
-                raise InputError(
-                    f"the network in training is on {there}, and its twin shares its weights: move the network, or "
-                    f"freeze it (requires_grad_(False)), instead of device={str(device)!r}"
-                )
-            model.to(device)
-        self.packed_layers = prepack_linears(model.eval().requires_grad_(False), learning) if prepack else 0
+        found = acquire(name_or_path, tokenizer, device, dtype, prepack, kwargs, _LOADED)
+        self.name, model, self.tokenizer = found.name, found.model, found.tokenizer
+        self._following, self._keep, self._prepack = found.following, found.loaded, prepack
+        self._layouts: list[PackedForward] = []
+        self.model: Any
+        self._adopt(model)
         if adapter is not None:
-            model = with_adapter(model, adapter, self.name)
+            model = self.model = _still(with_adapter(model, adapter, self.name))
             self.name = f"{self.name}+{Path(adapter).name}"
-        self.model: Any = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
         config = model.config.get_text_config()
-        self.device = next(model.parameters()).device
+        refuse_kind(model)
         self.unembedding: nn.Module = model.get_output_embeddings()
-        if self.unembedding is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} has no head that writes text: load it as AutoModelForCausalLM"
-            )
         self.vocab_size = int(config.vocab_size)
         self.hidden_size = int(config.hidden_size)
-        self.max_length = getattr(config, "max_position_embeddings", None)
-        settings = (tokenizer, getattr(model, "generation_config", None), config, model.config)
+        self.max_length = longest_text(model)
+        settings = (self.tokenizer, getattr(model, "generation_config", None), config, model.config)
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
-        self.codec = Codec(tokenizer, self.name, self.vocab_size)
-        shared = getattr(self, "_keep", None)
-        if verify and (adapter is not None or shared is None or not shared.verified):
-            verify_network(self)
-            if shared is not None and adapter is None:
-                shared.verified = True
+        self.codec = Codec(self.tokenizer, self.name, self.vocab_size)
+        self.plan: Plan = plan_for(self, verify)
+
+    def _adopt(self, network: Any) -> None:
+        """Run a network of our own, with its linear layers laid out."""
+        if self._prepack:
+            learning = self._following.learning() if self._following is not None else ()
+            prepack_linears(network, learning, self._layouts)
+        self.model = _still(network)
+        self._base = network
+        self._layouts = packed_layers(network)
+
+    @property
+    def log_prob_error(self) -> float:
+        """By how much log p of a token differs between drawing and scoring, nats (root mean square); 0.0 in float32.
+
+        Measured on a few texts when it is first asked for (:mod:`ppl_align.lm.precision`)."""
+        if "_log_prob_error" not in self.__dict__:
+            self.__dict__["_log_prob_error"] = measured_error(self)
+        return self.__dict__["_log_prob_error"]
+
+    @property
+    def packed_layers(self) -> int:
+        """How many linear layers are laid out for the CPU."""
+        return len(self._layouts)
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where token ids go."""
+        return input_device(self.model if self._following is None else self._following.original)
+
+    def follow(self) -> None:
+        """Take up what has become of the caller's network (:mod:`ppl_align.lm.following`) and of its weights.
+
+        Called before a text is begun. Raises ``InputError`` for what cannot be followed."""
+        following = self._following
+        if following is not None:
+            following.follow()
+            if following.root is not self._base:
+                self._follow(following.root)
+        if self._layouts and remembered(("layouts", self._base), self._repack) is None:
+            self._repack()
+
+    def _follow(self, network: Any) -> None:
+        what = f"the network of {self.name} has changed since the LM was made"
+        if self.model is not self._base:
+            raise InputError(f"{what}, below the adapter that was put on it: make the LM anew")
+        if int(network.config.get_text_config().vocab_size) != self.vocab_size:
+            raise InputError(f"{what}: it has another vocabulary now; make the LM anew")
+        self._adopt(network)
+        self.unembedding = network.get_output_embeddings()
+
+    def _repack(self) -> bool:
+        repack(self._layouts)
+        return True
 
     def __repr__(self) -> str:
         weights = list(self.model.parameters())
@@ -166,31 +193,15 @@ class CausalLM(LM):
 
     @property
     def token_features(self) -> Tensor | None:
-        return self.model.get_input_embeddings().weight[: self.vocab_size].detach().float()
+        self.follow()
+        weight = self.model.get_input_embeddings().weight
+        return None if weight.is_meta else weight[: self.vocab_size].detach().float()
 
     # -- the network --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def start(self, prompts: Sequence[Ids]) -> CausalDecoder:
-        return CausalDecoder(self, *self.prefill(prompts))
-
-    def prefill(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor, DynamicCache, Tensor | None, Tensor]:
-        """One forward over the prompts, left-padded: ``(logits, hidden, cache, mask, lengths)``, rows = prompts."""
-        if self.model.training:
-            raise InputError(
-                f"{self.name} is in training mode, where dropout makes every score another: call lm.model.eval() first"
-            )
-        lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
-        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(self.device)
-        mask = None
-        if int(lengths.min()) < width:
-            mask = (torch.arange(width) >= (width - lengths)[:, None]).long().to(self.device)
-        cache = DynamicCache(config=self.model.config)
-        positions = torch.arange(width) - (width - lengths)[:, None]
-        logits, hidden = self.forward(ids, cache, mask, positions.clamp_min(0).to(self.device), keep=1)
-        count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
-        return logits[:, -1], hidden[:, -1], cache, mask, lengths.to(self.device)
+    def start(self, prompts: Sequence[Ids]) -> Decoder:
+        self.follow()
+        return start(self, self.plan, prompts)
 
     def forward(
         self, ids: Tensor, cache: DynamicCache, mask: Tensor | None, positions: Tensor, keep: int
@@ -210,7 +221,7 @@ class CausalLM(LM):
                 )
         finally:
             hook.remove()
-        return out.logits, seen[0]
+        return out.logits.to(ids.device), seen[0].to(ids.device)  # of a network that is spread over devices
 
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
         rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
@@ -228,84 +239,16 @@ class CausalLM(LM):
         return log_normalise(self.teacher_forced(prompts, tokens)[0])
 
     def teacher_forced(self, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and hidden states that predict each token: ``([B, T, V], [B, T, d])``.
-
-        A shared prompt is read once and its cache repeated."""
-        distinct: dict[Ids, int] = {}
-        where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts]).to(self.device)
-        first, hidden, cache, mask, lengths = self.prefill(list(distinct))
-        first, hidden, lengths = first[where, None], hidden[where, None], lengths[where]
-        width = tokens.shape[1]
-        if width == 1:
-            count(scored_tokens=len(prompts))
-            return first, hidden
-        select_rows(cache, where)
-        if mask is not None:
-            mask = torch.cat([mask[where], mask.new_ones(len(prompts), width - 1)], -1)
-        positions = lengths[:, None] + torch.arange(width - 1, device=self.device)
-        logits, states = self.forward(tokens[:, :-1], cache, mask, positions, keep=width - 1)
-        count(scored_tokens=tokens.numel(), lm_forwards=1)
-        return torch.cat([first, logits], 1), torch.cat([hidden, states], 1)
+        """Logits and hidden states that predict each token: ``([B, T, V], [B, T, d])``."""
+        self.follow()
+        return read_texts(self, self.plan, prompts, tokens)
 
 
-def checked_device(device: str | torch.device) -> torch.device:
-    """Raises ``InputError`` for a device that torch does not know, or that is not here."""
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device={str(device)!r} is none that torch knows: write 'cpu', 'cuda' or 'cuda:0'") from error
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.type == "cuda" and (wanted.index or 0) >= there:
-        raise InputError(f"device={str(device)!r}: torch sees {there} CUDA devices here; leave device= out, or 'cpu'")
-    return wanted
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows of a cache, in this order (``index_select``: a quarter of the time of indexing).
-
-    Layers of other kinds know best what a row of theirs is: recurrent and convolutional states move with it."""
-    layer: Any
-    for layer in cache.layers:
-        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
-        else:
-            layer.reorder_cache(rows)  # batch_select_indices knows of keys and values alone
-
-
-class CausalDecoder:
-    """Rows of a KV cache. Rows are moved only when they branch or when some are dropped."""
-
-    def __init__(
-        self, lm: CausalLM, logits: Tensor, hidden: Tensor, cache: DynamicCache, mask: Tensor | None, lengths: Tensor
-    ) -> None:
-        self.lm = lm
-        self.cache = cache
-        self.mask = mask
-        self.lengths = lengths
-        self._show(logits, hidden)
-
-    def _show(self, logits: Tensor, hidden: Tensor) -> None:
-        self.logits = logits.float()
-        self.hidden: Tensor | None = hidden
-
-    @property
-    def log_probs(self) -> Tensor:
-        return log_normalise(self.logits)
-
-    @torch.no_grad()
-    def extend(self, parents: Tensor, tokens: Tensor) -> CausalDecoder:
-        device = self.lm.device
-        rows = self.logits.shape[0]
-        tokens = tokens.to(device, non_blocking=True)
-        if len(parents) != rows or not torch.equal(parents, torch.arange(rows)):
-            parents = parents.to(device, non_blocking=True)
-            select_rows(self.cache, parents)
-            self.lengths = self.lengths[parents]
-            self.mask = None if self.mask is None else self.mask[parents]
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], -1)
-        logits, hidden = self.lm.forward(tokens[:, None], self.cache, self.mask, self.lengths[:, None], keep=1)
-        self.lengths = self.lengths + 1
-        count(lm_tokens=len(tokens), lm_forwards=1)
-        self._show(logits[:, -1], hidden[:, -1])
-        return self
+def _still(network: Any) -> Any:
+    """A network of our own, frozen and in evaluation mode (without ``eval()``, which may be its own and do more)."""
+    for module in network.modules():
+        module.training = False
+    for weight in network.parameters():
+        if weight.requires_grad:
+            weight.requires_grad_(False)
+    return network

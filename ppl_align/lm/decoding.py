@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.precision import state_precision
 from ppl_align.lm.sampling import cumulative, sample_rows
 from ppl_align.lm.transfer import upload
 from ppl_align.runs import at_end
@@ -125,6 +126,7 @@ class Population:
         self.terminal[list(source.terminal)] = True
         self.stop_text = source.terminal.text
         self.read = np.full(size, 0 if self.stop_text is None else self.stop_text.start)  # where it stands, by particle
+        state_precision(lm, source.max_new_tokens)
         self.decoder: Decoder = lm.start(self.prompts)
         self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
 

@@ -14,6 +14,7 @@ from ppl_align.completions import sequence_lengths
 from ppl_align.errors import InputError, PromptError
 from ppl_align.lm.base import SCORING_ELEMENTS
 from ppl_align.lm.decoding import Population
+from ppl_align.lm.precision import state_precision
 from ppl_align.lm.score_cache import note_gradient, recall
 from ppl_align.lm.stopping import StopIds, sequence_ends
 from ppl_align.lm.warp import Warp
@@ -122,6 +123,7 @@ class CompletionDistribution(TorchDistribution):
 
     def token_log_probs(self, value: Tensor) -> Tensor:
         """log p of every token, ``[*batch, t]``: 0 on padding, -inf on anything else after the end."""
+        state_precision(self.lm, value.shape[-1])
         return self._each(value, lambda prompts, tokens: self.lm.token_log_probs(prompts, tokens, self.warp))
 
     def proposed_log_probs(self, lm: LM, value: Tensor, inside: Tensor | None = None) -> Tensor:

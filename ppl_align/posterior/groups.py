@@ -7,7 +7,7 @@ ArviZ, made of equal-weight draws with dimensions (chain = replicate, draw).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +16,17 @@ import torch
 import xarray as xr
 
 from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
+from ppl_align.posterior.naming import RESERVED, inner_dimensions, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import systematic
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
-FORMAT = 1
-"""Version of the file layout, raised when an older ``load`` could not read a newer file."""
+FORMAT = 2
+"""Version of the file layout, raised when an older ``load`` could not read a newer file. Since 2, ``scale.`` and
+``log_upper.`` of ``weighted`` hold a value for each particle; 1 has one for all, in the attribute ``scales``."""
 EXACT_DRAWS = 1000  # an exact posterior has no particles that would suggest a number of draws
-_RESERVED = {"chain", "draw", "particle", "step", "iteration"}
 _AXES = {  # of the histories that ArviZ should show by step, in our order
     "step": ("step",),
     "ess": ("step", "chain"),
@@ -37,12 +38,13 @@ _AXES = {  # of the histories that ArviZ should show by step, in our order
 
 def escape(name: str) -> str:
     """A site name as a netCDF name, where a slash would mean a group; :func:`unescape` undoes it."""
-    return name.replace("%", "%25").replace("/", "%2F")
+    kept = name.replace("%", "%25").replace("/", "%2F")
+    return kept.replace(".", "%2E") if not kept.strip(".") else kept  # "." and ".." are no names
 
 
 def unescape(name: str) -> str:
     """Undo :func:`escape`."""
-    return name.replace("%2F", "/").replace("%25", "%")
+    return name.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 
 
 def to_groups(posterior: Posterior) -> dict[str, xr.Dataset]:
@@ -74,7 +76,8 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "model": posterior.model,
         "lm": posterior.lm,
         "cost": text(posterior.cost.as_dict()),
-        "scales": text(dict(posterior.scales)),
+        "plates": text({name: list(plates) for name, plates in posterior.plates.items()}),
+        "drawn_scales": text(list(posterior.drawn_scales)),
         "targets": text(dict(posterior.targets)),
         "independent": int(posterior.independent),
         "exact": int(posterior.exact),
@@ -116,33 +119,65 @@ def _storable(texts: list[str]) -> np.ndarray:
 
 
 def _weighted(posterior: Posterior) -> xr.Dataset:
-    """The particles as they are, (chain, particle), each variable named ``kind.site``."""
+    """The particles as they are, (chain, particle), each variable named ``kind.site``; no dimension has a dot."""
     lead = ("chain", "particle")
     data: dict[str, Any] = {"log_weight": (lead, _numpy(posterior.log_weight))}
     if posterior.log_proposal is not None:
         data["log_proposal"] = (lead, _numpy(posterior.log_proposal))
     for kind, parts in (
         ("reward", posterior.rewards),
+        ("scale", posterior.scales),
         ("factor", posterior.factors),
+        ("log_upper", posterior.log_upper),
         ("log_prior", posterior.log_prior),
     ):
         data |= {f"{kind}.{escape(name)}": (lead, _numpy(value)) for name, value in parts.items()}
     for name, value in posterior.latents.items():
-        data[f"latent.{escape(name)}"] = ((*lead, *_inner(name, value.dim() - 2)), _numpy(value))
+        data[f"latent.{escape(name)}"] = ((*lead, *_inner(posterior, name, _undotted)), _numpy(value))
     for name, site in posterior.completions.items():
-        key, dims = escape(name), (*lead, *_inner(name, len(site.shape) - 2))
-        data[f"tokens.{key}"] = ((*dims, f"{key}_position"), _numpy(site.tokens).astype(np.int32))
+        key, dims = escape(name), (*lead, *_inner(posterior, name, _undotted))
+        data[f"tokens.{key}"] = ((*dims, position_dimension(_undotted(name))), _numpy(site.tokens).astype(np.int32))
         data[f"text.{key}"] = (dims, _storable(site.texts()).reshape(site.shape))
         prompts = site.prompt_texts()
         if prompts:
             distinct, index = np.unique(np.array(prompts, dtype=object), return_inverse=True)
-            data[f"prompts.{key}"] = ((f"{key}_prompt",), _storable(list(distinct)))
+            data[f"prompts.{key}"] = ((f"{_undotted(name)}_prompt",), _storable(list(distinct)))
             data[f"prompt_index.{key}"] = (dims, index.reshape(site.shape).astype(np.int32))
     return xr.Dataset(data)
 
 
-def _inner(name: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{escape(name)}_dim_{i}" for i in range(count))
+def _undotted(name: str) -> str:
+    return escape(name).replace(".", "%2E")
+
+
+def _inner(posterior: Posterior, name: str, key: Callable[[str], str] = escape) -> tuple[str, ...]:
+    """The dimensions of one particle at a site (tokens aside): plates by their names, others by number."""
+    shape = posterior.particles[name].shape[2:]
+    plates = posterior.plates.get(name, ())
+    sizes = _plate_sizes(posterior)
+    dims = list(inner_dimensions(key(name), len(shape)))
+    for i, (plate, size) in enumerate(zip(plates, shape, strict=False)):
+        if plate is not None and sizes[plate] == {size}:
+            dims[i] = key(_dimension(posterior, plate))
+    return tuple(dims)
+
+
+def _plate_sizes(posterior: Posterior) -> dict[str, set[int]]:
+    """The sizes that the plates of each name have: one, unless a program gives two plates one name."""
+    sizes: dict[str, set[int]] = {}
+    for name, plates in posterior.plates.items():
+        for plate, size in zip(plates, posterior.particles[name].shape[2:], strict=False):
+            if plate is not None:
+                sizes.setdefault(plate, set()).add(size)
+    return sizes
+
+
+def _dimension(posterior: Posterior, plate: str) -> str:
+    """The name of a plate as that of a dimension: no word of ours, no column of a site."""
+    taken = RESERVED | set(posterior.columns.values())
+    while plate in taken:
+        plate += "_"
+    return plate
 
 
 def _history(posterior: Posterior) -> xr.Dataset:
@@ -156,8 +191,10 @@ def _history(posterior: Posterior) -> xr.Dataset:
 
 
 def _constants(posterior: Posterior) -> xr.Dataset:
-    names = list(posterior.scales)
-    scales = xr.DataArray([posterior.scales[n] for n in names], dims=["reward"], coords={"reward": names})
+    """What is the same for all draws."""
+    names = [name for name in posterior.scales if name not in posterior.drawn_scales]
+    values = [float(torch.as_tensor(posterior.scales[name]).reshape(-1)[0]) for name in names]
+    scales = xr.DataArray(values, dims=["reward"], coords={"reward": names})
     return xr.Dataset({"nats_per_unit": scales}) if names else xr.Dataset()
 
 
@@ -175,28 +212,33 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
     def pick(value: Any, *extra: str) -> tuple[tuple[str, ...], np.ndarray]:
         return ("chain", "draw", *extra), _numpy(value)[rows, index]
 
-    numbers = functionals(posterior)
-    draws: dict[str, Any] = {_safe(name): pick(value) for name, value in numbers.items()}
+    numbers = {escape(column): value for column, value in functionals(posterior).items()}
+    safe = {name: escape(column) for name, column in posterior.columns.items()}
+    draws: dict[str, Any] = {column: pick(value) for column, value in numbers.items()}
     for name, value in posterior.latents.items():
-        draws[_safe(name)] = pick(value, *_inner(name, value.dim() - 2))
+        draws[safe[name]] = pick(value, *_inner(posterior, name))
     texts: dict[str, Any] = {}
     for name, site in posterior.completions.items():
-        inner = _inner(name, len(site.shape) - 2)
-        texts[f"{escape(name)}_tokens"] = pick(_numpy(site.tokens).astype(np.int32), *inner, f"{escape(name)}_position")
+        inner = _inner(posterior, name)
+        texts[f"{escape(name)}_tokens"] = pick(
+            _numpy(site.tokens).astype(np.int32), *inner, position_dimension(escape(name))
+        )
         texts[f"{escape(name)}_text"] = pick(_storable(site.texts()).reshape(site.shape), *inner)
     joint = log_prior(posterior) + log_likelihood(posterior)
     stats: dict[str, Any] = {"lp": pick(joint), "log_weight": pick(posterior.log_weight)}
+    for name in posterior.drawn_scales:
+        stats[f"nats_per_unit_{escape(name)}"] = pick(posterior.scales[name])
     stats["log_evidence"] = (("chain",), _numpy(posterior.log_evidence)[chains])
     stats |= _steps(posterior.history, chains, replicates)
     groups = {
         "posterior": xr.Dataset(draws, coords),
         "sample_stats": xr.Dataset(stats, coords),
-        "log_likelihood": xr.Dataset({_safe(n): pick(v) for n, v in posterior.factors.items()}, coords),
-        "log_prior": xr.Dataset({_safe(n): pick(v) for n, v in posterior.log_prior.items()}, coords),
+        "log_likelihood": xr.Dataset({safe[n]: pick(v) for n, v in posterior.factors.items()}, coords),
+        "log_prior": xr.Dataset({safe[n]: pick(v) for n, v in posterior.log_prior.items()}, coords),
         "completions": xr.Dataset(texts, coords),
     }
     if drew_from_prior(posterior):
-        raw = {_safe(name): (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
+        raw = {name: (("chain", "draw"), _numpy(value)) for name, value in numbers.items()}
         groups["prior"] = xr.Dataset(raw, {"chain": np.arange(replicates), "draw": np.arange(particles)})
     return groups
 
@@ -214,8 +256,3 @@ def _steps(history: Mapping[str, Any], chains: list[int], replicates: int) -> di
         else:
             found["step_number" if name == "step" else name] = (dims, array)
     return found
-
-
-def _safe(name: str) -> str:
-    """No variable may share a dimension's name."""
-    return escape(name) + "_" if name in _RESERVED else escape(name)

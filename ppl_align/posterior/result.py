@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.posterior.estimates import log_mean_exp
+from ppl_align.posterior.naming import columns
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
@@ -27,10 +28,15 @@ class Posterior:
 
     ``engine``, ``config``, ``seed``, ``model``, ``lm``   where it comes from (all JSON-able)
     ``log_weight``   [R, N] float64, unnormalised; ``log_evidence[r] = logsumexp(log_weight[r]) - log N``
-    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]
-    ``rewards``      by reward: raw r [R, N], NaN where it does not apply; ``scales``: nats per unit (weight / beta)
+    ``particles``    by site: a ``Completion`` of shape [R, N] (tokens [R, N, T]) or a tensor [R, N, ...]; inside of
+                     plates their dimensions follow, as Pyro has them
+    ``plates``       the names of these dimensions by site, leftmost first; None for one that is no plate's
+    ``rewards``      by reward: raw r [R, N], NaN where it does not apply
+    ``scales``       by reward: nats per unit, weight / beta, [R, N] (given as a number: the same for all; in a plate:
+                     the mean over its elements); ``drawn_scales``: rewards for which it may differ from draw to draw
     ``targets``      the mean that a reward is to have, where the program promises one (``moment_constraint``)
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
+    ``log_upper``    by the same names: the largest value the log-factor could take, [R, N] nats; +inf where not known
     ``log_prior``    by latent site: log p0 [R, N]
     ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
@@ -51,7 +57,7 @@ class Posterior:
     log_weight: Tensor
     particles: Mapping[str, Completion | Tensor]
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
-    scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
     targets: Mapping[str, float] = field(default_factory=dict)
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     log_prior: Mapping[str, Tensor] = field(default_factory=dict)
@@ -70,6 +76,12 @@ class Posterior:
     optimism: Optimism | None = None
     provenance: Provenance | None = None
     guide: Any = None
+    log_upper: Mapping[str, Tensor] = field(default_factory=dict)
+    drawn_scales: tuple[str, ...] = ()
+    plates: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scales = {name: _each(scale, self.log_weight.shape) for name, scale in self.scales.items()}
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -100,12 +112,26 @@ class Posterior:
         """The other latents among ``particles``, [R, N, ...]."""
         return {name: value for name, value in self.particles.items() if not isinstance(value, Completion)}
 
+    @property
+    def tools(self) -> list[str]:
+        """Functions of the world that answered without any randomness: no sites, but worth reading."""
+        return [name for name in self.history.get("answers", {}) if name not in self.particles]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """By site (rewards, factors, observations, latents, completions, tools): its column in tables and files.
+
+        Its own name, except where that is a word of ours: a reward called ``probability`` is the column
+        ``probability_``."""
+        return columns((*self.particles, *self.rewards, *self.factors, *self.log_prior, *self.tools))
+
     def mean(self, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
         """Posterior expectation and its standard error: ``value, error = posterior.mean("sentiment")``.
 
         ``mean("sentiment")``     a named number: a reward, a scalar latent, ``"log_prior"`` (nats, all latents
                                   together), ``"log_likelihood"`` (nats, all factors together), ``"length"``
-                                  (tokens; ``"length(site)"`` when there are several completions)
+                                  (tokens; ``"length(site)"`` of one of several completions); a site of the
+                                  program that has one of these names keeps it
         ``mean(f)``               ``f(particles) -> [R, N]`` tensor, with ``particles`` the mapping by site
         ``mean(f, of="review")``  ``f`` of one element of that site: of one *text* (``str``) for a completion,
                                   ``mean(lambda text: "great" in text, of="review")``, else of one tensor
@@ -190,3 +216,9 @@ class Posterior:
         from ppl_align.report.notebook import posterior_html
 
         return posterior_html(self)
+
+
+def _each(scale: float | Tensor, shape: torch.Size) -> Tensor:
+    """A number as a tensor with one value for each particle."""
+    value = torch.as_tensor(scale, dtype=torch.float64)
+    return value if value.dim() else value.expand(shape).clone()

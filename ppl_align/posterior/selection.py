@@ -42,7 +42,7 @@ def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
     }
     by_name = {
         part: {name: pick(value) for name, value in getattr(posterior, part).items()}
-        for part in ("rewards", "factors", "log_prior")
+        for part in ("rewards", "scales", "factors", "log_upper", "log_prior")
     }
     defaults: dict[str, Any] = {
         "log_weight": pooled.double().expand(index.shape).clone(),

@@ -49,13 +49,30 @@ def load(path: str | Path) -> Posterior:
     attrs = tree.attrs
     if attrs.get("inference_library") != "ppl_align" or "weighted" not in tree.children:
         raise InputError(f"{path} was not written by Posterior.save")
-    if int(attrs["ppl_align_format"]) > FORMAT:
-        version = attrs["inference_library_version"]
-        raise InputError(f"{path} was written by a newer ppl-align ({version}): upgrade to read it")
+    written = _format(attrs)
+    if written is None:
+        raise InputError(
+            f"{path} does not say which format it has: it was not written by Posterior.save, or is damaged"
+        )
+    if written > FORMAT:
+        version = attrs.get("inference_library_version", "unknown")
+        raise InputError(
+            f"{path} was written by a newer ppl-align ({version}; file format {written}, this one reads {FORMAT} and "
+            "older): upgrade to read it"
+        )
     try:
         return _rebuild(attrs, tree["weighted"].to_dataset(), tree)
     except KeyError as error:
         raise InputError(f"{path} is incomplete: {error.args[0]} is missing") from None
+
+
+def _format(attrs: Any) -> int | None:
+    """The version of the file's layout, None where there is no such number."""
+    try:
+        found = int(attrs["ppl_align_format"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return found if found > 0 else None
 
 
 def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
@@ -82,7 +99,10 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         log_weight=_tensor(weighted["log_weight"]),
         particles=particles,
         rewards=of_kind("reward"),
-        scales=json.loads(attrs["scales"]),
+        scales=of_kind("scale") if _format(attrs) != 1 else json.loads(attrs["scales"]),
+        drawn_scales=tuple(json.loads(attrs.get("drawn_scales", "[]"))),
+        log_upper=of_kind("log_upper"),
+        plates={name: tuple(plates) for name, plates in json.loads(attrs.get("plates", "{}")).items()},
         targets=json.loads(attrs.get("targets", "{}")),
         factors=of_kind("factor"),
         log_prior=of_kind("log_prior"),

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ppl_align.errors import InputError, RewardError
 from ppl_align.lm.causal import CausalLM
+from ppl_align.lm.network import call
+from ppl_align.lm.plan import CACHE
 from ppl_align.rewards.embedding import Embedder
 
 Features = Callable[[Sequence[str]], Tensor]
@@ -50,7 +52,10 @@ class LMFeatures:
         return found
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        self.lm.follow()
         width = max(map(len, rows))
+        if self.lm.plan.kind != CACHE or self.lm.plan.anew(width):
+            return torch.stack([self._alone(row) for row in rows])
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.lm.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.lm.device)
         seen: list[Tensor] = []
@@ -61,6 +66,10 @@ class LMFeatures:
             hook.remove()
         hidden = seen[0].float()
         return ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu()
+
+    def _alone(self, row: Sequence[int]) -> Tensor:
+        """Of a network that padding, or other texts beside it, would mislead."""
+        return call(self.lm, torch.tensor([list(row)], device=self.lm.device), len(row))[1][0].float().mean(0).cpu()
 
 
 @dataclass(frozen=True, eq=False)

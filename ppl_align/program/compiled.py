@@ -7,7 +7,6 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 
 from __future__ import annotations
 
-import math
 import re
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,6 +23,9 @@ from torch import Tensor
 
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program.log_upper import log_upper_of
+from ppl_align.program.per_particle import PerParticle
+from ppl_align.program.plates import Plates, plates_of, with_room
 from ppl_align.program.refusals import refuse_no_number, refuse_subsample
 
 if TYPE_CHECKING:
@@ -58,22 +60,25 @@ class Execution:
 
     ``pending``    the site where it stopped, or None if it ran to its end
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
-    ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known
-    ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
+    ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known, [P]
+                   (+inf: not known) where a weight that is drawn makes it another one for each particle
+    ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit, [P] where they
+                   are drawn (in a plate: the mean over its elements)
     ``targets``    the mean that a reward is to have, where one is promised (``moment_constraint``)
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
     ``environment``  the latents met, in order, at which the world answers
     ``answers``    what functions that stand for the world said, by name, one for each particle
     ``sources``    the distribution of every completion that had a value, prompts of each particle included
     ``constraints``  the readers of the hard constraints met, by completion site
+    ``plates``     of every latent met, those that it stands in; ``nesting``: as of the program
     ``log_potential``  sum of ``factors``, [P]
     """
 
     pending: Site | None = None
     factors: dict[str, Tensor] = field(default_factory=dict)
-    log_upper: dict[str, float | None] = field(default_factory=dict)
+    log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, float] = field(default_factory=dict)
+    scales: dict[str, PerParticle] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
     prefix_closed: dict[str, bool] = field(default_factory=dict)
     drawn: dict[str, Tensor] = field(default_factory=dict)
@@ -83,6 +88,8 @@ class Execution:
     environment: list[str] = field(default_factory=list)
     answers: dict[str, list[Any]] = field(default_factory=dict)
     constraints: dict[str, list[Reader]] = field(default_factory=dict)
+    plates: dict[str, Plates] = field(default_factory=dict)
+    nesting: int = 0
     num_particles: int = 0
 
     @property
@@ -119,7 +126,7 @@ class _Execute(Messenger):
     ):
         super().__init__()
         self.program, self.values, self.draw, self.propose, self.score = program, values, draw, propose, score
-        self.result = Execution(num_particles=program.num_particles)
+        self.result = Execution(num_particles=program.num_particles, nesting=program.nesting)
         self.order: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -133,11 +140,13 @@ class _Execute(Messenger):
         self.order.append(name)
         if msg["is_observed"]:
             return
+        self.result.plates[name] = plates_of(msg, PARTICLES)
         world = is_environment(msg)
         if world:
             self.result.environment.append(name)
         if name in self.values:
-            msg["value"] = self.values[name]
+            fn = msg["fn"]
+            msg["value"] = with_room(self.values[name], len(fn.batch_shape) + len(fn.event_shape))
             if isinstance(msg["fn"], CompletionDistribution):
                 self.result.sources[name] = msg["fn"]
             if name in self.score:
@@ -162,12 +171,13 @@ class _Execute(Messenger):
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
         refuse_no_number(msg["name"], log_prob)
         self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
-        lanes = log_prob.shape[-self.program.nesting :] if self.program.nesting else ()
-        self.result.log_upper[msg["name"]] = _log_upper(msg, math.prod(lanes))
+        upper = log_upper_of(msg, log_prob.shape, self.program.nesting)
+        self.result.log_upper[msg["name"]] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
         self.result.prefix_closed[msg["name"]] = notes.get("prefix_closed", False)
         if "reward" in notes:
             self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
-            self.result.scales[msg["name"]] = notes["scale"]
+            scale = notes["scale"]
+            self.result.scales[msg["name"]] = self._lanes(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
         if "target" in notes:
             self.result.targets[msg["name"]] = notes["target"]
         if "constrains" in notes:
@@ -185,6 +195,10 @@ class _Execute(Messenger):
 
     def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
+        return self._lanes(msg, value).sum(-1)
+
+    def _lanes(self, msg: Any, value: Tensor) -> Tensor:
+        """[P, plates...] (or less) -> [P, K], float64 on the CPU."""
         size, nesting = self.program.num_particles, self.program.nesting
         value = value.detach().double().cpu()
         plates = {frame.dim for frame in msg["cond_indep_stack"]}
@@ -195,29 +209,7 @@ class _Execute(Messenger):
                 f"sum it out, or keep a dimension of size 1 for each of the {nesting} plate(s) of the program"
             )
         full = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * nesting)))
-        return full.reshape(size, -1).sum(-1)
-
-
-def _log_upper(msg: Any, count: int) -> float | None:
-    """The supremum of a log-factor that is a sum of ``count`` terms (over the plates of the program), None: not known.
-
-    A probability is at most 1, a density may be anything; of a reward its bounds say."""
-    notes = msg["infer"].get("ppl_align", {})
-    each = notes.get("log_upper", 0.0 if _is_discrete(msg["fn"]) else None)
-    if each is None or each == 0:
-        return each
-    scale = msg["scale"]
-    if isinstance(scale, Tensor) and scale.dim():
-        return None  # it may differ from draw to draw
-    largest = each if msg["mask"] is None else max(each, 0.0)  # what is masked is 0
-    return largest * float(scale) * count
-
-
-def _is_discrete(fn: Any) -> bool:
-    try:
-        return bool(fn.support.is_discrete)
-    except (AttributeError, NotImplementedError):
-        return False
+        return full.reshape(size, -1)
 
 
 def is_bookkeeping(msg: Any) -> bool:

@@ -11,12 +11,14 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.util import site_is_subsample
 
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.compiled import is_bookkeeping, is_environment
+from ppl_align.program.compiled import PARTICLES, is_bookkeeping, is_environment
 
 WORLD = "an environment"
+TAKEN = (PARTICLES, "_INPUT", "_RETURN", "num_particles_vectorized")
 
 
 class SameNameError(ModelError):
@@ -32,6 +34,7 @@ class Names(Messenger):
 
     def take(self, name: str, kind: str) -> None:
         """From here on the name belongs to a site of this kind."""
+        refuse_name(name, kind)
         if name in self.kinds:
             first = self.kinds[name]
             which = f"two sites are called {name!r}, {first} and {'another' if first == kind else kind}"
@@ -41,6 +44,16 @@ class Names(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not is_bookkeeping(msg):
             self.take(msg["name"], _kind(msg))
+        elif site_is_subsample(msg) and msg["name"] != PARTICLES:
+            self.take(msg["name"], "a plate")
+
+
+def refuse_name(name: Any, kind: str) -> None:
+    """Raise ``ModelError`` for what neither a file nor a screen can show as a name, and for what is ours or Pyro's."""
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ModelError(f"{kind} is called {name!r}: a name is a string of at least one letter, without line ends")
+    if name in TAKEN:
+        raise ModelError(f"{kind} is called {name!r}, which Pyro and the engines use themselves: choose another name")
 
 
 def take_name(name: str) -> None:

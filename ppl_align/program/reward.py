@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +11,11 @@ from torch import Tensor
 from ppl_align.completions import Completion
 from ppl_align.errors import InputError, RewardError
 from ppl_align.program.factor import factor
+from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.calling import as_reward, evaluate
+from ppl_align.rewards.labelled import labelled
 from ppl_align.text import Texts
 
 
@@ -22,12 +23,14 @@ def reward(
     name: str,
     fn: Any,
     completion: Completion | Texts | Tensor | str,
-    beta: float = 1.0,
-    weight: float = 1.0,
+    beta: float | Tensor = 1.0,
+    weight: float | Tensor = 1.0,
     *,
     upper: float | None = None,
     lower: float | None = None,
     prefix_closed: bool = False,
+    label: str | int | None = None,
+    output: str | None = None,
     columns: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Multiply the target by ``exp(weight * r / beta)``, r in reward units; ``beta`` is the KL coefficient of RLHF.
@@ -41,46 +44,65 @@ def reward(
     carries as attributes of these names (an infinite one: not known). ``Rejection`` needs the one that bounds
     ``weight * r / beta`` from above. They hold for whatever the reward is asked about, unfinished text included.
 
+    ``label``: of a classifier with several labels (its folder, its hub name or the model itself) the one that is
+    wanted, by name or number; ``output``: its ``"log_odds"``, log p / (1 - p) in nats (the default), or its
+    ``"probability"``.
+
+    ``beta`` and ``weight`` may be drawn, ``weight=pyro.sample("strictness", dist.Gamma(2., 1.))``, or computed from
+    what was drawn: tensors with one value for each particle (inside of a plate, for each of its elements as well), or
+    without dimensions. r stays what the reward says. ``Rejection`` then needs a weight that has a largest value.
+
     ``columns``: columns of a data set that a TRL reward reads, by name: one value for all, or a batch (``Texts``, a
     tensor). Several TRL rewards at once: :func:`ppl_align.reward_funcs`.
 
     It is ``pyro.factor(name, weight * r / beta)`` that also remembers r. Returns r, ``[...]``.
-    Raises ``InputError`` for ``beta <= 0`` and for a reward that was made for another beta (its attribute ``for_beta``
-    says for which ``beta / weight``), ``RewardError`` when the reward misbehaves, leaves its bounds, or rejects (-inf)
-    under a negative weight.
+    Raises ``InputError`` for ``beta <= 0``, a tensor that does not fit the batch, and for a reward that was made for
+    another beta (its attribute ``for_beta`` says for which ``beta / weight``), ``RewardError`` when the reward
+    misbehaves, leaves its bounds, or rejects (-inf) under a negative weight.
     """
-    if not (isinstance(beta, (int, float)) and math.isfinite(beta) and beta > 0):
-        raise InputError(f"reward {name!r}: beta must be positive and finite, got {beta!r}")
-    if not (isinstance(weight, (int, float)) and math.isfinite(weight)):
-        raise InputError(f"reward {name!r}: weight must be finite, got {weight!r}")
-    called, scale = as_reward(name, fn), weight / beta
+    fn = labelled(name, fn, label, output)
+    called = as_reward(name, fn)
     bounds = bounds_of(name, called, upper, lower)
-    _check_beta(name, getattr(called, "for_beta", None), scale)
-    if sketching():
-        r = _unasked(completion)
-    else:
-        r = evaluate(name, fn, completion, columns)
-        bounds.check(name, r, scale, completion)
-        if scale < 0 and bool(r.isneginf().any()):
-            raise RewardError(
-                f"reward {name!r} rejects (-inf), and weight={weight:g} would turn that into +inf: let the reward "
-                f"return what is to be weighed, with its own sign"
-            )
-    applies = ~r.isnan()
-    log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
-    notes: Any = {"reward": r, "scale": scale, "prefix_closed": prefix_closed, "fn": fn}
-    notes["log_upper"] = bounds.log_upper(scale)
-    factor(name, log_factor, _tensor_of(completion), notes)
+    scale = scale_of(name, weight, beta)
+    told = fixed(scale)
+    _check_beta(name, getattr(called, "for_beta", None), told)
+    r = _unasked(completion) if sketching() else evaluate(name, fn, completion, columns)
+    check_fit(name, scale, r.shape)
+    if not sketching():
+        bounds.check(name, r, told, completion)
+        _check_rejections(name, r, weight)
+    notes: Any = {"reward": r, "scale": told, "prefix_closed": prefix_closed, "fn": fn}
+    notes["log_upper"] = bounds.log_upper(told)
+    factor(name, _weighed(r, scale), _tensor_of(completion), notes)
     return r
 
 
-def _check_beta(name: str, meant: Any, scale: float) -> None:
+def _weighed(r: Tensor, scale: Scale) -> Tensor:
+    """scale * r in nats; 0 where the reward does not apply, or does not count (0 * -inf)."""
+    silent = r.isnan() | (r.isneginf() & (torch.as_tensor(scale) == 0))
+    return torch.where(silent, 0.0, r) * scale
+
+
+def _check_rejections(name: str, r: Tensor, weight: float | Tensor) -> None:
+    given = torch.as_tensor(weight).detach().cpu()
+    if bool((r.isneginf() & (given < 0)).any()):
+        raise RewardError(
+            f"reward {name!r} rejects (-inf), and weight={float(given.min()):g} would turn that into +inf: let the "
+            f"reward return what is to be weighed, with its own sign"
+        )
+
+
+def _check_beta(name: str, meant: Any, scale: Scale) -> None:
     """A reward whose values hold at one ``beta / weight`` says so; at weight 0 they do not matter."""
-    if not isinstance(meant, (int, float)) or scale == 0 or math.isclose(scale * meant, 1.0, rel_tol=1e-6):
+    if not isinstance(meant, (int, float)):
         return
-    raise InputError(
-        f"reward {name!r} was made for beta / weight = {meant:g}, and here it is {1 / scale:g}: give both the same beta"
-    )
+    product = torch.as_tensor(scale, dtype=torch.float64).reshape(-1) * meant
+    wrong = product[(product != 0) & ((product - 1).abs() > 1e-6)]
+    if len(wrong):
+        here = meant / float(wrong[0])
+        raise InputError(
+            f"reward {name!r} was made for beta / weight = {meant:g}, and here it is {here:g}: give both the same beta"
+        )
 
 
 def _unasked(completion: Completion | Texts | Tensor | str) -> Tensor:

@@ -66,7 +66,7 @@ def sketch(program: Program) -> Sketch:
 def _look(program: Program, answer: str | int) -> tuple[list[tuple[str, Reader]], Exception | None, int]:
     """The constraints that were met, by site; what stopped the program, if anything; and its plates."""
     single, seen = program.with_particles(1), list[tuple[str, "Reader"]]()
-    with torch.random.fork_rng(devices=cuda_devices()), _looking(answer):
+    with torch.random.fork_rng(devices=cuda_devices()), looking(answer):
         try:
             single.execute(lambda: _Look(single, seen))
         except SameNameError:
@@ -77,7 +77,8 @@ def _look(program: Program, answer: str | int) -> tuple[list[tuple[str, Reader]]
 
 
 @contextmanager
-def _looking(answer: str | int) -> Iterator[None]:
+def looking(answer: str | int) -> Iterator[None]:
+    """A context in which programs are only looked at: no reward is asked, the world answers ``answer``."""
     token = _open.set(answer)
     try:
         yield

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 
@@ -76,18 +77,18 @@ def _data_uri(figure: Figure) -> str:
 
 def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
     table = run.table(by="text")
-    shades = {reward: _shades(run, reward) for reward in run.rewards}
+    column, shades = run.columns, {reward: _shades(run, reward) for reward in run.rewards}
     completions = []
     for row in table.head(BEST).to_dict("records"):
         rewards = [
             {
                 "name": reward,
-                "shown": "-" if is_missing(row[reward]) else number(3)(row[reward]),
-                "style": shades[reward](row[reward]),
+                "shown": "-" if is_missing(row[column[reward]]) else number(3)(row[column[reward]]),
+                "style": shades[reward](row[column[reward]]),
             }
             for reward in run.rewards
         ]
-        latents = [f"{latent} = {row[latent]}" for latent in run.latents]
+        latents = [f"{latent} = {row[column[latent]]}" for latent in run.latents]
         completions.append(
             {
                 "probability": f"{row['probability']:.4f}",
@@ -95,7 +96,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
                 "log_prior": fixed(1)(row["log_prior"]),
                 "rewards": rewards,
                 "latents": latents,
-                "texts": [str(row[site]) for site in run.completions],
+                "texts": [str(row[column[site]]) for site in run.completions],
             }
         )
     replicates, particles = run.log_weight.shape
@@ -119,7 +120,8 @@ def _shades(run: Posterior, name: str) -> Any:
     values = run.rewards[name][(run.weights > 0) & run.rewards[name].isfinite()].numpy()
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     # a negative scale means that the program wants little of it
-    wants_more = run.scales.get(name, 1.0) >= 0
+    scale = torch.as_tensor(run.scales.get(name, 1.0)).expand(run.weights.shape)
+    wants_more = float((run.weights * scale).sum()) >= 0
 
     def style(value: float) -> str:
         if is_missing(value) or not np.isfinite(value) or high - low < 1e-12:

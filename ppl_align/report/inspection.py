@@ -188,7 +188,9 @@ def _variety(found: Inspection) -> list[str]:
         return ["The number of distinct answers is not defined: a latent is continuous."]
     before, after = found.answers.prior_entropy, found.answers.posterior_entropy
     seen = f"{found.answers.distinct} of the {found.num_draws} draws differ"
-    return [f"Distinct answers, exp(entropy): prior {_answers(before)}, posterior {_answers(after)}; {seen}."]
+    bound = "at least " if found.answers.at_least else ""
+    spans = f"prior {bound}{_answers(before)}, posterior {bound}{_answers(after)}"
+    return [f"Distinct answers, exp(entropy): {spans}; {seen}."]
 
 
 def _answers(entropy: Estimate) -> str:

@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ppl_align.report.inspection import _name
-from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges
+from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges, literally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +46,8 @@ def _rewards(found: Inspection, axes: Axes) -> None:
         return
     r, log_weight = found.pool.rewards[name], found.pool.log_weight
     kept = r.isfinite()
-    axes.set_xlabel(f"{_name(name)} [reward units]")
-    axes.set_title(f"Before and after: {_name(name)}")
+    axes.set_xlabel(f"{literally(_name(name))} [reward units]")
+    axes.set_title(f"Before and after: {literally(_name(name))}")
     if not bool(kept.any()):
         return
     values = r[kept].numpy()
@@ -121,7 +121,7 @@ def _means(found: Inspection, axes: Axes) -> None:
             [e.value for e in estimates],
             [e.standard_error for e in estimates],
             PALETTE[i],
-            f"E[{_name(reward.name)}]",
+            f"E[{literally(_name(reward.name))}]",
         )
     axes.set_ylabel("reward units")
     axes.set_title("What it buys")
@@ -155,7 +155,7 @@ def _profile(found: Inspection, axes: Axes) -> None:
     axes.errorbar(places, (lower + upper) / 2, errors, color=POSTERIOR, lw=2, marker="o", ms=4, capsize=2)
     several = len({cut.site for cut in cuts}) > 1
     written = ["" if cut.tokens is None else str(cut.tokens) for cut in cuts]
-    names = [f"{_name(cut.site, 10)} {t}" if several else t for cut, t in zip(cuts, written, strict=True)]
+    names = [f"{literally(_name(cut.site, 10))} {t}" if several else t for cut, t in zip(cuts, written, strict=True)]
     labels = ["start", *names]
     axes.set_xticks(places, labels, rotation=45 if several else 0, ha="right" if several else "center")
     axes.set_xlabel("tokens written")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,11 +60,25 @@ def figures(compared: Comparison) -> dict[str, Figure]:
         "smc": plot_smc(compared),
         "svi": plot_svi(compared),
     }
-    return {_file_name(name): figure for name, figure in found.items() if figure is not None}
+    named: dict[str, Figure] = {}
+    for name, figure in found.items():
+        if figure is not None:
+            named[_file_name(name, named)] = figure
+    return named
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def _file_name(name: str, taken: Collection[str]) -> str:
+    """A name that every file system takes and that no other figure has."""
+    plain, number = "".join(c if c.isalnum() or c in "-_." else "_" for c in name), 2
+    unique, others = plain, {other.casefold() for other in taken}
+    while unique.casefold() in others:
+        unique, number = f"{plain}_{number}", number + 1
+    return unique
+
+
+def literally(name: str) -> str:
+    """A name as matplotlib shows it letter by letter: a dollar would begin a formula."""
+    return name.replace("$", r"\$")
 
 
 def _draw(paint: Callable[[Axes], None], height: float = 3.0) -> Figure:
@@ -249,9 +263,9 @@ def plot_reward(compared: Comparison, name: str) -> Figure | None:
                 alpha=0.35 if is_prior else 1.0,
                 label=f"{label} (mean {float((points * mass).sum() / mass.sum()):.3g})",
             )
-        axes.set_xlabel(f"{name} [reward units]")
+        axes.set_xlabel(f"{literally(name)} [reward units]")
         axes.set_ylabel("probability")
-        axes.set_title(f"Reward: {name}")
+        axes.set_title(f"Reward: {literally(name)}")
         axes.legend(fontsize=8.5, loc="best")
 
     return _draw(paint)

@@ -81,7 +81,8 @@ def headline(compared: Comparison) -> list[str]:
             "under the prior: " + ", ".join(f"E[{name}] = {number(3)(value)}" for name, value in known.items())
         )
     entropy = reference["posterior_entropy"]
-    about = "" if entropy is None else f", with {entropy:.2f} nats of entropy"
+    at_least = "at least " if reference["posterior_entropy_is_lower_bound"] else ""
+    about = "" if entropy is None else f", with {at_least}{entropy:.2f} nats of entropy"
     if entropy is not None and entropy > _LOG_DRAWS:
         about += f" ({NUM_DRAWS} draws can show {_LOG_DRAWS:.2f})"
     if compared.runs[reference["best_run"]].target == "posterior":
@@ -101,7 +102,7 @@ _LOG_DRAWS = math.log(NUM_DRAWS)
 
 def advice(given: Advice) -> RenderableType:
     """The verdict, and below it what it rests on."""
-    colour = {"good": "green", "unconfirmed": "yellow", "bad": "red"}[given.standing]
+    colour = {"sound": "green", "unconfirmed": "yellow", "unsound": "red"}[given.standing]
     verdict = Text("=> " + given.verdict, style=f"bold {colour}")
     return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
 

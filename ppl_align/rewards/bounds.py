@@ -30,32 +30,39 @@ class Bounds:
     lower: float = -math.inf
     upper: float = math.inf
 
-    def log_upper(self, scale: float) -> float | None:
-        """sup of ``scale * r`` in nats (``scale`` = weight / beta); None where the bound it takes is not known."""
+    def log_upper(self, scale: float | Tensor) -> float | Tensor | None:
+        """sup of ``scale * r`` in nats (``scale`` = weight / beta); None where the bound it takes is not known.
+
+        Of a tensor: one value for each of its elements, +inf where the bound is not known."""
+        if isinstance(scale, Tensor):
+            reached = torch.where(scale > 0, scale.new_tensor(self.upper), scale.new_tensor(self.lower))
+            return torch.where(scale == 0, 0.0, torch.where(reached.isinf(), torch.inf, scale * reached))
         if scale == 0:
             return 0.0
         bound = self.upper if scale > 0 else self.lower
         return scale * bound if math.isfinite(bound) else None
 
-    def check(self, name: str, r: Tensor, scale: float, completion: Any) -> None:
+    def check(self, name: str, r: Tensor, scale: float | Tensor, completion: Any) -> None:
         """Raise ``RewardError`` for a value outside. ``None`` (NaN here) counts as a log-factor of 0."""
         high, low = self.upper + _slack(self.upper), self.lower - _slack(self.lower)
-        rejected = r.isneginf() if scale >= 0 else torch.zeros_like(r, dtype=torch.bool)
-        outside = (r > high) | ((r < low) & ~rejected)
+        count = r.numel()
+        which, r, each = torch.broadcast_tensors(torch.arange(count).reshape(r.shape), r, torch.as_tensor(scale))
+        outside = (r > high) | ((r < low) & ~(r.isneginf() & (each >= 0)))
         if bool(outside.any()):
-            at = int(outside.reshape(-1).nonzero()[0])
+            at, found = int(which[outside][0]), float(r[outside][0])
             known = ", ".join(f"{k}={v:g}" for k, v in vars(self).items() if math.isfinite(v))
             raise RewardError(
-                f"reward {name!r} is {float(r.reshape(-1)[at]):.6g} for {_element(completion, r, at)}, outside of what "
+                f"reward {name!r} is {found:.6g} for {_element(completion, at, count)}, outside of what "
                 f"is known of it ({known}): correct the bound, reward(..., upper=, lower=)"
             )
         log_upper = self.log_upper(scale)
-        if log_upper is not None and log_upper < 0 and bool(r.isnan().any()):
-            at = int(r.isnan().reshape(-1).nonzero()[0])
-            side, sign = ("upper", "at least") if scale > 0 else ("lower", "at most")
+        below = r.isnan() & (torch.as_tensor(math.inf if log_upper is None else log_upper) < 0)
+        if bool(below.any()):
+            side, sign = ("upper", "at least") if bool(each[below][0] > 0) else ("lower", "at most")
+            where = _element(completion, int(which[below][0]), count)
             raise RewardError(
-                f"reward {name!r} is None, a factor of 1, for {_element(completion, r, at)}, but by its bound no "
-                f"factor reaches 1: a reward that may be None needs {side}= of {sign} 0"
+                f"reward {name!r} is None, a factor of 1, for {where}, but by its bound no factor reaches 1: a reward "
+                f"that may be None needs {side}= of {sign} 0"
             )
 
 
@@ -84,10 +91,10 @@ def _number(name: str, side: str, given: Any, attribute: Any, unknown: float) ->
     return float(given)
 
 
-def _element(completion: Any, r: Tensor, at: int) -> str:
-    """The element of a batch of completions that has reward number ``at``."""
+def _element(completion: Any, at: int, count: int) -> str:
+    """Element number ``at`` of a batch of ``count`` completions."""
     if isinstance(completion, Tensor):
-        return f"the value {shorten(completion.detach().cpu().reshape(r.numel(), -1)[at].tolist())}"
+        return f"the value {shorten(completion.detach().cpu().reshape(count, -1)[at].tolist())}"
     if isinstance(completion, Completion):
         return f"the text {shorten(completion.texts()[at])}"
     return f"the text {shorten(completion.flat[at] if isinstance(completion, Texts) else completion)}"

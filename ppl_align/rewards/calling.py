@@ -24,6 +24,8 @@ from ppl_align.rewards.convention import start_call, wait_for
 from ppl_align.rewards.journal import services
 from ppl_align.rewards.registry import resolve
 from ppl_align.rewards.seen import what_it_sees
+from ppl_align.runs import at_end
+from ppl_align.seeds import generators
 from ppl_align.text import Texts
 
 __all__ = ["evaluate", "evaluate_all"]
@@ -78,16 +80,20 @@ class _Question:
         self.known = answers_of(name, fn)
         first = {row: i for i, row in reversed(list(enumerate(self.seen.rows))) if row not in self.known}
         self.new = sorted(first.values())
+        self.drew = False  # did a global random generator move while it was asked?
 
     def start(self) -> Any:
         """The reward's result for what is new: perhaps an awaitable, an exception, or None where nothing is."""
         if not self.new:
             return None
         count(reward_calls=len(self.new))
+        before = generators()
         try:
             return self._call(self.new)
         except Exception as error:
             return error
+        finally:
+            self.drew = generators() != before
 
     def read(self, result: Any) -> Tensor:
         """All answers, once the result is there."""
@@ -96,9 +102,23 @@ class _Question:
                 self._explain(result)
             rows, texts = self.seen.rows, [self.seen.texts[i] for i in self.new]
             answers = read_answers(self.name, result, texts)
+            if self.drew:
+                self._note_if_unsteady(answers)
             self.known.update(zip([rows[i] for i in self.new], answers, strict=True))
         r = [self.known[row] for row in self.seen.rows]
         return torch.tensor(r, dtype=torch.float64).reshape(self.seen.shape)
+
+    def _note_if_unsteady(self, answers: Sequence[float]) -> None:
+        """A reward that drew random numbers (or loaded a network, which does so too) is asked about a few texts once
+        more; where it answers otherwise the run says so at its end. The first answer is kept."""
+        few, before = self.new[:AGAIN], generators()
+        count(reward_calls=len(few))
+        (result,) = wait_for([self._call(few)])
+        if isinstance(result, BaseException) or generators() == before:
+            return
+        again = read_answers(self.name, result, [self.seen.texts[i] for i in few])
+        if not all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(answers, again, strict=False)):
+            at_end(("a reward that draws", self.name), lambda: lambda: _draws(self.name))
 
     def _call(self, at: Sequence[int]) -> Any:
         return start_call(self.fn, {**self.seen.take(at), **services(self.name, [self.seen.texts[i] for i in at])})
@@ -123,6 +143,18 @@ class _Question:
         first = shorten(texts[self.new[0]])
         many = f"a batch of {len(self.new)} texts, the first of them {first}"
         return f"the text {first}" if len(self.new) == 1 else many, error
+
+
+AGAIN = 4
+"""Texts that a reward which draws random numbers is asked about once more."""
+
+
+def _draws(name: str) -> str:
+    """The remark on a reward that answered one text in two ways."""
+    return (
+        f"reward {name!r} draws random numbers: each text was asked about once and its answer kept, so another seed "
+        f"has another target; `ppl-align check` says by how many nats it varies"
+    )
 
 
 def refuse_batches(name: str, fn: Any) -> None:

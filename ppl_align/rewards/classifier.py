@@ -219,8 +219,8 @@ def load_classifier(name: str, **settings: Any) -> ClassifierReward:
         raise InputError(f"reward {name!r}: {said}") from error
     except RuntimeError as error:  # weights of another shape
         raise InputError(
-            f"reward {name!r}: a reward model has one output, this one has more: name one of its labels, "
-            f"load_classifier({name!r}, label=...)"
+            f"reward {name!r}: a reward model has one output, this one has more: name one of its labels, label=... "
+            f"in reward(...) or load_classifier({name!r}, label=...)"
         ) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))

@@ -76,7 +76,7 @@ def resolve(name: str) -> Callable[..., Any]:
                 "of yours, and name it by its path, module:name"
             )
         return entry.kind()
-    if _is_model(name):
+    if names_a_model(name):
         return load_classifier(name)
     found = _import(name)
     if isinstance(found, type):
@@ -89,7 +89,7 @@ def resolve(name: str) -> Callable[..., Any]:
     return found
 
 
-def _is_model(name: str) -> bool:
+def names_a_model(name: str) -> bool:
     """A folder that holds a network, or what looks like a name on the hub."""
     if (Path(name).expanduser() / "config.json").is_file():
         return True

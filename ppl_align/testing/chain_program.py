@@ -70,7 +70,7 @@ def run_on(
         _check_reward(name, fn, source)
         if not torch.equal(notes["reward"], fn(tokens)):
             raise _refuse(name, f"does not read the tokens of {site!r} as they are: give reward() x.tokens")
-        rewards[name] = (fn, notes["scale"])
+        rewards[name] = (fn, _one_scale(name, notes["scale"]))
     return rewards
 
 
@@ -108,6 +108,14 @@ def _check_reward(name: str, fn: TokenReward, source: CompletionDistribution) ->
         raise _refuse(name, f"is over {vocab} tokens, {source.lm.name} has {source.lm.vocab_size}")
     if fn.terminal != source.terminal:
         raise _refuse(name, f"has terminal={fn.terminal}, the completion ends at {source.terminal}: make them equal")
+
+
+def _one_scale(name: str, scale: float | Tensor) -> float:
+    """weight / beta, where it is the same for all texts."""
+    values = torch.as_tensor(scale, dtype=torch.float64).reshape(-1)
+    if bool((values != values[0]).any()):
+        raise _refuse(name, "has a weight or beta that differs from text to text: give it a number")
+    return float(values[0])
 
 
 def _is_one(scale: Any) -> bool:

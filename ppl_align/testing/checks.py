@@ -68,7 +68,7 @@ def _shapes(case: Case, posterior: Posterior, exact: Posterior) -> Iterator[str]
         got, want = getattr(posterior, what), getattr(exact, "particles" if what == "log_prior" else what)
         if set(got) != set(want):
             yield f"expected {what} of {sorted(want) or 'nothing'}, got {sorted(got) or 'nothing'}"
-    for what in ("log_prior", "rewards", "factors"):
+    for what in ("log_prior", "rewards", "factors", "scales", "log_upper"):
         for name, value in getattr(posterior, what).items():
             if list(value.shape) != shape:
                 yield f"expected {what}[{name!r}] of shape {shape}, got {list(value.shape)}"
@@ -128,7 +128,7 @@ def _scores(case: Case, posterior: Posterior) -> Iterator[str]:
     if execution.pending is not None:
         yield f"expected a value for every latent, got none for {execution.pending.name!r}"
         return
-    for what in ("log_prior", "rewards", "factors"):
+    for what in ("log_prior", "rewards", "factors", "scales", "log_upper"):
         for name, want in getattr(execution, what).items():
             if name not in getattr(posterior, what):
                 yield f"expected {what}[{name!r}], got none"
@@ -169,7 +169,7 @@ def _arviz(posterior: Posterior) -> Iterator[str]:
     import arviz as az
 
     rows = set(az.summary(posterior.to_arviz(), kind="stats").index)
-    missing = {"log_prior", "log_likelihood", *posterior.rewards} - rows
+    missing = {"log_prior", "log_likelihood", *(posterior.columns[name] for name in posterior.rewards)} - rows
     if missing:
         yield f"expected {sorted(missing)} in arviz.summary, got {sorted(rows)}"
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Rows
 from ppl_align.program import Program
+from ppl_align.program.plates import all_with_room
 
 if TYPE_CHECKING:
     from ppl_align.testing.oracle import Oracle
@@ -58,10 +59,11 @@ def _score_program(oracle: Oracle, guide: AutoGuide | ProgramGuide) -> Tensor:
     """Run the guide with every latent held at its value, and add up what its sites say."""
     size = len(oracle.log_prior)
     program = Program(oracle.model, oracle.args, oracle.kwargs, size)
-    program.run(oracle.values, draw=False)  # finds out how many plates the program has
+    execution = program.run(oracle.values, draw=False)  # finds out how many plates the program has
+    values = all_with_room(oracle.values, execution.plates, execution.nesting)
     with guide.trained() if isinstance(guide, ProgramGuide) else pyro.get_param_store().scope():
         with program.plate():
-            held = poutine.condition(guide, data=oracle.values)
+            held = poutine.condition(guide, data=values)
             trace = poutine.trace(held).get_trace(*oracle.args, **oracle.kwargs)
         trace.compute_log_prob()
     total = torch.zeros(size, dtype=torch.float64)

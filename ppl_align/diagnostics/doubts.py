@@ -1,0 +1,164 @@
+"""What keeps a run that nothing speaks against from being believed: how it could still be wrong, and what would tell.
+
+A run without a complaint may have seen too little to have one. A green light takes more than silence:
+
+1. every reward has taken more than one value (a reward that is the same on all draws has not been met);
+2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved, log Z to
+   half a nat;
+3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
+   weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``; where fewer than 30% of the draws are
+   left, ``SKEWED_FAR``;
+4. replicates that were resampled (SMC) do not agree better than the number of their first ancestors lets them;
+5. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
+
+The thresholds are those at which green lights were false in less than 5% of runs of known truth (``make honesty``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ppl_align.diagnostics import evidence
+from ppl_align.diagnostics.blind_spots import constant_reward
+from ppl_align.diagnostics.bounded import log_evidence_upper
+from ppl_align.diagnostics.prior import ENOUGH, prior_mean
+from ppl_align.diagnostics.weights import ess_by_replicate
+from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.intervals import predicted_draws
+from ppl_align.posterior.prior import prior_log_weight
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+    from ppl_align.posterior.intervals import Estimate
+
+PREDICTED = 75.0
+SKEWED, SKEWED_FAR, FAR = 0.25, 0.15, 0.3
+OF_THE_SHIFT = 0.3
+LOG_Z = 0.5  # nats
+ROOM = 1.0  # nats
+LUCKY = 0.75  # of the error that ancestors tell
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """``reason``: how the run may be wrong. ``factor``: times as many draws would tell; None: nobody knows how many."""
+
+    reason: str
+    factor: float | None = None
+
+
+def doubts(run: Posterior) -> list[Doubt]:
+    """Empty for a run that may be believed, and for an exact one. Gravest first."""
+    if run.exact or run.target == "decision":
+        return []
+    found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
+    found += [_room(run), _log_z(run), *(_mean(run, name) for name in run.rewards), _skewed(run)]
+    found += [_lucky(run, None), *(_lucky(run, name) for name in run.rewards)]
+    return [doubt for doubt in found if doubt is not None]
+
+
+def _never_met(run: Posterior, name: str) -> Doubt | None:
+    value = constant_reward(run, name)
+    if value is None:
+        return None
+    said = "applies to none" if math.isnan(value) else f"is {value:.3g} on all"
+    most = 1 - 0.05 ** (1 / run.log_weight.numel())
+    return Doubt(
+        f"the reward {name!r} {said} of its {run.log_weight.numel():,} draws: texts that are rewarded otherwise may "
+        f"hold {100 * most:.2g}% of what it drew from, and any share of the posterior"
+    )
+
+
+def _room(run: Posterior) -> Doubt | None:
+    upper = log_evidence_upper(run)
+    if upper is None:
+        return None
+    room = upper - evidence.log_evidence(run)
+    if room <= ROOM:
+        return None
+    return Doubt(
+        f"by the bounds of its rewards log Z may lie {room:.1f} nats higher (95%): the draws leave room for it",
+        math.expm1(room) / math.expm1(ROOM),
+    )
+
+
+def _log_z(run: Posterior) -> Doubt | None:
+    return _too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", run)
+
+
+def _mean(run: Posterior, name: str) -> Doubt | None:
+    if constant_reward(run, name) is not None:
+        return None
+    moved = _moved(run, name)
+    if moved is None:
+        return None
+    return _too_wide(
+        f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, f"{OF_THE_SHIFT:.0%} of what it has moved", run
+    )
+
+
+def _too_wide(what: str, estimate: Estimate, goal: float, goal_in_words: str, run: Posterior) -> Doubt | None:
+    width = estimate.half_width()
+    if math.isnan(width):
+        return Doubt(f"{what} has no error bar", _more(run))
+    if width <= goal:
+        return None
+    return Doubt(
+        f"{what} is known to ± {width:.2g} (95%), not to {goal_in_words}", (width / goal) ** 2 if goal else None
+    )
+
+
+def _more(run: Posterior) -> float | None:
+    """By what the draws of a run have to grow for an error bar."""
+    if not run.independent:
+        return None
+    return max(PREDICTED / max(predicted_draws(run.log_weight), 1e-6), 2.0)
+
+
+def _moved(run: Posterior, name: str) -> float | None:
+    """|E[r] - E_p0[r]|, or the least that it can be: KL(p*||p0) + KL(p0||p*) = sum of scale times shift."""
+    prior = prior_log_weight(run)
+    if run.independent and float(ess_by_replicate(prior.reshape(1, -1))) >= ENOUGH:
+        before = prior_mean(run, run.rewards[name])
+        if before is not None:
+            return abs(run.mean(name).value - before)
+    if len(run.factors) > 1:
+        return None
+    scale = float(torch.as_tensor(run.scales[name]).double().abs().mean())
+    return max(evidence.kl_to_prior(run).value, 0.0) / scale if scale else None
+
+
+def _lucky(run: Posterior, name: str | None) -> Doubt | None:
+    """Few replicates may agree by chance; how many first ancestors carry their weight says how well they could."""
+    if run.independent or len(run.log_weight) < MIN_REPLICATES:
+        return None
+    stated = evidence.log_z(run) if name is None else run.mean(name)
+    told = evidence.lineage_error(run, None if name is None else run.rewards[name])
+    if told is None or stated.standard_error >= LUCKY * told:
+        return None
+    what = "log Z" if name is None else f"E[{name}]"
+    return Doubt(
+        f"its {len(run.log_weight)} replicates agree on {what} better than their ancestors can "
+        f"(± {stated.standard_error:.2g}, not ± {told:.2g}): by chance, then",
+        2.0,
+    )
+
+
+def _skewed(run: Posterior) -> Doubt | None:
+    if not run.independent or run.draws_are_exact:
+        return None
+    predicted, total = predicted_draws(run.log_weight), run.log_weight.numel()
+    if predicted < PREDICTED:
+        return Doubt(
+            f"its weights foretell {predicted:.0f} effective draws, it takes {PREDICTED:.0f} to believe what they show",
+            PREDICTED / max(predicted, 1e-6),
+        )
+    worst = max([abs(run.mean(name).skewness) for name in run.rewards], default=abs(evidence.log_z(run).skewness))
+    allowed = SKEWED if predicted >= FAR * total else SKEWED_FAR
+    if worst <= allowed:
+        return None
+    return Doubt(f"its few largest weights say most of what it says (skewness {worst:.2f})", (worst / allowed) ** 2)

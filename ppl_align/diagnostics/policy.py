@@ -1,0 +1,36 @@
+"""A trained guide by itself: what its draws are like before any weight corrects them. It is what gets deployed.
+
+The expectations of a run are those of the posterior: draws of the guide, weighted by p*/q. Whoever ships the guide
+(an adapter, say) ships the draws without the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ppl_align.posterior.estimates import Estimate
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+
+def is_trained(posterior: Posterior) -> bool:
+    """Are the particles draws of a guide that this run has trained?"""
+    return "loss" in posterior.history and posterior.independent
+
+
+def own_mean(posterior: Posterior, reward: str) -> Estimate | None:
+    """E_q[r] of a trained guide q, reward units: r averaged over all R * N draws as they are. None for other runs.
+
+    The draws are independent, those of all replicates of one guide: the error is sd / sqrt(R N). Draws to which the
+    reward does not apply (NaN) do not count; -inf in one of them is -inf in the mean."""
+    if not is_trained(posterior):
+        return None
+    r = posterior.rewards[reward].double().reshape(-1)
+    r = r[~r.isnan()]
+    if not len(r):
+        return Estimate(math.nan, math.nan)
+    if bool(r.isinf().any()):
+        return Estimate(float(r.mean()), math.nan)
+    return Estimate(float(r.mean()), float(r.std()) / math.sqrt(len(r)) if len(r) > 1 else math.nan)

@@ -1,0 +1,149 @@
+"""Undeclared randomness: a program that, executed again on the same values, says something else.
+
+Engines execute a program many times over. What they hold fixed are its latents, so whatever else is random (a draw from
+``random``, NumPy or torch that is no site, the clock, a counter) makes every execution another program, and the result
+is the posterior of none of them. So a few of the particles that a run returns are executed again, and everything that
+the program says of them must be what it was: sites, prompts, factors, observations, rewards, bounds, constraints.
+
+Rewards and the world answer from the run's memory: a reward that answers one text in two ways is asked once a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.completions import Completion
+from ppl_align.cost import measure
+from ppl_align.errors import ModelError
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.posterior import Posterior
+from ppl_align.program import Program
+from ppl_align.program.record import Record
+from ppl_align.seeds import generators
+
+PARTICLES = 4
+"""So many of a run's particles are executed again."""
+TIMES, FREE, SUSPECT = 2, 6, 16
+"""Executions that are compared: where they cost forwards or questions, where they cost nothing, and where the program
+was seen to draw from a global generator. A fair coin that is tossed in a program is missed 1 time in 2^(n - 1)."""
+_ROUNDING = 1e-4
+"""Relative, of numbers that two executions of the same batch should agree in."""
+REMEDY = (
+    "a program is a function of its latents: draw with pyro.sample or environment(..., rng), and keep clocks, counters "
+    "and random numbers out of it"
+)
+
+
+def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], posterior: Posterior) -> None:
+    """Raise ``ModelError`` with the first difference between executions on the same values, if there is one."""
+    values = _some(posterior)
+    size = len(next(iter(values.values()))) if values else 0
+    if not size:
+        return
+    program = Program(model, args, kwargs, size)
+    before, most, done = None, TIMES, 0
+    while done < most:
+        state = generators()
+        with measure() as cost:
+            now = _said(program, values)
+        if before is not None:
+            refuse_difference(before, now)
+        if generators() != state:
+            most = SUSPECT
+        elif most != SUSPECT and not (cost.lm_forwards or cost.reward_calls or cost.environment_calls):
+            most = FREE
+        before, done = now, done + 1
+
+
+def _some(posterior: Posterior) -> dict[str, Tensor]:
+    """A few particles of positive weight, [P, ...] by site."""
+    alive = posterior.log_weight.reshape(-1).isfinite().nonzero()[:, 0]
+    chosen = alive[torch.linspace(0, len(alive) - 1, min(PARTICLES, len(alive))).long()] if len(alive) else alive
+    found = {}
+    for name, value in posterior.particles.items():
+        tensor = value.tokens if isinstance(value, Completion) else value
+        device = value.source.lm.device if isinstance(value, Completion) and value.source is not None else tensor.device
+        found[name] = tensor.reshape(-1, *tensor.shape[2:])[chosen].to(device)
+    return found
+
+
+Said = list[tuple[str, dict[str, Any]]]
+"""Every site in order, with what it says by the name of the thing."""
+
+
+def _said(program: Program, values: Mapping[str, Tensor]) -> Said:
+    with Record() as record:
+        execution = program.run(values, draw=False)
+    pending = execution.pending
+    said = [(name, dict(_of_site(node))) for name, node in record.nodes.items()]
+    said += [(name, {"answers": answers}) for name, answers in execution.answers.items() if name not in record.nodes]
+    return said if pending is None else [*said, (pending.name, {})]
+
+
+def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
+    """What a site says, gravest first."""
+    fn, notes = node["fn"], node["infer"].get("ppl_align", {})
+    yield "kind", type(fn).__name__
+    if isinstance(fn, CompletionDistribution):
+        yield "prompt", [fn.prompts[i] for i in fn.index.reshape(-1).tolist()]
+        yield "settings", (fn.max_new_tokens, fn.warp, fn.lm.name)
+    if node["is_observed"] and type(fn).__name__ != "Unit":
+        yield "observed value", node["value"]
+    if "reader" in notes:
+        yield "constraint", [repr(getattr(part, "constraint", part)) for part in notes["reader"].parts]
+    for what, key in (("reward", "reward"), ("weight / beta", "scale"), ("bound", "log_upper"), ("target", "target")):
+        if key in notes:
+            yield what, notes[key]
+    if not isinstance(fn, CompletionDistribution) or node["is_observed"]:
+        yield "log-factor" if node["is_observed"] else "prior", fn.log_prob(node["value"])
+    yield "scale", node["scale"]
+
+
+def refuse_difference(before: Said, now: Said) -> None:
+    """Raise ``ModelError`` where two executions differ, naming the first site and thing."""
+    for one, other in zip_longest(before, now):
+        if one is None or other is None or one[0] != other[0]:
+            where = (one or other)[0]
+            raise ModelError(
+                f"undeclared randomness: executed again with the same values, the program has other sites (the first "
+                f"is {where!r}): {REMEDY}"
+            )
+        for what in dict.fromkeys((*one[1], *other[1])):
+            if not _same(one[1].get(what), other[1].get(what)):
+                raise ModelError(
+                    f"undeclared randomness: executed again with the same values, site {one[0]!r} has another {what}"
+                    f"{_shown(what, one[1].get(what), other[1].get(what))}: {REMEDY}"
+                )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, rounding aside."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if one.shape != other.shape:
+            return False
+        if not one.is_floating_point():
+            return torch.equal(one, other)
+        return torch.allclose(one.double(), other.double(), rtol=_ROUNDING, atol=1e-6, equal_nan=True)
+    if isinstance(one, float) and isinstance(other, float):
+        return bool(np.isclose(one, other, rtol=1e-9, atol=0, equal_nan=True))
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return _same(torch.as_tensor(one), torch.as_tensor(other)) if one is not None and other is not None else False
+    return bool(one == other)
+
+
+def _shown(what: str, one: Any, other: Any) -> str:
+    """Both numbers, where there are numbers to show."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape and one.numel():
+        differs = (one != other).reshape(-1).nonzero()[:1, 0]
+        if len(differs):
+            at = int(differs[0])
+            one, other = one.reshape(-1)[at].item(), other.reshape(-1)[at].item()
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return f", {one:.6g} and then {other:.6g}"
+    return ""

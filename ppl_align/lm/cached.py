@@ -1,0 +1,153 @@
+"""A network with its cache, which follows the rows: they branch, move and are dropped, and are never read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ppl_align.cost import count
+from ppl_align.lm.base import Ids
+from ppl_align.lm.network import call, start_afresh
+from ppl_align.lm.transfer import upload
+from ppl_align.lm.warp import log_normalise
+
+if TYPE_CHECKING:
+    from ppl_align.lm.causal import CausalLM
+
+
+class CausalDecoder:
+    """Rows of a KV cache. Rows are moved only when they branch or when some are dropped.
+
+    ``padded``: rows of different lengths stand in one cache, filled up on the left and masked; else all prompts are of
+    one length, and the network is told of neither a mask nor positions."""
+
+    def __init__(self, lm: CausalLM, prompts: Sequence[Ids], padded: bool = True) -> None:
+        self.lm = lm
+        self.padded = padded
+        self.cache = DynamicCache(config=lm.model.config)
+        self.mask: Tensor | None = None
+        lengths = torch.tensor([len(p) for p in prompts])
+        width = int(lengths.max())
+        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(lm.device)
+        if int(lengths.min()) < width:
+            self.mask = (torch.arange(width) >= (width - lengths)[:, None]).long().to(lm.device)
+        positions = torch.arange(width) - (width - lengths)[:, None]
+        self.lengths = lengths.to(lm.device)
+        logits, hidden = self.forward(ids, positions.clamp_min(0).to(lm.device), keep=1)
+        count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
+        self._show(logits, hidden)
+
+    def forward(self, ids: Tensor, positions: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        if not self.padded:
+            return call(self.lm, ids, keep, past_key_values=self.cache, use_cache=True)
+        start_afresh(self.lm.model)
+        return self.lm.forward(ids, self.cache, self.mask, positions, keep)
+
+    def _show(self, logits: Tensor, hidden: Tensor) -> None:
+        self.logits = logits[:, -1].float()
+        self.hidden: Tensor | None = hidden[:, -1]
+
+    @property
+    def log_probs(self) -> Tensor:
+        return log_normalise(self.logits)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        select_rows(self.cache, rows)
+        self.lengths = self.lengths[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Every row goes on with its ``tokens [m, t]``: ``(logits [m, t, V], hidden [m, t, d])`` after each."""
+        width = tokens.shape[1]
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), width)], -1)
+        positions = self.lengths[:, None] + torch.arange(width, device=self.lengths.device)
+        found = self.forward(tokens, positions, keep=width)
+        self.lengths = self.lengths + width
+        return found
+
+    @torch.no_grad()
+    def extend(self, parents: Tensor, tokens: Tensor) -> CausalDecoder:
+        rows = self.logits.shape[0]
+        tokens = tokens.to(self.lm.device, non_blocking=True)
+        if len(parents) != rows or not torch.equal(parents, torch.arange(rows)):
+            self.select(parents.to(self.lm.device, non_blocking=True))
+        found = self.read(tokens[:, None])
+        count(lm_tokens=len(tokens), lm_forwards=1)
+        self._show(*found)
+        return self
+
+
+class ByLengthDecoder:
+    """A cache for the rows of each length of prompt, for networks that a padded cache misleads."""
+
+    def __init__(self, lm: CausalLM, prompts: Sequence[Ids]) -> None:
+        lengths = [len(p) for p in prompts]
+        alike = [[i for i, n in enumerate(lengths) if n == length] for length in dict.fromkeys(lengths)]
+        self.lm = lm
+        self.caches = [CausalDecoder(lm, [prompts[i] for i in rows], padded=False) for rows in alike]
+        self._place(alike)
+
+    def _place(self, rows: list[list[int]]) -> None:
+        """``rows``: which rows, by number, stand in each of the caches."""
+        self.at = {row: (cache, i) for cache, here in enumerate(rows) for i, row in enumerate(here)}
+        back = upload(torch.tensor([row for here in rows for row in here]).argsort(), self.lm.device)
+        self.logits = torch.cat([cache.logits for cache in self.caches])[back]
+        self.hidden: Tensor | None = None
+        hidden = [cache.hidden for cache in self.caches if cache.hidden is not None]
+        if len(hidden) == len(self.caches):
+            self.hidden = torch.cat(hidden)[back]
+
+    @property
+    def log_probs(self) -> Tensor:
+        return log_normalise(self.logits)
+
+    @torch.no_grad()
+    def extend(self, parents: Tensor, tokens: Tensor) -> ByLengthDecoder:
+        come_from = [self.at[parent] for parent in parents.tolist()]
+        kept: list[CausalDecoder] = []
+        placed: list[list[int]] = []
+        for number, cache in enumerate(self.caches):
+            rows = [i for i, (of, _) in enumerate(come_from) if of == number]
+            if rows:
+                kept.append(cache.extend(torch.tensor([come_from[i][1] for i in rows]), tokens[rows]))
+                placed.append(rows)
+        self.caches = kept
+        self._place(placed)
+        return self
+
+
+def read_texts(lm: CausalLM, prompts: Sequence[Ids], tokens: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+    """Logits and hidden states that predict each of ``tokens [B, T]``: ``([B, T, V], [B, T, d])``.
+
+    A shared prompt is read once and its cache repeated."""
+    distinct: dict[Ids, int] = {}
+    where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts]).to(lm.device)
+    decoder = CausalDecoder(lm, list(distinct), padded)
+    hidden: Any = decoder.hidden
+    first, hidden = decoder.logits[where, None], hidden[where, None]
+    count(scored_tokens=tokens.numel())
+    if tokens.shape[1] == 1:
+        return first, hidden
+    decoder.select(where)
+    logits, states = decoder.read(tokens[:, :-1])
+    count(lm_forwards=1)
+    return torch.cat([first.to(logits.dtype), logits], 1), torch.cat([hidden, states], 1)
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these rows of a cache, in this order (``index_select``: a quarter of the time of indexing).
+
+    Layers of other kinds know best what a row of theirs is: recurrent and convolutional states move with it."""
+    layer: Any
+    for layer in cache.layers:
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
+        else:
+            layer.reorder_cache(rows)  # batch_select_indices knows of keys and values alone

@@ -1,0 +1,80 @@
+"""Decoding and scoring as a plan says: with the cache, with one for each length of prompt, or without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.errors import InputError
+from ppl_align.lm import cached, recompute
+from ppl_align.lm.base import Decoder, Ids
+from ppl_align.lm.plan import BY_LENGTH, Plan
+
+if TYPE_CHECKING:
+    from ppl_align.lm.causal import CausalLM
+
+
+@torch.no_grad()
+def start(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> Decoder:
+    """A decoder whose row i stands after ``prompts[i]``."""
+    _refuse_training(lm)
+    if plan.anew(max(map(len, prompts))):
+        return recompute.RecomputeDecoder(lm, prompts)
+    decoder: Decoder
+    decoder = cached.ByLengthDecoder(lm, prompts) if plan.kind == BY_LENGTH else cached.CausalDecoder(lm, prompts)
+    return decoder if plan.limit is None else UpTo(lm, plan, decoder, prompts)
+
+
+class UpTo:
+    """With a cache as far as it is right; once a row is longer, all rows are read from their beginnings."""
+
+    def __init__(self, lm: CausalLM, plan: Plan, decoder: Decoder, rows: Sequence[Ids]) -> None:
+        self.lm, self.plan, self.decoder = lm, plan, decoder
+        self.rows = [tuple(row) for row in rows]
+
+    @property
+    def logits(self) -> Tensor:
+        return self.decoder.logits
+
+    @property
+    def log_probs(self) -> Tensor:
+        return self.decoder.log_probs
+
+    @property
+    def hidden(self) -> Tensor | None:
+        return self.decoder.hidden
+
+    @torch.no_grad()
+    def extend(self, parents: Tensor, tokens: Tensor) -> Decoder:
+        self.rows = recompute.continued(self.rows, parents, tokens)
+        if self.plan.anew(max(map(len, self.rows))):
+            return recompute.RecomputeDecoder(self.lm, self.rows, new=len(self.rows))
+        self.decoder = self.decoder.extend(parents, tokens)
+        return self
+
+
+def read_texts(lm: CausalLM, plan: Plan, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and hidden states that predict each of ``tokens [B, T]``: ``([B, T, V], [B, T, d])``."""
+    _refuse_training(lm)
+    if plan.anew(max(map(len, prompts)) + tokens.shape[1] - 1):
+        return recompute.read_texts(lm, prompts, tokens, plan.whole)
+    if plan.kind != BY_LENGTH:
+        return cached.read_texts(lm, prompts, tokens, padded=True)
+    lengths = torch.tensor([len(p) for p in prompts])
+    alike = [torch.nonzero(lengths == length)[:, 0] for length in lengths.unique()]
+    found = [
+        cached.read_texts(lm, [prompts[i] for i in rows.tolist()], tokens[rows.to(tokens.device)], padded=False)
+        for rows in alike
+    ]
+    back = torch.cat(alike).argsort().to(tokens.device)
+    return torch.cat([logits for logits, _ in found])[back], torch.cat([hidden for _, hidden in found])[back]
+
+
+def _refuse_training(lm: CausalLM) -> None:
+    if lm.model.training:
+        raise InputError(
+            f"{lm.name} is in training mode, where dropout makes every score another: call lm.model.eval() first"
+        )

@@ -1,0 +1,41 @@
+"""Room for plates: within an engine a value has a dimension for each plate of the program, as written for its own.
+
+An engine runs a program whose plates are nested n deep on P particles, and there the value of every site begins with
+[P, 1 or size, ...], n dimensions after the first. A user wrote no plate around the site, or one, and expects what plain
+Pyro would give: the dimensions from the leftmost plate of that site on, and none outside of plates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+Plates = tuple[str | None, ...]
+"""The plates of a site by dimension, leftmost first; None where a dimension of size 1 lies between two plates."""
+
+
+def plates_of(msg: Any, particles: str) -> Plates:
+    """The plates that a site of a program stands in, apart from the one of the particles."""
+    named = {f.dim: f.name for f in msg["cond_indep_stack"] if f.dim is not None and f.name != particles}
+    return tuple(named.get(dim) for dim in range(min(named, default=0), 0))
+
+
+def as_written(value: Tensor, plates: Plates, nesting: int) -> Tensor:
+    """[P, n dimensions, ...] -> [P, dimensions of the site's own plates, ...]."""
+    surplus = nesting - len(plates)
+    if surplus <= 0 or any(size != 1 for size in value.shape[1 : 1 + surplus]):
+        return value
+    return value.reshape(value.shape[0], *value.shape[1 + surplus :])
+
+
+def with_room(value: Tensor, dims: int) -> Tensor:
+    """The reverse: a value [P, ...] with as many dimensions as its site has among the particles."""
+    missing = dims - value.dim()
+    return value.reshape(value.shape[0], *(1,) * missing, *value.shape[1:]) if missing > 0 else value
+
+
+def all_with_room(values: Mapping[str, Tensor], plates: Mapping[str, Plates], nesting: int) -> dict[str, Tensor]:
+    """Values as they were written, for a program whose plates are nested ``nesting`` deep."""
+    return {name: with_room(v, v.dim() + nesting - len(plates.get(name, ()))) for name, v in values.items()}

@@ -1,0 +1,89 @@
+"""What one unit of a reward is worth, weight / beta: a number, or a tensor with a value for each particle.
+
+A weight that is drawn (``strictness = pyro.sample("strictness", dist.Gamma(2., 1.))``) makes the likelihood of a text
+exp(strictness * r / beta), and how strict the judge is becomes one more thing to infer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from ppl_align.errors import InputError
+
+Scale = float | Tensor
+"""Nats per unit of reward; a tensor broadcasts with the batch of rewards."""
+
+
+def scale_of(name: str, weight: Any, beta: Any) -> Scale:
+    """``weight / beta`` of the reward ``name``; of tensors float64 on the CPU, with their gradient.
+
+    A tensor without dimensions is one value for all, like a number. Raises ``InputError`` for what is no number, not
+    finite, a beta that is not positive, or shapes that do not fit each other."""
+    weight, beta = _checked(name, "weight", weight), _checked(name, "beta", beta)
+    try:
+        return weight / beta
+    except RuntimeError:
+        shapes = f"weight has shape {list(weight.shape)}, beta {list(beta.shape)}"
+        raise InputError(f"reward {name!r}: {shapes}: {_HOW}") from None
+
+
+def check_fit(name: str, scale: Scale, batch: torch.Size) -> None:
+    """Raises ``InputError`` for a tensor with a dimension that is neither the rewards' nor that of a plate."""
+    if isinstance(scale, Tensor) and not _fits(scale.shape, batch):
+        shapes = f"weight / beta has shape {list(scale.shape)}, what is rewarded {list(batch)}"
+        raise InputError(f"reward {name!r}: {shapes}: {_HOW}")
+
+
+_HOW = "give one value for all or one for each particle, and inside of a plate one for each of its elements as well"
+
+
+def fixed(scale: Scale) -> Scale:
+    """The scale as a note on the site, without its history: a float where it is the same for all."""
+    if not isinstance(scale, Tensor):
+        return scale
+    plain = detach_provenance(scale.detach())
+    return plain if plain.dim() else float(plain)
+
+
+def _checked(name: str, what: str, value: Any) -> Any:
+    wanted = "positive and finite" if what == "beta" else "finite"
+    if isinstance(value, (int, float)):
+        if not (math.isfinite(value) and (value > 0 or what != "beta")):
+            raise InputError(f"reward {name!r}: {what} must be {wanted}, got {value!r}")
+        return float(value)
+    if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
+        got = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+        raise InputError(f"reward {name!r}: {what} is a number or a tensor of numbers and must be {wanted}, got {got}")
+    value = value.to("cpu", torch.float64)
+    wrong = ~value.isfinite() if what == "weight" else ~(value.isfinite() & (value > 0))
+    if bool(wrong.any()):
+        example = float(value[wrong].reshape(-1)[0])
+        raise InputError(
+            f"reward {name!r}: {what} must be {wanted}, and is {example:g} for {int(wrong.sum())} of {value.numel()}"
+        )
+    return value
+
+
+def _fits(shape: torch.Size, batch: torch.Size) -> bool:
+    """Is every dimension that of the batch, or of a plate around it? (A sequential plate has no dimension.)"""
+    room = list(batch)
+    for handler in _PYRO_STACK:
+        if isinstance(handler, IndepMessenger) and handler.dim is not None:
+            room = [1] * (-handler.dim - len(room)) + room
+            if room[handler.dim] == 1:
+                room[handler.dim] = _size(handler)
+    try:
+        return torch.broadcast_shapes(shape, tuple(room)) == torch.Size(room)
+    except RuntimeError:
+        return False
+
+
+def _size(plate: Any) -> int:
+    return int(getattr(plate, "subsample_size", None) or plate.size)

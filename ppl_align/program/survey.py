@@ -1,0 +1,42 @@
+"""A program run on given latents with empty texts, nothing asked and nothing scored: how large may its factors get?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program.compiled import Execution, Program, _Execute
+from ppl_align.program.sketch import STAND_INS, looking
+
+
+def survey(program: Program, values: Mapping[str, Tensor]) -> Execution:
+    """What the rewards of a program on these latents say of ``log_upper`` and ``scales``; their values are not known.
+
+    Stops (``pending``) at the first latent without a value that is no completion."""
+    try:
+        with looking(STAND_INS[0]):
+            return _run(program, values)
+    except (TypeError, ValueError):  # as where the program computes with an answer of the world
+        with looking(STAND_INS[1]):
+            return _run(program, values)
+
+
+def _run(program: Program, values: Mapping[str, Tensor]) -> Execution:
+    return program.execute(lambda: _Survey(program, dict(values), False, None, ())).result
+
+
+class _Survey(_Execute):
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if not msg["is_observed"] and isinstance(fn, CompletionDistribution):
+            self.values = dict(self.values)
+            self.values[msg["name"]] = torch.full(fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device)
+        super()._pyro_sample(msg)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if "scale" in msg["infer"].get("ppl_align", {}):
+            super()._pyro_post_sample(msg)

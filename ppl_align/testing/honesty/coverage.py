@@ -1,0 +1,137 @@
+"""How often 95% intervals hold the truth, and how often one is stated, by engine, replicates, estimand and reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from scipy import stats
+
+from ppl_align.diagnostics import evidence
+from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
+from ppl_align.errors import PplAlignError
+from ppl_align.posterior import Posterior
+from ppl_align.testing.honesty.groups import replicates
+from ppl_align.testing.honesty.problems import KINDS, Kind, Problem, problem
+
+DISTANCES = (0.05, 0.15, 0.5, 1.0, 2.0, 5.0)  # nats
+REPLICATES = (1, 4, 8)
+ESTIMANDS = ("E[r]", "log Z", "KL")
+ENGINES = ("importance", "smc", "svi", "rejection")
+MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
+_BATCH = 32_000  # rows of a run
+
+
+@dataclass
+class Cell:
+    """Counts of one cell: runs that state a bar, of these those that hold the truth; the same where draws are many."""
+
+    stated: int = 0
+    held: int = 0
+    runs: int = 0
+    many: int = 0
+    many_stated: int = 0
+
+    def add(self, stated: bool, held: bool, many: bool) -> None:
+        """One run."""
+        self.runs += 1
+        self.stated += stated
+        self.held += held and stated
+        self.many += many
+        self.many_stated += many and stated
+
+    @property
+    def coverage(self) -> float:
+        """Share of the stated bars that hold the truth; NaN without one."""
+        return self.held / self.stated if self.stated else float("nan")
+
+    def interval(self, confidence: float = 0.999) -> tuple[float, float]:
+        """Clopper-Pearson, of the coverage."""
+        return clopper_pearson(self.held, self.stated, confidence)
+
+    @property
+    def holds(self) -> bool:
+        """Is a coverage in [.92, .98] compatible with what was seen?"""
+        low, high = self.interval()
+        return self.stated == 0 or (low <= 0.98 and high >= 0.92)
+
+
+def clopper_pearson(hits: int, total: int, confidence: float) -> tuple[float, float]:
+    """Two-sided interval of a binomial share; ``(0, 1)`` of nothing."""
+    tail = (1 - confidence) / 2
+    low = float(stats.beta.ppf(tail, hits, total - hits + 1)) if hits else 0.0
+    high = float(stats.beta.ppf(1 - tail, hits + 1, total - hits)) if hits < total else 1.0
+    return low, high
+
+
+@dataclass
+class Cells:
+    """All cells of one engine and kind of reward, by ``(replicates, estimand)``."""
+
+    cells: dict[tuple[int, str], Cell] = field(default_factory=dict)
+
+    def add(self, run: Posterior, size: int, truth: Problem, seen_exactly: bool) -> None:
+        """One run of ``size`` replicates."""
+        count = run.log_weight.numel()
+        many = count * (1.0 if seen_exactly else truth.share) >= MANY
+        found = {"E[r]": run.mean("r"), "log Z": evidence.log_z(run), "KL": evidence.kl(run)}
+        exact = {"E[r]": truth.mean, "log Z": truth.log_z, "KL": truth.kl}
+        for name, estimate in found.items():
+            low, high = estimate.interval()
+            self.cells.setdefault((size, name), Cell()).add(estimate.stated, low <= exact[name] <= high, many)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {f"{size} {name}": vars(cell) for (size, name), cell in self.cells.items()}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Cells:
+        """What :meth:`as_dict` gave."""
+        split = {key: key.split(" ", 1) for key in saved}
+        return cls({(int(split[key][0]), split[key][1]): Cell(**counts) for key, counts in saved.items()})
+
+
+def measure(engine: str, kind: Kind, seeds: int, particles: int, seed: int) -> Cells:
+    """One row of the table: six problems, ``seeds`` runs each; runs of fewer replicates are parts of those of more."""
+    found = Cells()
+    for at, distance in enumerate(DISTANCES):
+        truth = problem(kind, 1000 * seed + at, distance, short=engine == "rejection")
+        for run in _runs(engine, truth, seeds, particles, seed):
+            for size in REPLICATES:
+                found.add(replicates(run, 0, size), size, truth, engine == "rejection")
+    return found
+
+
+def _runs(engine: str, truth: Problem, seeds: int, particles: int, seed: int) -> Iterator[Posterior]:
+    """``seeds`` runs of the most replicates."""
+    most = max(REPLICATES)
+    if engine == "svi":  # a guide of its own for each
+        for each in range(seeds):
+            yield SVI(num_steps=60, num_particles=particles, num_replicates=most).run(
+                truth.model, seed=10_000 * seed + each
+            )
+        return
+    at_once = max(1, min(seeds, _BATCH // (most * particles)))
+    make = _maker(engine)
+    for first in range(0, seeds, at_once):
+        count = min(at_once, seeds - first)
+        try:
+            run = make(particles, most * count).run(truth.model, seed=10_000 * seed + first)
+        except PplAlignError:  # an engine that refuses states nothing
+            return
+        for each in range(count):
+            yield replicates(run, most * each, most * (each + 1))
+
+
+@cache
+def _maker(engine: str) -> Any:
+    return {
+        "importance": ImportanceSampling,
+        "smc": lambda n, r: SMC(n, r, twist="prefix"),
+        "rejection": lambda n, r: Rejection(n, r, max_draws=50_000_000),
+    }[engine]
+
+
+__all__ = ["ENGINES", "ESTIMANDS", "KINDS", "REPLICATES", "Cell", "Cells", "clopper_pearson", "measure"]

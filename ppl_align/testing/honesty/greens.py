@@ -1,0 +1,130 @@
+"""How often a green light is false, and how often a run that deserves one gets it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ppl_align.diagnostics import evidence
+from ppl_align.diagnostics.advisor import advise, best_run
+from ppl_align.engines import SMC, ImportanceSampling
+from ppl_align.posterior import Posterior
+from ppl_align.testing.honesty.coverage import MANY, clopper_pearson
+from ppl_align.testing.honesty.groups import groups
+from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
+
+STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
+ENOUGH_GREENS, MOST_RUNS = 59, 3000
+LONE = ("importance", "smc")
+_EACH = 10  # runs of a problem
+_PROBLEMS: dict[Kind, int] = {"graded": 40, "rare": 20}  # of a round
+
+
+@dataclass
+class Stratum:
+    """Counts of one diagnostic, kind and distance. ``deserving``: not wrong, with 100 effective draws by the exact
+    weights; ``kept``: of these, those that are green."""
+
+    runs: int = 0
+    greens: int = 0
+    false: int = 0
+    deserving: int = 0
+    kept: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """No more runs are needed."""
+        return self.greens >= ENOUGH_GREENS or self.runs >= MOST_RUNS
+
+    @property
+    def limit(self) -> float:
+        """Upper 95% limit of the false share."""
+        return clopper_pearson(self.false, self.greens, 0.9)[1]
+
+    @property
+    def holds(self) -> bool:
+        """At most 5% false, at 95%; at most one where greens are few."""
+        return self.limit <= 0.05 if self.greens >= ENOUGH_GREENS else self.false <= 1
+
+
+@dataclass
+class Greens:
+    """By ``(diagnostic, kind, stratum)``; ``seeds``: of the problems."""
+
+    strata: dict[tuple[str, str, int], Stratum] = field(default_factory=dict)
+
+    def of(self, diagnostic: str, kind: str, distance: float) -> Stratum:
+        """The counts a run at this distance belongs to."""
+        at = next(i for i, (low, high) in enumerate(STRATA) if low <= distance < high)
+        return self.strata.setdefault((diagnostic, kind, at), Stratum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {f"{d} {k} {at}": vars(s) for (d, k, at), s in self.strata.items()}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Greens:
+        """What :meth:`as_dict` gave."""
+        keys = {key: key.split(" ") for key in saved}
+        return cls({(keys[k][0], keys[k][1], int(keys[k][2])): Stratum(**counts) for k, counts in saved.items()})
+
+
+def is_wrong(run: Posterior, truth: Problem) -> bool:
+    """By the definition of a false green: docs/honesty.md."""
+    log_z, mean = evidence.log_z(run), run.mean("r")
+    off, far = abs(log_z.value - truth.log_z), abs(mean.value - truth.mean)
+    shift = abs(truth.mean - truth.prior_mean)
+    return (
+        off > 1
+        or (off > 0.3 and off > 3 * _known(log_z.standard_error))
+        or far > 0.3 * shift
+        or (far > 0.1 * shift and far > 3 * _known(mean.standard_error))
+    )
+
+
+def _known(error: float) -> float:
+    return 0.0 if math.isnan(error) else error
+
+
+def round_of(seed: int, kind: Kind, particles: int, replicates: int, found: Greens, wanted: set[int]) -> None:
+    """One round of random problems, each run ten times by every engine, judged alone and together.
+
+    ``wanted``: the strata that need more runs."""
+    rng = np.random.default_rng([seed, len(kind)])
+    for at in range(_PROBLEMS[kind]):
+        kl = math.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST)))
+        stratum = next(i for i, (low, high) in enumerate(STRATA) if low <= kl < high)
+        if stratum in wanted:
+            truth = problem(kind, 1_000_000 + 1000 * seed + at, kl)
+            for runs in _runs(truth, particles, replicates, seed):
+                _judge(runs, truth, found)
+
+
+def _runs(truth: Problem, particles: int, replicates: int, seed: int) -> Iterator[dict[str, Posterior]]:
+    engines = {
+        "importance": ImportanceSampling(particles, replicates * _EACH),
+        "smc": SMC(particles, replicates * _EACH, twist="prefix"),
+    }
+    batches = {name: groups(engine.run(truth.model, seed=seed), replicates) for name, engine in engines.items()}
+    for parts in zip(*batches.values(), strict=True):
+        yield dict(zip(batches, parts, strict=True))
+
+
+def _judge(runs: Mapping[str, Posterior], truth: Problem, found: Greens) -> None:
+    for diagnostic in (*LONE, "both"):
+        shown = {name: run for name, run in runs.items() if diagnostic in (name, "both")}
+        advice = advise(shown, best_run(shown))
+        stands = advice.use or best_run(shown)
+        wrong = is_wrong(shown[stands], truth)
+        counts = found.of(diagnostic, truth.kind, truth.kl)
+        green = advice.standing == "sound"
+        deserves = not wrong and shown[stands].log_weight.numel() * truth.share >= MANY
+        counts.runs += 1
+        counts.greens += green
+        counts.false += green and wrong
+        counts.deserving += deserves
+        counts.kept += green and deserves

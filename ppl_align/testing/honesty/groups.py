@@ -1,0 +1,59 @@
+"""One run of many replicates as many runs of a few: replicates are independent, so any of them make a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppl_align.completions import Completion
+from ppl_align.cost import Cost
+from ppl_align.posterior import Posterior
+
+_BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]
+_BY_REPLICATE = ("lineage", "num_draws")  # [R, ...]
+
+
+def groups(run: Posterior, size: int) -> Iterator[Posterior]:
+    """Runs of ``size`` replicates each, in order; what is left over is left out."""
+    for first in range(0, len(run.log_weight) - size + 1, size):
+        yield replicates(run, first, first + size)
+
+
+def replicates(run: Posterior, first: int, last: int) -> Posterior:
+    """The run as it would be with replicates ``first .. last - 1`` alone; costs in proportion."""
+    part = slice(first, last)
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, Completion):
+            return value[part]
+        if value.source is None:
+            raise ValueError("a posterior that was read from a file has no source to cut")
+        return Completion(value.tokens[part], value.source.with_index(value.source.index.expand(value.shape)[part]))
+
+    def each(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: of(value) for name, value in values.items()}
+
+    history = dict(run.history)
+    history |= {key: torch.as_tensor(history[key])[:, part] for key in _BY_STEP if key in history}
+    history |= {key: torch.as_tensor(history[key])[part] for key in _BY_REPLICATE if key in history}
+    independent = run.independent
+    if "resampled" in history:
+        independent = not bool(np.asarray(history["resampled"]).any())
+    ratio = (last - first) / len(run.log_weight)
+    cost = Cost(**{f.name: type(v)(v * ratio) for f in fields(Cost) for v in [getattr(run.cost, f.name)]})
+    return replace(
+        run,
+        log_weight=run.log_weight[part],
+        particles=each(run.particles),
+        rewards=each(run.rewards),
+        factors=each(run.factors),
+        log_prior=each(run.log_prior),
+        log_proposal=None if run.log_proposal is None else run.log_proposal[part],
+        history=history,
+        independent=independent,
+        cost=cost,
+    )

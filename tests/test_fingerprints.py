@@ -1,0 +1,75 @@
+"""What the list of networks that need no trial says is what is measured, and nothing else is on it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+
+from ppl_align import CausalLM
+from ppl_align.lm import verify
+from ppl_align.lm.verified import fingerprint, is_known, verified
+from ppl_align.testing.held import fingerprint_if_right
+from ppl_align.testing.zoo import RELEASED, ZOO, network
+
+SMOL = "SmolLM2-135M"
+
+
+@pytest.fixture(autouse=True)
+def quiet_transformers():
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    yield
+    transformers.utils.logging.set_verbosity(level)
+
+
+def test_the_list_is_what_is_measured():
+    assert verified() == {fingerprint_if_right(network(name)) for name in RELEASED}, "run docs/supported_models.py"
+
+
+def test_what_is_known_is_not_tried_again(monkeypatch):
+    monkeypatch.setattr(verify, "measured_plan", None)
+    assert CausalLM(network(SMOL)).plan == verify.Plan()
+    with pytest.raises(TypeError):
+        CausalLM(network("gpt_neo"))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mistral-slide4", "rwkv", "bart-decoder"])
+def test_other_lengths_and_other_networks_are_not_known(name: str):
+    assert not is_known(network(name))
+    assert name in ZOO
+
+
+def test_a_changed_network_is_not_known():
+    model = network(SMOL)
+    assert is_known(model)
+    for changes in ({"max_position_embeddings": 8193}, {"mlp_bias": True}, {"_attn_implementation": "eager"}):
+        other = network(SMOL)
+        for name, value in changes.items():
+            setattr(other.config, name, value)
+        assert fingerprint(other) != fingerprint(model)
+        assert not is_known(other)
+    other = network(SMOL)
+    other.model.forward = other.model.forward  # somebody's own
+    assert not is_known(other)
+    assert not is_known(copy.deepcopy(model).to(torch.bfloat16))
+    other = network(SMOL)
+    other.model.norm = Odd(other.model.norm)
+    assert not is_known(other)
+
+
+class Odd(torch.nn.Module):
+    def __init__(self, inside: torch.nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inside(hidden)
+
+
+@pytest.mark.lm
+def test_the_network_that_comes_with_the_library_is_known(smollm2: CausalLM):
+    assert is_known(smollm2.model)
+    assert smollm2.plan == verify.Plan()

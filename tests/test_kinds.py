@@ -1,0 +1,86 @@
+"""What is no prior is refused by name, in one line that says what it is and what to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_tokenizers_word import words
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    T5EncoderModel,
+)
+
+from ppl_align import CausalLM
+from ppl_align.errors import UnsupportedModelError
+
+SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+HALVES = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+BERT, BART = ("bert", SMALL), ("bart", HALVES)
+DISTIL = ("distilbert", {"dim": 16, "hidden_dim": 16, "n_layers": 1, "n_heads": 2})
+FILLS, ANSWERS, HEADLESS = "is an encoder: it fills gaps", "is an encoder-decoder", "has no head that writes text"
+REFUSED: dict[str, tuple[Any, tuple[str, dict[str, Any]], str]] = {
+    "bert": (AutoModelForCausalLM, BERT, FILLS),
+    "masked bert": (AutoModelForMaskedLM, BERT, FILLS),
+    "masked roberta": (AutoModelForMaskedLM, ("roberta", SMALL), FILLS),
+    "roberta": (AutoModelForCausalLM, ("roberta", SMALL), FILLS),
+    "distilbert": (AutoModelForMaskedLM, DISTIL, FILLS),
+    "albert": (AutoModelForMaskedLM, ("albert", {**SMALL, "embedding_size": 16}), FILLS),
+    "t5": (AutoModelForSeq2SeqLM, ("t5", T5), ANSWERS),
+    "bart": (AutoModelForSeq2SeqLM, BART, ANSWERS),
+    "marian": (AutoModelForSeq2SeqLM, ("marian", {**HALVES, "decoder_start_token_id": 0}), ANSWERS),
+    "half of t5": (T5EncoderModel, ("t5", T5), "encoder"),
+    "headless": (AutoModel, ("llama", SMALL), HEADLESS),
+    "headless bert": (AutoModel, BERT, HEADLESS),
+    "classifier": (AutoModelForSequenceClassification, ("llama", SMALL), "judges texts"),
+}
+
+
+def build(name: str) -> Any:
+    maker, (kind, settings), _ = REFUSED[name]
+    config = AutoConfig.for_model(kind, **{"vocab_size": 20, "pad_token_id": 0, "eos_token_id": 2, **settings})
+    made = maker(config) if maker is T5EncoderModel else maker.from_config(config)
+    return made.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_in_memory(name: str):
+    model = build(name)
+    with pytest.raises(UnsupportedModelError, match=REFUSED[name][2]) as refused:
+        CausalLM(model)
+    assert type(model).__name__ in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if not name.startswith(("headless", "half", "classifier"))])
+def test_in_a_folder(name: str, tmp_path: Path):
+    build(name).save_pretrained(tmp_path)
+    words().save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=REFUSED[name][2]) as refused:
+        CausalLM(str(tmp_path))
+    assert "\n" not in str(refused.value)
+    assert "files" not in str(refused.value)
+
+
+def test_an_encoder_that_was_trained_to_decode_is_no_encoder():
+    config = AutoConfig.for_model("bert", vocab_size=20, is_decoder=True, **SMALL)
+    assert CausalLM(AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)).vocab_size == 20
+
+
+def test_unverified_it_is_taken_at_its_word():
+    assert CausalLM(build("bert"), verify=False).plan.kind == "cache"
