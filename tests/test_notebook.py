@@ -83,7 +83,7 @@ def test_a_posterior_says_what_its_summary_says(make):
 def test_a_comparison_says_what_its_table_says():
     found = compare({"is": importance(), "smc": smc(), "exact": exact()})
     text = check(found._repr_html_())
-    assert "ppl-good" in text
+    assert f"ppl-{found.advice.standing}" in text
     for row in found.rows.values():
         for column in found.columns:
             assert f"<td>{column.text(row).replace('>', '&gt;')}</td>" in text
