@@ -76,6 +76,11 @@ class Comparison:
 
         return comparison(self)
 
+    def _repr_html_(self) -> str:
+        from ppl_align.report.notebook import comparison_html
+
+        return comparison_html(self)
+
     def to_json(self) -> str:
         """Table, reference and advice as JSON; null where a number has no meaning."""
         content = {

@@ -212,6 +212,11 @@ class Posterior:
     def __repr__(self) -> str:
         return self.summary()
 
+    def _repr_html_(self) -> str:
+        from ppl_align.report.notebook import posterior_html
+
+        return posterior_html(self)
+
 
 def _each(scale: float | Tensor, shape: torch.Size) -> Tensor:
     """A number as a tensor with one value for each particle."""

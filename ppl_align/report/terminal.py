@@ -170,14 +170,15 @@ def _texts(data: pd.DataFrame, index: bool = False) -> Table:
     for name in texts:
         table.add_column(Text(str(name)), overflow="fold", ratio=1)
     for label, row in zip(data.index, data.to_dict("records"), strict=True):
-        shown = [Text(_cell(str(name), row[name])) for name in numbers]
-        table.add_row(*([str(label)] if index else []), *shown, *(Text(_visible(str(row[name]))) for name in texts))
+        shown = [Text(cell(str(name), row[name])) for name in numbers]
+        table.add_row(*([str(label)] if index else []), *shown, *(Text(visible(str(row[name]))) for name in texts))
     return table
 
 
-def _cell(name: str, value: Any) -> str:
+def cell(name: str, value: Any) -> str:
+    """A number of a table of draws, as the column of this name shows it."""
     if isinstance(value, tuple):
-        return "(" + ", ".join(_cell("", v) for v in value) + ")"
+        return "(" + ", ".join(cell("", v) for v in value) + ")"
     if is_missing(value):
         return "-"
     if name == "probability":
@@ -187,7 +188,7 @@ def _cell(name: str, value: Any) -> str:
     return number(3)(value) if isinstance(value, float) else str(value)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Line ends as signs, so that one completion stays one row; an empty completion says so."""
     shown = text.replace("\r", "").replace("\n", "⏎ ").strip()
     return shown or "(empty)"
