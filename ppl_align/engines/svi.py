@@ -44,7 +44,8 @@ class SVI(Engine):
     cannot be mended so (a likelihood of zero for another reason, a guide of your own) keeps its weight, J is -inf, and
     ``posterior.warnings`` says so.
 
-    ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
+    ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step,
+    ``"loss_error"`` its standard error by the step's own draws.
     Raises ``RunError`` where the program's log-density is -inf on a draw: a hard rejection has no gradient.
     """
 
@@ -72,7 +73,8 @@ class SVI(Engine):
         if isinstance(guide, AutoGuide):
             guide.nesting, guide.readers = nesting, constraints.readers
         kept = constraints.readers if isinstance(guide, AutoGuide) else ()
-        losses = self.train(task, guide, nesting, environment, kept)
+        errors: list[float] = []
+        losses = self.train(task, guide, nesting, environment, kept, errors)
         program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         program.nesting = nesting
         shape = (self.num_replicates, self.num_particles)
@@ -83,7 +85,8 @@ class SVI(Engine):
         else:
             sweep = Sweep(program, *shape, guide, _quiet, foreseen=constraints)
             sweep.mend = write_again if environment else None
-        posterior = sweep.posterior(sweep.run(), independent=True, history={"loss": torch.tensor(losses)})
+        history = {"loss": torch.tensor(losses), "loss_error": torch.tensor(errors)}
+        posterior = sweep.posterior(sweep.run(), independent=True, history=history)
         posterior.guide = guide
         if posterior.environment:  # the guide left the world alone: what it maximised is J, and q is the answer
             _note_failures(posterior)
@@ -106,9 +109,17 @@ class SVI(Engine):
         return program.nesting, execution.environment
 
     def train(
-        self, task: Task, guide: Any, nesting: int, environment: Sequence[str] = (), kept: Collection[str] = ()
+        self,
+        task: Task,
+        guide: Any,
+        nesting: int,
+        environment: Sequence[str] = (),
+        kept: Collection[str] = (),
+        errors: list[float] | None = None,
     ) -> list[float]:
-        """Pyro's SVI, ``num_steps`` times; the loss of each step. ``environment``, ``kept``: see the ELBO."""
+        """Pyro's SVI, ``num_steps`` times; the loss of each step. ``environment``, ``kept``: see the ELBO.
+
+        ``errors``: a list for the standard error of each."""
         settings: Any = lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0}  # noqa: E731
         optimiser = pyro.optim.ClippedAdam(settings)
         elbo = LeaveOneOutELBO(self.num_particles, nesting, environment, kept)
@@ -117,6 +128,8 @@ class SVI(Engine):
         for step in range(self.num_steps):
             losses.append(float(svi.step(*task.args, **task.kwargs)))
             task.progress(step + 1, self.num_steps, f"ELBO {-losses[-1]:.3f}")
+        if errors is not None:
+            errors += elbo.errors
         return losses
 
     def rate_of(self, parameter: str) -> float:

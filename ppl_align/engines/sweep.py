@@ -214,6 +214,9 @@ def assemble(
     bound = _log_upper(execution)
     if bound is not None:
         fields["history"] = {**fields.get("history", {}), "log_upper": bound}
+    least = list(execution.log_lower.values())
+    if least and None not in least:
+        fields["history"] = {**fields.get("history", {}), "log_lower": sum(one for one in least if one is not None)}
     lm_names = sorted({source.lm.name for source in execution.sources.values()})
     return Posterior(
         engine="",

@@ -59,6 +59,7 @@ class Execution:
     ``pending``    the site where it stopped, or None if it ran to its end
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
     ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known
+    ``log_lower``  the smallest that is not a rejection, likewise
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit
     ``targets``    the mean that a reward is to have, where one is promised (``moment_constraint``)
     ``drawn``      latents drawn in this run, [P, ...]; ``log_prior``, ``log_proposal`` their scores, [P]
@@ -72,6 +73,7 @@ class Execution:
     pending: Site | None = None
     factors: dict[str, Tensor] = field(default_factory=dict)
     log_upper: dict[str, float | None] = field(default_factory=dict)
+    log_lower: dict[str, float | None] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
@@ -164,6 +166,7 @@ class _Execute(Messenger):
         self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
         lanes = log_prob.shape[-self.program.nesting :] if self.program.nesting else ()
         self.result.log_upper[msg["name"]] = _log_upper(msg, math.prod(lanes))
+        self.result.log_lower[msg["name"]] = _log_lower(msg, math.prod(lanes))
         self.result.prefix_closed[msg["name"]] = notes.get("prefix_closed", False)
         if "reward" in notes:
             self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
@@ -211,6 +214,14 @@ def _log_upper(msg: Any, count: int) -> float | None:
         return None  # it may differ from draw to draw
     largest = each if msg["mask"] is None else max(each, 0.0)  # what is masked is 0
     return largest * float(scale) * count
+
+
+def _log_lower(msg: Any, count: int) -> float | None:
+    """The infimum of a reward's log-factor, likewise, rejections aside; of a likelihood nothing is known."""
+    each, scale = msg["infer"].get("ppl_align", {}).get("log_lower"), msg["scale"]
+    if each is None or (isinstance(scale, Tensor) and scale.dim()):
+        return None
+    return min(each, 0.0) * float(scale) * count
 
 
 def _is_discrete(fn: Any) -> bool:

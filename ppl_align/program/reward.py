@@ -69,7 +69,7 @@ def reward(
     applies = ~r.isnan()
     log_factor = torch.where(applies, r * scale, torch.zeros_like(r)) if scale != 0 else torch.zeros_like(r)
     notes: Any = {"reward": r, "scale": scale, "prefix_closed": prefix_closed, "fn": fn}
-    notes["log_upper"] = bounds.log_upper(scale)
+    notes["log_upper"], notes["log_lower"] = bounds.log_upper(scale), bounds.log_lower(scale)
     factor(name, log_factor, _tensor_of(completion), notes)
     return r
 
