@@ -24,6 +24,7 @@ import torch
 
 from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
 from ppl_align.diagnostics.blind_spots import blind_spot
+from ppl_align.diagnostics.collapse import collapsed
 from ppl_align.diagnostics.doubts import Doubt, doubts
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES, is_rounding, say_z
@@ -70,6 +71,7 @@ def best_run(runs: Mapping[str, Posterior]) -> str:
         return drawn
     level = {name: run for name, run in runs.items() if _shortfall(run, runs) is None}
     candidates = {name: run for name, run in level.items() if blind_spot(run, runs) is None} or level
+    candidates = {name: run for name, run in candidates.items() if not collapsed(run, runs)} or candidates
 
     def rank(name: str) -> tuple[float, float]:
         error = evidence.standard_error(candidates[name])
@@ -172,8 +174,8 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
         found = [_disagreement_with_exact(run, runs), _few_draws(run), _wide_spread(run)]
         return [problem for problem in found if problem is not None]
-    found = [_shortfall(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs), _unseen(run, runs)]
-    found += [_few_draws(run), _replicates(run)]
+    found = [*collapsed(run, runs), _shortfall(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs)]
+    found += [_unseen(run, runs), _few_draws(run), _replicates(run)]
     k = weights.pareto_k(run) if run.independent else None
     if k is not None and k > GOOD_K:
         found.append(f"k-hat {k:.2f} is above {GOOD_K}, its error bars are too small")

@@ -36,6 +36,7 @@ class LeaveOneOutELBO(Trace_ELBO):
         if num_particles < 2:
             raise InputError("a leave-one-out baseline needs num_particles of at least 2 draws per step")
         self.environment, self.kept = environment, kept
+        self.errors: list[float] = []  # standard error of each loss, by its own draws
         self.sites: list[str] | None = None  # of the program, as the first draws met them
         super().__init__(num_particles=num_particles, max_plate_nesting=max_plate_nesting, vectorize_particles=True)
 
@@ -61,6 +62,7 @@ class LeaveOneOutELBO(Trace_ELBO):
         f = log_p - (log_q if pathwise else log_q.detach())
         refuse_infinite(f, model_trace, self.kept)
         value = f.detach()
+        self.errors.append(float(value.std()) / self.num_particles**0.5)
         baseline = (value.sum() - value) / (self.num_particles - 1)
         surrogate = -(f + (value - baseline) * score).mean()
         return -value.mean().item(), surrogate

@@ -51,7 +51,8 @@ class SVI(Engine):
     A plate with ``subsample_size=`` is trained on subsamples, and the weights are computed with the whole plate: one of
     ``posterior.warnings`` says so.
 
-    ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step.
+    ``posterior.guide`` is a ``proposal=`` for the other engines; ``posterior.history["loss"]`` is -ELBO per step,
+    ``"loss_error"`` its standard error by the step's own draws.
     Raises ``RunError`` where the program's log-density is -inf on a draw: a hard rejection has no gradient.
     """
 
@@ -77,8 +78,9 @@ class SVI(Engine):
         with whole_plates() as subsampled:
             nesting, environment, constraints = self._prepare(task, guide, subsampled)
         kept = constraints.readers if isinstance(guide, AutoGuide) else ()
-        losses = self.train(task, guide, nesting, environment, kept)
-        history: dict[str, Any] = {"loss": torch.tensor(losses)}
+        errors: list[float] = []
+        losses = self.train(task, guide, nesting, environment, kept, errors)
+        history: dict[str, Any] = {"loss": torch.tensor(losses), "loss_error": torch.tensor(errors)}
         history |= {"warnings": [say_subsampled(subsampled)]} if subsampled else {}
         with whole_plates():
             return self._weigh(task, guide, nesting, environment, constraints, history)
@@ -139,9 +141,17 @@ class SVI(Engine):
         return program.nesting, execution.environment
 
     def train(
-        self, task: Task, guide: Any, nesting: int, environment: Sequence[str] = (), kept: Collection[str] = ()
+        self,
+        task: Task,
+        guide: Any,
+        nesting: int,
+        environment: Sequence[str] = (),
+        kept: Collection[str] = (),
+        errors: list[float] | None = None,
     ) -> list[float]:
-        """Pyro's SVI, ``num_steps`` times; the loss of each step. ``environment``, ``kept``: see the ELBO."""
+        """Pyro's SVI, ``num_steps`` times; the loss of each step. ``environment``, ``kept``: see the ELBO.
+
+        ``errors``: a list for the standard error of each."""
         settings: Any = lambda name: {"lr": self.rate_of(name), "clip_norm": 10.0}  # noqa: E731
         optimiser = pyro.optim.ClippedAdam(settings)
         elbo = LeaveOneOutELBO(self.num_particles, nesting, environment, kept)
@@ -150,6 +160,8 @@ class SVI(Engine):
         for step in range(self.num_steps):
             losses.append(float(svi.step(*task.args, **task.kwargs)))
             task.progress(step + 1, self.num_steps, f"ELBO {-losses[-1]:.3f}")
+        if errors is not None:
+            errors += elbo.errors
         return losses
 
     def rate_of(self, parameter: str) -> float:

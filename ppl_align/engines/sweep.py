@@ -215,6 +215,9 @@ def assemble(
             particles[name] = Completion(view(value), source.reshaped((*shape, *own)))
     if execution.answers:
         fields["history"] = {**fields.get("history", {}), "answers": dict(execution.answers)}
+    least = list(execution.log_lower.values())
+    if least and None not in least:
+        fields["history"] = {**fields.get("history", {}), "log_lower": sum(one for one in least if one is not None)}
     lm_names = sorted({source.lm.name for source in execution.sources.values()})
     return Posterior(
         engine="",

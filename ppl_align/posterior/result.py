@@ -40,8 +40,9 @@ class Posterior:
     ``log_prior``    by latent site: log p0 [R, N]
     ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
-                     ancestors [S, R, N], lineage [R, N]; SVI: loss [K]; Rejection: num_draws [R] and, by its
-                     pilot, acceptance and acceptance_se; what functions of the world answered: answers
+                     ancestors [S, R, N], lineage [R, N]; SVI: loss [K] and loss_error [K], its standard error;
+                     Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; what functions of the
+                     world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
     ``draws_are_exact``  particles are independent draws of the posterior itself (Rejection, an oracle's sample)
     ``independent``  particles of a replicate are i.i.d. draws (IS, SVI), or the whole support (``exact``)
     ``target``       "posterior", or "decision": draws of a policy that was chosen for its J = E[r] - beta KL in a world

@@ -7,6 +7,7 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 
 from __future__ import annotations
 
+import math
 import re
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.log_upper import log_upper_of
+from ppl_align.program.log_bounds import log_lower_of, log_upper_of
 from ppl_align.program.per_particle import PerParticle
 from ppl_align.program.plates import Plates, plates_of, with_room
 from ppl_align.program.refusals import refuse_no_number, refuse_subsample
@@ -62,6 +63,7 @@ class Execution:
     ``factors``    log-factors and log-likelihoods by site name, [P] nats
     ``log_upper``  by the same names: the largest value a log-factor can take, nats; None where it is not known, [P]
                    (+inf: not known) where a weight that is drawn makes it another one for each particle
+    ``log_lower``  the smallest that is not a rejection, nats; None where it is not known
     ``rewards``    raw r by site name, [P], NaN where a reward does not apply; ``scales``: nats per unit, [P] where they
                    are drawn (in a plate: the mean over its elements)
     ``targets``    the mean that a reward is to have, where one is promised (``moment_constraint``)
@@ -77,6 +79,7 @@ class Execution:
     pending: Site | None = None
     factors: dict[str, Tensor] = field(default_factory=dict)
     log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
+    log_lower: dict[str, float | None] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, PerParticle] = field(default_factory=dict)
     targets: dict[str, float] = field(default_factory=dict)
@@ -173,6 +176,8 @@ class _Execute(Messenger):
         self.result.factors[msg["name"]] = self._per_particle(msg, log_prob)
         upper = log_upper_of(msg, log_prob.shape, self.program.nesting)
         self.result.log_upper[msg["name"]] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
+        lanes = log_prob.shape[-self.program.nesting :] if self.program.nesting else ()
+        self.result.log_lower[msg["name"]] = log_lower_of(msg, math.prod(lanes))
         self.result.prefix_closed[msg["name"]] = notes.get("prefix_closed", False)
         if "reward" in notes:
             self.result.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])

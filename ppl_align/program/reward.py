@@ -73,6 +73,7 @@ def reward(
         _check_rejections(name, r, weight)
     notes: Any = {"reward": r, "scale": told, "prefix_closed": prefix_closed, "fn": fn}
     notes["log_upper"] = bounds.log_upper(told)
+    notes["log_lower"] = None if isinstance(told, Tensor) else bounds.log_lower(told)
     factor(name, _weighed(r, scale), _tensor_of(completion), notes)
     return r
 

@@ -42,6 +42,11 @@ class Bounds:
         bound = self.upper if scale > 0 else self.lower
         return scale * bound if math.isfinite(bound) else None
 
+    def log_lower(self, scale: float) -> float | None:
+        """inf of ``scale * r`` in nats, rejections aside, and 0 where r does not apply; None where it is not known."""
+        least = self.lower if scale > 0 else self.upper
+        return min(scale * least, 0.0) if scale != 0 and math.isfinite(least) else 0.0 if scale == 0 else None
+
     def check(self, name: str, r: Tensor, scale: float | Tensor, completion: Any) -> None:
         """Raise ``RewardError`` for a value outside. ``None`` (NaN here) counts as a log-factor of 0."""
         high, low = self.upper + _slack(self.upper), self.lower - _slack(self.lower)

@@ -1,4 +1,4 @@
-"""The largest value that an observed site's log-factor can take: what rejection sampling needs to know."""
+"""The largest and the smallest value of the log-factor of an observed site: what rejection sampling needs to know."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ def _is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except (AttributeError, NotImplementedError):
         return False
+
+
+def log_lower_of(msg: Any, count: int) -> float | None:
+    """The infimum of a reward's log-factor, a sum of ``count`` terms, rejections aside; None where it is not known."""
+    each, scale = msg["infer"].get("ppl_align", {}).get("log_lower"), msg["scale"]
+    if each is None or (isinstance(scale, Tensor) and scale.dim()):
+        return None
+    return min(each, 0.0) * float(scale) * count
