@@ -174,7 +174,7 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
         found = [_disagreement_with_exact(run, runs), _few_draws(run), _wide_spread(run)]
         return [problem for problem in found if problem is not None]
-    found = [*collapsed(run, runs), _shortfall(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs)]
+    found = [_shortfall(run, runs), *collapsed(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs)]
     found += [_unseen(run, runs), _few_draws(run), _replicates(run)]
     k = weights.pareto_k(run) if run.independent else None
     if k is not None and k > GOOD_K:
