@@ -77,7 +77,9 @@ def _numbers(posterior: Posterior, deciding: bool) -> dict[str, Any]:
     if not posterior.exact and not deciding:
         cells["ESS"] = f"{fixed(1)(weights.ess(posterior))} of {whole(posterior.log_weight.shape[1])}"
         cells["max w"] = number(2)(weights.largest(posterior))
-    cells["distinct"] = whole(diversity.distinct_completions(posterior))
+    distinct = diversity.distinct_completions(posterior)
+    if distinct is not None:
+        cells["distinct"] = whole(distinct)
     return {"title": "Estimates", "columns": [_right(name) for name in cells], "rows": [list(cells.values())]}
 
 
