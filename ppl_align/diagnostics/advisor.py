@@ -28,6 +28,7 @@ from ppl_align.diagnostics.collapse import collapsed
 from ppl_align.diagnostics.doubts import Doubt, doubts
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES, is_rounding, say_z
+from ppl_align.posterior.intervals import Estimate, critical, exceeds
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import identity
 
@@ -191,17 +192,20 @@ def _shortfall(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
     worst: tuple[float, str] | None = None
     for name, other in others.items():
         gap = evidence.log_evidence(other) - own
-        noise = math.hypot(own_error, _error(other))
-        if other is not run and gap > max(SIGNIFICANT * noise, NEGLIGIBLE) and (worst is None or gap > worst[0]):
+        noise = critical(own_error, _error(other), errors=SIGNIFICANT)
+        if other is not run and gap > max(noise, NEGLIGIBLE) and (worst is None or gap > worst[0]):
             worst = gap, name
     if worst is None:
         return None
     return f"log Z is {worst[0]:.2g} nats below {worst[1]}, so it misses part of the posterior"
 
 
-def _error(run: Posterior) -> float:
-    error = evidence.standard_error(run)
-    return UNKNOWN_ERROR if error is None else error
+def _error(run: Posterior) -> Estimate:
+    """log Z with its standard error, and the degrees of freedom that go with it."""
+    found = evidence.log_z(run)
+    if math.isnan(found.standard_error):
+        return Estimate(found.value, UNKNOWN_ERROR)
+    return found if found.stated else Estimate(found.value, found.standard_error)
 
 
 def _blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
@@ -214,12 +218,14 @@ def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> s
     if exact is None:
         return None
     gap = evidence.log_evidence(run) - evidence.log_evidence(exact)
-    if gap > max(SIGNIFICANT * _error(run), NEGLIGIBLE):
+    if gap > max(critical(_error(run), errors=SIGNIFICANT), NEGLIGIBLE):
         return f"log Z is {gap:.2g} nats above the exact one"
     for name in run.rewards:
-        value, error = run.mean(name)
+        found = run.mean(name)
+        value, error = found
         off = abs(value - exact.mean(name).value)
-        if off > SIGNIFICANT * error > 0 and not is_rounding(off, value):
+        known = found if found.stated else Estimate(value, error)
+        if error > 0 and exceeds(off, known, errors=SIGNIFICANT) and not is_rounding(off, value):
             return f"E[{name}] is {say_z(off / error)} from the exact one"
     return None
 

@@ -20,6 +20,7 @@ from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.diagnostics.scales import differing_scales, scales
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.intervals import Estimate
 from ppl_align.provenance import differences
 
 if TYPE_CHECKING:
@@ -177,17 +178,17 @@ def compare(runs: Runs) -> Comparison:
 def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> dict[str, Any]:
     row: dict[str, Any] = {"engine": run.engine}
     for name in rewards:
-        row[f"E[{name}]"], row[f"se[{name}]"] = run.mean(name)
+        row |= _with_bar(f"E[{name}]", f"se[{name}]", run.mean(name))
         row[f"E_q[{name}]"], row[f"se_q[{name}]"] = policy.own_mean(run, name) or (None, None)
     kl = evidence.kl_to_prior(run)
-    elbo = evidence.elbo(run)
+    elbo, precision = evidence.elbo(run), evidence.precision_interval(run) or (None, None)
     rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]
     sampled, weighted = not run.exact, not run.exact and run.target == "posterior"
     row["decision_value"], row["decision_value_error"] = decisions.value(run) or (None, None)
     return row | {
-        "log_evidence": evidence.log_evidence(run),
+        **_with_bar("log_evidence", "se[log Z]", evidence.log_z(run)),
         "log_evidence_spread": evidence.spread(run),
-        "kl_to_prior": kl.value,
+        **_with_bar("kl_to_prior", "se[KL]", evidence.kl(run)),
         "kl_is_lower_bound": kl.lower_bound,
         "elbo": elbo,
         "elbo_gap": None if elbo is None else best_log_evidence - elbo,
@@ -208,7 +209,16 @@ def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> di
         "environment_calls": run.cost.environment_calls,
         "seconds": run.cost.seconds,
         "precision_per_1000_tokens": evidence.precision_per_1000_tokens(run),
+        "precision_per_1000_tokens_low": precision[0],
+        "precision_per_1000_tokens_high": precision[1],
     }
+
+
+def _with_bar(key: str, error: str, estimate: Estimate) -> dict[str, float]:
+    """A number, its standard error where one can be stated, and its 95% interval."""
+    low, high = estimate.interval()
+    stated = estimate.standard_error if estimate.stated else math.nan
+    return {key: estimate.value, error: stated, f"{key}_low": low, f"{key}_high": high}
 
 
 def _unseen(run: Posterior, named: Mapping[str, Posterior]) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ppl_align.diagnostics import weights
@@ -126,12 +127,33 @@ def precision_per_1000_tokens(posterior: Posterior) -> float | None:
 
     LM tokens: rows through the network, decoded and scored, training included; one replicate's share is the
     total / R. Pooling R replicates divides relvar by R and multiplies tokens by R, so the number does not depend
-    on how a budget is cut into replicates. None where relvar is unknown or zero, or no token was paid for."""
-    relvar = relative_variance(posterior)
-    tokens = (posterior.cost.lm_tokens + posterior.cost.scored_tokens) / len(posterior.log_weight)
-    if relvar is None or relvar < _ROUNDING or tokens == 0:
+    on how a budget is cut into replicates. Told from R replicates (SMC), 1 / relvar is (R-1) / (R-3) too large on
+    average, which is taken out. None for three of them or fewer, where log Z has no error bar, where relvar is zero,
+    and where no token was paid for."""
+    found = _precision(posterior)
+    return None if found is None else found[0]
+
+
+def precision_interval(posterior: Posterior) -> tuple[float, float] | None:
+    """A 95% interval of :func:`precision_per_1000_tokens`: (R-1) times the estimated over the true relvar is chi^2 with
+    as many degrees of freedom as log Z has."""
+    found, dof = _precision(posterior), log_z(posterior).dof
+    if found is None or not math.isfinite(dof):
         return None
-    return 1 / relvar / (tokens / 1000)
+    raw = found[1]
+    return raw * float(stats.chi2.ppf(0.025, dof)) / dof, raw * float(stats.chi2.ppf(0.975, dof)) / dof
+
+
+def _precision(posterior: Posterior) -> tuple[float, float] | None:
+    """``(unbiased, 1 / relvar)``, per 1000 tokens of one replicate."""
+    relvar, replicates = relative_variance(posterior), len(posterior.log_weight)
+    tokens = (posterior.cost.lm_tokens + posterior.cost.scored_tokens) / replicates
+    if relvar is None or relvar < _ROUNDING or tokens == 0 or not log_z(posterior).stated:
+        return None
+    raw = 1 / relvar / (tokens / 1000)
+    if posterior.independent:
+        return raw, raw
+    return (raw * (replicates - 3) / (replicates - 1), raw) if replicates > 3 else None
 
 
 def elbo(posterior: Posterior) -> float | None:

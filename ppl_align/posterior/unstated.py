@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
+from ppl_align.posterior.intervals import FEWEST_PREDICTED, predicted_draws
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 
 def unstated(posterior: Posterior) -> list[str]:
-    """One line for each reason for which numbers of this run have no standard error; empty where all have one."""
+    """One line for each reason for which numbers of this run have no error bar; empty where all have one."""
     names: dict[str, list[str]] = {}
     for name, estimate in _estimates(posterior).items():
-        if math.isnan(estimate.standard_error):
+        if not estimate.stated:
             names.setdefault(_why(posterior, name, estimate), []).append(name)
     return [f"no standard error of {', '.join(of)}: {why}" for why, of in names.items()]
 
@@ -47,6 +48,14 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         return "draws that count have an infinite value"
     if name == "J":
         return "a single episode says nothing of its own spread; num_replicates=4 gives one"
+    if estimate.standard_error == 0:
+        return "it is the same on all draws, which says nothing of draws that were not made"
+    if posterior.independent and math.isfinite(estimate.standard_error):
+        few = predicted_draws(posterior.log_weight)
+        return (
+            f"its weights foretell {few:.0f} effective draws, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
+            "the error; take more num_particles, or a proposal= that fits better"
+        )
     if posterior.independent:
         return "fewer than 2 effective draws carry the weight; take more num_particles, or a proposal= that fits better"
     if replicates < MIN_REPLICATES:
@@ -55,4 +64,6 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
             f"its particles depend on each other, and {several} too few to tell how far the next one would differ; "
             f"num_replicates={MIN_REPLICATES} gives one"
         )
+    if math.isfinite(estimate.standard_error):
+        return "its particles descend from too few of the first ones; take more num_particles"
     return "one population carries all the weight, so the others cannot tell its error; take more num_particles"
