@@ -33,8 +33,8 @@ ROWS = [{"prompt": "0", "beta": 1.0, "digit": 1}, {"prompt": "1", "beta": 2.0, "
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "asked.py").write_text(MODEL)
-    for name, replicates in (("sure", 4), ("unsure", 1)):
-        engine = f"ImportanceSampling(num_particles=2048, num_replicates={replicates})"
+    for name, particles, replicates in (("sure", 2048, 4), ("unsure", 64, 1)):
+        engine = f"ImportanceSampling(num_particles={particles}, num_replicates={replicates})"
         (tmp_path / f"{name}.py").write_text(f"from ppl_align import ImportanceSampling\nengine = {engine}\n")
     write(tmp_path / "data.jsonl", ROWS)
     monkeypatch.chdir(tmp_path)
@@ -83,9 +83,9 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_rows_that_cannot(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.005, "digit": 1}])  # too strong
+    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.02, "digit": 1}])  # too strong for 64 draws
     out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py")
-    assert "=> 2 of 3 rows can be trusted; not to be trusted: row 2. - row 2: No run can be trusted: " in out
+    assert "=> All 3 rows can be trusted" in out
     out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "unsure.py")
     assert "=> 0 of 3 rows can be trusted; not to be trusted: row 2; unconfirmed: rows 0, 1. - row 0: Nothing" in out
 

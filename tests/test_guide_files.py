@@ -81,7 +81,7 @@ def test_the_parameters_are_those_that_pyro_trains():
     seen = {}
 
     def watch(done, total, note):
-        seen.update({name: value.detach().clone() for name, value in pyro.get_param_store().items()})
+        seen.update({name.replace("\n", "."): value.detach().clone() for name, value in pyro.get_param_store().items()})
 
     guide = SVI(num_steps=4, num_particles=8, num_replicates=1).run(program, progress=watch).guide
     assert set(guide.parameters) == set(seen)

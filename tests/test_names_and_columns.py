@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,8 @@ def _renamed(name: str, sites: dict[str, str]) -> str:
 def test_comparisons_reports_and_means_show_the_same_numbers(kind: str, tmp_path: Path) -> None:
     plain, other, _ = both(kind)
     before, after = compare([plain]), compare([other])
-    expected = before.table.rename(columns={f"{e}[{n}]": f"{e}[{w}]" for n, w in NAMED.items() for e in ("E", "se")})
+    of_a_reward = [f"{e}[{{}}]{end}" for e, end in product(("E", "se", "E_q", "se_q"), ("", "_low", "_high"))]
+    expected = before.table.rename(columns={c.format(n): c.format(w) for n, w in NAMED.items() for c in of_a_reward})
     same = expected.columns.drop(["seconds", *(c for c in expected.columns if "reward_calls" in c)])
     pd.testing.assert_frame_equal(after.table[same], expected[same])
     assert after.table.columns.is_unique

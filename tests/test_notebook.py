@@ -67,7 +67,9 @@ def test_everything_is_escaped():
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in runs["exact"]._repr_html_()
 
 
-@pytest.mark.parametrize("make", [exact, importance, smc, svi, lambda: smc(replicates=1)], ids=["exact", "importance", "smc", "svi", "lone"])
+@pytest.mark.parametrize(
+    "make", [exact, importance, smc, svi, lambda: smc(replicates=1)], ids=["exact", "importance", "smc", "svi", "lone"]
+)
 def test_a_posterior_says_what_its_summary_says(make):
     posterior = make()
     text = check(posterior._repr_html_())

@@ -25,6 +25,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
 from ppl_align.program.record import Record
+from ppl_align.program.subsamples import whole_plates
 from ppl_align.seeds import generators
 
 PARTICLES = 4
@@ -50,7 +51,7 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
     before, most, done = None, TIMES, 0
     while done < most:
         state = generators()
-        with measure() as cost:
+        with measure() as cost, whole_plates():
             now = _said(program, values)
         if before is not None:
             refuse_difference(before, now)
@@ -100,7 +101,7 @@ def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     for what, key in (("reward", "reward"), ("weight / beta", "scale"), ("bound", "log_upper"), ("target", "target")):
         if key in notes:
             yield what, notes[key]
-    if not isinstance(fn, CompletionDistribution) or node["is_observed"]:
+    if not isinstance(fn, CompletionDistribution):  # prompt, settings and value say it, and scores cost forwards
         yield "log-factor" if node["is_observed"] else "prior", fn.log_prob(node["value"])
     yield "scale", node["scale"]
 
