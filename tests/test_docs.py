@@ -91,6 +91,6 @@ def test_docs_from_trl(tmp_path, monkeypatch, capsys):
     assert "E[mentions]" in said.out
     assert "E[concise]" in said.out
     assert re.search(r"^2\s+Name a", said.out, re.M), "a row is called by what its chat says"
-    assert "=> All 3 rows can be trusted." in said.out
+    assert re.search(r"=> \d of 3 rows can be\s+trusted; unconfirmed: ", said.out), "64 draws of this prior are few"
     assert "ignored" not in said.err, "every column of the data reaches the model"
     assert len(list((tmp_path / "runs" / "hobby").glob("*/smc.nc"))) == 3

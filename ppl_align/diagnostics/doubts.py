@@ -63,12 +63,11 @@ def doubts(run: Posterior) -> list[Doubt]:
 
 def _never_met(run: Posterior, name: str) -> Doubt | None:
     value = constant_reward(run, name)
-    if value is None:
+    if value is None or math.isnan(value):  # one that applies to no draw is a factor of 1 by the user's own word
         return None
-    said = "applies to none" if math.isnan(value) else f"is {value:.3g} on all"
     most = 1 - 0.05 ** (1 / run.log_weight.numel())
     return Doubt(
-        f"the reward {name!r} {said} of its {run.log_weight.numel():,} draws: texts that are rewarded otherwise may "
+        f"the reward {name!r} is {value:.3g} on all of its {run.log_weight.numel():,} draws: texts that are rewarded otherwise may "
         f"hold {100 * most:.2g}% of what it drew from, and any share of the posterior"
     )
 
