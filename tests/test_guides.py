@@ -16,7 +16,8 @@ from ppl_align import SMC, SVI, CallableLM, CausalLM, Exact, ImportanceSampling,
 from ppl_align.cost import measure
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.errors import InputError
-from ppl_align.guides import AutoGuide
+from ppl_align.guides import AutoGuide, markov
+from ppl_align.guides.auto import BETWEEN
 from ppl_align.runs import run_memory
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, PROGRAMS
@@ -354,3 +355,12 @@ def test_a_prior_that_is_learned_is_never_scored_from_memory(lm, constrained):
     assert seen[1] > 0.9
     by_now = torch.tensor(seen).log()[run.particles["x"].tokens].sum(-1)
     torch.testing.assert_close(run.log_prior["x"], by_now.double(), rtol=0, atol=1e-5)
+
+
+def test_networks_learn_in_small_steps_and_tables_in_large_ones():
+    """Whatever stands between a site and the parameters of its guide in Pyro's store."""
+    rate, site = SVI().rate_of, f"x{BETWEEN}"
+    assert [rate(site + own) for own in ("left", "right", "base.lora_A.guide.weight")] == [1e-3] * 3
+    assert rate(site + markov.PARTS[0]) == 3e-2
+    assert rate(site + "tables.1") == rate("my own") == 1e-1
+    assert SVI(learning_rate=0.5).rate_of(site + "left") == 0.5

@@ -67,8 +67,8 @@ def _never_met(run: Posterior, name: str) -> Doubt | None:
         return None
     most = 1 - 0.05 ** (1 / run.log_weight.numel())
     return Doubt(
-        f"the reward {name!r} is {value:.3g} on all of its {run.log_weight.numel():,} draws: texts that are rewarded otherwise may "
-        f"hold {100 * most:.2g}% of what it drew from, and any share of the posterior"
+        f"the reward {name!r} is {value:.3g} on all of its {run.log_weight.numel():,} draws: texts that are rewarded "
+        f"otherwise may hold {100 * most:.2g}% of what it drew from, and any share of the posterior"
     )
 
 

@@ -21,7 +21,7 @@ from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep
 from ppl_align.errors import InputError
 from ppl_align.guides import markov
-from ppl_align.guides.auto import KINDS, AutoGuide
+from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
@@ -170,9 +170,10 @@ class SVI(Engine):
         The parts of a Markov guide, thousands that add up, are in between: steps of 0.1 are mostly noise to them."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if parameter.endswith(tuple(f".{part}" for part in markov.PARTS)):
+        own = parameter.replace(BETWEEN, ".")  # what stands between a site and the parameters of its guide
+        if own.endswith(tuple(f".{part}" for part in markov.PARTS)):
             return 3e-2
-        return 1e-3 if parameter.endswith((".left", ".right")) or ".lora_" in parameter else 1e-1
+        return 1e-3 if own.endswith((".left", ".right")) or ".lora_" in own else 1e-1
 
 
 def _note_failures(posterior: Posterior) -> None:

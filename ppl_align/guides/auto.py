@@ -42,6 +42,9 @@ KINDS = ("auto", "head", "lora", "markov", "table")
 ALL_PREFIXES = 2**14
 """"auto" takes a parameter for each prefix and token up to this many of them."""
 
+BETWEEN = "\n"
+"""Between the name of a site and those of its guide's parameters, in Pyro's store: no name of a site holds one."""
+
 
 class AutoGuide:
     """``guide(*args)`` is a Pyro guide of ``model(*args)``; ``kind``: "auto", "head", "lora", "markov" or "table".
@@ -189,7 +192,7 @@ def register(name: str, part: nn.Module) -> None:
     its name."""
     for key, parameter in part.named_parameters():
         if parameter.requires_grad:
-            pyro.param(f"{name}\n{key}", parameter)
+            pyro.param(f"{name}{BETWEEN}{key}", parameter)
 
 
 class GuidedCompletion(TorchDistribution):
