@@ -154,9 +154,8 @@ def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
     plain = [name for name in sound if drew_from_prior(runs[name])]
     drawn = [name for name in sound if runs[name].draws_are_exact]
     if not plain and drawn:
-        return drawn[
-            0
-        ], f"Use {drawn[0]}: its {runs[drawn[0]].log_weight.numel()} draws come from the posterior itself."
+        use = drawn[0]
+        return use, f"Use {use}: its {runs[use].log_weight.numel()} draws come from the posterior itself."
     if not plain:
         why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
         return leader, f"Use {leader}: {why}."

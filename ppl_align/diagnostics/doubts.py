@@ -11,7 +11,7 @@ A run without a complaint may have seen too little to have one. A green light ta
 4. replicates that were resampled (SMC) do not agree better than the number of their first ancestors lets them;
 5. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
-The thresholds are those at which green lights were false in less than 5% of runs of known truth (``make honesty``).
+The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ c = g / sqrt(n), the interval at quantile t is Hall's (1992, "On the removal of 
 
 which is value -+ t s at c = 0, and second-order correct on *each* side. t has the degrees of freedom that Satterthwaite
 (1946) gives a variance whose psi have kurtosis k: 2 n / (k - 1), and no more than half of the effective draws.
-How often such intervals hold is measured, not assumed: ``make honesty``, docs/honesty.md.
+How often such intervals hold is measured by ``make honesty``.
 """
 
 from __future__ import annotations

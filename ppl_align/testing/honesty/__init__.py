@@ -1,1 +1,1 @@
-"""How often what the library states of its own answers is true: ``make honesty``, docs/honesty.md."""
+"""How often what the library states of its own answers is true: ``make honesty``."""

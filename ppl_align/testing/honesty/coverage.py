@@ -82,6 +82,11 @@ class Cells:
             low, high = estimate.interval()
             self.cells.setdefault((size, name), Cell()).add(estimate.stated, low <= exact[name] <= high, many)
 
+    def refused(self, size: int) -> None:
+        """A run that its engine refused: it states no bar."""
+        for name in ESTIMANDS:
+            self.cells.setdefault((size, name), Cell()).add(False, False, False)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {f"{size} {name}": vars(cell) for (size, name), cell in self.cells.items()}
@@ -100,11 +105,14 @@ def measure(engine: str, kind: Kind, seeds: int, particles: int, seed: int) -> C
         truth = problem(kind, 1000 * seed + at, distance, short=engine == "rejection")
         for run in _runs(engine, truth, seeds, particles, seed):
             for size in REPLICATES:
+                if run is None:
+                    found.refused(size)
+                    continue
                 found.add(replicates(run, 0, size), size, truth, engine == "rejection")
     return found
 
 
-def _runs(engine: str, truth: Problem, seeds: int, particles: int, seed: int) -> Iterator[Posterior]:
+def _runs(engine: str, truth: Problem, seeds: int, particles: int, seed: int) -> Iterator[Posterior | None]:
     """``seeds`` runs of the most replicates."""
     most = max(REPLICATES)
     if engine == "svi":  # a guide of its own for each
@@ -119,8 +127,9 @@ def _runs(engine: str, truth: Problem, seeds: int, particles: int, seed: int) ->
         count = min(at_once, seeds - first)
         try:
             run = make(particles, most * count).run(truth.model, seed=10_000 * seed + first)
-        except PplAlignError:  # an engine that refuses states nothing
-            return
+        except PplAlignError:  # an engine that refuses states nothing, and these are runs as well
+            yield from [None] * count
+            continue
         for each in range(count):
             yield replicates(run, most * each, most * (each + 1))
 

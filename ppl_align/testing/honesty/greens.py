@@ -86,7 +86,8 @@ class Greens:
 
 
 def is_wrong(run: Posterior, truth: Problem) -> bool:
-    """By the definition of a false green: docs/honesty.md."""
+    """log Z off by more than 1 nat, or by .3 nats and three standard errors; or E[r] by more than 30% of what
+    conditioning moves it, or by 10% of that and three standard errors."""
     log_z, mean = evidence.log_z(run), run.mean("r")
     off, far = abs(log_z.value - truth.log_z), abs(mean.value - truth.mean)
     shift = abs(truth.mean - truth.prior_mean)
