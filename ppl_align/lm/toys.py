@@ -191,7 +191,7 @@ class MarkovLM(ToyLM):
         return torch.tensor([p[-1] if p else -1 for p in prefixes], dtype=torch.long)
 
     def after(self, previous: Tensor, position: Tensor) -> Tensor:
-        """Normalised ``[rows, V]`` after the ids ``previous [rows]``, -1 where there is none, at ``position [rows]``."""
+        """Normalised ``[rows, V]`` after ``previous [rows]``, ids or -1 where there is none, at ``position [rows]``."""
         count(lm_forwards=1)
         with network():
             previous = previous.to(self.device)
