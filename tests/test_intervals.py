@@ -154,13 +154,13 @@ def test_replicates_of_a_run_are_runs() -> None:
 
 def test_coverage_and_greens_in_small() -> None:
     """The harness itself: what it counts adds up, and nothing is far off even in a few runs."""
-    cells = measure("importance", "graded", 20, 64, SEED).cells
+    cells = measure("importance", "graded", 20, SEED).cells
     assert len(cells) == 9
     assert all(cell.runs == 120 and cell.holds for cell in cells.values())
     assert not Cell(stated=1000, held=850, runs=1000).holds
-    found = round_of(SEED, "rare", 64, 4, [0, 3])
+    found = round_of(SEED, "rare", 64, 4, [("both", 0), ("importance", 3), ("inspect", 0)])
     assert Greens.from_dict(found.as_dict()).as_dict() == found.as_dict()
-    assert {at for _, _, at in found.strata} <= {0, 3}
+    assert {(d, at) for d, _, at in found.strata} == {("both", 0), ("importance", 3), ("inspect", 0)}
     assert all(s.greens >= s.false and s.deserving >= s.kept for s in found.strata.values())
     assert sum(s.false for s in found.strata.values()) <= 3
 
@@ -168,11 +168,11 @@ def test_coverage_and_greens_in_small() -> None:
 def test_what_counts_as_wrong() -> None:
     truth = problem("graded", 3, 0.4)
     run = ImportanceSampling(4000, 1).run(truth.model, seed=SEED)
-    assert not is_wrong(run, truth)
+    assert not is_wrong(evidence.log_z(run), run.mean("r"), truth)
     for off, wrong in ((0.2, False), (0.5, True)):
         shifted = ImportanceSampling(4000, 1).run(truth.model, seed=SEED)
         shifted.log_weight = shifted.log_weight + off
-        assert is_wrong(shifted, truth) == wrong
+        assert is_wrong(evidence.log_z(shifted), shifted.mean("r"), truth) == wrong
     shifted.log_weight = run.log_weight
     shifted.rewards = {"r": run.rewards["r"] + 0.4 * (truth.mean - truth.prior_mean)}
-    assert is_wrong(shifted, truth)
+    assert is_wrong(evidence.log_z(shifted), shifted.mean("r"), truth)

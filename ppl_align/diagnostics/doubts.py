@@ -83,7 +83,7 @@ def _room(run: Posterior) -> Doubt | None:
 
 
 def _log_z(run: Posterior) -> Doubt | None:
-    return _too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", run)
+    return too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", _more(run))
 
 
 def _mean(run: Posterior, name: str) -> Doubt | None:
@@ -92,15 +92,17 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     moved = _moved(run, name)
     if moved is None:
         return None
-    return _too_wide(
-        f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, f"{OF_THE_SHIFT:.0%} of what it has moved", run
-    )
+    goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
+    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, _more(run))
 
 
-def _too_wide(what: str, estimate: Estimate, goal: float, goal_in_words: str, run: Posterior) -> Doubt | None:
+def too_wide(
+    what: str, estimate: Estimate, goal: float, goal_in_words: str, unknown: float | None = None
+) -> Doubt | None:
+    """Is a 95% interval wider than ``goal`` on either side? ``unknown``: times as many draws for a bar at all."""
     width = estimate.half_width()
     if math.isnan(width):
-        return Doubt(f"{what} has no error bar", _more(run))
+        return Doubt(f"{what} has no error bar", unknown)
     if width <= goal:
         return None
     return Doubt(
@@ -131,14 +133,21 @@ def _moved(run: Posterior, name: str) -> float | None:
 def _skewed(run: Posterior) -> Doubt | None:
     if not run.independent or run.draws_are_exact:
         return None
-    predicted, total = predicted_draws(run.log_weight), run.log_weight.numel()
-    if predicted < PREDICTED:
-        return Doubt(
-            f"its weights foretell {predicted:.0f} effective draws, it takes {PREDICTED:.0f} to believe what they show",
-            PREDICTED / max(predicted, 1e-6),
-        )
     worst = max([abs(run.mean(name).skewness) for name in run.rewards], default=abs(evidence.log_z(run).skewness))
+    return skewed(predicted_draws(run.log_weight), run.log_weight.numel(), worst)
+
+
+def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:
+    """Are weights too skewed for the errors that they state? ``predicted`` effective draws of ``total``."""
+    enough = min(PREDICTED, total / 2)
+    if predicted < enough:
+        return Doubt(
+            f"its weights foretell {predicted:.0f} effective draws, it takes {enough:.0f} to believe what they show",
+            enough / max(predicted, 1e-6),
+        )
     allowed = SKEWED if predicted >= FAR * total else SKEWED_FAR
-    if worst <= allowed:
+    if skewness <= allowed:
         return None
-    return Doubt(f"its few largest weights say most of what it says (skewness {worst:.2f})", (worst / allowed) ** 2)
+    return Doubt(
+        f"its few largest weights say most of what it says (skewness {skewness:.2f})", (skewness / allowed) ** 2
+    )

@@ -21,6 +21,7 @@ from ppl_align.errors import InputError
 from ppl_align.inspection import predictive
 from ppl_align.inspection.advice import advise
 from ppl_align.inspection.costs import Prediction, predict
+from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
@@ -86,6 +87,11 @@ class Inspection:
     def beta(self) -> float | None:
         """beta / weight of the only reward; None where there are several, or it is wanted small."""
         return self.pool.beta
+
+    @property
+    def doubt(self) -> str | None:
+        """Why importance sampling with so many draws would not do; None: it will."""
+        return doubt(self.pool, self.written)
 
     def __str__(self) -> str:
         from ppl_align.report.inspection import tables

@@ -42,14 +42,15 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
 
 
-def error_by_ancestry(posterior: Posterior, parts: Tensor, expected: float = 0.0) -> float | None:
-    """Standard error of an estimate to which each particle adds ``parts [R, N]``, and each first particle with its
-    descendants ``expected`` on average. None where nothing descends."""
+def error_by_ancestry(posterior: Posterior, parts: Tensor, expected: float = 0.0) -> tuple[float, float] | None:
+    """``(standard error, skewness)`` of an estimate to which each particle adds ``parts [R, N]``, and each first
+    particle with its descendants ``expected`` on average. None where nothing descends."""
     lineage = posterior.history.get("lineage")
     if lineage is None:
         return None
-    shared = torch.zeros_like(parts).scatter_add_(1, torch.as_tensor(lineage), parts)
-    return float(((shared - expected) ** 2).sum().sqrt())
+    psi = torch.zeros_like(parts).scatter_add_(1, torch.as_tensor(lineage), parts) - expected
+    error = float((psi**2).sum().sqrt())
+    return error, float(((psi / error) ** 3).sum()) if error > 0 else 0.0
 
 
 def of_resampled(
@@ -62,6 +63,6 @@ def of_resampled(
     if told is not None and ancestors is not None and math.isfinite(found.dof):
         nu = sum(ancestors) / ANCESTORS_PER_DOF
         dof = found.dof + nu
-        error = math.sqrt((found.dof * found.standard_error**2 + nu * told**2) / dof)
-        found = Estimate(value, error, dof)
+        error = math.sqrt((found.dof * found.standard_error**2 + nu * told[0] ** 2) / dof)
+        found = Estimate(value, error, dof, told[1])
     return found if stated else Estimate(value, found.standard_error, math.nan)

@@ -30,29 +30,32 @@ _MOST_ROUNDS = 400
 
 def main() -> None:
     """Parse, measure, write."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--particles", type=int, default=256)
-    arguments.add_argument("--replicates", type=int, default=4, help="of the runs that are judged")
-    arguments.add_argument("--share", type=float, default=1.0, help="of the seeds and runs: less is sooner")
-    arguments.add_argument("--state", type=Path, default=Path("runs/honesty"))
-    arguments.add_argument("--page", type=Path, default=None, help="write the tables there; else they are printed")
-    asked = arguments.parse_args()
-    state = asked.state / f"seed{asked.seed}-n{asked.particles}-r{asked.replicates}-share{asked.share:g}"
-    state.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--particles", type=int, default=256, help="of each replicate of the runs that are judged")
+    parser.add_argument("--replicates", type=int, default=4, help="of the runs that are judged")
+    parser.add_argument("--share", type=float, default=1.0, help="of the seeds and runs: less is sooner")
+    parser.add_argument("--state", type=Path, default=Path("runs/honesty"))
+    parser.add_argument("--page", type=Path, default=None, help="write the tables there; else they are printed")
+    asked = parser.parse_args()
+    asked.state /= f"seed{asked.seed}-n{asked.particles}-r{asked.replicates}-share{asked.share:g}"
+    asked.state.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(max_workers=os.cpu_count(), initializer=_quiet) as pool:
-        cells = _coverage(asked, state, pool, began)
-        found = _greens(asked, state, pool, began)
-    options = f"--seed {asked.seed} --particles {asked.particles}" + (
+        parts = _Parts(asked.state, pool)
+        cells = _coverage(asked, parts)
+        found = _greens(asked, parts)
+    options = f"--seed {asked.seed} --particles {asked.particles} --replicates {asked.replicates}" + (
         "" if asked.share == 1 else f" --share {asked.share:g}"
     )
     settings = {
         "seeds": _part(SEEDS, asked.share),
         "svi_seeds": _part(SVI_SEEDS, asked.share),
+        "longest": coverage.LONGEST_TRAINED,
+        "each": ", ".join(f"{name} {count}" for name, count in coverage.PARTICLES.items()),
         "particles": asked.particles,
         "replicates": asked.replicates,
         "most": _part(greens.MOST_RUNS, asked.share),
+        "minutes": round(parts.cpu / 60),
     }
     text = page(f"python -m ppl_align.testing.honesty {options}", cells, found, settings)
     if asked.page is None:
@@ -71,27 +74,25 @@ def _part(count: int, share: float) -> int:
     return max(1, math.ceil(count * share))
 
 
-def _coverage(
-    asked: Any, state: Path, pool: ProcessPoolExecutor, began: float
-) -> dict[tuple[str, str], coverage.Cells]:
+def _coverage(asked: Any, parts: _Parts) -> dict[tuple[str, str], coverage.Cells]:
     waiting: dict[tuple[str, str], Any] = {}
-    for engine in coverage.ENGINES:
+    for engine in coverage.PARTICLES:
         for kind in KINDS:
             seeds = _part(SVI_SEEDS if engine == "svi" else SEEDS, asked.share)
-            work = (coverage.measure, engine, kind, seeds, asked.particles, asked.seed)
-            waiting[engine, kind] = _submit(pool, state / f"coverage-{engine}-{kind}.json", *work)
+            work = (coverage.measure, engine, kind, seeds, asked.seed)
+            waiting[engine, kind] = parts.submit(f"coverage-{engine}-{kind}", *work)
     cells: dict[tuple[str, str], Cells] = {}
     for (engine, rewards), result in waiting.items():
         cells[engine, rewards] = Cells.from_dict(result())
-        print(f"{time.monotonic() - began:6.0f} s  coverage of {engine}, {rewards} rewards", flush=True)
+        parts.say(f"coverage of {engine}, {rewards} rewards")
     return cells
 
 
-def _greens(asked: Any, state: Path, pool: ProcessPoolExecutor, began: float) -> greens.Greens:
+def _greens(asked: Any, parts: _Parts) -> greens.Greens:
     found, at_once = greens.Greens(), os.cpu_count() or 1
     most = _part(greens.MOST_RUNS, asked.share)
     for first in range(0, _MOST_ROUNDS, at_once):
-        wanted = {kind: found.unsettled(kind, most) for kind in KINDS}
+        wanted = {kind: sorted(found.unsettled(kind, most)) for kind in KINDS}
         if not any(wanted.values()):
             break
         results = []
@@ -99,30 +100,45 @@ def _greens(asked: Any, state: Path, pool: ProcessPoolExecutor, began: float) ->
             for kind in KINDS:
                 if wanted[kind]:
                     sizes = (asked.particles, asked.replicates)
-                    work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, sorted(wanted[kind]))
-                    results.append(_submit(pool, state / f"greens-{kind}-{at}.json", *work))
+                    work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, wanted[kind])
+                    results.append(parts.submit(f"greens-{kind}-{at}", *work))
         for result in results:
             found.add(greens.Greens.from_dict(result()))
-        print(f"{time.monotonic() - began:6.0f} s  green lights, round {first + at_once}", flush=True)
+        parts.say(f"green lights, round {first + at_once}, {sum(map(len, wanted.values()))} rows wanted more runs")
     return found
 
 
-def _submit(pool: ProcessPoolExecutor, path: Path, work: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """What was measured before, or will be: ``arguments`` are part of it."""
-    key = repr(arguments)
-    if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["arguments"] == key:
-            return lambda: saved["found"]
-    future = pool.submit(work, *arguments)
+class _Parts:
+    """What is measured, a file for each part in ``folder``; what was measured before is read."""
 
-    def result() -> Any:
-        found = future.result().as_dict()
-        with written_beside(path) as temporary:
-            temporary.write_text(json.dumps({"arguments": key, "found": found}), encoding="utf-8")
-        return found
+    def __init__(self, folder: Path, pool: ProcessPoolExecutor) -> None:
+        self.folder, self.pool, self.began, self.cpu = folder, pool, time.monotonic(), 0.0
 
-    return result
+    def say(self, what: str) -> None:
+        print(f"{time.monotonic() - self.began:6.0f} s  {what}", flush=True)
+
+    def submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        """The part ``name``: ``arguments`` are part of it."""
+        path, key = self.folder / f"{name}.json", repr(arguments)
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        future = None if saved.get("arguments") == key else self.pool.submit(_timed, work, *arguments)
+
+        def result() -> Any:
+            part = saved
+            if future is not None:
+                found, cpu = future.result()
+                part = {"arguments": key, "found": found.as_dict(), "cpu": cpu}
+                with written_beside(path) as temporary:
+                    temporary.write_text(json.dumps(part), encoding="utf-8")
+            self.cpu += part["cpu"]
+            return part["found"]
+
+        return result
+
+
+def _timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    began = time.process_time()
+    return work(*arguments), time.process_time() - began
 
 
 if __name__ == "__main__":

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from scipy import stats
 
 from ppl_align.diagnostics import evidence
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
+from ppl_align.engines.base import Engine
 from ppl_align.errors import PplAlignError
 from ppl_align.posterior import Posterior
 from ppl_align.testing.honesty.groups import replicates
-from ppl_align.testing.honesty.problems import KINDS, Kind, Problem, problem
+from ppl_align.testing.honesty.problems import LONGEST, Kind, Problem, problem
 
 DISTANCES = (0.05, 0.15, 0.5, 1.0, 2.0, 5.0)  # nats
 REPLICATES = (1, 4, 8)
 ESTIMANDS = ("E[r]", "log Z", "KL")
-ENGINES = ("importance", "smc", "svi", "rejection")
+PARTICLES = {"importance": 128, "smc": 128, "svi": 64, "rejection": 32}  # by engine, of a replicate
 MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
+STEPS = 60  # of the training of a guide
+LONGEST_TRAINED = 10  # tokens: guides are trained 200 times a problem
 _BATCH = 32_000  # rows of a run
 
 
@@ -98,12 +100,13 @@ class Cells:
         return cls({(int(split[key][0]), split[key][1]): Cell(**counts) for key, counts in saved.items()})
 
 
-def measure(engine: str, kind: Kind, seeds: int, particles: int, seed: int) -> Cells:
+def measure(engine: str, kind: Kind, seeds: int, seed: int) -> Cells:
     """One row of the table: six problems, ``seeds`` runs each; runs of fewer replicates are parts of those of more."""
     found = Cells()
     for at, distance in enumerate(DISTANCES):
-        truth = problem(kind, 1000 * seed + at, distance, short=engine == "rejection")
-        for run in _runs(engine, truth, seeds, particles, seed):
+        longest = LONGEST_TRAINED if engine == "svi" else LONGEST
+        truth = problem(kind, 1000 * seed + at, distance, longest=longest, short=engine == "rejection")
+        for run in _runs(engine, truth, seeds, seed):
             for size in REPLICATES:
                 if run is None:
                     found.refused(size)
@@ -112,21 +115,14 @@ def measure(engine: str, kind: Kind, seeds: int, particles: int, seed: int) -> C
     return found
 
 
-def _runs(engine: str, truth: Problem, seeds: int, particles: int, seed: int) -> Iterator[Posterior | None]:
+def _runs(engine: str, truth: Problem, seeds: int, seed: int) -> Iterator[Posterior | None]:
     """``seeds`` runs of the most replicates."""
-    most = max(REPLICATES)
-    if engine == "svi":  # a guide of its own for each
-        for each in range(seeds):
-            yield SVI(num_steps=60, num_particles=particles, num_replicates=most).run(
-                truth.model, seed=10_000 * seed + each
-            )
-        return
-    at_once = max(1, min(seeds, _BATCH // (most * particles)))
-    make = _maker(engine)
+    most, particles = max(REPLICATES), PARTICLES[engine]
+    at_once = 1 if engine == "svi" else max(1, min(seeds, _BATCH // (most * particles)))  # a guide of its own for each
     for first in range(0, seeds, at_once):
         count = min(at_once, seeds - first)
         try:
-            run = make(particles, most * count).run(truth.model, seed=10_000 * seed + first)
+            run = _engine(engine, particles, most * count).run(truth.model, seed=10_000 * seed + first)
         except PplAlignError:  # an engine that refuses states nothing, and these are runs as well
             yield from [None] * count
             continue
@@ -134,13 +130,11 @@ def _runs(engine: str, truth: Problem, seeds: int, particles: int, seed: int) ->
             yield replicates(run, most * each, most * (each + 1))
 
 
-@cache
-def _maker(engine: str) -> Any:
-    return {
-        "importance": ImportanceSampling,
-        "smc": lambda n, r: SMC(n, r, twist="prefix"),
-        "rejection": lambda n, r: Rejection(n, r, max_draws=50_000_000),
-    }[engine]
-
-
-__all__ = ["ENGINES", "ESTIMANDS", "KINDS", "REPLICATES", "Cell", "Cells", "clopper_pearson", "measure"]
+def _engine(name: str, particles: int, replicates: int) -> Engine:
+    if name == "svi":
+        return SVI(STEPS, particles, replicates)
+    if name == "smc":
+        return SMC(particles, replicates, twist="prefix")
+    if name == "rejection":
+        return Rejection(particles, replicates, max_draws=50_000_000)
+    return ImportanceSampling(particles, replicates)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,22 @@ import numpy as np
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.advisor import advise, best_run
 from ppl_align.engines import SMC, ImportanceSampling
-from ppl_align.posterior import Posterior
+from ppl_align.inspection import inspect
+from ppl_align.posterior.intervals import Estimate
 from ppl_align.testing.honesty.coverage import MANY, clopper_pearson
 from ppl_align.testing.honesty.groups import groups
 from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
 
 STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
 ENOUGH_GREENS, MOST_RUNS = 59, 3000
-LONE, BOTH = ("importance", "smc"), "both"
+LONE, BOTH, INSPECT = ("importance", "smc"), "both", "inspect"
+DIAGNOSTICS = (*LONE, BOTH, INSPECT)
 _EACH = 10  # runs of a problem
 _PROBLEMS: dict[Kind, int] = {"graded": 40, "rare": 20}  # of a round
+
+
+Wanted = tuple[str, int]
+"""A diagnostic, and the number of a stratum."""
 
 
 @dataclass
@@ -34,6 +40,15 @@ class Stratum:
     false: int = 0
     deserving: int = 0
     kept: int = 0
+
+    def add(self, green: bool, wrong: bool, effective: float) -> None:
+        """One run. ``effective``: draws by the exact weights."""
+        deserves = not wrong and effective >= MANY
+        self.runs += 1
+        self.greens += green
+        self.false += green and wrong
+        self.deserving += deserves
+        self.kept += green and deserves
 
     def settled(self, most: int) -> bool:
         """No more runs are needed."""
@@ -68,11 +83,10 @@ class Greens:
             for name, count in vars(counts).items():
                 setattr(mine, name, getattr(mine, name) + count)
 
-    def unsettled(self, kind: str, most: int) -> set[int]:
-        """The strata in which a diagnostic has seen neither enough greens nor ``most`` runs."""
-        seen = {(d, at): s for (d, k, at), s in self.strata.items() if k == kind}
-        every = [(d, at) for d in (*LONE, BOTH) for at in range(len(STRATA))]
-        return {at for d, at in every if not seen.get((d, at), Stratum()).settled(most)}
+    def unsettled(self, kind: str, most: int) -> set[Wanted]:
+        """The diagnostics, by stratum, that have seen neither enough greens nor ``most`` runs."""
+        every = [(d, at) for d in DIAGNOSTICS for at in range(len(STRATA))]
+        return {(d, at) for d, at in every if not self.strata.get((d, kind, at), Stratum()).settled(most)}
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -85,10 +99,9 @@ class Greens:
         return cls({(keys[k][0], keys[k][1], int(keys[k][2])): Stratum(**counts) for k, counts in saved.items()})
 
 
-def is_wrong(run: Posterior, truth: Problem) -> bool:
+def is_wrong(log_z: Estimate, mean: Estimate, truth: Problem) -> bool:
     """log Z off by more than 1 nat, or by .3 nats and three standard errors; or E[r] by more than 30% of what
     conditioning moves it, or by 10% of that and three standard errors."""
-    log_z, mean = evidence.log_z(run), run.mean("r")
     off, far = abs(log_z.value - truth.log_z), abs(mean.value - truth.mean)
     shift = abs(truth.mean - truth.prior_mean)
     return (
@@ -103,43 +116,47 @@ def _known(error: float) -> float:
     return 0.0 if math.isnan(error) else error
 
 
-def round_of(seed: int, kind: Kind, particles: int, replicates: int, wanted: Sequence[int]) -> Greens:
-    """One round of random problems, each run ten times by every engine, judged alone and together.
-
-    ``wanted``: the strata that need more runs."""
+def round_of(seed: int, kind: Kind, particles: int, replicates: int, wanted: Sequence[Wanted]) -> Greens:
+    """One round of random problems, each looked at ten times by every diagnostic that is ``wanted`` at its distance."""
     found = Greens()
     rng = np.random.default_rng([seed, len(kind)])
     for at in range(_PROBLEMS[kind]):
         kl = math.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST)))
         stratum = next(i for i, (low, high) in enumerate(STRATA) if low <= kl < high)
-        if stratum in wanted:
+        diagnostics = [d for d, there in wanted if there == stratum]
+        if diagnostics:
             truth = problem(kind, 1_000_000 + 1000 * seed + at, kl)
-            for runs in _runs(truth, particles, replicates, seed):
-                _judge(runs, truth, found)
+            _compared(truth, particles, replicates, seed, [d for d in diagnostics if d != INSPECT], found)
+            if INSPECT in diagnostics:
+                _inspected(truth, particles * replicates, seed, found)
     return found
 
 
-def _runs(truth: Problem, particles: int, replicates: int, seed: int) -> Iterator[dict[str, Posterior]]:
+def _compared(
+    truth: Problem, particles: int, replicates: int, seed: int, diagnostics: Sequence[str], found: Greens
+) -> None:
+    """Runs of the engines that the diagnostics need, judged alone and together."""
     engines = {
         "importance": ImportanceSampling(particles, replicates * _EACH),
         "smc": SMC(particles, replicates * _EACH, twist="prefix"),
     }
-    batches = {name: groups(engine.run(truth.model, seed=seed), replicates) for name, engine in engines.items()}
-    for parts in zip(*batches.values(), strict=True):
-        yield dict(zip(batches, parts, strict=True))
+    needed = [name for name in engines if name in diagnostics or BOTH in diagnostics]
+    batches = [groups(engines[name].run(truth.model, seed=seed), replicates) for name in needed]
+    for parts in zip(*batches, strict=True):
+        runs = dict(zip(needed, parts, strict=True))
+        for diagnostic in diagnostics:
+            shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
+            advice = advise(shown, best_run(shown))
+            stands = shown[advice.use or best_run(shown)]
+            wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
+            found.of(diagnostic, truth.kind, truth.kl).add(
+                advice.standing == "sound", wrong, stands.log_weight.numel() * truth.share
+            )
 
 
-def _judge(runs: Mapping[str, Posterior], truth: Problem, found: Greens) -> None:
-    for diagnostic in (*LONE, BOTH):
-        shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
-        advice = advise(shown, best_run(shown))
-        stands = advice.use or best_run(shown)
-        wrong = is_wrong(shown[stands], truth)
-        counts = found.of(diagnostic, truth.kind, truth.kl)
-        green = advice.standing == "sound"
-        deserves = not wrong and shown[stands].log_weight.numel() * truth.share >= MANY
-        counts.runs += 1
-        counts.greens += green
-        counts.false += green and wrong
-        counts.deserving += deserves
-        counts.kept += green and deserves
+def _inspected(truth: Problem, draws: int, seed: int, found: Greens) -> None:
+    """``inspect`` says that importance sampling will do."""
+    for each in range(_EACH):
+        seen = inspect(truth.model, num_draws=draws, num_prefixes=0, seed=1000 * seed + each)
+        wrong = is_wrong(seen.written.log_evidence, seen.written.rewards["r"], truth)
+        found.of(INSPECT, truth.kind, truth.kl).add(seen.doubt is None, wrong, draws * truth.share)

@@ -10,13 +10,15 @@ from ppl_align.testing.honesty.greens import STRATA, Greens
 
 _WORDS = """# How often what is stated is true
 
-Written by `{command}`. Truth is exact: every problem is a Markov prior whose log Z, E[r] and KL follow from a
-recursion (`ppl_align/testing/honesty/problems.py`, which shares no code with the engines).
+Written by `{command}`, in
+{minutes} CPU minutes. Truth is exact: every problem is a Markov prior whose log Z, E[r] and KL follow from a recursion
+(`ppl_align/testing/honesty/problems.py`, which shares no code with the engines).
 
 ## Error bars
 
 A nominal 95% interval, `estimate.interval(0.95)`, given that one is stated: six problems a row, KL(p*||p0) from .05 to
-5 nats, {seeds} seeds ({svi_seeds} for SVI), {particles} particles a replicate. In brackets the 99.9% Clopper-Pearson
+5 nats, {seeds} seeds ({svi_seeds} for SVI, on texts of at most {longest} tokens), {each} particles a replicate (by
+engine). In brackets the 99.9% Clopper-Pearson
 interval of the coverage; a cell holds if it meets [.92, .98]. *Stated*: in what share of the runs there is an interval
 at all; *of 100*: of those runs that have 100 effective draws or more by the exact weights.
 """
@@ -24,7 +26,8 @@ at all; *of 100*: of those runs that have 100 effective draws or more by the exa
 _GREENS = """
 ## Green lights
 
-`compare(...).advice.standing` is "sound", and the run that it names is *false*: log Z is off by more than .3 nats and
+`compare(...).advice.standing` is "sound" (of a lone run, or of `both`), or `inspect` says that importance sampling
+will do; and it is *false* where log Z is off by more than .3 nats and
 three stated errors, or by more than 1 nat; or E[r] by more than three errors and 10% of what conditioning moves it, or
 by more than 30% of that. {replicates} replicates of {particles} particles; random problems of V 5 to 20, T 6 to 40, KL
 log-uniform from .05 to 20 nats, a third with declared bounds, until a row has 59 greens or {most} runs. *At most*: the
@@ -33,7 +36,9 @@ weights, the share that is green.
 """
 
 
-def page(command: str, coverage: Mapping[tuple[str, str], Cells], greens: Greens, settings: Mapping[str, int]) -> str:
+def page(
+    command: str, coverage: Mapping[tuple[str, str], Cells], greens: Greens, settings: Mapping[str, int | str]
+) -> str:
     """Both tables, and what fails in them."""
     lines = [_WORDS.format(command=command, **settings)]
     lines += ["| engine | reward | R | estimand | coverage | | stated | of 100 |", "|---|---|---|---|---|---|---|---|"]
