@@ -4,18 +4,21 @@ value for each particle, against enumeration and against sums by hand."""
 from __future__ import annotations
 
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from conftest import SEED
+from test_preferences import TOY_PAIRS, counts
 from torch.nn.functional import logsigmoid
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Posterior, Rejection, completion, expert, inspect, power
 from ppl_align.errors import InputError, RunError
 from ppl_align.lints import lint
 from ppl_align.lm import CallableLM
+from ppl_align.preferences import OptimismWarning, RewardPosterior
 from ppl_align.program.observe import label, prefers, rating
 from ppl_align.testing import Oracle, check_engine
 from ppl_align.testing.programs import EOS, FIXED, count_score, long_memory, markov
@@ -229,3 +232,34 @@ def test_a_vote_of_zero_silences_an_impossible_text():
     assert bool((run.factors["e"][silent] == 0).all())
     assert bool(run.factors["e"][~silent].isneginf().any())
     check_engine(ImportanceSampling(32), [program], seed=SEED).raise_if_failed()
+
+
+@pytest.mark.parametrize("use", ["mean", "pessimistic", "sampled"])
+def test_a_learned_reward_takes_a_drawn_beta(use):
+    """log Z is the average, over z, of the evidence at each beta."""
+    learned = RewardPosterior.learn(TOY_PAIRS, counts)
+
+    def program(beta=None):
+        z = pyro.sample("z", dist.Categorical(SHARES))
+        learned.reward("r", completion("x", FIXED, [0], max_new_tokens=2), NOISE[z] if beta is None else beta, use)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimismWarning)
+        runs = [ImportanceSampling(2000, 4).run(program, seed=SEED)]
+        runs += [ImportanceSampling(2000, 4).run(program, float(beta), seed=SEED) for beta in NOISE]
+    drawn, *fixed = [run.log_evidence.exp() for run in runs]
+    want = sum(share * each.mean() for share, each in zip(SHARES.double(), fixed, strict=True))
+    error = math.hypot(float(drawn.std() / 2), *(float(s * f.std() / 2) for s, f in zip(SHARES, fixed, strict=True)))
+    assert abs(float(drawn.mean() - want)) < 5 * error
+
+
+def test_a_marginalised_reward_holds_at_one_beta():
+    learned = RewardPosterior.learn(TOY_PAIRS, counts)
+
+    def program():
+        z = pyro.sample("z", dist.Categorical(SHARES))
+        learned.reward("r", completion("x", FIXED, [0], max_new_tokens=2), NOISE[z], "marginalised")
+
+    with pytest.raises(InputError, match='use="marginalised" holds at one beta') as caught:
+        ImportanceSampling(16).run(program)
+    assert "\n" not in str(caught.value)
