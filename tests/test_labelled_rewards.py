@@ -9,7 +9,8 @@ import pytest
 import torch
 from test_shipped_rewards import tiny_classifier, tiny_tokenizer
 
-from ppl_align import Exact, MarkovLM, completion, reward
+from ppl_align import Exact, MarkovLM, completion, reward, reward_funcs
+from ppl_align.cli import main
 from ppl_align.errors import InputError
 
 LM = MarkovLM(torch.zeros(3, 3, dtype=torch.float64), tokens=["a", "b", "c"])
@@ -43,6 +44,32 @@ def test_log_odds_and_probability_of_a_label(folder: str, label: str | int) -> N
             meant = model(input_ids=ids).logits.double().softmax(-1)[0, 2]
         assert float(r) == pytest.approx(float((meant / (1 - meant)).log()), abs=1e-5)
         assert float(p) == pytest.approx(float(meant), abs=1e-6)
+
+
+@pytest.mark.parametrize("label", ["POSITIVE", "positive", "2"])
+def test_a_label_behind_the_name(folder: str, label: str) -> None:
+    """For whoever can only give a string: the command line, a list of TRL rewards."""
+    meant = posterior_of(folder, label=2).rewards["r"]
+    assert torch.equal(posterior_of(f"{folder}:{label}").rewards["r"], meant)
+    run = Exact().run(lambda: reward_funcs(f"{folder}:{label}", completion("x", LM, "a", max_new_tokens=2)))
+    assert torch.equal(next(iter(run.rewards.values())), meant)
+
+
+def test_on_the_command_line(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    (tmp_path / "spec.py").write_text(
+        "import torch\nfrom ppl_align import MarkovLM, completion, reward as likelihood\n"
+        "lm = MarkovLM(torch.zeros(3, 3, dtype=torch.float64), tokens=['a', 'b', 'c'])\n"
+        "def spec(reward='length'):\n    likelihood('r', reward, completion('x', lm, 'a', max_new_tokens=2))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["run", "spec.py", "--engine", "exact", "--out", "out", "--force", "--set"]
+    assert main([*command, f"reward={folder}:POSITIVE"]) == 0
+    assert f"{posterior_of(folder, label=2).mean('r').value:.3g}" in capsys.readouterr().out
+    for wrong, said in (("", "behind its name"), (":HAPPY", "has no label 'HAPPY'; its labels are 0: NEGATIVE")):
+        assert main([*command, f"reward={folder}{wrong}"]) in (1, 2)
+        err = capsys.readouterr().err
+        assert said in " ".join(err.split())
+        assert "Traceback" not in err
 
 
 def test_the_model_itself(folder: str) -> None:

@@ -27,6 +27,8 @@ from ppl_align import (
 )
 from ppl_align.engines.lookahead import LookingAhead
 from ppl_align.engines.moves import UNSEEN, observe
+from ppl_align.engines.stop_states import stop_strings_of
+from ppl_align.errors import InputError
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program.constrain import compiled
 from ppl_align.testing import check_engine
@@ -109,6 +111,48 @@ def test_psi_knows_where_a_text_ends(stop, constraint):
             to, ends = (start if v == lm.eos_id else int(automaton.transitions[start, v])), v == lm.eos_id or v in stop
             expected = float((accepting if ends else exact[left])[to])
             assert float(look.after(left)[start, v]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("stop", ["ab", "bb", ["a.", "bab"], ["ab", 3]])
+@pytest.mark.parametrize("constraint", [EndsWith("b."), Contains("b."), Contains("bb")])
+def test_psi_knows_where_a_text_ends_with_a_string(stop, constraint):
+    """As above, against all texts of at most four tokens."""
+    row = CHAINS[4].log_initial
+    tokens = ["a", "b", "c", ".", "</s>"]
+    lm = MarkovLM(row.repeat(5, 1), row, eos_id=4, tokens=tokens)
+    source = lm.completion([0], 4, stop=stop)
+    look = look_ahead(lm, constraint, [0], 4, num_pool=64, stop=stop)
+    assert stop_strings_of(look.reader) == source.stop_ids.text
+    reader = constraint.compile(lm)
+
+    def success(prefix, left):
+        """P(the text meets the constraint in the end | prefix, which has not ended)."""
+        if left == 0:
+            return float(reader.accepts([prefix])[0])
+        total = float(row[4].exp()) * float(reader.accepts([prefix])[0])
+        for v in range(4):
+            text = (*prefix, v)
+            over = bool(source.ended_before(torch.tensor([[*text, 0]]))[0, -1])
+            total += float(row[v].exp()) * (float(reader.accepts([text])[0]) if over else success(text, left - 1))
+        return total
+
+    for prefix in [(), (0,), (1,), (2, 1), (1, 0)]:
+        if prefix and bool(source.ended_before(torch.tensor([[*prefix, 0]]))[0, -1]):
+            continue
+        state = int(look.reader.states([prefix])[0])
+        for left in range(5 - len(prefix)):
+            assert float(look.success[left, state]) == pytest.approx(success(prefix, left), abs=1e-9), (prefix, left)
+
+
+def test_stop_strings_of_another_completion_are_refused():
+    lm = MarkovLM(CHAINS[4].log_initial.repeat(5, 1), eos_id=4, tokens=["a", "b", "c", ".", "</s>"])
+    look = look_ahead(lm, Contains("b."), [0], 4, stop="ab")
+    assert look.checked(lm.completion([0], 4, stop=["ab", 3])).stop_ids[:] == (3,)
+    for other in (None, "ba", 3):
+        with pytest.raises(InputError, match="foresees that 'ab' ends a text") as caught:
+            look.checked(lm.completion([0], 4, stop=other))
+        assert "\n" not in str(caught.value)
+    look_ahead(lm, Contains("b."), [0], 4).checked(lm.completion([0], 4, stop="ab"))  # not foreseen: no bias
 
 
 @pytest.mark.parametrize(("seed", "prompt"), [(4, [0]), (4, [1]), (0, [])])

@@ -22,6 +22,9 @@ def listing() -> int:
     Console(markup=False, highlight=False, emoji=False).print(table)
     calls = ", ".join(entry.call for _, entry in sorted(SHIPPED.items()) if entry.arguments)
     note("\nby name: reward(name, 'vader', text) or --set reward=vader; by path: my_module:reward or my_file.py:reward")
+    note(
+        "a classifier: its folder or hub name, of several labels with the one that is wanted: --set reward=folder:LABEL"
+    )
     note(f"with arguments, from ppl_align.rewards: {calls}")
     return 0
 

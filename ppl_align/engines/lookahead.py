@@ -40,6 +40,7 @@ from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.constraints.base import Constraint
 from ppl_align.engines.base import isolated
 from ppl_align.engines.moves import observe, outcomes
+from ppl_align.engines.stop_states import StoppingReader, stop_strings_of, with_stop_strings
 from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
@@ -85,7 +86,14 @@ class LookAhead:
         self._after: tuple[int, Tensor] | None = None
 
     def checked(self, source: CompletionDistribution) -> LookAhead:
-        """The same for a completion with its own stop tokens; raises ``InputError`` unless it reaches as far."""
+        """The same for a completion with its own stop tokens; raises ``InputError`` unless it reaches as far, and for
+        other stop strings than those that were foreseen."""
+        foreseen = stop_strings_of(self.reader)
+        if foreseen is not None and foreseen != getattr(source.stop_ids, "text", None):
+            raise InputError(
+                f"this LookAhead foresees that {', '.join(map(repr, foreseen.strings))} ends a text, and here it does "
+                f"not: make it with the stop= of the completion"
+            )
         needed = (source.max_new_tokens + 1, self.reader.automaton.num_states)
         if self.success.shape[0] < needed[0] or self.success.shape[1:] != needed[1:]:
             raise InputError(
@@ -93,6 +101,11 @@ class LookAhead:
                 f"{list(needed)} (tokens left, states)"
             )
         return self if self.stop_ids == source.stop_ids else replace(self, stop_ids=source.stop_ids)
+
+    @property
+    def constraint(self) -> AutomatonReader:
+        """The reader that it was made for."""
+        return self.reader.inside if isinstance(self.reader, StoppingReader) else self.reader
 
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
         """log psi+ of prefixes of at least one token with ``left`` tokens to come, ``[m]`` nats on the host."""
@@ -164,6 +177,7 @@ def look_ahead(
 
 def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> LookAhead:
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
+    reader = with_stop_strings(reader, source.stop_ids)
     moves = observe(source, reader, num_pool)
     psi, careful = ([reader.automaton.accepting.double()] for _ in range(2))
     for _ in range(source.max_new_tokens):

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.automata import AutomatonReader
+from ppl_align.engines.stop_states import ending_tokens
 from ppl_align.lm.base import Ids
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
@@ -87,8 +88,7 @@ def outcomes(reader: AutomatonReader, stop_ids: Ids) -> Tensor:
     """Where each token leads from each state, ``[S, V]``: to a state, to S (a good end) or to S + 1 (a bad one)."""
     automaton, to = reader.automaton, reader.automaton.transitions.clone()
     well, size = automaton.accepting, automaton.num_states
-    stops = list(stop_ids)
-    to[:, stops] = torch.where(well[to[:, stops]], size, size + 1)
+    to = torch.where(ending_tokens(reader, stop_ids), torch.where(well[to], size, size + 1), to)
     to[:, list(reader.eos_ids)] = torch.where(well, size, size + 1)[:, None]
     return to
 

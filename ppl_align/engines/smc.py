@@ -182,7 +182,7 @@ class _Steering:
         """The constraints on a completion, looking ahead where they can."""
         readers = [reader for reader in restriction.readers if isinstance(reader, AutomatonReader)]
         if isinstance(self.ahead, LookAhead):
-            looks = [self.ahead.checked(site.fn) for reader in readers if reader is self.ahead.reader]
+            looks = [self.ahead.checked(site.fn) for reader in readers if reader is self.ahead.constraint]
         else:
             looks = [learn(site.fn, reader, self.config.num_pool) for reader in readers]
         self.looked = self.looked or bool(looks)

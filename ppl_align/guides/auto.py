@@ -134,7 +134,8 @@ class AutoGuide:
         return save(self, folder)
 
     def __repr__(self) -> str:
-        return f"AutoGuide({self.kind!r}, rank={self.rank}, sites={sorted(self.sites)})"
+        kinds = {site: type(part).__name__.removesuffix("Guide").lower() for site, part in sorted(self.sites.items())}
+        return f"AutoGuide({self.kind!r}, rank={self.rank}, sites={kinds})"
 
 
 def _table_that_fits(source: CompletionDistribution) -> str:

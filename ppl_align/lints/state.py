@@ -32,8 +32,9 @@ def stateful(glance: Glance) -> Iterator[Finding]:
         for what, rows, run in again:
             if _changed(read(glance.execution, name)[rows], read(run, name)):
                 kind = "reward" if read is _raw else "factor"
+                by = _nats(glance.execution.factors[name][rows], run.factors[name])
                 yield Finding(
-                    "reward with a state", "warning", f"{kind} {name!r} {what}: it is not a likelihood", REMEDY
+                    "reward with a state", "warning", f"{kind} {name!r} {what}{by}: it is not a likelihood", REMEDY
                 )
                 break
 
@@ -46,6 +47,15 @@ def _changed(before: Tensor, after: Tensor) -> bool:
     before, after = before[known], after[known]
     same = (before == after) | ((before - after).abs() <= _slack(before))
     return not bool(same.all())
+
+
+def _nats(before: Tensor, after: Tensor) -> str:
+    """By how much a log-factor varies; where it rejects now this text and now that, there is no number for it."""
+    apart = (before - after).abs()
+    finite = apart[apart.isfinite()]
+    if not len(finite) or not bool((finite > 0).any()):
+        return ""
+    return f", by {float(finite.mean()):.3g} nats on average and up to {float(finite.max()):.3g}"
 
 
 def _slack(values: Tensor) -> float:

@@ -19,6 +19,7 @@ from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
 from ppl_align.lm.codec import Codec, end_ids
 from ppl_align.lm.kinds import refuse_kind
 from ppl_align.lm.lengths import longest_text
+from ppl_align.lm.network import what_enters
 from ppl_align.lm.placement import input_device
 from ppl_align.lm.plan import Plan
 from ppl_align.lm.precision import measured_error
@@ -207,20 +208,15 @@ class CausalLM(LM):
         self, ids: Tensor, cache: DynamicCache, mask: Tensor | None, positions: Tensor, keep: int
     ) -> tuple[Tensor, Tensor]:
         """``(logits [m, keep, V], hidden [m, keep, d])``: the hidden state is what enters the unembedding."""
-        seen: list[Tensor] = []
-        hook = self.unembedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            with network():
-                out = self.model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=keep,
-                )
-        finally:
-            hook.remove()
+        with what_enters(self.unembedding) as seen, network():
+            out = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
         return out.logits.to(ids.device), seen[0].to(ids.device)  # of a network that is spread over devices
 
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_align.cost import network
 
@@ -25,15 +26,21 @@ def call(lm: CausalLM, ids: Tensor, keep: int, **more: Any) -> tuple[Tensor, Ten
     settings = {"use_cache": False, "logits_to_keep": keep, **more}
     if known is not None:
         settings = {name: value for name, value in settings.items() if name in known}
-    seen: list[Tensor] = []
-    hook = lm.unembedding.register_forward_pre_hook(lambda _, args: seen.extend(args[:1]))
-    try:
-        with network():
-            logits = lm.model(input_ids=ids, **settings).logits
-    finally:
-        hook.remove()
+    with what_enters(lm.unembedding) as seen, network():
+        logits = lm.model(input_ids=ids, **settings).logits
     hidden = seen[0] if seen and seen[0].dim() == 3 else logits[..., :0]
     return logits[:, -keep:].to(ids.device), hidden[:, -keep:].to(ids.device)
+
+
+@contextmanager
+def what_enters(unembedding: nn.Module) -> Iterator[list[Tensor]]:
+    """Hidden states: what the unembedding is called with inside the block, in order."""
+    seen: list[Tensor] = []
+    hook = unembedding.register_forward_pre_hook(lambda _, args: seen.extend(args[:1]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 def keeps_few(lm: CausalLM) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -38,6 +39,19 @@ class Warp:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("temperature", Real), ("top_k", Integral), ("top_p", Real)):
+            given = getattr(self, name)
+            if isinstance(given, Tensor) and given.dim() == 0:
+                given = given.item()
+                object.__setattr__(self, name, given)
+            if (given is None and name != "temperature") or (isinstance(given, kind) and not isinstance(given, bool)):
+                continue
+            what = f"a tensor of shape {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
+            drawn = "; what may be drawn is an exponent of the whole text, power(name, x, alpha)"
+            raise InputError(
+                f"{name} must be a {'whole ' if kind is Integral else ''}number, one for all texts, got {what}"
+                f"{drawn if isinstance(given, Tensor) else ''}"
+            )
         if not 0 < self.temperature < float("inf"):
             raise InputError(f"temperature must be positive and finite, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError, RewardError
 from ppl_align.lm.causal import CausalLM
-from ppl_align.lm.network import call
+from ppl_align.lm.network import call, what_enters
 from ppl_align.lm.plan import CACHE
 from ppl_align.rewards.embedding import Embedder
 
@@ -58,12 +58,8 @@ class LMFeatures:
             return torch.stack([self._alone(row) for row in rows])
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.lm.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=self.lm.device)
-        seen: list[Tensor] = []
-        hook = self.lm.unembedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
+        with what_enters(self.lm.unembedding) as seen:
             self.lm.model(input_ids=ids, attention_mask=mask)
-        finally:
-            hook.remove()
         hidden = seen[0].float()
         return ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).cpu()
 

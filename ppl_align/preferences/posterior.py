@@ -139,7 +139,9 @@ class RewardPosterior:
 
         return LearnedReward(self, "marginalised", beta=beta)
 
-    def reward(self, name: str, completion: Completion, beta: float = 1.0, use: str = "mean", k: float = 1.0) -> Tensor:
+    def reward(
+        self, name: str, completion: Completion, beta: float | Tensor = 1.0, use: str = "mean", k: float = 1.0
+    ) -> Tensor:
         """A factor of a program: ``reward(name, self.mean(), completion, beta)``, or another ``use`` of the belief.
 
         ``use``: ``"mean"``, ``"pessimistic"`` (``k`` standard deviations below), ``"marginalised"``, or ``"sampled"``:

@@ -30,6 +30,7 @@ from ppl_align.errors import InputError
 from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.program.reward import reward
+from ppl_align.program.scale import positive
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.convention import plain_text
 from ppl_align.rewards.seen import what_it_sees
@@ -129,23 +130,35 @@ def _tell(posterior: RewardPosterior, beta: float, bonus: Tensor) -> None:
 
 
 def learned(
-    posterior: RewardPosterior, name: str, completion: Completion, beta: float = 1.0, use: str = "mean", k: float = 1.0
+    posterior: RewardPosterior,
+    name: str,
+    completion: Completion,
+    beta: float | Tensor = 1.0,
+    use: str = "mean",
+    k: float = 1.0,
 ) -> Tensor:
     """See :meth:`RewardPosterior.reward`."""
     one_of("use", use, list(USES))
+    given = positive(f"reward {name!r}: beta", beta)
+    smallest = float(torch.as_tensor(given).min())
     if use == "mean":
         return reward(name, posterior.mean(), completion, beta)
     if use == "pessimistic":
         return reward(name, posterior.pessimistic(k), completion, beta)
     if use == "marginalised":
-        return reward(name, posterior.marginalised(beta), completion, beta)
+        if isinstance(given, Tensor) and not bool((given == smallest).all()):
+            raise InputError(
+                f'reward {name!r}: use="marginalised" holds at one beta, and here each particle has its own: '
+                f'use="sampled" is the same and takes any'
+            )
+        return reward(name, posterior.marginalised(smallest), completion, smallest)
     belief = posterior.belief
     if belief.draws is None:
         weights = pyro.sample(f"{name} weights", dist.MultivariateNormal(belief.mean, belief.covariance))
     else:
         which = pyro.sample(f"{name} weights", dist.Categorical(torch.ones(len(belief.draws), dtype=torch.float64)))
         weights = belief.draws[which]
-    r = (_phi(posterior, name, completion, beta) * weights).sum(-1)
+    r = (_phi(posterior, name, completion, smallest) * weights).sum(-1)
     return reward(name, _given, track_provenance(r, get_provenance(completion.tokens)), beta)
 
 
@@ -154,7 +167,9 @@ def _given(r: Tensor) -> Tensor:
 
 
 def _phi(posterior: RewardPosterior, name: str, completion: Completion, beta: float) -> Tensor:
-    """Features of each element of the batch, ``[..., k]``; distinct texts are asked about once."""
+    """Features of each element of the batch, ``[..., k]``; distinct texts are asked about once.
+
+    ``beta``: the one at which the bonus that the run is told of is the largest."""
     size = len(posterior.belief.mean)
     if sketching():
         return torch.zeros(*completion.shape, size, dtype=torch.float64)

@@ -67,7 +67,7 @@ def reward(
     told = fixed(scale)
     _check_beta(name, getattr(called, "for_beta", None), told)
     r = _unasked(completion) if sketching() else evaluate(name, fn, completion, columns)
-    check_fit(name, scale, r.shape)
+    check_fit(f"reward {name!r}: weight / beta", scale, r.shape)
     if not sketching():
         bounds.check(name, r, told, completion)
         _check_rejections(name, r, weight)

@@ -27,8 +27,8 @@ def reward_funcs(
     funcs: Any,
     completion: Completion | Texts | str,
     /,
-    beta: float = 1.0,
-    weights: Sequence[float] | None = None,
+    beta: float | Tensor = 1.0,
+    weights: Sequence[float | Tensor] | None = None,
     prefix: str = "",
     **columns: Any,
 ) -> dict[str, Tensor]:
@@ -38,7 +38,8 @@ def reward_funcs(
                  shipped reward, a path ``module:function``. A model reads prompt + completion as TRL's trainers let it,
                  without special tokens
     ``beta``     the KL coefficient, ``GRPOConfig(beta=...)``; one for all
-    ``weights``  one number for each function, by default 1
+    ``weights``  one for each function, by default 1. Like ``beta`` each may be drawn: a tensor with one value for each
+                 particle
     ``prefix``   begins the sites' names, where two completions of a program have the same rewards
     ``columns``  columns of the data set by name, one value for all completions or a batch of them. A column that is
                  called like one of these arguments is bound: ``ppl_align.rewards.columns(fn, beta=...)``

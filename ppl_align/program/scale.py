@@ -6,7 +6,7 @@ exp(strictness * r / beta), and how strict the judge is becomes one more thing t
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,22 +26,24 @@ def scale_of(name: str, weight: Any, beta: Any) -> Scale:
 
     A tensor without dimensions is one value for all, like a number. Raises ``InputError`` for what is no number, not
     finite, a beta that is not positive, or shapes that do not fit each other."""
-    weight, beta = _checked(name, "weight", weight), _checked(name, "beta", beta)
+    who = f"reward {name!r}"
+    weight, beta = numbers(f"{who}: weight", weight), positive(f"{who}: beta", beta)
     try:
         return weight / beta
     except RuntimeError:
         shapes = f"weight has shape {list(weight.shape)}, beta {list(beta.shape)}"
-        raise InputError(f"reward {name!r}: {shapes}: {_HOW}") from None
+        raise InputError(f"{who}: {shapes}: {HOW}") from None
 
 
-def check_fit(name: str, scale: Scale, batch: torch.Size) -> None:
-    """Raises ``InputError`` for a tensor with a dimension that is neither the rewards' nor that of a plate."""
+def check_fit(what: str, scale: Scale, batch: torch.Size) -> None:
+    """Raises ``InputError`` for a tensor with a dimension that is neither the texts' nor that of a plate.
+
+    ``what``: the site and what the tensor is to it, ``"reward 'r': weight / beta"``."""
     if isinstance(scale, Tensor) and not _fits(scale.shape, batch):
-        shapes = f"weight / beta has shape {list(scale.shape)}, what is rewarded {list(batch)}"
-        raise InputError(f"reward {name!r}: {shapes}: {_HOW}")
+        raise InputError(f"{what} has shape {list(scale.shape)}, what it weighs has {list(batch)}: {HOW}")
 
 
-_HOW = "give one value for all or one for each particle, and inside of a plate one for each of its elements as well"
+HOW = "give one value for all or one for each particle, and inside of a plate one for each of its elements as well"
 
 
 def fixed(scale: Scale) -> Scale:
@@ -52,23 +54,31 @@ def fixed(scale: Scale) -> Scale:
     return plain if plain.dim() else float(plain)
 
 
-def _checked(name: str, what: str, value: Any) -> Any:
-    wanted = "positive and finite" if what == "beta" else "finite"
-    if isinstance(value, (int, float)):
-        if not (math.isfinite(value) and (value > 0 or what != "beta")):
-            raise InputError(f"reward {name!r}: {what} must be {wanted}, got {value!r}")
+def numbers(
+    what: str, value: Any, wanted: str = "be finite", legal: Callable[[Tensor], Tensor] = torch.isfinite
+) -> Scale:
+    """A number as a float, a tensor of numbers as float64 on the CPU, with its gradient.
+
+    ``what``: the site and the argument, ``"reward 'r': weight"``; ``legal`` says which of them are, ``wanted`` says it
+    in words. Raises ``InputError`` for others, and for what is no number."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not bool(legal(torch.tensor(float(value), dtype=torch.float64))):
+            raise InputError(f"{what} must {wanted}, got {value!r}")
         return float(value)
     if not isinstance(value, Tensor) or value.is_complex() or value.dtype == torch.bool:
         got = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise InputError(f"reward {name!r}: {what} must be {wanted}, got {got}: it is a number, or a tensor of numbers")
+        raise InputError(f"{what} must {wanted}, got {got}: it is a number, or a tensor of numbers")
     value = value.to("cpu", torch.float64)
-    wrong = ~value.isfinite() if what == "weight" else ~(value.isfinite() & (value > 0))
+    wrong = ~legal(value)
     if bool(wrong.any()):
         example = float(value[wrong].reshape(-1)[0])
-        raise InputError(
-            f"reward {name!r}: {what} must be {wanted}, and is {example:g} for {int(wrong.sum())} of {value.numel()}"
-        )
+        raise InputError(f"{what} must {wanted}, and is {example:g} for {int(wrong.sum())} of {value.numel()}")
     return value
+
+
+def positive(what: str, value: Any) -> Scale:
+    """:func:`numbers` above zero."""
+    return numbers(what, value, "be positive and finite", lambda given: given.isfinite() & (given > 0))
 
 
 def _fits(shape: torch.Size, batch: torch.Size) -> bool:

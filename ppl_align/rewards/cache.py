@@ -6,8 +6,9 @@ most questions have been asked before. A reward is a fixed function while an eng
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Hashable
-from functools import partial
+from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -43,10 +44,13 @@ def identity(fn: Any) -> Hashable:
 
     A model's body runs once per step, so ``lambda texts: ...`` and ``Vader()`` written in it are new objects each
     time. Functions are therefore compared by their code and the very objects they hold on to (closure, defaults),
-    adapters by what they wrap, and everything else by its own ``==``.
+    adapters by what they wrap, and everything else by its own ``==``. A variable that a function writes itself (a
+    counter) is the same variable whatever it holds.
     """
     if isinstance(fn, FunctionType):
-        held = [*(_contents(cell) for cell in fn.__closure__ or ()), *(fn.__defaults__ or ())]
+        written = _written(fn.__code__)
+        cells = zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True)
+        held = [*(cell if name in written else _contents(cell) for name, cell in cells), *(fn.__defaults__ or ())]
         held += [*(fn.__kwdefaults__ or {}).values(), *vars(fn).values()]
         code: CodeType = fn.__code__
         return (_Same(code), _Same(fn.__globals__), *map(_Same, held))
@@ -73,6 +77,14 @@ def content(value: Any) -> Hashable:
     if isinstance(value, dict):
         return (dict, *((content(name), content(held)) for name, held in value.items()))
     return (type(value), identity(value))
+
+
+@lru_cache(maxsize=1024)
+def _written(code: CodeType) -> frozenset[str]:
+    """The variables of outer functions that this code assigns to, or the functions inside of it do."""
+    stores = {step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_DEREF", "DELETE_DEREF")}
+    inner = (_written(one) for one in code.co_consts if isinstance(one, CodeType))
+    return (frozenset(stores).union(*inner)) & frozenset(code.co_freevars)
 
 
 def _contents(cell: Any) -> Any:

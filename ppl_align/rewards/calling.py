@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
@@ -18,13 +18,14 @@ from ppl_align.completions import Completion
 from ppl_align.cost import count
 from ppl_align.errors import InputError, PplAlignError, RewardError
 from ppl_align.rewards.answers import check_number, read_answers, shorten
-from ppl_align.rewards.cache import answers_of
+from ppl_align.rewards.cache import answers_of, identity
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
 from ppl_align.rewards.convention import start_call, wait_for
 from ppl_align.rewards.journal import services
 from ppl_align.rewards.registry import resolve
 from ppl_align.rewards.seen import what_it_sees
-from ppl_align.runs import at_end
+from ppl_align.rewards.signs import may_vary
+from ppl_align.runs import at_end, remembered, speaking
 from ppl_align.seeds import generators
 from ppl_align.text import Texts
 
@@ -102,23 +103,35 @@ class _Question:
                 self._explain(result)
             rows, texts = self.seen.rows, [self.seen.texts[i] for i in self.new]
             answers = read_answers(self.name, result, texts)
-            if self.drew:
-                self._note_if_unsteady(answers)
+            self._note_if_unsteady(answers)
             self.known.update(zip([rows[i] for i in self.new], answers, strict=True))
         r = [self.known[row] for row in self.seen.rows]
         return torch.tensor(r, dtype=torch.float64).reshape(self.seen.shape)
 
     def _note_if_unsteady(self, answers: Sequence[float]) -> None:
-        """A reward that drew random numbers (or loaded a network, which does so too) is asked about a few texts once
-        more; where it answers otherwise the run says so at its end. The first answer is kept."""
-        few, before = self.new[:AGAIN], generators()
+        """A reward that drew random numbers (or loaded a network, which does so too), or that shows another sign that
+        it may (:mod:`ppl_align.rewards.signs`), is asked about a few texts of the run once more; where it answers
+        otherwise the run says so at its end. The first answer is kept."""
+        left: dict[Hashable, int] | None = remembered("questions to ask again", dict) if speaking() else None
+        if left is None:
+            return
+        which = (self.name, identity(self.fn))
+        if which not in left and not self.drew and not may_vary(self.fn):
+            left[which] = 0
+        few = self.new[: left.get(which, AGAIN)]
+        if not few:
+            return
+        left[which] = left.get(which, AGAIN) - len(few)
+        before = generators()
         count(reward_calls=len(few))
         (result,) = wait_for([self._call(few)])
-        if isinstance(result, BaseException) or generators() == before:
+        if isinstance(result, BaseException):
             return
         again = read_answers(self.name, result, [self.seen.texts[i] for i in few])
-        if not all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(answers, again, strict=False)):
-            at_end(("a reward that draws", self.name), lambda: lambda: _draws(self.name))
+        drew = self.drew and generators() != before
+        if any(map(_is_another, answers, again)):
+            left[which] = 0
+            at_end(("a reward that varies", self.name), lambda: lambda: _varies(self.name, drew))
 
     def _call(self, at: Sequence[int]) -> Any:
         return start_call(self.fn, {**self.seen.take(at), **services(self.name, [self.seen.texts[i] for i in at])})
@@ -146,14 +159,23 @@ class _Question:
 
 
 AGAIN = 4
-"""Texts that a reward which draws random numbers is asked about once more."""
+"""Texts of a run that a reward which may vary is asked about once more."""
+_ROUNDING = 1e-4
+"""Relative: a network answers a little otherwise when other texts are beside one."""
 
 
-def _draws(name: str) -> str:
+def _is_another(one: float, other: float) -> bool:
+    if math.isnan(one) or math.isnan(other) or math.isinf(one) or math.isinf(other):
+        return not (one == other or (math.isnan(one) and math.isnan(other)))
+    return abs(one - other) > _ROUNDING * max(1.0, abs(one))
+
+
+def _varies(name: str, drew: bool) -> str:
     """The remark on a reward that answered one text in two ways."""
+    what = "draws random numbers" if drew else "answered one text in two ways"
     return (
-        f"reward {name!r} draws random numbers: each text was asked about once and its answer kept, so another seed "
-        f"has another target; `ppl-align check` says by how many nats it varies"
+        f"reward {name!r} {what}: each text was asked about once and its answer kept, so another "
+        f"{'seed' if drew else 'run'} has another target; `ppl-align check` says by how many nats it varies"
     )
 
 

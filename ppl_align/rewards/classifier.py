@@ -144,12 +144,24 @@ def _column(model: nn.Module, label: str | int | None) -> int | None:
         exact = [k for k, name in names.items() if name == label] or [
             k for k, name in names.items() if name.lower() == label.lower()
         ]
+        exact = exact or [k for k in range(outputs) if label == str(k)]
         if len(exact) == 1:
             return exact[0]
     elif not isinstance(label, bool) and 0 <= label < outputs:
         return int(label)
     listed = ", ".join(f"{k}: {name}" for k, name in sorted(names.items()))
     raise InputError(f"{kind} has no label {label!r}; its labels are {listed}")
+
+
+def _labels(path: str, found: dict[str, Any]) -> str:
+    """The labels of a classifier that is not loaded, as far as its config tells."""
+    from transformers import AutoConfig
+
+    try:
+        names = AutoConfig.from_pretrained(path, **found).id2label
+    except (OSError, ValueError):
+        return ""
+    return f" (it has {', '.join(str(names[k]) for k in sorted(names))})" if names else ""
 
 
 def _limit(config: Any, tokenizer: Any) -> int | None:
@@ -219,8 +231,9 @@ def load_classifier(name: str, **settings: Any) -> ClassifierReward:
         raise InputError(f"reward {name!r}: {said}") from error
     except RuntimeError as error:  # weights of another shape
         raise InputError(
-            f"reward {name!r}: a reward model has one output, this one has more: name one of its labels, label=... "
-            f"in reward(...) or load_classifier({name!r}, label=...)"
+            f"reward {name!r}: a reward model has one output, this one has more: name one of its labels, label=... in "
+            f"reward(...) or load_classifier({name!r}, label=...), or behind its name, {name + ':LABEL'!r}"
+            f"{_labels(path, found)}"
         ) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"]))

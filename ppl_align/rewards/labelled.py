@@ -1,4 +1,6 @@
-"""``reward("r", "a_folder", x, label="POSITIVE")``: one label of a classifier of several, by name, folder or model."""
+"""``reward("r", "a_folder", x, label="POSITIVE")``: one label of a classifier of several, by name, folder or model.
+
+Where a reward is a string and nothing else (the command line) the label stands behind the name: "a_folder:POSITIVE"."""
 
 from __future__ import annotations
 

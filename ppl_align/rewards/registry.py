@@ -63,7 +63,8 @@ def names() -> list[str]:
 @lru_cache(maxsize=128)
 def resolve(name: str) -> Callable[..., Any]:
     """The reward of that name: a shipped one, ``package.module:function``, ``package.module.function`` or
-    ``file.py:function``; a folder with a sequence-classification model, or its hub name (with a slash and no colon).
+    ``file.py:function``; a folder with a sequence-classification model, or its hub name (with a slash); of a model with
+    several labels the log-odds of one, ``folder:LABEL``, ``owner/name:LABEL``.
 
     Modules are looked for in the working directory too. A class is instantiated without arguments. Raises
     ``InputError``, with the nearest name that exists.
@@ -78,6 +79,9 @@ def resolve(name: str) -> Callable[..., Any]:
         return entry.kind()
     if names_a_model(name):
         return load_classifier(name)
+    model, _, label = name.rpartition(":")
+    if label and names_a_model(model):
+        return load_classifier(model, label=label)
     found = _import(name)
     if isinstance(found, type):
         try:

@@ -1,0 +1,79 @@
+"""A constraint's automaton that also follows the strings which end a text: where one is met, nothing more comes.
+
+Its states are pairs (of the constraint, of the stop strings). Looking ahead has to know the second: after " a" the text
+may be over with " b", and what was still to come never will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_align.constraints.automata import AutomatonReader
+from ppl_align.lm.base import Ids
+from ppl_align.lm.stopping import StopText
+from ppl_align.rewards.automaton import Automaton
+
+
+class StoppingReader(AutomatonReader):
+    """``ends`` [S, V] bool: tokens that complete a stop string; they lead to a state that is never left, and that
+    accepts where the constraint is met. ``inside``: the constraint's own reader."""
+
+    def __init__(self, inside: AutomatonReader, text: StopText) -> None:
+        automaton, self.ends = _paired(inside.automaton, text)
+        super().__init__(automaton, inside.eos_ids)
+        self.inside, self.text = inside, text
+
+
+def with_stop_strings(reader: AutomatonReader, stop_ids: Sequence[int]) -> AutomatonReader:
+    """The reader itself where no string ends a text."""
+    text = getattr(stop_ids, "text", None)
+    return reader if text is None else StoppingReader(reader, text)
+
+
+def stop_strings_of(reader: AutomatonReader) -> StopText | None:
+    """Those that a reader follows."""
+    return reader.text if isinstance(reader, StoppingReader) else None
+
+
+def ending_tokens(reader: AutomatonReader, stop_ids: Ids) -> Tensor:
+    """Tokens that end a text in each state, EOS apart, ``[S, V]`` bool."""
+    automaton = reader.automaton
+    ends = torch.zeros(automaton.num_states, automaton.vocab_size, dtype=torch.bool)
+    if isinstance(reader, StoppingReader):
+        ends |= reader.ends
+    ends[:, list(stop_ids)] = True
+    return ends
+
+
+def _paired(automaton: Automaton, text: StopText) -> tuple[Automaton, Tensor]:
+    """Pairs that a text can reach, and ``ends``. What has succeeded for good no longer looks at the strings."""
+    moves, stops = automaton.transitions, torch.from_numpy(text.moves)
+    count, size = len(stops), automaton.vocab_size
+    home = torch.arange(automaton.num_states)
+    settled = automaton.accepting & (moves == home[:, None]).all(-1)
+    to = moves[:, None, :] * count + stops[None]  # [S, K, V]
+    to = torch.where(settled[moves][:, None, :], moves[:, None, :] * count + text.start, to)
+    ends = (stops == text.end)[None].expand(len(moves), -1, -1) & ~settled[:, None, None]
+    ends = ends.clone()
+    ends[:, text.end] = False
+    over = home[:, None] * count + text.end
+    to = torch.where(ends, moves[:, None, :] * count + text.end, to)
+    to[:, text.end] = over
+    to, ends = to.reshape(-1, size), ends.reshape(-1, size)
+    start = automaton.start * count + text.start
+    reached = _reached(to, start)
+    number = reached.long().cumsum(0) - 1
+    accepting = automaton.accepting.repeat_interleave(count)
+    return Automaton(number[to[reached]], int(number[start]), accepting[reached]), ends[reached]
+
+
+def _reached(moves: Tensor, start: int) -> Tensor:
+    """States that some text leads to, ``[S]`` bool."""
+    reached = torch.zeros(len(moves), dtype=torch.bool)
+    reached[start] = True
+    while not bool(reached[moves[reached]].all()):
+        reached[moves[reached].reshape(-1)] = True
+    return reached

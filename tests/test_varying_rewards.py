@@ -1,0 +1,170 @@
+"""Rewards that answer one text in two ways without moving a global generator: asked once a text, noted, and checked."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from test_undeclared_randomness import HOST
+
+from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
+from ppl_align.lints import lint
+from ppl_align.rewards import Vader, each
+from ppl_align.rewards.calling import AGAIN
+from ppl_align.rewards.signs import may_vary
+
+NUMBERS, DICE, NOISE = itertools.count(), random.Random(0), np.random.default_rng(0)
+TORCH, CALLS, ASKED = torch.Generator(), [0], []
+
+
+def of_a_counter():
+    at = 0
+
+    def judge(texts):
+        nonlocal at
+        at += 1
+        return [float(at) for _ in texts]
+
+    return judge
+
+
+def of_a_cell(texts):
+    CALLS[0] += 1
+    return [float(CALLS[0]) for _ in texts]
+
+
+def of_a_list(texts):
+    ASKED.append(len(texts))
+    return [float(len(ASKED)) for _ in texts]
+
+
+class Tired:
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, texts):
+        self.asked += 1
+        return [self.score(text) for text in texts]
+
+    def score(self, text):
+        return len(text) / self.asked
+
+
+class Client:
+    """What stands between a judge and its service."""
+
+    def ask(self, text):
+        return DICE.random()
+
+
+CLIENT = Client()
+
+
+async def waited_for(texts):
+    return [DICE.random() for _ in texts]
+
+
+VARYING = {
+    "an iterator": lambda texts: [float(next(NUMBERS)) for _ in texts],
+    "a generator of its own": lambda texts: [DICE.random() for _ in texts],
+    "a new generator": lambda texts: [random.Random().random() for _ in texts],
+    "numpy's": lambda texts: NOISE.random(len(texts)).tolist(),
+    "a new one of numpy's": lambda texts: [np.random.default_rng().random() for _ in texts],
+    "torch's": lambda texts: torch.rand(len(texts), generator=TORCH).tolist(),
+    "entropy": lambda texts: [float(os.urandom(1)[0]) for _ in texts],
+    "a clock": lambda texts: [float(time.perf_counter_ns() % 9973) for _ in texts],
+    "a counter": of_a_counter(),
+    "a cell": of_a_cell,
+    "a list that grows": of_a_list,
+    "an object": Tired(),
+    "a method": Tired().__call__,
+    "a client": lambda texts: [CLIENT.ask(text) for text in texts],
+    "one by one": each(lambda text: DICE.random()),
+    "a service": waited_for,
+}
+LOG, COUNTS, KNOWN = [], {"n": 0}, {}
+
+
+def counted(completions, **_):
+    COUNTS["n"] += len(completions)
+    return [1.0 for _ in completions]
+
+
+STEADY = {
+    "plain": lambda texts: [float(len(text)) for text in texts],
+    "logged": lambda texts: LOG.extend(texts) or [1.0 for _ in texts],
+    "counted": counted,
+    "shipped": Vader(),
+    "one by one": each(len),
+}
+
+
+def program(judge):
+    def model():
+        reward("judge", judge, completion("x", HOST, " hm", max_new_tokens=1))
+
+    return model
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_it_is_noted_and_its_answer_kept(kind):
+    posterior = ImportanceSampling(64, 2).run(program(VARYING[kind]))
+    texts, r = posterior.completions["x"].texts(), posterior.rewards["judge"].reshape(-1).tolist()
+    assert len(set(zip(texts, r, strict=True))) == len(set(texts))
+    assert "'judge' answered one text in two ways" in posterior.summary()
+    assert posterior.cost.reward_calls <= len(set(texts)) + AGAIN
+
+
+@pytest.mark.parametrize("kind", STEADY)
+def test_a_steady_one_is_asked_once_a_text(kind):
+    assert not may_vary(STEADY[kind])
+    posterior = ImportanceSampling(64, 2).run(program(STEADY[kind]))
+    assert posterior.cost.reward_calls == len(set(posterior.completions["x"].texts()))
+    assert not any("two ways" in line for line in posterior.warnings)
+
+
+def test_a_sign_alone_is_not_noted():
+    """A judge that looks at the clock for its log, and a cache."""
+
+    def judge(texts):
+        CALLS.append(time.monotonic())
+        return [KNOWN.setdefault(text, float(len(text))) for text in texts]
+
+    assert may_vary(judge)
+    for engine in (Exact(), ImportanceSampling(16, 2), SMC(16, num_replicates=2, twist="prefix")):
+        posterior = engine.run(program(judge))
+        assert not any("two ways" in line for line in posterior.warnings)
+
+
+def test_no_more_than_a_few_questions_in_a_run_of_many_batches():
+    asked = []
+
+    def judge(texts):
+        asked.extend(texts)
+        return [float(len(text)) * (time.time() > 0) for text in texts]
+
+    def model():
+        reward("judge", judge, completion("x", HOST, " hm", max_new_tokens=3))
+
+    SMC(16, num_replicates=2, twist="prefix").run(model)
+    assert 0 < len(asked) - len(set(asked)) <= AGAIN
+
+
+def test_check_says_by_how_many_nats():
+    """+1 or -1 by a coin, at a beta of .5: four nats apart, half of the time."""
+    coin = random.Random(3)
+
+    def model():
+        x = completion("x", HOST, " hm", max_new_tokens=3)
+        reward("judge", each(lambda text: coin.choice([-1.0, 1.0])), x, beta=0.5)
+
+    (found,) = [finding for finding in lint(model) if finding.lint == "reward with a state"]
+    assert "'judge' gave other values when asked again, by" in found.text
+    assert "and up to 4:" in found.text
+    mean = float(found.text.split("by ")[1].split(" nats")[0])
+    assert 0.5 < mean < 3.5
