@@ -34,7 +34,9 @@ GROUPS = {
             "particle": (("chain", "particle"), np.ones((1, 2))),  # called like a dimension that it is not alone in
         }
     ),
-    "nothing": xr.Dataset({"steps": (("step", "chain"), np.zeros((0, 2))), "late": (("chain", "step"), np.zeros((2, 0)))}),
+    "nothing": xr.Dataset(
+        {"steps": (("step", "chain"), np.zeros((0, 2))), "late": (("chain", "step"), np.zeros((2, 0)))}
+    ),
 }
 
 
