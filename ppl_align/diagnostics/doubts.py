@@ -8,8 +8,7 @@ A run without a complaint may have seen too little to have one. A green light ta
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
    weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``; where fewer than 30% of the draws are
    left, ``SKEWED_FAR``;
-4. replicates that were resampled (SMC) do not agree better than the number of their first ancestors lets them;
-5. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
+4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
 """
@@ -27,7 +26,6 @@ from ppl_align.diagnostics.blind_spots import constant_reward
 from ppl_align.diagnostics.bounded import log_evidence_upper
 from ppl_align.diagnostics.prior import ENOUGH, prior_mean
 from ppl_align.diagnostics.weights import ess_by_replicate
-from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.intervals import predicted_draws
 from ppl_align.posterior.prior import prior_log_weight
 
@@ -35,12 +33,12 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
     from ppl_align.posterior.intervals import Estimate
 
-PREDICTED = 75.0
-SKEWED, SKEWED_FAR, FAR = 0.25, 0.15, 0.3
+PREDICTED = 50.0
+SKEWED, SKEWED_FAR, FAR = 0.4, 0.25, 0.3
 OF_THE_SHIFT = 0.3
 LOG_Z = 0.5  # nats
 ROOM = 1.0  # nats
-LUCKY = 0.75  # of the error that ancestors tell
+MOST = 700.0  # nats: exp of more overflows
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ def doubts(run: Posterior) -> list[Doubt]:
         return []
     found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
     found += [_room(run), _log_z(run), *(_mean(run, name) for name in run.rewards), _skewed(run)]
-    found += [_lucky(run, None), *(_lucky(run, name) for name in run.rewards)]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -81,7 +78,7 @@ def _room(run: Posterior) -> Doubt | None:
         return None
     return Doubt(
         f"by the bounds of its rewards log Z may lie {room:.1f} nats higher (95%): the draws leave room for it",
-        math.expm1(room) / math.expm1(ROOM),
+        math.expm1(min(room, MOST)) / math.expm1(ROOM),
     )
 
 
@@ -129,22 +126,6 @@ def _moved(run: Posterior, name: str) -> float | None:
         return None
     scale = float(torch.as_tensor(run.scales[name]).double().abs().mean())
     return max(evidence.kl_to_prior(run).value, 0.0) / scale if scale else None
-
-
-def _lucky(run: Posterior, name: str | None) -> Doubt | None:
-    """Few replicates may agree by chance; how many first ancestors carry their weight says how well they could."""
-    if run.independent or len(run.log_weight) < MIN_REPLICATES:
-        return None
-    stated = evidence.log_z(run) if name is None else run.mean(name)
-    told = evidence.lineage_error(run, None if name is None else run.rewards[name])
-    if told is None or stated.standard_error >= LUCKY * told:
-        return None
-    what = "log Z" if name is None else f"E[{name}]"
-    return Doubt(
-        f"its {len(run.log_weight)} replicates agree on {what} better than their ancestors can "
-        f"(± {stated.standard_error:.2g}, not ± {told:.2g}): by chance, then",
-        2.0,
-    )
 
 
 def _skewed(run: Posterior) -> Doubt | None:

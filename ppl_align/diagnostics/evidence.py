@@ -18,7 +18,9 @@ from ppl_align.posterior.estimates import (
     log_mean_exp,
     numbers_of_sites,
 )
-from ppl_align.posterior.intervals import Estimate, of_influence, of_replicates
+from ppl_align.posterior.intervals import Estimate, of_influence
+from ppl_align.posterior.lineage import ancestors_by_replicate as ancestors_by_replicate
+from ppl_align.posterior.lineage import of_resampled
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -85,7 +87,7 @@ def log_z(posterior: Posterior) -> Estimate:
     """The pooled log Z with its error bar, nats; NaN for a decision.
 
     Independent draws: psi_i = W_i - 1 (:mod:`ppl_align.posterior.intervals`). Rejection: from the draws that it took.
-    SMC: a jackknife over replicates, which are all that is independent there; no error below four."""
+    SMC: from replicates and ancestors (:mod:`ppl_align.posterior.lineage`); no error below four replicates."""
     value = log_evidence(posterior)
     if posterior.target == "decision" or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan)
@@ -97,29 +99,38 @@ def log_z(posterior: Posterior) -> Estimate:
     if posterior.independent:
         psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
         return of_influence(value, psi, float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1))), stated)
-    return _jackknife(posterior, value, posterior.log_evidence, stated)
+    return _log_z_of_resampled(posterior, value, stated)
 
 
 def _or_unknown(value: float, error: float | None, dof: float) -> Estimate:
     return Estimate(value, math.nan, math.nan) if error is None else Estimate(value, error, dof)
 
 
-def _jackknife(
-    posterior: Posterior, value: float, log_evidence: Tensor, stated: bool, likelihood: bool = False
-) -> Estimate:
-    """Of log Z over replicates, or (``likelihood``) of KL = E[log-likelihood] - log Z."""
-    count = len(log_evidence)
-    if count < MIN_REPLICATES or not bool(log_evidence.isfinite().all()):
+def _log_z_of_resampled(posterior: Posterior, value: float, stated: bool) -> Estimate:
+    """log Z is the log of a mean over replicates: psi_i = W_i - 1 / n."""
+    each = posterior.log_evidence
+    if len(each) < MIN_REPLICATES or not bool(each.isfinite().all()):
         return Estimate(value, math.nan, math.nan)
-    z = (log_evidence - log_evidence.max()).exp()
-    rest = z.sum() - z
-    left_out = (rest / (count - 1)).log() + log_evidence.max()
-    if likelihood:
-        w = posterior.weights
-        parts = (w * torch.where(w > 0, log_likelihood(posterior), 0.0)).sum(-1) * z.sum()
-        left_out = (parts.sum() - parts) / rest - left_out
-    found = of_replicates(value, left_out)
-    return found if stated else Estimate(value, found.standard_error, math.nan)
+    parts = posterior.weights - 1 / posterior.log_weight.numel()
+    return of_resampled(posterior, value, _log_mean_of_others(each), parts, stated)
+
+
+def _kl_of_resampled(posterior: Posterior, value: float, likelihood: Tensor, stated: bool) -> Estimate:
+    """KL = E[l] - log Z: psi_i = W_i (l_i - E[l]) - (W_i - 1 / n), l the log-likelihood."""
+    each, w = posterior.log_evidence, posterior.weights
+    if len(each) < MIN_REPLICATES or not bool(each.isfinite().all()):
+        return Estimate(value, math.nan, math.nan)
+    z = (each - each.max()).exp()
+    moments = (w * likelihood).sum(-1) * z.sum()
+    left_out = (moments.sum() - moments) / (z.sum() - z) - _log_mean_of_others(each)
+    parts = w * (likelihood - float((w * likelihood).sum())) - (w - 1 / w.numel())
+    return of_resampled(posterior, value, left_out, parts, stated)
+
+
+def _log_mean_of_others(each: Tensor) -> Tensor:
+    """log of the mean of exp(each [R]) without each, [R]."""
+    z = (each - each.max()).exp()
+    return ((z.sum() - z) / (len(each) - 1)).log() + each.max()
 
 
 def precision_per_1000_tokens(posterior: Posterior) -> float | None:
@@ -136,8 +147,9 @@ def precision_per_1000_tokens(posterior: Posterior) -> float | None:
 
 def precision_interval(posterior: Posterior) -> tuple[float, float] | None:
     """A 95% interval of :func:`precision_per_1000_tokens`: (R-1) times the estimated over the true relvar is chi^2 with
-    as many degrees of freedom as log Z has."""
-    found, dof = _precision(posterior), log_z(posterior).dof
+    as many degrees of freedom as log Z has, R - 1 where relvar is that of R replicates."""
+    found = _precision(posterior)
+    dof = log_z(posterior).dof if posterior.independent else len(posterior.log_weight) - 1.0
     if found is None or not math.isfinite(dof):
         return None
     raw = found[1]
@@ -213,7 +225,7 @@ def kl(posterior: Posterior) -> Estimate:
     w = posterior.weights
     likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
     if not posterior.independent:
-        return _jackknife(posterior, value, posterior.log_evidence, stated, likelihood=True)
+        return _kl_of_resampled(posterior, value, likelihood, stated)
     count = w.numel()
     mean = float((w * likelihood).sum())
     psi = (count * w * (likelihood - mean)).reshape(-1)
@@ -224,32 +236,6 @@ def kl(posterior: Posterior) -> Estimate:
         share = (found.standard_error / error) ** 3 if error > 0 else 0.0  # third moments add up
         return Estimate(value, error, found.dof, found.skewness * share)
     return of_influence(value, psi - (count * w.reshape(-1) - 1), effective, stated)
-
-
-def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
-    """SMC: how many of the first particles have living descendants, per replicate. None where nothing descends."""
-    lineage = posterior.history.get("lineage")
-    if lineage is None:
-        return None
-    lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
-    return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
-
-
-def lineage_error(posterior: Posterior, values: Tensor | None = None) -> float | None:
-    """Standard error of E[f], ``values [R, N]``, or of log Z (None), told from first ancestors instead of replicates.
-
-    What descends from one first particle is one draw (Chan & Lai, arXiv:1309.2918; Lee & Whiteley, arXiv:1509.00394):
-    se^2 = sum over first particles of the squared sum of W_i (f_i - E[f]) over their descendants. It knows more than
-    four replicates do, and too little where few ancestors are left. None where nothing descends."""
-    lineage = posterior.history.get("lineage")
-    if lineage is None:
-        return None
-    w = posterior.weights
-    psi = w if values is None else w * torch.where(w > 0, values.double() - float((w * values).nansum()), 0.0)
-    shared = torch.zeros_like(w).scatter_add_(1, torch.as_tensor(lineage), psi)
-    if values is None:
-        shared = shared - 1 / w.numel()
-    return float((shared**2).sum().sqrt())
 
 
 def rhat(posterior: Posterior, name: str) -> float | None:

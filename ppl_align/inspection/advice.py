@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from ppl_align.diagnostics.doubts import FAR, PREDICTED, ROOM, SKEWED, SKEWED_FAR
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.predictive import PriorReward
 from ppl_align.inspection.strengths import SLIGHT, Strength, useful_range
@@ -50,12 +51,42 @@ def _as_written(pool: Pool, written: Strength, trials: Trials) -> str:
         meets = pool.base.log_evidence
         of_prior = "a share not known" if math.isinf(meets.value) else f"{100 * math.exp(meets.value):.2g}%"
         at = f"{at}, {of_prior} of the prior meets the constraints, and engines draw from within them: there"
+    if pool.unmet:
+        return f"{at}, nothing was learned of {', '.join(map(repr, pool.unmet))}: {_what_could_hide(pool)}."
+    doubt = _doubt(pool) if written.enough else None
+    if doubt is not None:
+        return f"{at}, KL is {written.kl.value:.2f} nats and the ESS {written.ess:.0f}, but {doubt}: draw more to tell."
     if written.enough:
         return f"{at}, KL is {written.kl.value:.2f} nats and the ESS {written.ess:.0f}: importance sampling will do."
     return (
         f"{at}, KL is about {written.kl.value:.2f} nats and {pool.num_draws} draws are worth {written.ess:.1f}: "
         f"{_remedies(pool, trials)}."
     )
+
+
+def _what_could_hide(pool: Pool) -> str:
+    """Of a reward that was the same on all draws: how much it may still do."""
+    said = f"the same on all {_draws(pool)}, it may differ on {100 * pool.hidden:.2g}% of them (95%)"
+    upper = pool.log_evidence_upper
+    if upper is None:
+        return f"{said}, and without declared bounds that may be all of the posterior"
+    lowest = pool.weighted(pool.psi).log_evidence.value
+    if upper - lowest <= ROOM:
+        return f"{said}; by its bounds that moves log Z by {upper - lowest:.2g} nats at most"
+    return f"{said}, and by its bounds log Z may be as high as {upper:.3g} (it looks like {lowest:.3g})"
+
+
+def _doubt(pool: Pool) -> str | None:
+    """Why the draws are not to be believed though they are many, by the measures that comparisons use."""
+    w, upper = pool.weighted(pool.psi), pool.log_evidence_upper
+    if upper is not None and upper - w.log_evidence.value > ROOM:
+        return f"by the bounds of its factors log Z may lie {upper - w.log_evidence.value:.1f} nats higher (95%)"
+    if w.predicted < min(PREDICTED, w.num_draws / 2):
+        return f"the weights foretell {w.predicted:.0f} effective draws"
+    skewed = max([abs(w.skewness), *(abs(w.mean(r).skewness) for r in pool.rewards.values())])
+    if w.num_draws >= 2 * PREDICTED and skewed > (SKEWED if w.predicted >= FAR * w.num_draws else SKEWED_FAR):
+        return f"few draws say most of it (skewness {skewed:.2f})"
+    return None
 
 
 def _remedies(pool: Pool, trials: Trials) -> str:

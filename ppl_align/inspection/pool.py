@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost, measure
+from ppl_align.diagnostics.bounded import upper_mean
 from ppl_align.engines.ceiling import ceiling, is_known
 from ppl_align.engines.constrained import Foreseen, hold
 from ppl_align.errors import InputError, ModelError
@@ -134,14 +135,43 @@ class Pool:
         """The log-weight of each draw for the target as it is written, nats."""
         return self.psi + self.log_ratio
 
+    @property
+    def unmet(self) -> list[str]:
+        """Rewards that were the same on every draw, and not at their declared best: what they are for may not have been
+        drawn."""
+        return [name for name, r in self.rewards.items() if self._counts(name) and self._never_varied(name, r)]
+
+    def _counts(self, name: str) -> bool:
+        return bool((torch.as_tensor(self.scales[name]) != 0).any())
+
+    def _never_varied(self, name: str, r: Tensor) -> bool:
+        bound = self.log_upper.get(name)
+        at_its_most = is_known(bound) and bool((self.factors[name] >= torch.as_tensor(bound) - 1e-9).all())
+        return bool(((r == r[0]) | (r.isnan() & r[0].isnan())).all()) and not at_its_most
+
+    @property
+    def hidden(self) -> float:
+        """The mass, under what was drawn from, that a region which no draw has met can have at most (95%)."""
+        return 1 - 0.05 ** (1 / self.num_draws)
+
+    @cached_property
+    def log_evidence_upper(self) -> float | None:
+        """log Z is at most this, nats (95%), by the declared bounds of all factors; None where one has none.
+
+        p0/q of draws from within constraints is at most 1, so it is no part of the bound."""
+        most = self.log_bound
+        if most is None or not self.log_upper:
+            return None
+        return most + math.log(upper_mean((self.log_weight - most).clamp_max(0.0).exp()))
+
     def weighted(self, psi: Tensor) -> Weighted:
         """The draws, weighted for p0 exp(psi)."""
-        return Weighted(psi, self.log_ratio)
+        return Weighted(psi, self.log_ratio, not self.unmet)
 
     @property
     def base(self) -> Weighted:
-        """The draws as the prior would have them, given the hard constraints."""
-        return self.weighted(self._total(self.constraints if self.confined else ()))
+        """The draws as the prior would have them, given the hard constraints; rewards play no part."""
+        return Weighted(self._total(self.constraints if self.confined else ()), self.log_ratio)
 
     @property
     def completions(self) -> dict[str, CompletionDistribution]:

@@ -9,6 +9,8 @@ function of means has the error of the mean of its influence function (Hampel 19
     1 + chi2 = mean(u^2)               IF_i = u_i^2 - mean(u^2) - 2 mean(u^2) (u_i - 1)
     KL(p*||p0) = E_p*[psi] - log Z     by the jackknife, which tells more of what a heavy tail does
 
+How the bar follows from the influences, skewed as they are: :mod:`ppl_align.posterior.intervals`.
+
 From N draws of the prior KL is at most log N: it is log N minus the entropy of the weights. With few effective draws
 log Z and KL are too low in expectation (log Zhat because E[Zhat] = Z), and no error can be stated.
 """
@@ -21,19 +23,28 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.estimates import Estimate
+from ppl_align.posterior.estimates import Estimate, is_rounding
+from ppl_align.posterior.intervals import FEWEST_PREDICTED, of_influence, predicted_draws
 
 ENOUGH = 64.0
 """Effective draws below which no error is printed: those that are read off fewer are too small, and the estimates that
-look best have missed most (tests/test_inspection.py holds them to enumeration). Of a small pool, half of it."""
+look best have missed most (tests/test_inspection.py holds them to enumeration). Of a small pool, half of it.
+
+``FEWEST_PREDICTED`` are to be foretold by the square roots of the weights as well: of pools that have fewer, those
+reach it by the weights alone which have missed the heavy ones."""
+PLENTY = 4 * ENOUGH
+"""So many are enough whatever is foretold, which is too pessimistic where weights have few values."""
 FEWEST = 32
 """Draws of a small pool."""
 
 
 class Weighted:
-    """N draws with psi [N] in nats, -inf allowed, and ``log_ratio`` [N], log p0/q of what they were drawn from."""
+    """N draws with psi [N] in nats, -inf allowed, and ``log_ratio`` [N], log p0/q of what they were drawn from.
 
-    def __init__(self, psi: Tensor, log_ratio: Tensor | float = 0.0) -> None:
+    ``met``: every factor was seen to vary, so that draws can tell of its spread; else no error can be stated."""
+
+    def __init__(self, psi: Tensor, log_ratio: Tensor | float = 0.0, met: bool = True) -> None:
+        self.met = met
         self.psi = psi.double()
         self.log_weight = self.psi + log_ratio
         self.num_draws = len(psi)
@@ -47,10 +58,24 @@ class Weighted:
         """1 / sum of squared normalised weights, between 1 and N; 0 if every draw is rejected."""
         return float(self.num_draws / self.relative.square().mean()) if self.alive else 0.0
 
+    @cached_property
+    def predicted(self) -> float:
+        """Effective draws as the square roots of the weights foretell them."""
+        return predicted_draws(self.log_weight)
+
     @property
     def enough(self) -> bool:
         """Are there draws enough to state an error?"""
-        return self.ess >= ENOUGH or (self.num_draws >= FEWEST and self.ess >= self.num_draws / 2)
+        if not self.met:
+            return False
+        if self.num_draws >= FEWEST and self.ess >= self.num_draws / 2:
+            return True
+        return self.ess >= ENOUGH and (self.predicted >= FEWEST_PREDICTED or self.ess >= PLENTY)
+
+    @property
+    def skewness(self) -> float:
+        """Of the error of log Z, as the draws show it."""
+        return self.log_evidence.skewness
 
     @cached_property
     def log_evidence(self) -> Estimate:
@@ -68,11 +93,13 @@ class Weighted:
         weighted = w * torch.where(w > 0, self.psi, 0.0)
         total, moment, n = w.sum(), weighted.sum(), self.num_draws
         value = max(float(moment / total) - self.log_evidence.value, 0.0)
-        if not self.enough:
+        # KL is mostly the log-weights of the heavy draws, and a pool that has missed some of these does not show it.
+        if not self.enough or (self.predicted < ENOUGH and self.ess < min(PLENTY, n / 2)):
             return Estimate(value, math.nan)
         rest = total - w
         left_out = (moment - weighted) / rest - (rest / (n - 1)).log() - self.top
-        return Estimate(value, float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt()))
+        error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
+        return self._bar(value, left_out.mean() - left_out, error)
 
     @cached_property
     def draws_per_effective(self) -> Estimate:
@@ -125,4 +152,13 @@ class Weighted:
     def _estimate(self, value: float, influence: Tensor) -> Estimate:
         if not self.enough:
             return Estimate(value, math.nan)
-        return Estimate(value, float(influence.std()) / math.sqrt(self.num_draws))
+        return self._bar(value, influence, float(influence.std()) / math.sqrt(self.num_draws))
+
+    def _bar(self, value: float, influence: Tensor, error: float) -> Estimate:
+        """``error`` with the degrees of freedom and the skewness of the influences [N]; 0 is 0."""
+        if is_rounding(error, value):
+            return Estimate(value, error)
+        shape = of_influence(value, influence - influence.mean(), self.ess, True)
+        if math.isnan(shape.dof):
+            return Estimate(value, error)
+        return Estimate(value, error, shape.dof, shape.skewness)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_align.cost import count, network
 from ppl_align.errors import InputError, PromptError
-from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.warp import Warp
 
 
@@ -53,7 +53,7 @@ class ToyLM(LM):
         """Normalised ``[rows, V]``; ``offset`` is the length of each row's prompt."""
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[Ids]) -> ToyDecoder:
+    def start(self, prompts: Sequence[Ids]) -> Decoder:
         count(prompt_tokens=sum(map(len, prompts)))
         return ToyDecoder(self, list(prompts), [len(p) for p in prompts])
 
@@ -169,20 +169,55 @@ class MarkovLM(ToyLM):
             raise PromptError(f"{self.name} has no initial=: give it, or a prompt of at least one id")
         return ids
 
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Ids]) -> MarkovDecoder:
+        count(prompt_tokens=sum(map(len, prompts)))
+        return MarkovDecoder(self, self._last(prompts), torch.zeros(len(prompts), dtype=torch.long))
+
+    def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
+        count(scored_tokens=tokens.numel())
+        rows, length = tokens.shape
+        previous = torch.cat([self._last(prompts)[:, None], tokens.cpu().long()], 1)[:, :-1]
+        columns = [self.after(previous[:, t], torch.full((rows,), t)) for t in range(length)]
+        return torch.stack(columns, 1)
+
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
+        position = [len(p) - n for p, n in zip(prefixes, offset, strict=True)]
+        return self.after(self._last(prefixes), torch.tensor(position, dtype=torch.long))
+
+    @staticmethod
+    def _last(prefixes: Sequence[Ids]) -> Tensor:
+        """The last id of each, -1 of an empty one."""
+        return torch.tensor([p[-1] if p else -1 for p in prefixes], dtype=torch.long)
+
+    def after(self, previous: Tensor, position: Tensor) -> Tensor:
+        """Normalised ``[rows, V]`` after ``previous [rows]``, ids or -1 where there is none, at ``position [rows]``."""
         count(lm_forwards=1)
         with network():
-            previous = torch.tensor([p[-1] if p else 0 for p in prefixes], device=self.device)
+            previous = previous.to(self.device)
             if self.log_table.dim() == 2:
-                rows = self.log_table[previous]
+                rows = self.log_table[previous.clamp_min(0)]
             else:
-                position = [len(p) - n for p, n in zip(prefixes, offset, strict=True)]
-                if max(position) >= len(self.log_table):
+                if int(position.max()) >= len(self.log_table):
                     raise InputError(
                         f"{self.name} has a table for {len(self.log_table)} positions: lower max_new_tokens"
                     )
-                rows = self.log_table[torch.tensor(position, device=self.device), previous]
+                rows = self.log_table[position.to(self.device), previous.clamp_min(0)]
             if self.log_initial is not None:
-                empty = torch.tensor([not p for p in prefixes], device=self.device)
-                rows = torch.where(empty[:, None], self.log_initial, rows)
+                rows = torch.where((previous < 0)[:, None], self.log_initial, rows)
             return rows
+
+
+class MarkovDecoder:
+    """Keeps the last token of each prefix, and its position: a chain knows nothing else."""
+
+    hidden = None
+
+    def __init__(self, lm: MarkovLM, previous: Tensor, position: Tensor) -> None:
+        self.lm, self.position = lm, position
+        self.logits = self.log_probs = lm.after(previous, position)
+
+    @torch.no_grad()
+    def extend(self, parents: Tensor, tokens: Tensor) -> MarkovDecoder:
+        count(lm_tokens=len(tokens))
+        return MarkovDecoder(self.lm, tokens.cpu(), self.position[parents.cpu()] + 1)

@@ -16,9 +16,9 @@ from ppl_align.posterior.intervals import (
     FEWEST_PREDICTED,
     Estimate,
     of_influence,
-    of_replicates,
     predicted_draws,
 )
+from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.printed import is_rounding as is_rounding
 from ppl_align.posterior.printed import say_z as say_z
@@ -27,8 +27,6 @@ from ppl_align.posterior.printed import with_error as with_error
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
-MIN_REPLICATES = 4
-"""Fewer independent repeats say nothing usable about their own spread."""
 MIN_EFFECTIVE_DRAWS = 2.0
 
 
@@ -53,7 +51,7 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
         return Estimate(value, 0.0)
     stated = bar_can_be_stated(posterior)
     if not posterior.independent:
-        return _of_replicates(w, f, value, stated)
+        return _of_resampled(posterior, w, f, value, stated)
     effective = float(w.sum() ** 2 / (w**2).sum())
     if effective < MIN_EFFECTIVE_DRAWS:
         return Estimate(value, math.nan, math.nan)
@@ -75,22 +73,18 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
         return effective >= FEWEST_EFFECTIVE and predicted_draws(pooled) >= FEWEST_PREDICTED
     if len(posterior.log_weight) < MIN_REPLICATES:
         return False
-    lineage = posterior.history.get("lineage")
-    if lineage is None:
-        return True
-    lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
-    ancestors = sum(len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True))
-    return ancestors >= FEWEST_EFFECTIVE
+    ancestors = ancestors_by_replicate(posterior)
+    return ancestors is None or sum(ancestors) >= FEWEST_ANCESTORS
 
 
-def _of_replicates(w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate:
-    """Particles of one replicate share ancestors, so the replicate is the only independent unit."""
+def _of_resampled(posterior: Posterior, w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate:
+    """Particles of one replicate share ancestors: replicates are independent, and so are those first particles."""
     numerator, denominator = (w * f).sum(-1), w.sum(-1)
     rest = denominator.sum() - denominator
     if len(denominator) < MIN_REPLICATES or bool((rest <= 1e-12).any()):
         return Estimate(value, math.nan, math.nan)
-    found = of_replicates(value, (numerator.sum() - numerator) / rest)
-    return found if stated else Estimate(value, found.standard_error, math.nan)
+    parts = torch.where(w > 0, w / w.sum() * (f - value), 0.0)
+    return of_resampled(posterior, value, (numerator.sum() - numerator) / rest, parts, stated)
 
 
 def functionals(posterior: Posterior) -> dict[str, Tensor]:

@@ -1,0 +1,64 @@
+"""Error bars of particles that were resampled: how replicates differ, and what their first ancestors tell.
+
+Replicates of one SMC run are independent, so the jackknife over R of them is right whatever happens within; with four
+it has three degrees of freedom, and its bars are as often far too small as too large. Within a replicate, what descends
+from one first particle is one draw (Chan & Lai, arXiv:1309.2918; Lee & Whiteley, arXiv:1509.00394; Olsson & Douc,
+arXiv:1701.02002)::
+
+    se^2 = sum over first particles of (sum of W_i psi_i over their living descendants)^2
+
+which knows more, as long as many of the first particles have descendants. Both are variances of the same estimate, so
+they are pooled like variances of two samples, ``ANCESTORS_PER_DOF`` ancestors to a degree of freedom::
+
+    s^2 = ((R - 1) jackknife^2 + nu ancestry^2) / (R - 1 + nu),    nu = ancestors / ANCESTORS_PER_DOF
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ppl_align.posterior.intervals import Estimate, of_replicates
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+MIN_REPLICATES = 4
+"""Fewer independent repeats say nothing usable about their own spread."""
+FEWEST_ANCESTORS = 40
+"""In all replicates: of fewer, neither estimate of the variance is to be trusted."""
+ANCESTORS_PER_DOF = 10.0
+
+
+def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
+    """How many of the first particles have living descendants, per replicate. None where nothing descends."""
+    lineage = posterior.history.get("lineage")
+    if lineage is None:
+        return None
+    lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
+    return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
+
+
+def error_by_ancestry(posterior: Posterior, parts: Tensor) -> float | None:
+    """Standard error of an estimate whose error is the sum of ``parts [R, N]``, W_i psi_i. None where nothing
+    descends."""
+    lineage = posterior.history.get("lineage")
+    if lineage is None:
+        return None
+    shared = torch.zeros_like(parts).scatter_add_(1, torch.as_tensor(lineage), parts)
+    return float((shared**2).sum().sqrt())
+
+
+def of_resampled(posterior: Posterior, value: float, left_out: Tensor, parts: Tensor, stated: bool) -> Estimate:
+    """The estimate with both errors pooled. ``left_out [R]``: without each replicate; ``parts [R, N]``: W_i psi_i."""
+    found = of_replicates(value, left_out)
+    told, ancestors = error_by_ancestry(posterior, parts), ancestors_by_replicate(posterior)
+    if told is not None and ancestors is not None and math.isfinite(found.dof):
+        nu = sum(ancestors) / ANCESTORS_PER_DOF
+        dof = found.dof + nu
+        error = math.sqrt((found.dof * found.standard_error**2 + nu * told**2) / dof)
+        found = Estimate(value, error, dof)
+    return found if stated else Estimate(value, found.standard_error, math.nan)
