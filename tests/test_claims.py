@@ -134,8 +134,8 @@ def test_names_and_folders_that_do_not_exist(capsys, tmp_path):
 
 
 def test_the_book(tmp_path):
-    results = list(running.run(["moments"], seed=SEED))
-    text = book.compose({"moments": results[0]}, Path("claims"))
+    results = list(running.run(["overoptimisation"], seed=SEED))
+    text = book.compose({"overoptimisation": results[0]}, Path("claims"))
     assert text.count("### ") == len(CLAIMS)
     assert "![" in text
     assert "| check | expected |" in text
