@@ -26,7 +26,8 @@ from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
 BATCH = 512  # particles decoded together at most, where a network keeps a cache for each: memory
-WIDE = 4096  # of language models that keep nothing for a particle but its text
+WIDE = 4096  # for many draws of language models that keep nothing for a particle but its text
+MANY = 200 * BATCH
 ROUNDING = 1e-4  # nats: a log-probability of float32 arithmetic may lie above 0 by rounding
 REMEDY = "raise beta, give a tighter upper=, raise max_draws, or use another engine"
 
@@ -96,6 +97,8 @@ class Rejection(Engine):
         forecast = self._pilot(stream)
         if forecast.num_draws > self.max_draws:
             raise TooManyDrawsError(self._refusal(forecast))
+        toys = all(isinstance(lm, (CallableLM, MarkovLM)) for lm in used_lms())
+        width = WIDE if toys and forecast.num_draws > MANY else BATCH
         while stream.num_accepted < self._wanted:
             share = stream.acceptance()[0]
             task.progress(stream.num_accepted, self._wanted, f"accepts {share:.1%}")
@@ -105,7 +108,6 @@ class Rejection(Engine):
                     f"Rejection accepted {stream.num_accepted} of {self._wanted} particles in "
                     f"max_draws={self.max_draws} draws (its pilot promised {forecast.share}): {REMEDY}"
                 )
-            width = WIDE if all(isinstance(lm, (CallableLM, MarkovLM)) for lm in used_lms()) else BATCH
             stream.draw(min(width, left, math.ceil((self._wanted - stream.num_accepted) / share)))
         task.progress(self._wanted, self._wanted, f"accepts {stream.acceptance()[0]:.1%}")
         return self._posterior(stream, forecast)
