@@ -93,7 +93,25 @@ def test_what_is_stated_by_each_engine() -> None:
     for replicates in (1, 2):
         few = SMC(64, replicates, twist="prefix", ess_threshold=1.0).run(truth.model)
         assert math.isnan(few.mean("r").interval()[0]), "so few populations say nothing about their error"
-    assert SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model).mean("r").dof == 3
+    run = SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model)
+    ancestors = sum(evidence.ancestors_by_replicate(run) or [])
+    assert run.mean("r").dof == 3 + ancestors / 10, "what replicates tell, and what ancestors do"
+    del run.history["lineage"]
+    assert run.mean("r").dof == 3, "of a file that has none"
+
+
+def test_what_replicates_and_ancestors_tell_together_is_the_error() -> None:
+    """100 runs of four replicates: the stated errors, squared, are the variance on average (known to 14%)."""
+    run = SMC(128, 400, twist="prefix", ess_threshold=1.0).run(problem("graded", 2, 1.0).model, seed=SEED)
+    runs = list(groups(run, 4))
+    for estimate in (lambda r: r.mean("r"), evidence.log_z, evidence.kl):
+        found = [estimate(each) for each in runs]
+        assert all(e.stated for e in found)
+        variance = np.var([e.value for e in found], ddof=1)
+        stated = np.mean([e.standard_error**2 for e in found])
+        assert 1 / 1.5 < stated / variance < 1.5
+        squares = np.std([e.standard_error**2 for e in found]) / stated
+        assert squares < math.sqrt(2 / 3) / 2, "and vary far less than those of a jackknife over four"
 
 
 def test_a_constant_reward_is_never_sound() -> None:

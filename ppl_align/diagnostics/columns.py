@@ -45,7 +45,8 @@ def percent(value: float) -> str:
 class Column:
     """``key`` in the table, ``header`` on screen, the ``block`` it is shown in, and its meaning in one line.
 
-    ``error`` is printed after the value, ``beside`` after a slash; ``bound`` puts a sign in front where true."""
+    ``error`` is printed after the value, ``beside`` after a slash, ``interval`` (two keys) in brackets; ``bound`` puts
+    a sign in front, and no error behind, where true."""
 
     key: str
     header: str
@@ -55,15 +56,19 @@ class Column:
     error: str | None = None
     beside: str | None = None
     bound: str | None = None
+    interval: tuple[str, str] | None = None
 
     def text(self, row: Mapping[str, Any]) -> str:
         """The cell of one row; a dash where the number has no meaning."""
         value: Any = row.get(self.key)
         if is_missing(value):
             return "-"
-        if self.error is not None:
+        bounded = self.bound is not None and bool(row.get(self.bound))
+        if self.error is not None and not bounded:
             return with_error(value, row[self.error])
-        shown = ("≥ " if self.bound and row.get(self.bound) else "") + self.show(value)
+        shown = ("≥ " if bounded else "") + self.show(value)
+        if self.interval is not None and not any(is_missing(row[key]) for key in self.interval):
+            shown += " ({} to {})".format(*(self.show(row[key]) for key in self.interval))
         if self.beside is not None and not is_missing(row[self.beside]):
             shown += " / " + self.show(row[self.beside])
         return shown
@@ -78,7 +83,13 @@ BLOCKS = {
 }
 
 COLUMNS = (
-    Column("log_evidence", "log Z", ANSWER, "pooled log of the mean Zhat over replicates, nats", fixed(3)),
+    Column(
+        "log_evidence",
+        "log Z",
+        ANSWER,
+        "pooled log of the mean Zhat over replicates, nats ± standard error",
+        error="se[log Z]",
+    ),
     Column(
         "decision_value",
         "J",
@@ -91,8 +102,9 @@ COLUMNS = (
         "kl_to_prior",
         "KL(p*||p0)",
         ANSWER,
-        "nats the posterior lies from the prior; ≥ where fewer than 10 draws carry the estimate",
+        "nats the posterior lies from the prior ± standard error; ≥ where fewer than 10 draws carry the estimate",
         number(3),
+        error="se[KL]",
         bound="kl_is_lower_bound",
     ),
     Column("elbo_gap", "ELBO gap", ANSWER, "best log Z of all runs - ELBO: estimates KL(guide||p*), nats", number(3)),
@@ -140,8 +152,9 @@ COLUMNS = (
         "precision_per_1000_tokens",
         "precision/1k",
         COST,
-        "1 / relative variance of one replicate's Zhat, per 1000 tokens (decoded + scored) of one replicate",
-        number(3),
+        "1 / relative variance of one replicate's Zhat, per 1000 tokens (decoded + scored) of it (95% interval)",
+        number(2),
+        interval=("precision_per_1000_tokens_low", "precision_per_1000_tokens_high"),
     ),
 )
 

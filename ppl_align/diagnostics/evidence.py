@@ -111,8 +111,8 @@ def _log_z_of_resampled(posterior: Posterior, value: float, stated: bool) -> Est
     each = posterior.log_evidence
     if len(each) < MIN_REPLICATES or not bool(each.isfinite().all()):
         return Estimate(value, math.nan, math.nan)
-    parts = posterior.weights - 1 / posterior.log_weight.numel()
-    return of_resampled(posterior, value, _log_mean_of_others(each), parts, stated)
+    w = posterior.weights
+    return of_resampled(posterior, value, _log_mean_of_others(each), w, 1 / w.numel(), stated)
 
 
 def _kl_of_resampled(posterior: Posterior, value: float, likelihood: Tensor, stated: bool) -> Estimate:
@@ -123,8 +123,8 @@ def _kl_of_resampled(posterior: Posterior, value: float, likelihood: Tensor, sta
     z = (each - each.max()).exp()
     moments = (w * likelihood).sum(-1) * z.sum()
     left_out = (moments.sum() - moments) / (z.sum() - z) - _log_mean_of_others(each)
-    parts = w * (likelihood - float((w * likelihood).sum())) - (w - 1 / w.numel())
-    return of_resampled(posterior, value, left_out, parts, stated)
+    parts = w * (likelihood - float((w * likelihood).sum())) - w
+    return of_resampled(posterior, value, left_out, parts, -1 / w.numel(), stated)
 
 
 def _log_mean_of_others(each: Tensor) -> Tensor:

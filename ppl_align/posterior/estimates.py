@@ -84,7 +84,7 @@ def _of_resampled(posterior: Posterior, w: Tensor, f: Tensor, value: float, stat
     if len(denominator) < MIN_REPLICATES or bool((rest <= 1e-12).any()):
         return Estimate(value, math.nan, math.nan)
     parts = torch.where(w > 0, w / w.sum() * (f - value), 0.0)
-    return of_resampled(posterior, value, (numerator.sum() - numerator) / rest, parts, stated)
+    return of_resampled(posterior, value, (numerator.sum() - numerator) / rest, parts, 0.0, stated)
 
 
 def functionals(posterior: Posterior) -> dict[str, Tensor]:

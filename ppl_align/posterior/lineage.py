@@ -5,7 +5,7 @@ it has three degrees of freedom, and its bars are as often far too small as too 
 from one first particle is one draw (Chan & Lai, arXiv:1309.2918; Lee & Whiteley, arXiv:1509.00394; Olsson & Douc,
 arXiv:1701.02002)::
 
-    se^2 = sum over first particles of (sum of W_i psi_i over their living descendants)^2
+    se^2 = sum over first particles of (sum of W_i psi_i over their living descendants - what is expected of each)^2
 
 which knows more, as long as many of the first particles have descendants. Both are variances of the same estimate, so
 they are pooled like variances of two samples, ``ANCESTORS_PER_DOF`` ancestors to a degree of freedom::
@@ -42,20 +42,23 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
 
 
-def error_by_ancestry(posterior: Posterior, parts: Tensor) -> float | None:
-    """Standard error of an estimate whose error is the sum of ``parts [R, N]``, W_i psi_i. None where nothing
-    descends."""
+def error_by_ancestry(posterior: Posterior, parts: Tensor, expected: float = 0.0) -> float | None:
+    """Standard error of an estimate to which each particle adds ``parts [R, N]``, and each first particle with its
+    descendants ``expected`` on average. None where nothing descends."""
     lineage = posterior.history.get("lineage")
     if lineage is None:
         return None
     shared = torch.zeros_like(parts).scatter_add_(1, torch.as_tensor(lineage), parts)
-    return float((shared**2).sum().sqrt())
+    return float(((shared - expected) ** 2).sum().sqrt())
 
 
-def of_resampled(posterior: Posterior, value: float, left_out: Tensor, parts: Tensor, stated: bool) -> Estimate:
-    """The estimate with both errors pooled. ``left_out [R]``: without each replicate; ``parts [R, N]``: W_i psi_i."""
+def of_resampled(
+    posterior: Posterior, value: float, left_out: Tensor, parts: Tensor, expected: float, stated: bool
+) -> Estimate:
+    """The estimate with both errors pooled. ``left_out [R]``: without each replicate; ``parts``, ``expected``: see
+    :func:`error_by_ancestry`."""
     found = of_replicates(value, left_out)
-    told, ancestors = error_by_ancestry(posterior, parts), ancestors_by_replicate(posterior)
+    told, ancestors = error_by_ancestry(posterior, parts, expected), ancestors_by_replicate(posterior)
     if told is not None and ancestors is not None and math.isfinite(found.dof):
         nu = sum(ancestors) / ANCESTORS_PER_DOF
         dof = found.dof + nu
