@@ -89,16 +89,16 @@ def test_the_measured_number_is_printed_as_measured():
 
 
 def test_the_command(capsys, tmp_path, monkeypatch):
-    assert main(["claims", "moments", "collapse", "--figures", str(tmp_path / "figures")]) == 0
+    assert main(["claims", "f-divergences", "overoptimisation", "--figures", str(tmp_path / "figures")]) == 0
     shown = capsys.readouterr()
-    assert "moments" in shown.out
+    assert "overoptimisation" in shown.out
     assert " ok" in shown.out
     assert "all hold" in shown.err
     assert max(map(len, shown.out.splitlines())) <= 80
-    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["collapse.png", "moments.png"]
-    assert main(["claims", "moments", "--json"]) == 0
+    assert sorted(p.name for p in (tmp_path / "figures").iterdir()) == ["f-divergences.png", "overoptimisation.png"]
+    assert main(["claims", "overoptimisation", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
-    assert told["claim"] == "moments"
+    assert told["claim"] == "overoptimisation"
     assert all(check["passed"] for check in told["checks"])
     assert main(["claims", "--list"]) == 0
     listed = capsys.readouterr().out
@@ -134,8 +134,8 @@ def test_names_and_folders_that_do_not_exist(capsys, tmp_path):
 
 
 def test_the_book(tmp_path):
-    results = list(running.run(["moments"], seed=SEED))
-    text = book.compose({"moments": results[0]}, Path("claims"))
+    results = list(running.run(["overoptimisation"], seed=SEED))
+    text = book.compose({"overoptimisation": results[0]}, Path("claims"))
     assert text.count("### ") == len(CLAIMS)
     assert "![" in text
     assert "| check | expected |" in text

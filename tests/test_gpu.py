@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_callers_network import PROMPT, TOKENS, everything, network
+from networks import PROMPT, TOKENS, everything, network
 
 from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.lm.decoding import Population

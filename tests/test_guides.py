@@ -88,7 +88,7 @@ def test_gradient_of_the_head_guide_comes_from_decoding_alone(tiny_llama, transf
     guide = make_guide(transformer_program, "head")
     with torch.no_grad():
         guide.sites["x"].left.copy_(0.3 * torch.randn_like(guide.sites["x"].left))
-    check_unbiased(transformer_program, guide, tiny_llama.completion([1, 2], 3), draws=8, repeats=600)
+    check_unbiased(transformer_program, guide, tiny_llama.completion([1, 2], 3), draws=24, repeats=200)
     with measure() as cost:
         estimated_gradients(transformer_program, guide, 8, 1)
     assert cost.scored_tokens == 0
@@ -101,7 +101,7 @@ def test_gradient_of_the_lora_guide(tiny_llama, transformer_program):
         for name, p in guide.sites["x"].named_parameters():
             if "lora_B" in name:
                 p.copy_(0.3 * torch.randn_like(p))
-    check_unbiased(transformer_program, guide, tiny_llama.completion([1, 2], 3), draws=8, repeats=300)
+    check_unbiased(transformer_program, guide, tiny_llama.completion([1, 2], 3), draws=24, repeats=100)
 
 
 def test_stored_score_is_the_log_probability_and_its_gradient(tiny_llama, transformer_program):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_callers_network import TOKENS, network, of_the_network
+from networks import TOKENS, network, of_the_network
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from test_callers_network import TOKENS, everything, network, of_the_lm, of_the_network
+from networks import TOKENS, everything, network, of_the_lm, of_the_network
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast

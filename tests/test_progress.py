@@ -55,7 +55,7 @@ LONG = {
     "conditional": lambda p: Conditional(ImportanceSampling(4, 2), exact()).run(program, progress=p),
     "evidence_bounds": lambda p: evidence_bounds(SMC(4, 2), program, exact=exact(), progress=p),
     "inspect": lambda p: inspect(program, num_draws=32, progress=p),
-    "claims": lambda p: list(study(["posterior-is-optimum"], progress=p)),
+    "claims": lambda p: list(study(["overoptimisation"], progress=p)),
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,13 +45,21 @@ def check_grammar(grammar: str, what: str, located: bool) -> None:
     """Raises ``InputError`` with llguidance's reason, in one line, for a Lark grammar that it cannot read.
 
     ``located``: say in which line of the grammar (one that the user wrote)."""
-    matcher = llguidance().LLMatcher
-    failed, messages = matcher.validate_grammar_with_warnings(matcher.grammar_from_lark(grammar))
-    if failed:
-        reason = one_line(messages[0])
+    llguidance()
+    message = _refused(grammar)
+    if message is not None:
+        reason = one_line(message)
         if not located:
             reason = re.sub(r"^line \d+: (failed to compile JSON schema: |invalid regex .*\(in regex\): )?", "", reason)
         raise InputError(f"{what} cannot be read: {reason}")
+
+
+@lru_cache(maxsize=256)
+def _refused(grammar: str) -> str | None:
+    """Why a grammar cannot be read. A program that writes its constraint anew asks at every execution."""
+    matcher = llguidance().LLMatcher
+    failed, messages = matcher.validate_grammar_with_warnings(matcher.grammar_from_lark(grammar))
+    return messages[0] if failed else None
 
 
 def one_line(message: str) -> str:

@@ -17,13 +17,17 @@ from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep, assemble
 from ppl_align.errors import InputError, ModelError, RunError, TooManyDrawsError
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.fingerprint import used_lms
+from ppl_align.lm.toys import CallableLM, MarkovLM
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
 from ppl_align.program.per_particle import joined, picked, said
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
-BATCH = 512  # particles decoded together at most: memory
+BATCH = 512  # particles decoded together at most, where a network keeps a cache for each: memory
+WIDE = 4096  # for many draws of language models that keep nothing for a particle but its text
+MANY = 200 * BATCH
 ROUNDING = 1e-4  # nats: a log-probability of float32 arithmetic may lie above 0 by rounding
 REMEDY = "raise beta, give a tighter upper=, raise max_draws, or use another engine"
 
@@ -93,6 +97,8 @@ class Rejection(Engine):
         forecast = self._pilot(stream)
         if forecast.num_draws > self.max_draws:
             raise TooManyDrawsError(self._refusal(forecast))
+        toys = all(isinstance(lm, (CallableLM, MarkovLM)) for lm in used_lms())
+        width = WIDE if toys and forecast.num_draws > MANY else BATCH
         while stream.num_accepted < self._wanted:
             share = stream.acceptance()[0]
             task.progress(stream.num_accepted, self._wanted, f"accepts {share:.1%}")
@@ -102,7 +108,7 @@ class Rejection(Engine):
                     f"Rejection accepted {stream.num_accepted} of {self._wanted} particles in "
                     f"max_draws={self.max_draws} draws (its pilot promised {forecast.share}): {REMEDY}"
                 )
-            stream.draw(min(BATCH, left, math.ceil((self._wanted - stream.num_accepted) / share)))
+            stream.draw(min(width, left, math.ceil((self._wanted - stream.num_accepted) / share)))
         task.progress(self._wanted, self._wanted, f"accepts {stream.acceptance()[0]:.1%}")
         return self._posterior(stream, forecast)
 

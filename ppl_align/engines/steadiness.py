@@ -10,11 +10,11 @@ Rewards and the world answer from the run's memory: a reward that answers one te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,18 +48,18 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
     if not size:
         return
     program = Program(model, args, kwargs, size)
-    before, most, done = None, TIMES, 0
+    before, most, done, state = None, TIMES, 0, generators()
     while done < most:
-        state = generators()
         with measure() as cost, whole_plates():
             now = _said(program, values)
         if before is not None:
             refuse_difference(before, now)
-        if generators() != state:
+        left = generators()
+        if left != state:
             most = SUSPECT
         elif most != SUSPECT and not (cost.lm_forwards or cost.reward_calls or cost.environment_calls):
             most = FREE
-        before, done = now, done + 1
+        before, done, state = now, done + 1, left
 
 
 def _some(posterior: Posterior) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ def _same(one: Any, other: Any) -> bool:
             return torch.equal(one, other)
         return torch.allclose(one.double(), other.double(), rtol=_ROUNDING, atol=1e-6, equal_nan=True)
     if isinstance(one, float) and isinstance(other, float):
-        return bool(np.isclose(one, other, rtol=1e-9, atol=0, equal_nan=True))
+        return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return _same(torch.as_tensor(one), torch.as_tensor(other)) if one is not None and other is not None else False
     return bool(one == other)

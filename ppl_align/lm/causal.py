@@ -144,7 +144,7 @@ class CausalLM(LM):
         self.unembedding = network.get_output_embeddings()
 
     def _repack(self) -> bool:
-        repack(self._layouts)
+        repack(self._layouts, wholly=self._following is not None)  # else nobody else has the network
         return True
 
     def __repr__(self) -> str:

@@ -72,13 +72,10 @@ def check(reader: Reader, completion: Completion) -> Tensor:
     width = tokens.shape[-1]
     ended = (completion.lengths.reshape(-1) < width) | source.ends_within(tokens).reshape(-1)
     finished = (ended | (width == source.max_new_tokens)).tolist()
-    texts = completion.ids
-    result = torch.ones(len(texts), dtype=torch.bool)
+    asked = list(zip(completion.ids, finished, strict=True))
+    verdict: dict[tuple[tuple[int, ...], bool], bool] = {}
     for done, judge in ((True, restriction.accepts), (False, restriction.viable)):
-        distinct = {text: None for text, f in zip(texts, finished, strict=True) if f == done}
+        distinct = [text for text, f in dict.fromkeys(asked) if f == done]
         if distinct:
-            verdict = dict(zip(distinct, judge(list(distinct)).tolist(), strict=True))
-            for i, (text, f) in enumerate(zip(texts, finished, strict=True)):
-                if f == done:
-                    result[i] = verdict[text]
-    return result.reshape(completion.shape)
+            verdict |= {(text, done): met for text, met in zip(distinct, judge(distinct).tolist(), strict=True)}
+    return torch.tensor([verdict[element] for element in asked], dtype=torch.bool).reshape(completion.shape)

@@ -49,6 +49,8 @@ class Bounds:
 
     def check(self, name: str, r: Tensor, scale: float | Tensor, completion: Any) -> None:
         """Raise ``RewardError`` for a value outside. ``None`` (NaN here) counts as a log-factor of 0."""
+        if math.isinf(self.upper) and math.isinf(self.lower):
+            return
         high, low = self.upper + _slack(self.upper), self.lower - _slack(self.lower)
         count = r.numel()
         which, r, each = torch.broadcast_tensors(torch.arange(count).reshape(r.shape), r, torch.as_tensor(scale))
