@@ -251,11 +251,11 @@ def test_save_refuses_a_folder_and_leaves_nothing_behind(tmp_path, monkeypatch):
         importance().save(tmp_path)
     importance().save(tmp_path / "p.nc")
 
-    def full_disk(groups, path):
+    def full_disk(tree, path, **options):
         path.write_bytes(b"half of a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ppl_align.posterior.netcdf.write", full_disk)
+    monkeypatch.setattr("xarray.DataTree.to_netcdf", full_disk)
     with pytest.raises(InputError, match="No space left"):
         svi().save(tmp_path / "p.nc")
     assert [p.name for p in tmp_path.iterdir()] == ["p.nc"]

@@ -18,16 +18,14 @@ from ppl_align.engines.sweep import Sweep, assemble
 from ppl_align.errors import InputError, ModelError, RunError, TooManyDrawsError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.fingerprint import used_lms
-from ppl_align.lm.toys import CallableLM, MarkovLM
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
 from ppl_align.program.per_particle import joined, picked, said
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 
-BATCH = 512  # particles decoded together at most, where a network keeps a cache for each: memory
-WIDE = 4096  # for many draws of language models that keep nothing for a particle but its text
-MANY = 200 * BATCH
+BATCH = 512  # particles decoded together at most
+MANY = 200 * BATCH  # draws from which on it pays to decode as many as the language models have room for
 ROUNDING = 1e-4  # nats: a log-probability of float32 arithmetic may lie above 0 by rounding
 REMEDY = "raise beta, give a tighter upper=, raise max_draws, or use another engine"
 
@@ -97,8 +95,8 @@ class Rejection(Engine):
         forecast = self._pilot(stream)
         if forecast.num_draws > self.max_draws:
             raise TooManyDrawsError(self._refusal(forecast))
-        toys = all(isinstance(lm, (CallableLM, MarkovLM)) for lm in used_lms())
-        width = WIDE if toys and forecast.num_draws > MANY else BATCH
+        room = min((lm.rows_at_once for lm in used_lms()), default=BATCH)
+        width = max(room, BATCH) if forecast.num_draws > MANY else BATCH
         while stream.num_accepted < self._wanted:
             share = stream.acceptance()[0]
             task.progress(stream.num_accepted, self._wanted, f"accepts {share:.1%}")

@@ -54,7 +54,7 @@ class LM(ABC):
     """A prior over token sequences. Subclasses: ``CausalLM`` (transformers), ``MarkovLM``, ``CallableLM``.
 
     ``vocab_size``; ``eos_id`` (None: sequences have fixed length), which is also the padding, and ``eos_ids``, all that
-    end a text; ``device``; ``name`` (for provenance).
+    end a text; ``device``; ``name`` (for provenance); ``rows_at_once``: that there is memory for, where rows are many.
     """
 
     vocab_size: int
@@ -62,6 +62,7 @@ class LM(ABC):
     device: torch.device
     name: str
     hidden_size: int | None = None
+    rows_at_once: int = 512
     _other_eos: Ids = ()
 
     def __repr__(self) -> str:

@@ -35,6 +35,8 @@ class ToyLM(LM):
 
     With ``tokens`` given, text is their plain concatenation and ``encode`` takes the longest token that fits."""
 
+    rows_at_once = 4096  # nothing is kept for a row but its prefix
+
     def __init__(self, vocab_size: int, eos_id: int | None, tokens: Sequence[str] | None, name: str) -> None:
         if vocab_size < 1:
             raise InputError(f"vocab_size must be at least 1, got {vocab_size}")

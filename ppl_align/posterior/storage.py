@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from ppl_align.completions import Completion
@@ -15,7 +15,6 @@ from ppl_align.cost import Cost
 from ppl_align.errors import InputError
 from ppl_align.files import written_beside
 from ppl_align.lm.stopping import StopIds, StopText
-from ppl_align.posterior import netcdf
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.provenance import Provenance
@@ -24,8 +23,7 @@ from ppl_align.text import Texts
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
-Arrays = dict[str, np.ndarray]
-"""The variables of a group by name."""
+_ENGINE: Literal["h5netcdf"] = "h5netcdf"
 
 
 def save(posterior: Posterior, path: str | Path) -> Path:
@@ -34,7 +32,7 @@ def save(posterior: Posterior, path: str | Path) -> Path:
     if path.is_dir():
         raise InputError(f"cannot save to {path}: it is a folder; give a file name such as {path / 'posterior.nc'}")
     with written_beside(path) as temporary:
-        netcdf.write(to_groups(posterior), temporary)
+        xr.DataTree.from_dict(to_groups(posterior)).to_netcdf(temporary, engine=_ENGINE)
     return path
 
 
@@ -44,10 +42,12 @@ def load(path: str | Path) -> Posterior:
     if not path.is_file():
         raise InputError(f"no saved posterior at {path}")
     try:
-        attrs, groups = netcdf.read(path, "weighted", "history")
-    except Exception as error:  # h5py has many for a broken file
+        with xr.open_datatree(path, engine=_ENGINE) as opened:
+            tree = opened.load()
+    except Exception as error:  # h5py, h5netcdf and xarray each have their own for a broken file
         raise InputError(f"{path} cannot be read as a saved posterior ({_first_line(error)})") from None
-    if attrs.get("inference_library") != "ppl_align" or "weighted" not in groups:
+    attrs = tree.attrs
+    if attrs.get("inference_library") != "ppl_align" or "weighted" not in tree.children:
         raise InputError(f"{path} was not written by Posterior.save")
     written = _format(attrs)
     if written is None:
@@ -61,7 +61,7 @@ def load(path: str | Path) -> Posterior:
             "older): upgrade to read it"
         )
     try:
-        return _rebuild(attrs, groups["weighted"], groups.get("history", {}))
+        return _rebuild(attrs, tree["weighted"].to_dataset(), tree)
     except KeyError as error:
         raise InputError(f"{path} is incomplete: {error.args[0]} is missing") from None
 
@@ -75,11 +75,11 @@ def _format(attrs: Any) -> int | None:
     return found if found > 0 else None
 
 
-def _rebuild(attrs: Any, weighted: Arrays, arrays: Arrays) -> Posterior:
+def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
     from ppl_align.posterior import Posterior
 
     def of_kind(kind: str) -> dict[str, Tensor]:
-        names = [v for v in weighted if v.startswith(kind + ".")]
+        names = [str(v) for v in weighted.data_vars if str(v).startswith(kind + ".")]
         return {unescape(v[len(kind) + 1 :]): _tensor(weighted[v]) for v in names}
 
     terminal, latents = json.loads(attrs["terminal"]), of_kind("latent")
@@ -90,7 +90,9 @@ def _rebuild(attrs: Any, weighted: Arrays, arrays: Arrays) -> Posterior:
         for name in json.loads(attrs["sites"])
     }
     history: dict[str, Any] = json.loads(attrs["history_other"])
-    history |= {unescape(name): _tensor(values) for name, values in arrays.items()}
+    if "history" in tree.children:
+        arrays = tree["history"].to_dataset()
+        history |= {unescape(str(name)): _tensor(arrays[name]) for name in arrays.data_vars}
     optimism = str(attrs.get("optimism", ""))
     return Posterior(
         engine=str(attrs["engine"]),
@@ -121,17 +123,17 @@ def _rebuild(attrs: Any, weighted: Arrays, arrays: Arrays) -> Posterior:
     )
 
 
-def _completion(weighted: Arrays, name: str, terminal: list[int]) -> Completion:
+def _completion(weighted: xr.Dataset, name: str, terminal: list[int]) -> Completion:
     key = escape(name)
     prompt = None
     if f"prompts.{key}" in weighted:
-        prompt = Texts(weighted[f"prompts.{key}"][weighted[f"prompt_index.{key}"]])
-    text = Texts(weighted[f"text.{key}"])
+        prompt = Texts(weighted[f"prompts.{key}"].values[weighted[f"prompt_index.{key}"].values].astype(object))
+    text = Texts(weighted[f"text.{key}"].values.astype(object))
     return Completion(_tensor(weighted[f"tokens.{key}"]).long(), text=text, prompt=prompt, terminal=terminal)
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.tensor(values)
+def _tensor(array: xr.DataArray) -> Tensor:
+    return torch.tensor(array.values)
 
 
 def _first_line(error: Exception) -> str:
