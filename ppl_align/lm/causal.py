@@ -144,7 +144,7 @@ class CausalLM(LM):
         self.unembedding = network.get_output_embeddings()
 
     def _repack(self) -> bool:
-        repack(self._layouts, wholly=self._following is not None)  # else nobody else has the network
+        repack(self._layouts)
         return True
 
     def __repr__(self) -> str:

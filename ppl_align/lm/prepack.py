@@ -7,8 +7,7 @@ ordinary one whenever a gradient is wanted or the weight has changed since. Only
 of the caller's, or one that we loaded) are packed.
 
 A layout is a copy, and not every change shows in a tensor's version (fused optimisers, whatever writes to ``.data``):
-:func:`repack` reads all weights of a caller's network for it, in the time of about one forward of a single row. Of a
-network that we loaded, which nobody else trains, it reads a few rows of each.
+:func:`repack` reads all weights for it, in the time of about one forward of a single row.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _ROWS_HINT = 32  # the batch the layout is tuned for; other sizes work as well
-_FEW = 8  # rows of a weight that are looked at where not all are
 
 
 class PackedForward:
@@ -31,7 +29,6 @@ class PackedForward:
 
     packed: Tensor | None
     mark: Tensor
-    glance: Tensor
     where: int
     version: int
 
@@ -41,13 +38,12 @@ class PackedForward:
         if like is None:
             self.pack()
         else:
-            self.packed, self.mark, self.glance = like.packed, like.mark, like.glance
-            self.where, self.version = like.where, like.version
+            self.packed, self.mark, self.where, self.version = like.packed, like.mark, like.where, like.version
 
     def pack(self) -> None:
         weight = self.layer.weight.detach()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT) if packable(weight) else None
-        self.mark, self.glance = _mark(weight), _mark(_few(weight))
+        self.mark = _mark(weight)
         self.where, self.version = weight.data_ptr(), self.layer.weight._version
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -62,11 +58,9 @@ class PackedForward:
         weight = self.layer.weight
         return weight._version == self.version and weight.data_ptr() == self.where
 
-    def is_fresh(self, wholly: bool = True) -> bool:
-        """Is every number of the weight what it was, or those of a few rows?"""
-        weight = self.layer.weight.detach()
-        known, now = (self.mark, weight) if wholly else (self.glance, _few(weight))
-        return self.looks_fresh() and torch.equal(known, _mark(now))
+    def is_fresh(self) -> bool:
+        """Is every number of the weight what it was?"""
+        return self.looks_fresh() and torch.equal(self.mark, _mark(self.layer.weight.detach()))
 
     def __reduce__(self) -> Any:
         """Copied or written to a file, it is the ordinary forward."""
@@ -96,11 +90,6 @@ def packable(weight: Tensor) -> bool:
 @lru_cache(maxsize=16)
 def _direction(width: int) -> Tensor:
     return torch.randn(width, generator=torch.Generator().manual_seed(width))
-
-
-def _few(weight: Tensor) -> Tensor:
-    """Rows spread over a weight, the first among them."""
-    return weight[:: max(1, len(weight) // _FEW)]
 
 
 def _mark(weight: Tensor) -> Tensor:
@@ -136,10 +125,10 @@ def packed_layers(model: nn.Module) -> list[PackedForward]:
     return [own for layer in model.modules() if isinstance(own := layer.__dict__.get("forward"), PackedForward)]
 
 
-def repack(layers: Iterable[PackedForward], wholly: bool = True) -> None:
-    """Lay out anew what has changed; ``wholly``: by every number of it."""
+def repack(layers: Iterable[PackedForward]) -> None:
+    """Lay out anew what has changed."""
     for layer in layers:
-        if not layer.is_fresh(wholly):
+        if not layer.is_fresh():
             layer.pack()
 
 
