@@ -114,6 +114,13 @@ def test_all_ratings_together_are_certain(stars):
     assert log_p[stars].exp() == pytest.approx([0.2689, 0.2311, 0.2311, 0.2689][stars], abs=1e-4)
 
 
+def test_numbers_of_python_keep_all_their_digits():
+    """A list of floats is no tensor of float32: .1 is .1, to the sixteenth digit."""
+    seen = trace(lambda: rating("r", torch.tensor(0.3, dtype=torch.float64), 1, cutpoints=[0.1, 0.7], beta=0.9))
+    exact = 1 / (1 + math.exp(-(0.3 - 0.1) / 0.9)) - 1 / (1 + math.exp(-(0.3 - 0.7) / 0.9))
+    assert float(seen.nodes["r"]["fn"].log_prob(seen.nodes["r"]["value"]).exp()) == pytest.approx(exact, rel=1e-14)
+
+
 def test_pairs_and_labels_inform_a_latent_which_tilts_the_text():
     oracle = Oracle(taste)
     weights = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-0.5, 0.5]], dtype=torch.float64)

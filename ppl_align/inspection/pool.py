@@ -146,7 +146,9 @@ class Pool:
 
     def _never_varied(self, name: str, r: Tensor) -> bool:
         bound = self.log_upper.get(name)
-        at_its_most = is_known(bound) and bool((self.factors[name] >= torch.as_tensor(bound) - 1e-9).all())
+        at_its_most = is_known(bound) and bool(
+            (self.factors[name] >= torch.as_tensor(bound, dtype=torch.float64) - 1e-9).all()
+        )
         return bool(((r == r[0]) | (r.isnan() & r[0].isnan())).all()) and not at_its_most
 
     @property

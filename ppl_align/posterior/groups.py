@@ -193,7 +193,7 @@ def _history(posterior: Posterior) -> xr.Dataset:
 def _constants(posterior: Posterior) -> xr.Dataset:
     """What is the same for all draws."""
     names = [name for name in posterior.scales if name not in posterior.drawn_scales]
-    values = [float(torch.as_tensor(posterior.scales[name]).reshape(-1)[0]) for name in names]
+    values = [float(torch.as_tensor(posterior.scales[name], dtype=torch.float64).reshape(-1)[0]) for name in names]
     scales = xr.DataArray(values, dims=["reward"], coords={"reward": names})
     return xr.Dataset({"nats_per_unit": scales}) if names else xr.Dataset()
 

@@ -140,7 +140,7 @@ def learned(
     """See :meth:`RewardPosterior.reward`."""
     one_of("use", use, list(USES))
     given = positive(f"reward {name!r}: beta", beta)
-    smallest = float(torch.as_tensor(given).min())
+    smallest = float(torch.as_tensor(given, dtype=torch.float64).min())
     if use == "mean":
         return reward(name, posterior.mean(), completion, beta)
     if use == "pessimistic":

@@ -69,7 +69,7 @@ def rating(name: str, score: Number, obs: Any, cutpoints: Sequence[float] | Tens
     >>> rating("stars", torch.tensor(0.3), 2, cutpoints=[-1.0, 0.0, 1.0])
     """
     what = f"rating {name!r}"
-    cuts = torch.as_tensor(cutpoints).to("cpu", torch.float64)
+    cuts = torch.as_tensor(cutpoints, dtype=torch.float64).cpu()
     size = cuts.shape[-1] if cuts.dim() else 0
     if not size or not bool(cuts.isfinite().all()) or bool((cuts.diff() <= 0).any()):
         raise InputError(f"{what}: cutpoints must be increasing finite numbers, got {shorten(cuts.tolist())}")
@@ -124,7 +124,7 @@ def _score(what: str, score: Number) -> Tensor:
     """Float64 on the CPU."""
     if not isinstance(score, (Tensor, int, float)):
         raise InputError(f"{what}: a score is a tensor, one number for each particle, got {type(score).__name__}")
-    given = torch.as_tensor(score).to("cpu", torch.float64)
+    given = torch.as_tensor(score, dtype=torch.float64).cpu()
     if not bool(given.isfinite().all()):
         wrong = float(given[~given.isfinite()].reshape(-1)[0])
         raise RewardError(f"{what}: a score is {wrong}, which says nothing about what somebody would answer")
@@ -133,7 +133,7 @@ def _score(what: str, score: Number) -> Tensor:
 
 def _observed(what: str, legal: str, obs: Any, allowed: Sequence[int]) -> Tensor:
     try:
-        seen = torch.as_tensor(obs).to("cpu", torch.float64)
+        seen = torch.as_tensor(obs, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{what}: obs= is {legal}, or a list of them, got {obs!r}") from None
     wrong = seen[~torch.isin(seen, torch.tensor(list(allowed), dtype=torch.float64))]

@@ -116,11 +116,15 @@ def _known(error: float) -> float:
     return 0.0 if math.isnan(error) else error
 
 
-def round_of(seed: int, kind: Kind, particles: int, replicates: int, wanted: Sequence[Wanted]) -> Greens:
-    """One round of random problems, each looked at ten times by every diagnostic that is ``wanted`` at its distance."""
+def round_of(
+    seed: int, kind: Kind, particles: int, replicates: int, wanted: Sequence[Wanted], problems: int | None = None
+) -> Greens:
+    """One round of random problems, each looked at ten times by every diagnostic that is ``wanted`` at its distance.
+
+    ``problems``: how many; 40 graded or 20 rare ones."""
     found = Greens()
     rng = np.random.default_rng([seed, len(kind)])
-    for at in range(_PROBLEMS[kind]):
+    for at in range(_PROBLEMS[kind] if problems is None else problems):
         kl = math.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST)))
         stratum = next(i for i, (low, high) in enumerate(STRATA) if low <= kl < high)
         diagnostics = [d for d, there in wanted if there == stratum]
