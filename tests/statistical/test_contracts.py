@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from conftest import SEED
 
-from ppl_align import SMC, SVI, ImportanceSampling
+from ppl_align import SMC, SVI, ImportanceSampling, claims
 from ppl_align.claims import CLAIMS, running
 from ppl_align.engines.resampling import SCHEMES
 from ppl_align.testing import PROGRAMS, check_engine
@@ -37,7 +37,9 @@ def test_contract(engine, name):
 
 @pytest.mark.parametrize("offset", [1, 2])
 @pytest.mark.parametrize("name", CLAIMS)
-def test_claims_hold_at_other_seeds(name, offset):
+def test_claims_hold_at_other_seeds(name, offset, tmp_path):
     (result,) = running.run([name], seed=SEED + offset)
     assert not result.failure
     assert not [line for line in result.found.lines if not line.passed]
+    claims.load(name).figure(result.found).savefig(tmp_path / "figure.png", dpi=60)
+    assert (tmp_path / "figure.png").stat().st_size > 4000
