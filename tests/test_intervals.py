@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_align import SMC, SVI, ImportanceSampling, Rejection, compare
+from ppl_align import SMC, SVI, ImportanceSampling, Rejection, compare, inspect
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
@@ -163,6 +163,17 @@ def test_coverage_and_greens_in_small() -> None:
     assert {(d, at) for d, _, at in found.strata} == {("both", 0), ("importance", 3), ("inspect", 0)}
     assert all(s.greens >= s.false and s.deserving >= s.kept for s in found.strata.values())
     assert sum(s.false for s in found.strata.values()) <= 3
+
+
+def test_the_harness_sees_what_inspect_says() -> None:
+    """It leaves out what costs most of an inspection, and draws the same pool."""
+    found = round_of(SEED, "graded", 64, 4, [("inspect", at) for at in range(4)], problems=1)
+    (stratum,) = found.strata.values()
+    rng = np.random.default_rng([SEED, len("graded")])
+    truth = problem("graded", 1_000_000 + 1000 * SEED, math.exp(rng.uniform(math.log(0.05), math.log(20.0))))
+    said = [inspect(truth.model, num_draws=256, num_prefixes=0, seed=1000 * SEED + each) for each in range(10)]
+    assert stratum.runs == 10
+    assert stratum.greens == sum("will do" in each.advice[1] for each in said) == sum(s.doubt is None for s in said)
 
 
 def test_what_counts_as_wrong() -> None:

@@ -19,9 +19,9 @@ from ppl_align.testing.honesty.problems import LONGEST, Kind, Problem, problem
 DISTANCES = (0.05, 0.15, 0.5, 1.0, 2.0, 5.0)  # nats
 REPLICATES = (1, 4, 8)
 ESTIMANDS = ("E[r]", "log Z", "KL")
-PARTICLES = {"importance": 128, "smc": 128, "svi": 64, "rejection": 32}  # by engine, of a replicate
+PARTICLES = {"importance": 128, "smc": 128, "svi": 64, "rejection": 16}  # by engine, of a replicate
 MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
-STEPS = 60  # of the training of a guide
+STEPS = 40  # of the training of a guide
 LONGEST_TRAINED = 10  # tokens: guides are trained 200 times a problem
 _BATCH = 32_000  # rows of a run
 

@@ -12,8 +12,13 @@ import numpy as np
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.advisor import advise, best_run
 from ppl_align.engines import SMC, ImportanceSampling
-from ppl_align.inspection import inspect
+from ppl_align.engines.base import isolated
+from ppl_align.inspection.doubt import doubt
+from ppl_align.inspection.pool import draw_pool
+from ppl_align.inspection.strengths import strength
 from ppl_align.posterior.intervals import Estimate
+from ppl_align.runs import run_memory
+from ppl_align.seeds import mix
 from ppl_align.testing.honesty.coverage import MANY, clopper_pearson
 from ppl_align.testing.honesty.groups import groups
 from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
@@ -159,8 +164,11 @@ def _compared(
 
 
 def _inspected(truth: Problem, draws: int, seed: int, found: Greens) -> None:
-    """``inspect`` says that importance sampling will do."""
+    """``inspect`` says that importance sampling will do: its pool and what it thinks of it, without the trials, prices
+    and other strengths that it shows as well."""
     for each in range(_EACH):
-        seen = inspect(truth.model, num_draws=draws, num_prefixes=0, seed=1000 * seed + each)
-        wrong = is_wrong(seen.written.log_evidence, seen.written.rewards["r"], truth)
-        found.of(INSPECT, truth.kind, truth.kl).add(seen.doubt is None, wrong, draws * truth.share)
+        with run_memory(), isolated(mix(1000 * seed + each, "inspect")):
+            pool = draw_pool(truth.model, (), {}, draws, lambda done, total, note: None)
+        written = strength(pool, 1.0)
+        wrong = is_wrong(written.log_evidence, written.rewards["r"], truth)
+        found.of(INSPECT, truth.kind, truth.kl).add(doubt(pool, written) is None, wrong, draws * truth.share)
