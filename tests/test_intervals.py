@@ -16,7 +16,7 @@ from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
-from ppl_align.testing.honesty.coverage import Cell, measure
+from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
 from ppl_align.testing.honesty.greens import Greens, is_wrong, round_of
 from ppl_align.testing.honesty.groups import groups
 from ppl_align.testing.honesty.problems import KINDS, Kind, problem
@@ -154,7 +154,7 @@ def test_replicates_of_a_run_are_runs() -> None:
 
 def test_coverage_and_greens_in_small() -> None:
     """The harness itself: what it counts adds up, and nothing is far off even in a few runs."""
-    cells = measure("importance", "graded", 20, SEED).cells
+    cells = measure("importance", ENGINES["importance"], "graded", 20, SEED).cells
     assert len(cells) == 9
     assert all(cell.runs == 120 and cell.holds for cell in cells.values())
     assert not Cell(stated=1000, held=850, runs=1000).holds

@@ -51,7 +51,7 @@ def main() -> None:
         "seeds": _part(SEEDS, asked.share),
         "svi_seeds": _part(SVI_SEEDS, asked.share),
         "longest": coverage.LONGEST_TRAINED,
-        "each": ", ".join(f"{name} {count}" for name, count in coverage.PARTICLES.items()),
+        "each": ", ".join(f"{name} {engine.num_particles}" for name, engine in coverage.ENGINES.items()),
         "particles": asked.particles,
         "replicates": asked.replicates,
         "most": _part(greens.MOST_RUNS, asked.share),
@@ -76,15 +76,15 @@ def _part(count: int, share: float) -> int:
 
 def _coverage(asked: Any, parts: _Parts) -> dict[tuple[str, str], coverage.Cells]:
     waiting: dict[tuple[str, str], Any] = {}
-    for engine in coverage.PARTICLES:
+    for name, engine in coverage.ENGINES.items():
         for kind in KINDS:
-            seeds = _part(SVI_SEEDS if engine == "svi" else SEEDS, asked.share)
-            work = (coverage.measure, engine, kind, seeds, asked.seed)
-            waiting[engine, kind] = parts.submit(f"coverage-{engine}-{kind}", *work)
+            seeds = _part(SVI_SEEDS if name == "svi" else SEEDS, asked.share)
+            work = (coverage.measure, name, engine, kind, seeds, asked.seed)
+            waiting[name, kind] = parts.submit(f"coverage-{name}-{kind}", *work)
     cells: dict[tuple[str, str], Cells] = {}
-    for (engine, rewards), result in waiting.items():
-        cells[engine, rewards] = Cells.from_dict(result())
-        parts.say(f"coverage of {engine}, {rewards} rewards")
+    for (name, rewards), result in waiting.items():
+        cells[name, rewards] = Cells.from_dict(result())
+        parts.say(f"coverage of {name}, {rewards} rewards")
     return cells
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scipy import stats
@@ -19,9 +19,13 @@ from ppl_align.testing.honesty.problems import LONGEST, Kind, Problem, problem
 DISTANCES = (0.05, 0.15, 0.5, 1.0, 2.0, 5.0)  # nats
 REPLICATES = (1, 4, 8)
 ESTIMANDS = ("E[r]", "log Z", "KL")
-PARTICLES = {"importance": 128, "smc": 128, "svi": 64, "rejection": 16}  # by engine, of a replicate
+ENGINES: dict[str, Any] = {
+    "importance": ImportanceSampling(128),
+    "smc": SMC(128, twist="prefix"),
+    "svi": SVI(num_steps=40, num_particles=64),
+    "rejection": Rejection(16, max_draws=50_000_000),
+}
 MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
-STEPS = 40  # of the training of a guide
 LONGEST_TRAINED = 10  # tokens: guides are trained 200 times a problem
 _BATCH = 32_000  # rows of a run
 
@@ -100,41 +104,31 @@ class Cells:
         return cls({(int(split[key][0]), split[key][1]): Cell(**counts) for key, counts in saved.items()})
 
 
-def measure(engine: str, kind: Kind, seeds: int, seed: int) -> Cells:
+def measure(name: str, engine: Engine, kind: Kind, seeds: int, seed: int) -> Cells:
     """One row of the table: six problems, ``seeds`` runs each; runs of fewer replicates are parts of those of more."""
     found = Cells()
     for at, distance in enumerate(DISTANCES):
-        longest = LONGEST_TRAINED if engine == "svi" else LONGEST
-        truth = problem(kind, 1000 * seed + at, distance, longest=longest, short=engine == "rejection")
+        longest = LONGEST_TRAINED if name == "svi" else LONGEST
+        truth = problem(kind, 1000 * seed + at, distance, longest=longest, short=name == "rejection")
         for run in _runs(engine, truth, seeds, seed):
             for size in REPLICATES:
                 if run is None:
                     found.refused(size)
                     continue
-                found.add(replicates(run, 0, size), size, truth, engine == "rejection")
+                found.add(replicates(run, 0, size), size, truth, name == "rejection")
     return found
 
 
-def _runs(engine: str, truth: Problem, seeds: int, seed: int) -> Iterator[Posterior | None]:
-    """``seeds`` runs of the most replicates."""
-    most, particles = max(REPLICATES), PARTICLES[engine]
-    at_once = 1 if engine == "svi" else max(1, min(seeds, _BATCH // (most * particles)))  # a guide of its own for each
+def _runs(engine: Any, truth: Problem, seeds: int, seed: int) -> Iterator[Posterior | None]:
+    """``seeds`` runs of the most replicates; of a trained guide one at a time, for each has its own."""
+    most = max(REPLICATES)
+    at_once = 1 if isinstance(engine, SVI) else max(1, min(seeds, _BATCH // (most * engine.num_particles)))
     for first in range(0, seeds, at_once):
         count = min(at_once, seeds - first)
         try:
-            run = _engine(engine, particles, most * count).run(truth.model, seed=10_000 * seed + first)
+            run = replace(engine, num_replicates=most * count).run(truth.model, seed=10_000 * seed + first)
         except PplAlignError:  # an engine that refuses states nothing, and these are runs as well
             yield from [None] * count
             continue
         for each in range(count):
             yield replicates(run, most * each, most * (each + 1))
-
-
-def _engine(name: str, particles: int, replicates: int) -> Engine:
-    if name == "svi":
-        return SVI(STEPS, particles, replicates)
-    if name == "smc":
-        return SMC(particles, replicates, twist="prefix")
-    if name == "rejection":
-        return Rejection(particles, replicates, max_draws=50_000_000)
-    return ImportanceSampling(particles, replicates)
