@@ -17,10 +17,10 @@ Written by `{command}`, in
 ## Error bars
 
 A nominal 95% interval, `estimate.interval(0.95)`, given that one is stated: six problems a row, KL(p*||p0) from .05 to
-5 nats, {seeds} seeds ({svi_seeds} for SVI, on texts of at most {longest} tokens), {each} particles a replicate (by
-engine). In brackets the 99.9% Clopper-Pearson
-interval of the coverage; a cell holds if it meets [.92, .98]. *Stated*: in what share of the runs there is an interval
-at all; *of 100*: of those runs that have 100 effective draws or more by the exact weights.
+5 nats, {seeds} seeds ({svi_seeds} for SVI, on texts of at most {longest} tokens), {each}
+particles a replicate. In brackets the 99.9% Clopper-Pearson interval of the coverage; a cell holds if it meets
+[.92, .98]. *Stated*: in what share of the runs there is an interval at all; *of 100*: of those runs that have 100
+effective draws or more by the exact weights.
 """
 
 _GREENS = """
