@@ -113,6 +113,16 @@ def test_where_the_pool_is_too_small_it_says_at_least(name: str) -> None:
     assert sum(s.log_evidence.value for s in bounds) / len(bounds) < truth.log_evidence
 
 
+def test_luck_states_no_errors() -> None:
+    """Log-normal weights of which 512 draws are worth 42: pools that look like 64 are those that missed the heavy
+    ones, and the square roots of their weights know."""
+    draws = 1.58 * torch.randn(400, 512, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pools = [Weighted(psi) for psi in draws]
+    lucky = [pool for pool in pools if pool.ess >= ENOUGH]
+    assert len(lucky) > 0.4 * len(pools), "by the effective sample size alone"
+    assert sum(pool.enough for pool in pools) < 0.1 * len(pools)
+
+
 def test_the_whole_grid_on_a_large_pool() -> None:
     pool = pool_of(PROGRAMS["with_eos"], 20_000)
     grid = strengths(pool)

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from ppl_align.posterior.estimates import Estimate, is_rounding
-from ppl_align.posterior.intervals import FEWEST_PREDICTED, of_influence, predicted_draws
+from ppl_align.posterior.intervals import of_influence, predicted_draws
 
 ENOUGH = 64.0
 """Effective draws below which no error is printed: those that are read off fewer are too small, and the estimates that
 look best have missed most (tests/test_inspection.py holds them to enumeration). Of a small pool, half of it.
 
-``FEWEST_PREDICTED`` are to be foretold by the square roots of the weights as well: of pools that have fewer, those
-reach it by the weights alone which have missed the heavy ones."""
+As many are to be foretold by the square roots of the weights: of pools that have fewer, those reach it by the weights
+alone which have missed the heavy ones."""
 PLENTY = 4 * ENOUGH
 """So many are enough whatever is foretold, which is too pessimistic where weights have few values."""
 FEWEST = 32
@@ -70,7 +70,7 @@ class Weighted:
             return False
         if self.num_draws >= FEWEST and self.ess >= self.num_draws / 2:
             return True
-        return self.ess >= ENOUGH and (self.predicted >= FEWEST_PREDICTED or self.ess >= PLENTY)
+        return self.ess >= ENOUGH and (self.predicted >= ENOUGH or self.ess >= PLENTY)
 
     @property
     def skewness(self) -> float:
@@ -93,8 +93,7 @@ class Weighted:
         weighted = w * torch.where(w > 0, self.psi, 0.0)
         total, moment, n = w.sum(), weighted.sum(), self.num_draws
         value = max(float(moment / total) - self.log_evidence.value, 0.0)
-        # KL is mostly the log-weights of the heavy draws, and a pool that has missed some of these does not show it.
-        if not self.enough or (self.predicted < ENOUGH and self.ess < min(PLENTY, n / 2)):
+        if not self.enough:
             return Estimate(value, math.nan)
         rest = total - w
         left_out = (moment - weighted) / rest - (rest / (n - 1)).log() - self.top
