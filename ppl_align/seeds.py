@@ -29,6 +29,16 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(mix(seed, purpose))
 
 
+def seed_all(seed: int) -> None:
+    """``torch.manual_seed``: the stream of the CPU, and of each accelerator where there is one.
+
+    Where there is none, torch's own puts the seed on a list for three kinds of them, each time with a printed stack."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def cuda_devices() -> list[int]:
     """Every CUDA device, whose random numbers are to be given back as well: for ``torch.random.fork_rng``."""
     return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

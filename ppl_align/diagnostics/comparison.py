@@ -56,7 +56,8 @@ class Comparison:
         targets = next(iter(self.runs.values())).targets
         of_rewards = [c for name in self.rewards for c in (reward_column(name, targets.get(name)), guide_column(name))]
         every = [*of_rewards, *COLUMNS]
-        shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in self.rows.values())]
+        rows = self.rows
+        shown = [c for c in every if any(not is_missing(row.get(c.key)) for row in rows.values())]
         rare = ("scored_tokens", "environment_calls")  # left out where nobody paid for them
         return [c for c in shown if c.key not in rare or bool((self.table[c.key] > 0).any())]
 

@@ -22,7 +22,7 @@ from ppl_align.posterior.findings import note_findings
 from ppl_align.posterior.origin import note_provenance
 from ppl_align.progress import Report, reporting
 from ppl_align.runs import run_memory, speaking
-from ppl_align.seeds import cuda_devices, mix
+from ppl_align.seeds import cuda_devices, mix, seed_all
 
 Progress = Report
 """``progress(done, total, note)``, called as the work goes on."""
@@ -109,7 +109,7 @@ class Engine(ABC):
 def isolated(seed: int) -> Iterator[None]:
     """One random stream for the whole run, taken from ``seed`` and given back; a parameter store of its own."""
     with torch.random.fork_rng(devices=cuda_devices()), pyro.get_param_store().scope():
-        torch.manual_seed(seed)
+        seed_all(seed)
         yield
 
 

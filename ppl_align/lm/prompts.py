@@ -47,8 +47,20 @@ def resolve_prompt(lm: LM, prompt: Any) -> tuple[tuple[Ids, ...], Tensor]:
     """``(distinct prompts, index)``; ``index`` is int64 and has the batch shape the prompt implies."""
     rows, shape = _part(lm, prompt)
     distinct: dict[Ids, int] = {}
-    index = [distinct.setdefault(row, len(distinct)) for row in (_begin(lm, row) for row in rows)]
+    known: dict[_Kind, int] = {}
+    for kind, row in zip(map(_kind, rows), rows, strict=True):
+        if kind not in known:
+            known[kind] = distinct.setdefault(_begin(lm, row), len(distinct))
+    index = [known[kind] for kind in map(_kind, rows)]
     return tuple(distinct), torch.tensor(index, dtype=torch.long).reshape(shape)
+
+
+_Kind = tuple[type, "Ids"]
+
+
+def _kind(row: Ids) -> _Kind:
+    """What a prompt is made of: its ids, and whether they are all of it already."""
+    return type(row), row
 
 
 def _begin(lm: LM, row: Ids) -> Ids:
@@ -116,9 +128,19 @@ def _join(parts: list[tuple[list[Ids], torch.Size]]) -> tuple[list[Ids], torch.S
     """Concatenate the parts of a tuple elementwise, shapes broadcast as tensors do."""
     shape = _shape_of([s for _, s in parts], "parts of a prompt")
     expanded = [torch.arange(len(rows)).reshape(s).expand(shape).reshape(-1).tolist() for rows, s in parts]
-    size = int(torch.Size(shape).numel())
-    picked = [[rows[at[n]] for (rows, _), at in zip(parts, expanded, strict=True)] for n in range(size)]
-    return [_chained(row) for row in picked], shape
+    made: dict[tuple[int, ...], Ids] = {}  # particles share most of their texts
+    numbered = [_numbered(rows) for rows, _ in parts]
+    picked = list(zip(*([n[i] for i in at] for n, at in zip(numbered, expanded, strict=True)), strict=True))
+    for which in picked:
+        if which not in made:
+            made[which] = _chained([rows[i] for (rows, _), i in zip(parts, which, strict=True)])
+    return [made[which] for which in picked], shape
+
+
+def _numbered(rows: list[Ids]) -> list[int]:
+    """For each row, the first that is the same."""
+    first: dict[_Kind, int] = {}
+    return [first.setdefault(_kind(row), at) for at, row in enumerate(rows)]
 
 
 def _chained(row: list[Ids]) -> Ids:

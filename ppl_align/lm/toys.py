@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +121,8 @@ class CallableLM(ToyLM):
             by_length.setdefault(len(prefix), []).append(i)
         parts, order = [], []
         for length, members in by_length.items():
-            batch = torch.tensor([prefixes[i] for i in members], dtype=torch.long).reshape(len(members), length)
+            rows = np.array([prefixes[i] for i in members], dtype=np.int64)  # torch takes three times as long
+            batch = torch.from_numpy(rows).reshape(len(members), length)
             with network():
                 logits = self.fn(batch)
             count(lm_forwards=1)

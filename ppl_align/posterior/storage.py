@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import netCDF4
 import torch
 import xarray as xr
 from torch import Tensor
+from xarray.backends import NetCDF4DataStore
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
@@ -51,12 +53,10 @@ def load(path: str | Path) -> Posterior:
     if not path.is_file():
         raise InputError(f"no saved posterior at {path}")
     try:
-        with xr.open_datatree(path, engine="netcdf4") as opened:
-            tree = opened.load()
+        attrs, groups = _read(path)
     except Exception as error:  # netCDF4 and xarray each have their own for a broken file
         raise InputError(f"{path} cannot be read as a saved posterior ({_first_line(error)})") from None
-    attrs = tree.attrs
-    if attrs.get("inference_library") != "ppl_align" or "weighted" not in tree.children:
+    if attrs.get("inference_library") != "ppl_align" or "weighted" not in groups:
         raise InputError(f"{path} was not written by Posterior.save")
     written = _format(attrs)
     if written is None:
@@ -70,9 +70,17 @@ def load(path: str | Path) -> Posterior:
             "older): upgrade to read it"
         )
     try:
-        return _rebuild(attrs, tree["weighted"].to_dataset(), tree)
+        return _rebuild(attrs, groups["weighted"], groups.get("history"))
     except KeyError as error:
         raise InputError(f"{path} is incomplete: {error.args[0]} is missing") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, xr.Dataset]]:
+    """The file's attributes, and of its groups those that are no views for ArviZ."""
+    with netCDF4.Dataset(path) as file:
+        attrs = {name: file.getncattr(name) for name in file.ncattrs()}
+        ours = {name: file.groups[name] for name in ("weighted", "history") if name in file.groups}
+        return attrs, {name: xr.open_dataset(NetCDF4DataStore(group)).load() for name, group in ours.items()}
 
 
 def _format(attrs: Any) -> int | None:
@@ -84,7 +92,7 @@ def _format(attrs: Any) -> int | None:
     return found if found > 0 else None
 
 
-def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
+def _rebuild(attrs: Mapping[str, Any], weighted: xr.Dataset, steps: xr.Dataset | None) -> Posterior:
     from ppl_align.posterior import Posterior
 
     def of_kind(kind: str) -> dict[str, Tensor]:
@@ -99,9 +107,8 @@ def _rebuild(attrs: Any, weighted: xr.Dataset, tree: xr.DataTree) -> Posterior:
         for name in json.loads(attrs["sites"])
     }
     history: dict[str, Any] = json.loads(attrs["history_other"])
-    if "history" in tree.children:
-        arrays = tree["history"].to_dataset()
-        history |= {unescape(str(name)): _tensor(arrays[name]) for name in arrays.data_vars}
+    if steps is not None:
+        history |= {unescape(str(name)): _tensor(steps[name]) for name in steps.data_vars}
     optimism = str(attrs.get("optimism", ""))
     return Posterior(
         engine=str(attrs["engine"]),

@@ -79,16 +79,20 @@ def table(posterior: Posterior, by: Literal["ids", "text"] = "ids") -> TextFrame
 
 
 def _merge_spellings(frame: TextFrame, keys: list[str], rewards: list[str]) -> TextFrame:
-    order = list(frame.columns)
-    rows = []
-    for _, same in frame.groupby(keys, sort=False, dropna=False):
-        row = same.iloc[0].to_dict()
-        row["probability"] = same["probability"].sum()
-        row["log_prior"] = float(np.logaddexp.reduce(same["log_prior"].to_numpy()))
-        for name in rewards:
-            row[name] = float((same[name] * same["probability"]).sum(skipna=False) / row["probability"])
-        rows.append(row)
-    return TextFrame(rows, columns=order)
+    if frame.empty:
+        return frame
+    group = frame.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
+    order = np.argsort(group, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    probability, log_prior = frame["probability"].to_numpy(), frame["log_prior"].to_numpy()
+    total = np.array([probability[same].sum() for same in groups])
+    merged = frame.iloc[[same[0] for same in groups]].copy()
+    merged["probability"] = total
+    merged["log_prior"] = [np.logaddexp.reduce(log_prior[same]) for same in groups]
+    for name in rewards:
+        weighed = frame[name].to_numpy() * probability
+        merged[name] = np.array([weighed[same].sum() for same in groups]) / total
+    return merged
 
 
 def systematic(weights: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:

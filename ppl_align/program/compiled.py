@@ -291,7 +291,7 @@ class Program:
             from ppl_align.program.sketch import sketch
 
             self._looked = True
-            self.nesting = sketch(self).nesting
+            self.nesting = max(self.nesting, sketch(self).nesting)
 
     def make_room(self, msg: Any) -> None:
         """Start anew if a site lies in more plates than there is room for."""

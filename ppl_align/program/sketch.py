@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import Program, is_bookkeeping
 from ppl_align.program.names import SameNameError
+from ppl_align.runs import remembered
 from ppl_align.seeds import cuda_devices
 
 if TYPE_CHECKING:
@@ -51,7 +52,20 @@ class Sketch:
 
 
 def sketch(program: Program) -> Sketch:
-    """Look at a program; the random numbers are left as they are. Raises ``ModelError`` for two sites of one name."""
+    """Look at a program; the random numbers are left as they are. Raises ``ModelError`` for two sites of one name.
+
+    A run looks once at each of its programs."""
+    kept: dict[Any, tuple[Any, Sketch]] | None = remembered("sketches", dict)
+    if kept is None:
+        return _sketch(program)
+    held = program.model, program.args, tuple(program.kwargs.items())  # kept too: an id is another's once it is free
+    key = id(program.model), *map(id, program.args), *((name, id(value)) for name, value in held[2])
+    if key not in kept:
+        kept[key] = held, _sketch(program)
+    return kept[key][1]
+
+
+def _sketch(program: Program) -> Sketch:
     constraints, stopped, nesting = _look(program, STAND_INS[0])
     for answer in STAND_INS[1:] if stopped is not None else ():
         other = _look(program, answer)

@@ -47,9 +47,9 @@ def render(compared: Comparison) -> str:
         undefined=StrictUndefined,
     )
     colour = colours(compared)
-    blocks = []
+    blocks, every = [], compared.columns
     for key, title in BLOCKS.items():
-        columns = [c for c in compared.columns if c.block == key]
+        columns = [c for c in every if c.block == key]
         rows = [(name, [c.text(row) for c in columns]) for name, row in compared.rows.items()]
         blocks.append({"title": title, "columns": columns, "rows": rows})
     lines = headline(compared)

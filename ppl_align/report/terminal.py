@@ -58,10 +58,10 @@ def comparison(compared: Comparison) -> Printable:
         parts: list[RenderableType] = [
             Text(line, style="dim" if i else "bold") for i, line in enumerate(headline(compared))
         ]
+        columns, rows = compared.columns, compared.rows
         for block, title in BLOCKS.items():
-            columns = [c for c in compared.columns if c.block == block]
-            cells = {c.header: [c.text(row) for row in compared.rows.values()] for c in columns}
-            parts += [Text(), Text(title, style="bold"), *grids("run", list(compared.rows), cells, width)]
+            cells = {c.header: [c.text(row) for row in rows.values()] for c in columns if c.block == block}
+            parts += [Text(), Text(title, style="bold"), *grids("run", list(rows), cells, width)]
         return Group(*parts, Text(), advice(compared.advice))
 
     return Printable(layout)

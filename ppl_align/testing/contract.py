@@ -22,6 +22,7 @@ from ppl_align.cost import Cost, measure
 from ppl_align.engines.base import Engine, at_least
 from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.posterior import Posterior
+from ppl_align.seeds import seed_all
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import PROGRAMS
@@ -238,7 +239,7 @@ def _own_state() -> Iterator[None]:
     switches = torch.get_default_dtype(), torch.is_grad_enabled()
     try:
         with torch.random.fork_rng(), pyro.get_param_store().scope():
-            torch.manual_seed(20221122)
+            seed_all(20221122)
             pyro.param("somebody's", torch.tensor(1.5))
             yield
     finally:
