@@ -31,7 +31,7 @@ WHOLE = {
     "mentions",
     "ends_with",
 }  # that a short text does not do
-SHORT = 8  # tokens
+SHORT = 5  # tokens
 each_model = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 
 

@@ -149,7 +149,7 @@ def test_a_constraint_on_a_later_turn_is_paid_for_in_the_plan():
 
     best = Exact().run(program).optimism.best
     assert best == pytest.approx(math.log(0.5 * 0.01 + 0.5 * 0.99) + 0.5)
-    run = Nested(num_actions=16, num_outcomes=8, num_particles=50, max_histories=10**6).run(program)
+    run = Nested(num_actions=16, num_outcomes=8, num_particles=20, max_histories=10**6).run(program)
     agree(run.mean(lambda p: (p["opening"].tokens[..., 0] == 1).double()), 0.99)
     value, error = decisions.value(run)
     assert abs(value - best) < 4 * error + 0.02

@@ -100,7 +100,7 @@ def test_proposing_is_confined_and_normalised():
 def test_gradient_of_the_lora_guide(name, tiny_llama):
     """The support hangs on the prior alone, so q is differentiable; estimates against the enumerated gradient."""
     program, guide, source = lora(tiny_llama, name)
-    check_unbiased(program, guide, source, draws=24, repeats=100)
+    check_unbiased(program, guide, source, draws=24, repeats=50)
 
 
 def lora(tiny_llama, name, scale=0.3):

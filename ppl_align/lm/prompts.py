@@ -47,20 +47,10 @@ def resolve_prompt(lm: LM, prompt: Any) -> tuple[tuple[Ids, ...], Tensor]:
     """``(distinct prompts, index)``; ``index`` is int64 and has the batch shape the prompt implies."""
     rows, shape = _part(lm, prompt)
     distinct: dict[Ids, int] = {}
-    known: dict[_Kind, int] = {}
-    for kind, row in zip(map(_kind, rows), rows, strict=True):
-        if kind not in known:
-            known[kind] = distinct.setdefault(_begin(lm, row), len(distinct))
-    index = [known[kind] for kind in map(_kind, rows)]
-    return tuple(distinct), torch.tensor(index, dtype=torch.long).reshape(shape)
-
-
-_Kind = tuple[type, "Ids"]
-
-
-def _kind(row: Ids) -> _Kind:
-    """What a prompt is made of: its ids, and whether they are all of it already."""
-    return type(row), row
+    numbers = _numbered(rows)
+    at = {n: distinct.setdefault(_begin(lm, rows[n]), len(distinct)) for n in dict.fromkeys(numbers)}
+    index = np.array([at[n] for n in numbers], dtype=np.int64)
+    return tuple(distinct), torch.from_numpy(index).reshape(shape)
 
 
 def _begin(lm: LM, row: Ids) -> Ids:
@@ -138,9 +128,12 @@ def _join(parts: list[tuple[list[Ids], torch.Size]]) -> tuple[list[Ids], torch.S
 
 
 def _numbered(rows: list[Ids]) -> list[int]:
-    """For each row, the first that is the same."""
-    first: dict[_Kind, int] = {}
-    return [first.setdefault(_kind(row), at) for at, row in enumerate(rows)]
+    """For each row the number of the first that is the same, in its ids and in whether it is the whole prompt."""
+    first: dict[type, dict[Ids, int]] = {kind: {} for kind in set(map(type, rows))}
+    if len(first) == 1:
+        (known,) = first.values()
+        return list(map(known.setdefault, rows, range(len(rows))))
+    return [first[type(row)].setdefault(row, at) for at, row in enumerate(rows)]
 
 
 def _chained(row: list[Ids]) -> Ids:

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import SEED
+from test_collapse import accused
 from test_simulation import label, suffix
 
 from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
@@ -124,3 +125,8 @@ def test_importance_sampling_tightens_from_both_sides(name):
 def test_simulation_based_calibration(engine, model):
     found = calibrate(engine, model, num_simulations=1500, seed=SEED)
     assert min(found.p_values.values()) > RATE / (4 * len(found.ranks)), found.p_values
+
+
+@pytest.mark.parametrize("beta", [4.0, 1.0, 0.3])
+def test_guides_that_learn_are_not_accused(beta):
+    assert accused(beta, range(4, 16)) == {}
