@@ -7,21 +7,14 @@ import warnings
 
 import pytest
 import torch
+from tiny import SHAPE
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
 from ppl_align import CausalLM
 
 SIZES = {"vocab_size": 11, "eos_token_id": 6, "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.6}
-LLAMA = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "attention_dropout": 0.5,
-}
+LLAMA = {**SHAPE, "attention_dropout": 0.5}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, **LLAMA, tie_word_embeddings=False),
     "tied": LlamaConfig(**SIZES, **LLAMA, tie_word_embeddings=True),

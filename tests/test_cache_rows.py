@@ -6,22 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import SHAPE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppl_align import CausalLM
 
-BASE: dict[str, Any] = {
-    "vocab_size": 11,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 10,
-}
+BASE: dict[str, Any] = {**SHAPE, "vocab_size": 11, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 10}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 4, "mamba_d_state": 4, "mamba_n_groups": 1, "mamba_chunk_size": 4}
 LINEAR = {
     "head_dim": 4,

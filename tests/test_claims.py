@@ -18,7 +18,7 @@ from ppl_align.errors import InputError
 BOOK = Path(__file__).parents[1] / "docs" / "claims.md"
 
 
-@pytest.mark.parametrize("name", list(CLAIMS)[::4])  # `make claims` runs all, tests/statistical with other seeds
+@pytest.mark.parametrize("name", list(CLAIMS)[::8])  # `make claims` runs all, tests/statistical with other seeds
 def test_claim(name, tmp_path):
     (result,) = running.run([name], seed=SEED)
     assert not result.failure, result.failure

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import SEED
+from contracts import contract_of
 from test_preferences import TOY_PAIRS, counts
 from torch.nn.functional import logsigmoid
 
@@ -146,7 +147,7 @@ def test_noise_by_hand():
 def test_every_engine_against_enumeration(engine):
     few = {name: PROGRAMS[name] for name in ("a_power", "an_expert", "noisy_stars")}
     programs = {"rejection": BOUNDED, "exact": PROGRAMS, "importance": PROGRAMS}.get(engine.name, few)
-    check_engine(engine, programs, seed=SEED).raise_if_failed()
+    contract_of(engine, programs, seed=SEED).raise_if_failed()
 
 
 @pytest.mark.parametrize("program", [a_power, an_expert])

@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 from conftest import SEED
+from contracts import contract_of
 
 from ppl_align import (
     SMC,
@@ -82,7 +83,7 @@ PROGRAMS = {program.__name__: program for program in (word, ending, fixed, later
     ids=["learned", "hardly learned", "resampled all the time"],
 )
 def test_every_psi_keeps_the_contract(engine):
-    report = check_engine(engine, PROGRAMS, num_replicates=150)
+    report = contract_of(engine, PROGRAMS, num_replicates=150)
     report.raise_if_failed()
     assert all(result.status != "refused" for result in report.results)
 
@@ -193,7 +194,7 @@ LIKED = {program.__name__: program for program in (liked, liked_pair, liked_late
     ids=["prefix", "prefix, now and then", "function"],
 )
 def test_a_judgement_of_the_text_and_a_look_ahead_keep_the_contract(engine):
-    report = check_engine(engine, LIKED, num_replicates=150)
+    report = contract_of(engine, LIKED, num_replicates=150)
     report.raise_if_failed()
     assert all(result.status != "refused" for result in report.results)
 

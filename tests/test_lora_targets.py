@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from networks import TOKENS, network, of_the_network
+from tiny import SHAPE
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -13,18 +14,7 @@ from ppl_align.errors import InputError
 from ppl_align.guides.targets import candidates, linear_layers, with_new_adapter
 from ppl_align.lm.base_names import base_name, portable
 
-BASE = {
-    "vocab_size": 11,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": 6,
-    "pad_token_id": None,
-}
+BASE = {**SHAPE, "vocab_size": 11, "bos_token_id": None, "eos_token_id": 6, "pad_token_id": None}
 ROUTED = {
     "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import SEED
+from contracts import contract_of
 from scipy.optimize import brentq
 from wishes import FIRST, MESSAGES, SCORE, WISHES, each_wish, enumerated, make, means, says_she, tilted
 
@@ -140,7 +141,7 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 def test_the_contract_of_engines(engine):
     wish, program = make(*WISHES["two"], rewarded=engine != "rejection")  # which would accept one draw in a hundred
     wish.fit(program, engine=Exact())
-    report = check_engine(ENGINES[engine], {"two wishes": program}, seed=SEED, num_replicates=150)
+    report = contract_of(ENGINES[engine], {"two wishes": program}, seed=SEED, num_replicates=150)
     report.raise_if_failed()
     assert "refused" not in str(report).replace("0 refused", "")
 

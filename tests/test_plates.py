@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from contracts import contract_of
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.errors import ModelError
 from ppl_align.program import Program
-from ppl_align.testing import check_engine
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, FIXED, STEP, count_score
 
@@ -55,7 +55,7 @@ ENGINES = [
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_what_is_drawn_before_a_plate_has_room_for_it(engine):
-    check_engine(engine, PROGRAMS, seed=5, num_replicates=60).raise_if_failed()
+    contract_of(engine, PROGRAMS, seed=5, num_replicates=60).raise_if_failed()
 
 
 def test_against_a_sum_by_hand():

@@ -9,18 +9,19 @@ from functools import lru_cache, partial
 import pyro
 import pytest
 import torch
+from contracts import contract_of
 from learned_toys import DRAWS, SAMPLED, TOY, TOY_PAIRS, counts, program
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.errors import InputError
-from ppl_align.preferences import Belief, OptimismWarning, Pairs, RewardPosterior, comparisons, optimism_bonus
+from ppl_align.preferences import Belief, OptimismWarning, Pairs, RewardPosterior, belief, comparisons, optimism_bonus
 from ppl_align.preferences.belief import infer, log_density
 from ppl_align.preferences.features import Scale
 from ppl_align.preferences.report import probability
 from ppl_align.rewards import chat
-from ppl_align.testing import Oracle, check_engine, check_reward
+from ppl_align.testing import Oracle, check_reward
 from ppl_align.testing.programs import EOS
 
 # -- inference ---------------------------------------------------------------------------------------------------------
@@ -99,8 +100,14 @@ def test_the_program_and_the_density_are_one():
     torch.testing.assert_close(said[0] - said[1], log_density(w[0], d) - log_density(w[1], d))
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """A tenth of the training: for what does not hang on its result."""
+    monkeypatch.setattr(belief, "_svi", partial(belief._svi, num_steps=50))
+
+
 @pytest.mark.parametrize("method", ["laplace", "svi"])
-def test_learning_repeats_itself_and_leaves_the_random_numbers_alone(method):
+def test_learning_repeats_itself_and_leaves_the_random_numbers_alone(method, few_steps):
     state = torch.get_rng_state()
     first, again = (RewardPosterior.learn(TOY_PAIRS, counts, method, seed=3) for _ in range(2))
     assert torch.equal(first.belief.mean, again.belief.mean)
@@ -187,7 +194,7 @@ def test_engines_keep_their_contract_on_learned_rewards(engine):
     uses["sampled"] = partial(program, SAMPLED, "sampled")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimismWarning)
-        report = check_engine(ENGINES[engine], {name: Oracle(model) for name, model in uses.items()})
+        report = contract_of(ENGINES[engine], {name: Oracle(model) for name, model in uses.items()})
     report.raise_if_failed()
     assert not [result for result in report.results if result.status == "refused"]
 
@@ -241,7 +248,7 @@ def test_the_bonus_of_draws_is_their_average():
     assert optimism_bonus(SAMPLED, ["1 1", "0 0 0"], 0.5).tolist() == pytest.approx(by_hand)
 
 
-def test_a_model_may_learn_when_it_is_first_called():
+def test_a_model_may_learn_when_it_is_first_called(few_steps):
     """What is inferred while a program runs is no part of it."""
 
     @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import SEED
+from contracts import contract_of
 from strict_programs import (
     OWN,
     PROGRAMS,
@@ -34,7 +35,6 @@ from ppl_align import (
 from ppl_align.cli.check import Draws
 from ppl_align.errors import InputError
 from ppl_align.lints import Glance, lint
-from ppl_align.testing import check_engine
 from ppl_align.testing.programs import EOS, FIXED, STEP, count_score
 
 # -- the answer by hand -------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def test_critics_of_one_text_by_hand():
 )
 def test_every_engine_against_enumeration(engine):
     bounded = {name: p for name, p in PROGRAMS.items() if name not in ("signs_and_none", "weight_after_the_text")}
-    check_engine(engine, bounded if engine.name == "rejection" else PROGRAMS, seed=SEED).raise_if_failed()
+    contract_of(engine, bounded if engine.name == "rejection" else PROGRAMS, seed=SEED).raise_if_failed()
 
 
 def test_a_continuous_strictness_by_quadrature():

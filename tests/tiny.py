@@ -1,4 +1,4 @@
-"""A random transformer and its tokenizer, made anew at every call."""
+"""Tiny sizes; a random transformer and its tokenizer, made anew at every call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+SHAPE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+"""Of decoders that call their sizes as Llama does."""
 WORDS = ["[unk]", "the", "film", "was", "good", "bad", "[eos]"]
 
 

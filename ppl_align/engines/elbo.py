@@ -76,8 +76,10 @@ class LeaveOneOutELBO(Trace_ELBO):
             if only_scored and (not _is_latent(site) or site["fn"].has_rsample):
                 continue
             log_prob = site["log_prob"].cpu()
-            full = torch.broadcast_shapes(log_prob.shape, (self.num_particles, *(1,) * (self.max_plate_nesting - 1)))
-            total = total + log_prob.expand(full).reshape(self.num_particles, -1).sum(-1)
+            if log_prob.dim() != self.max_plate_nesting or log_prob.shape[0] != self.num_particles:
+                room = self.num_particles, *(1,) * (self.max_plate_nesting - 1)
+                log_prob = log_prob.expand(torch.broadcast_shapes(log_prob.shape, room))
+            total = total + log_prob.reshape(self.num_particles, -1).sum(-1)
         return total
 
 

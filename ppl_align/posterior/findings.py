@@ -68,7 +68,7 @@ def out_of_scale(name: str, log_factor: Tensor, scale: float | Tensor, together:
             f"reward {name!r} varies by {sd:.2g} nats over draws of the prior (one unit is worth {said(scale)}): it "
             "hardly acts, so lower beta"
         )
-    if min(_span(f), _span(together)) > TOO_STRONG:
+    if float(f.max() - f.min()) > TOO_STRONG and min(_span(f), _span(together)) > TOO_STRONG:
         return (
             f"reward {name!r} spans {_span(f):.0f} nats over draws of the prior (one unit is worth {said(scale)}): the "
             "posterior is its maximum and little else, so raise beta or lower its weight"

@@ -213,8 +213,9 @@ class _Execute(Messenger):
                 f"site {msg['name']!r} has shape {list(value.shape)}, but no plate declares its dimension {stray[0]}: "
                 f"sum it out, or keep a dimension of size 1 for each of the {nesting} plate(s) of the program"
             )
-        full = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * nesting)))
-        return full.reshape(size, -1)
+        if value.dim() != 1 + nesting or value.shape[0] != size:
+            value = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * nesting)))
+        return value.reshape(size, -1)
 
 
 def is_bookkeeping(msg: Any) -> bool:

@@ -52,6 +52,8 @@ class Bounds:
         if math.isinf(self.upper) and math.isinf(self.lower):
             return
         high, low = self.upper + _slack(self.upper), self.lower - _slack(self.lower)
+        if bool(((r <= high) & (r >= low)).all()):
+            return
         count = r.numel()
         which, r, each = torch.broadcast_tensors(torch.arange(count).reshape(r.shape), r, torch.as_tensor(scale))
         outside = (r > high) | ((r < low) & ~(r.isneginf() & (each >= 0)))

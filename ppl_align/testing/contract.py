@@ -171,6 +171,11 @@ class Case:
         """The run that most checks look at: all replicates at once, where the engine knows (and takes) so many."""
         return self.opening[0]
 
+    @cached_property
+    def little(self) -> Posterior:
+        """A small run of the case's own seed."""
+        return self.small(self.seed)
+
     def small(self, seed: int) -> Posterior:
         """A run of two replicates at most, where the engine knows replicates."""
         return self.another(seed, min(2, self.opening[1] or 2))
