@@ -16,6 +16,7 @@ from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
+from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
 from ppl_align.testing.honesty.greens import Greens, is_wrong, round_of
 from ppl_align.testing.honesty.groups import groups
@@ -94,7 +95,7 @@ def test_what_is_stated_by_each_engine() -> None:
         few = SMC(64, replicates, twist="prefix", ess_threshold=1.0).run(truth.model)
         assert math.isnan(few.mean("r").interval()[0]), "so few populations say nothing about their error"
     run = SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model)
-    ancestors = sum(evidence.ancestors_by_replicate(run) or [])
+    ancestors = sum(ancestors_by_replicate(run) or [])
     assert run.mean("r").dof == 3 + ancestors / 10, "what replicates tell, and what ancestors do"
     del run.history["lineage"]
     assert run.mean("r").dof == 3, "of a file that has none"
@@ -148,7 +149,7 @@ def test_replicates_of_a_run_are_runs() -> None:
     assert first.log_evidence.tolist() == run.log_evidence[:2].tolist()
     assert third.completions["x"].tokens.equal(run.completions["x"].tokens[4:])
     assert third.completions["x"].texts() == run.completions["x"].texts()[2 * 2 * 32 :]
-    assert evidence.ancestors_by_replicate(second) == evidence.ancestors_by_replicate(run)[2:4]
+    assert ancestors_by_replicate(second) == evidence.ancestors_by_replicate(run)[2:4]
     assert first.cost.lm_tokens == run.cost.lm_tokens // 3
 
 

@@ -20,9 +20,6 @@ from ppl_align.posterior.intervals import (
 )
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
-from ppl_align.posterior.printed import is_rounding as is_rounding
-from ppl_align.posterior.printed import say_z as say_z
-from ppl_align.posterior.printed import with_error as with_error
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
