@@ -41,9 +41,8 @@ def cut(pool: Pool, which: int) -> Pool:
         n: {k: v[here] for k, v in getattr(pool, n).items()}
         for n in ("values", "log_prior", "log_proposal", "factors", "rewards")
     }
-    texts = {name: rows[here] for name, rows in pool.texts.items()}
     program = pool.program.with_particles(DRAWS)
-    return Pool(program, **parts, scales=pool.scales, log_upper=pool.log_upper, texts=texts, sites=pool.sites)
+    return Pool(program, **parts, scales=pool.scales, log_upper=pool.log_upper, sites=pool.sites)
 
 
 class Truth:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from scipy import stats
 
-from ppl_align import SMC, SVI, ImportanceSampling, Rejection, compare, inspect
+from ppl_align import SMC, SVI, ImportanceSampling, MarkovLM, Rejection, compare, completion, inspect, reward
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
+from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
 from ppl_align.testing.honesty.greens import Greens, is_wrong, round_of
 from ppl_align.testing.honesty.groups import groups
@@ -94,7 +95,7 @@ def test_what_is_stated_by_each_engine() -> None:
         few = SMC(64, replicates, twist="prefix", ess_threshold=1.0).run(truth.model)
         assert math.isnan(few.mean("r").interval()[0]), "so few populations say nothing about their error"
     run = SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model)
-    ancestors = sum(evidence.ancestors_by_replicate(run) or [])
+    ancestors = sum(ancestors_by_replicate(run) or [])
     assert run.mean("r").dof == 3 + ancestors / 10, "what replicates tell, and what ancestors do"
     del run.history["lineage"]
     assert run.mean("r").dof == 3, "of a file that has none"
@@ -148,7 +149,7 @@ def test_replicates_of_a_run_are_runs() -> None:
     assert first.log_evidence.tolist() == run.log_evidence[:2].tolist()
     assert third.completions["x"].tokens.equal(run.completions["x"].tokens[4:])
     assert third.completions["x"].texts() == run.completions["x"].texts()[2 * 2 * 32 :]
-    assert evidence.ancestors_by_replicate(second) == evidence.ancestors_by_replicate(run)[2:4]
+    assert ancestors_by_replicate(second) == evidence.ancestors_by_replicate(run)[2:4]
     assert first.cost.lm_tokens == run.cost.lm_tokens // 3
 
 
@@ -187,3 +188,51 @@ def test_what_counts_as_wrong() -> None:
     shifted.log_weight = run.log_weight
     shifted.rewards = {"r": run.rewards["r"] + 0.4 * (truth.mean - truth.prior_mean)}
     assert is_wrong(evidence.log_z(shifted), shifted.mean("r"), truth)
+
+
+def _of_tokens(fn, beta=1.0, **bounds):
+    lm = MarkovLM(torch.zeros(4, 4, dtype=torch.float64))
+
+    def model() -> None:
+        reward("r", fn, completion("x", lm, [0], max_new_tokens=6).tokens, beta=beta, **bounds)
+
+    return model
+
+
+def _without_ones(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.where((tokens == 1).any(-1), -math.inf, 0.0).double()
+
+
+def _leaning(rows) -> torch.Tensor:
+    """A proposal that writes token 0 more often than the prior, and 3 never less than half as often."""
+    return (rows.log_probs + torch.tensor([0.3, 0.0, 0.0, -0.3])).log_softmax(-1)
+
+
+LEANING = ImportanceSampling(256, 4, proposal=_leaning)
+
+
+def test_a_proposal_that_never_met_the_reward_knows_no_error() -> None:
+    """Its weights differ, for it is not the prior, but they say nothing of what the reward is for."""
+    run = LEANING.run(_of_tokens(lambda tokens: (tokens == 3).all(-1).double(), beta=0.05))
+    assert not bool(run.rewards["r"].any())
+    assert float(run.log_weight.std()) > 0.1
+    for estimate in (evidence.log_z(run), evidence.kl(run), run.mean("length")):
+        assert not estimate.stated
+    assert "the same on all draws" in run.summary()
+
+
+@pytest.mark.parametrize("engine", [ImportanceSampling(256, 4), SMC(256, 4)], ids=lambda engine: engine.name)
+def test_a_reward_that_turns_draws_down_has_been_met(engine) -> None:
+    """0 or -inf: all that is left has one value, and log Z = 6 log(3/4) says how much is left."""
+    run = engine.run(_of_tokens(_without_ones))
+    low, high = evidence.log_z(run).interval()
+    assert low < 6 * math.log(0.75) < high
+    assert not doubts(run)
+    assert compare({"run": run}).advice.standing == "sound"
+
+
+def test_a_reward_at_its_declared_best_has_an_error() -> None:
+    """Nothing that was not drawn is preferred to what was."""
+    for bounds, stated in (({"upper": 0.0}, True), ({"upper": 1.0}, False), ({}, False)):
+        run = LEANING.run(_of_tokens(lambda tokens: torch.zeros(len(tokens)), **bounds))
+        assert evidence.log_z(run).stated == stated

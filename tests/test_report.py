@@ -12,7 +12,7 @@ from synthetic import WORDS, exact, importance, smc, svi
 from ppl_align.completions import Completion
 from ppl_align.diagnostics import compare
 from ppl_align.diagnostics.columns import reward_column
-from ppl_align.posterior.estimates import with_error
+from ppl_align.posterior.printed import with_error
 from ppl_align.report import html, plots, terminal
 from ppl_align.text import Texts
 

@@ -169,8 +169,8 @@ def test_a_reward_that_draws_is_noted_and_its_answer_kept() -> None:
     posterior = ImportanceSampling(64, 2).run(model)
     texts, r = posterior.completions["x"].texts(), posterior.rewards["judge"].reshape(-1).tolist()
     assert len(set(zip(texts, r, strict=True))) == len(set(texts))
-    assert any("'judge' draws random numbers" in line for line in posterior.warnings)
-    assert "'judge' draws random numbers" in posterior.summary()
+    assert any("'judge' drew random numbers" in line for line in posterior.warnings)
+    assert "'judge' drew random numbers" in posterior.summary()
 
 
 def test_a_run_within_a_run_is_not_checked_twice() -> None:

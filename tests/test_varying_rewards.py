@@ -15,7 +15,6 @@ from test_undeclared_randomness import HOST
 from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
 from ppl_align.lints import lint
 from ppl_align.rewards import Vader, each
-from ppl_align.rewards.calling import AGAIN
 from ppl_align.rewards.signs import may_vary
 
 NUMBERS, DICE, NOISE = itertools.count(), random.Random(0), np.random.default_rng(0)
@@ -87,7 +86,7 @@ VARYING = {
     "one by one": each(lambda text: DICE.random()),
     "a service": waited_for,
 }
-LOG, COUNTS, KNOWN = [], {"n": 0}, {}
+LOG, COUNTS = [], {"n": 0}
 
 
 def counted(completions, **_):
@@ -116,8 +115,8 @@ def test_it_is_noted_and_its_answer_kept(kind):
     posterior = ImportanceSampling(64, 2).run(program(VARYING[kind]))
     texts, r = posterior.completions["x"].texts(), posterior.rewards["judge"].reshape(-1).tolist()
     assert len(set(zip(texts, r, strict=True))) == len(set(texts))
-    assert "'judge' answered one text in two ways" in posterior.summary()
-    assert posterior.cost.reward_calls <= len(set(texts)) + AGAIN
+    assert "'judge' may answer one text in two ways" in posterior.summary()
+    assert posterior.cost.reward_calls == len(set(texts))
 
 
 @pytest.mark.parametrize("kind", STEADY)
@@ -128,31 +127,21 @@ def test_a_steady_one_is_asked_once_a_text(kind):
     assert not any("two ways" in line for line in posterior.warnings)
 
 
-def test_a_sign_alone_is_not_noted():
-    """A judge that looks at the clock for its log, and a cache."""
-
-    def judge(texts):
-        CALLS.append(time.monotonic())
-        return [KNOWN.setdefault(text, float(len(text))) for text in texts]
-
-    assert may_vary(judge)
-    for engine in (Exact(), ImportanceSampling(16, 2), SMC(16, num_replicates=2, twist="prefix")):
-        posterior = engine.run(program(judge))
-        assert not any("two ways" in line for line in posterior.warnings)
-
-
-def test_no_more_than_a_few_questions_in_a_run_of_many_batches():
+@pytest.mark.parametrize("engine", [Exact(), SMC(16, num_replicates=2, twist="prefix")], ids=lambda e: e.name)
+def test_each_text_is_asked_about_once_whatever_it_answers(engine):
+    """A judge that has its price: also where a prefix is judged at every token, and by the pools of a run."""
     asked = []
 
     def judge(texts):
         asked.extend(texts)
-        return [float(len(text)) * (time.time() > 0) for text in texts]
+        return [DICE.random() for _ in texts]
 
     def model():
         reward("judge", judge, completion("x", HOST, " hm", max_new_tokens=3))
 
-    SMC(16, num_replicates=2, twist="prefix").run(model)
-    assert 0 < len(asked) - len(set(asked)) <= AGAIN
+    posterior = engine.run(model)
+    assert len(asked) == len(set(asked)) == posterior.cost.reward_calls
+    assert "'judge' may answer one text in two ways" in posterior.summary()
 
 
 def test_check_says_by_how_many_nats():

@@ -27,8 +27,10 @@ from ppl_align.diagnostics.blind_spots import blind_spot
 from ppl_align.diagnostics.collapse import collapsed
 from ppl_align.diagnostics.doubts import Doubt, doubts
 from ppl_align.posterior.arviz_adapter import GOOD_K
-from ppl_align.posterior.estimates import MIN_REPLICATES, is_rounding, say_z
+from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.intervals import Estimate, critical, exceeds
+from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.printed import is_rounding, say_z
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import identity
 
@@ -251,7 +253,7 @@ def _few_draws(run: Posterior) -> str | None:
     effective = _effective(run)
     if effective < evidence.FEW_DRAWS:
         return f"{effective:.1f} effective draws in all"
-    ancestors = evidence.ancestors_by_replicate(run)
+    ancestors = ancestors_by_replicate(run)
     if ancestors is not None and sum(ancestors) < evidence.FEW_DRAWS:
         return f"all particles descend from {sum(ancestors)} of the first ones"
     return None

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ppl_align.diagnostics import evidence
+from ppl_align.posterior.constant import constant_reward, same
 from ppl_align.posterior.estimates import mean
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 3.0  # standard errors
 SURPRISING = 1e-3
-SAME = 1e-4  # relative: one text scored in two batches of a float32 network
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,9 @@ def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | Non
     return max(found, key=lambda spot: spot.share, default=None)
 
 
-def constant_reward(run: Posterior, reward: str) -> float | None:
-    """The value that a reward has on every draw of positive weight; None where it has several."""
-    values = run.rewards[reward].double()[run.weights > 0]
-    first = values[:1]
-    return float(first) if len(values) and bool(_same(values, first).all()) else None
-
-
-def _same(values: Tensor, value: Tensor) -> Tensor:
-    return torch.isclose(values, value, rtol=SAME, atol=SAME * SAME, equal_nan=True)
-
-
 def _log_odds(run: Posterior, other: Posterior, reward: str, value: float) -> float:
     """log s / (1 - s) of the module's docstring: the least that ``other`` saw of other values, -inf for nothing."""
-    elsewhere = ~_same(other.rewards[reward].double(), torch.tensor(value, dtype=torch.float64))
+    elsewhere = ~same(other.rewards[reward].double(), torch.tensor(value, dtype=torch.float64))
     seen, error = mean(other, lambda particles: elsewhere.double())
     noise = evidence.standard_error(run), evidence.standard_error(other)
     if None in noise or not seen > 0 or math.isnan(error):  # it saw nothing, or nobody knows how much

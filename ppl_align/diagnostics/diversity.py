@@ -13,6 +13,7 @@ import torch
 
 from ppl_align.diagnostics import evidence
 from ppl_align.posterior.estimates import log_likelihood
+from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.table import draw_indices, flat_tokens, identity, systematic
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def unique_ancestors(posterior: Posterior) -> float | None:
     """First particles with living descendants, per replicate and averaged; N where nothing resamples; None if exact."""
     if posterior.exact:
         return None
-    counts = evidence.ancestors_by_replicate(posterior)
+    counts = ancestors_by_replicate(posterior)
     return float(posterior.log_weight.shape[1] if counts is None else np.mean(counts))
 
 

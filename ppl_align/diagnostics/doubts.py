@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ppl_align.diagnostics import evidence
-from ppl_align.diagnostics.blind_spots import constant_reward
 from ppl_align.diagnostics.bounded import log_evidence_upper
 from ppl_align.diagnostics.prior import ENOUGH, prior_mean
 from ppl_align.diagnostics.weights import ess_by_replicate
+from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.intervals import predicted_draws
 from ppl_align.posterior.prior import prior_log_weight
 
@@ -59,8 +59,8 @@ def doubts(run: Posterior) -> list[Doubt]:
 
 
 def _never_met(run: Posterior, name: str) -> Doubt | None:
-    value = constant_reward(run, name)
-    if value is None or math.isnan(value):  # one that applies to no draw is a factor of 1 by the user's own word
+    value = never_met(run, name)
+    if value is None:
         return None
     most = 1 - 0.05 ** (1 / run.log_weight.numel())
     return Doubt(

@@ -19,8 +19,7 @@ from ppl_align.posterior.estimates import (
     numbers_of_sites,
 )
 from ppl_align.posterior.intervals import Estimate, of_influence
-from ppl_align.posterior.lineage import ancestors_by_replicate as ancestors_by_replicate
-from ppl_align.posterior.lineage import of_resampled
+from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

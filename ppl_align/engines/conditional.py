@@ -28,7 +28,8 @@ from ppl_align.engines.smc import SMC
 from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import log_mean_exp, with_error
+from ppl_align.posterior.estimates import log_mean_exp
+from ppl_align.posterior.printed import with_error
 from ppl_align.progress import Report
 from ppl_align.runs import aside
 

@@ -43,7 +43,7 @@ class Pool:
     ``factors``    by factor or observed site, nats
     ``rewards``    raw r, NaN where it does not apply; ``scales``: nats per unit, [N] where they are drawn
     ``log_upper``  the largest value of each factor, nats, [N] where a weight is drawn; None where it is not known
-    ``texts``      by completion site, a list of texts for each draw (several where a plate holds several)
+    ``written``    by completion site: tokens and their distribution, of each batch
     ``sites``      the distribution of every latent site (as of the first batch)
     ``environment``  the latents at which the world answers
     ``constraints``  the factors that are hard constraints     ``expected``  those that the draws are confined to
@@ -58,7 +58,7 @@ class Pool:
     rewards: dict[str, Tensor] = field(default_factory=dict)
     scales: dict[str, PerParticle] = field(default_factory=dict)
     log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
-    texts: dict[str, list[list[str]]] = field(default_factory=dict)
+    written: dict[str, list[tuple[Tensor, CompletionDistribution]]] = field(default_factory=dict)
     sites: dict[str, Any] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
@@ -69,6 +69,11 @@ class Pool:
     @property
     def num_draws(self) -> int:
         return self.program.num_particles
+
+    @cached_property
+    def texts(self) -> dict[str, list[list[str]]]:
+        """By completion site, a list of texts for each draw (several where a plate holds several)."""
+        return {name: [text for part in parts for text in _texts(*part)] for name, parts in self.written.items()}
 
     @property
     def tilt(self) -> Tensor:
@@ -225,10 +230,7 @@ def draw_pool(
     if not sites:
         raise ModelError("the program has no latent site: there is nothing to inspect; add a completion(...)")
     last = parts[-1].execution
-    texts = {
-        name: [row for part in parts for row in _texts(part.values[name], part.execution.sources[name])]
-        for name in last.sources
-    }
+    written = {name: [(part.values[name], part.execution.sources[name]) for part in parts] for name in last.sources}
     return Pool(
         program,
         values=joined([part.values for part in parts]),
@@ -238,7 +240,7 @@ def draw_pool(
         rewards=joined([part.execution.rewards for part in parts]),
         scales=joined([part.execution.scales for part in parts]),
         log_upper=joined([part.execution.log_upper for part in parts]),
-        texts=texts,
+        written=written,
         sites=sites,
         environment=tuple(last.environment),
         constraints=constraints,

@@ -23,8 +23,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.estimates import Estimate, is_rounding
+from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.intervals import of_influence, predicted_draws
+from ppl_align.posterior.printed import is_rounding
 
 ENOUGH = 64.0
 """Effective draws below which no error is printed: those that are read off fewer are too small, and the estimates that

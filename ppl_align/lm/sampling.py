@@ -6,6 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_align.lm.transfer import upload
+
+_COPIED = 2**18  # numbers: copying so many of a CDF costs less than finding out which particles share a row
+
 
 def cumulative(logits: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """``(cdf [rows, V], log_total [rows])`` of unnormalised log-probabilities, in three passes over them.
@@ -41,15 +45,17 @@ def invert_cdf(cdf: Tensor, u: Tensor) -> Tensor:
 def sample_rows(cdf: Tensor, row: np.ndarray, u: Tensor) -> Tensor:
     """One token for each particle from the CDF of its row: ``row [m]``, ``u [m]`` -> ids ``[m]``.
 
-    Particles that share a row are looked up together, so the CDF is never copied per particle."""
-    rows = cdf.shape[0]
+    Particles that share a row are looked up together, so a CDF over many tokens is not copied per particle."""
+    rows, vocab = cdf.shape
     if len(row) == rows and bool((row == np.arange(rows)).all()):
         return invert_cdf(cdf, u[:, None])[:, 0]
+    if vocab * len(row) <= _COPIED:
+        return invert_cdf(cdf[upload(row, cdf.device)], u[:, None])[:, 0]
     multiplicity = np.bincount(row, minlength=rows)
     order = np.argsort(row, kind="stable")
     slot = np.empty(len(row), dtype=np.int64)
     slot[order] = np.arange(len(row)) - np.repeat(np.cumsum(multiplicity) - multiplicity, multiplicity)
-    at = torch.as_tensor(row * int(multiplicity.max()) + slot).to(u.device, non_blocking=True)
+    at = upload(row * int(multiplicity.max()) + slot, u.device)
     padded = torch.zeros(rows * int(multiplicity.max()), dtype=u.dtype, device=u.device)
     padded[at] = u
     return invert_cdf(cdf, padded.reshape(rows, -1)).reshape(-1)[at]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ppl_align.moments.solve import check, solve
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import Estimate, with_error
+from ppl_align.posterior.estimates import Estimate
+from ppl_align.posterior.printed import with_error
 
 FEW = 10.0  # effective draws below which a fit is not to be trusted
 

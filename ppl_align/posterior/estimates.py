@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_align.completions import Completion
 from ppl_align.errors import InputError
+from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.intervals import (
     FEWEST_EFFECTIVE,
     FEWEST_PREDICTED,
@@ -20,9 +21,6 @@ from ppl_align.posterior.intervals import (
 )
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
-from ppl_align.posterior.printed import is_rounding as is_rounding
-from ppl_align.posterior.printed import say_z as say_z
-from ppl_align.posterior.printed import with_error as with_error
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -63,10 +61,13 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
 def bar_can_be_stated(posterior: Posterior) -> bool:
     """Do the weights have an error that can be told from them? (What gate it takes is measured by ``make honesty``.)
 
-    Independent draws: ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights. Particles
-    that were resampled: four replicates, and ``FEWEST_EFFECTIVE`` first ancestors with living descendants in all."""
+    Not where a reward has never varied (:mod:`ppl_align.posterior.constant`). Independent draws:
+    ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights. Particles that were
+    resampled: four replicates, and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all."""
     if posterior.exact:
         return True
+    if not posterior.draws_are_exact and unmet(posterior):
+        return False
     if posterior.independent:
         pooled = posterior.log_weight.reshape(-1)
         effective = 1 / float((torch.softmax(pooled, 0) ** 2).sum())

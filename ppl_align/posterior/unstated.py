@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
 from ppl_align.posterior.intervals import FEWEST_PREDICTED, predicted_draws
 
@@ -33,11 +34,15 @@ def unstated_of(runs: Mapping[str, Posterior]) -> list[str]:
 
 def _estimates(posterior: Posterior) -> dict[str, Estimate]:
     """What is printed with an error, by the name it is printed under."""
-    from ppl_align.diagnostics import decisions
+    from ppl_align.diagnostics import decisions, evidence
 
     found = {f"E[{name}]": posterior.mean(name) for name in posterior.rewards}
     j = decisions.value(posterior)
-    return found if j is None else found | {"J": j}
+    if j is not None:
+        return found | {"J": j}
+    if all(estimate.stated for estimate in found.values()):  # else they say it
+        found["log Z"] = evidence.log_z(posterior)
+    return found
 
 
 def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
@@ -50,6 +55,9 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         return "a single episode says nothing of its own spread; num_replicates=4 gives one"
     if estimate.standard_error == 0:
         return "it is the same on all draws, which says nothing of draws that were not made"
+    never = [] if posterior.draws_are_exact else unmet(posterior)
+    if never and math.isfinite(estimate.standard_error):
+        return f"the reward {never[0]!r} is the same on all draws, which says nothing of draws that were not made"
     if posterior.independent and math.isfinite(estimate.standard_error):
         few = predicted_draws(posterior.log_weight)
         return (

@@ -103,35 +103,23 @@ class _Question:
                 self._explain(result)
             rows, texts = self.seen.rows, [self.seen.texts[i] for i in self.new]
             answers = read_answers(self.name, result, texts)
-            self._note_if_unsteady(answers)
+            self._note_if_it_may_vary()
             self.known.update(zip([rows[i] for i in self.new], answers, strict=True))
         r = [self.known[row] for row in self.seen.rows]
         return torch.tensor(r, dtype=torch.float64).reshape(self.seen.shape)
 
-    def _note_if_unsteady(self, answers: Sequence[float]) -> None:
+    def _note_if_it_may_vary(self) -> None:
         """A reward that drew random numbers (or loaded a network, which does so too), or that shows another sign that
-        it may (:mod:`ppl_align.rewards.signs`), is asked about a few texts of the run once more; where it answers
-        otherwise the run says so at its end. The first answer is kept."""
-        left: dict[Hashable, int] | None = remembered("questions to ask again", dict) if speaking() else None
-        if left is None:
+        it answers one text in two ways (:mod:`ppl_align.rewards.signs`): the run says so at its end."""
+        drew = self.drew
+        looked_at: dict[Hashable, bool] | None = remembered("do rewards vary?", dict) if speaking() else None
+        if looked_at is None:
             return
         which = (self.name, identity(self.fn))
-        if which not in left and not self.drew and not may_vary(self.fn):
-            left[which] = 0
-        few = self.new[: left.get(which, AGAIN)]
-        if not few:
-            return
-        left[which] = left.get(which, AGAIN) - len(few)
-        before = generators()
-        count(reward_calls=len(few))
-        (result,) = wait_for([self._call(few)])
-        if isinstance(result, BaseException):
-            return
-        again = read_answers(self.name, result, [self.seen.texts[i] for i in few])
-        drew = self.drew and generators() != before
-        if any(map(_is_another, answers, again)):
-            left[which] = 0
-            at_end(("a reward that varies", self.name), lambda: lambda: _varies(self.name, drew))
+        if which not in looked_at:
+            looked_at[which] = may_vary(self.fn)
+        if drew or looked_at[which]:
+            at_end(("a reward that may vary", self.name), lambda: lambda: _varies(self.name, drew))
 
     def _call(self, at: Sequence[int]) -> Any:
         return start_call(self.fn, {**self.seen.take(at), **services(self.name, [self.seen.texts[i] for i in at])})
@@ -158,24 +146,12 @@ class _Question:
         return f"the text {first}" if len(self.new) == 1 else many, error
 
 
-AGAIN = 4
-"""Texts of a run that a reward which may vary is asked about once more."""
-_ROUNDING = 1e-4
-"""Relative: a network answers a little otherwise when other texts are beside one."""
-
-
-def _is_another(one: float, other: float) -> bool:
-    if math.isnan(one) or math.isnan(other) or math.isinf(one) or math.isinf(other):
-        return not (one == other or (math.isnan(one) and math.isnan(other)))
-    return abs(one - other) > _ROUNDING * max(1.0, abs(one))
-
-
 def _varies(name: str, drew: bool) -> str:
-    """The remark on a reward that answered one text in two ways."""
-    what = "draws random numbers" if drew else "answered one text in two ways"
+    """The remark on a reward that may answer one text in two ways."""
+    what, other = ("drew random numbers", "seed") if drew else ("may answer one text in two ways", "run")
     return (
-        f"reward {name!r} {what}: each text was asked about once and its answer kept, so another "
-        f"{'seed' if drew else 'run'} has another target; `ppl-align check` says by how many nats it varies"
+        f"reward {name!r} {what}: each text was asked about once and its answer kept, so another {other} may have "
+        "another target; `ppl-align check` says by how many nats it varies"
     )
 
 

@@ -1,7 +1,8 @@
-"""Signs that a reward may answer one text in two ways: known without asking it, so that a steady one is asked nothing.
+"""Signs that a reward may answer one text in two ways: known without asking it twice, for a judge has its price.
 
 A counter, a clock, a generator of its own, a service behind an API: none of them moves a global random generator. What
-a function reads and what it writes says where to look; whether it does answer in two ways only a second question tells.
+a function reads and what it writes says where to look; whether it does answer in two ways only a second question tells,
+and that is asked by ``ppl-align check``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_align.completions import Completion, tensor_of
 from ppl_align.cost import Cost
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import say_z
+from ppl_align.posterior.printed import say_z
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
 from ppl_align.testing.statistics import (

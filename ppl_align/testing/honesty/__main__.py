@@ -55,6 +55,7 @@ def main() -> None:
         "particles": asked.particles,
         "replicates": asked.replicates,
         "most": _part(greens.MOST_RUNS, asked.share),
+        "greens": greens.wanted_greens(_part(greens.MOST_RUNS, asked.share)),
         "minutes": round(parts.cpu / 60),
     }
     text = page(f"python -m ppl_align.testing.honesty {options}", cells, found, settings)

@@ -22,12 +22,12 @@ ESTIMANDS = ("E[r]", "log Z", "KL")
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(128),
     "smc": SMC(128, twist="prefix"),
-    "svi": SVI(num_steps=40, num_particles=64),
+    "svi": SVI(num_steps=20, num_particles=64),
     "rejection": Rejection(16, max_draws=50_000_000),
 }
 MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
 LONGEST_TRAINED = 10  # tokens: guides are trained 200 times a problem
-_BATCH = 32_000  # rows of a run
+_BATCH = 8_192  # rows of a run: what stays in a cache
 
 
 @dataclass

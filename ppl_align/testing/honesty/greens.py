@@ -25,6 +25,7 @@ from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem,
 
 STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
 ENOUGH_GREENS, MOST_RUNS = 59, 3000
+WANTED_GREENS = 300  # of MOST_RUNS: so many tell a false share of 1% from one of 5%
 LONE, BOTH, INSPECT = ("importance", "smc"), "both", "inspect"
 DIAGNOSTICS = (*LONE, BOTH, INSPECT)
 _EACH = 10  # runs of a problem
@@ -33,6 +34,11 @@ _PROBLEMS: dict[Kind, int] = {"graded": 40, "rare": 20}  # of a round
 
 Wanted = tuple[str, int]
 """A diagnostic, and the number of a stratum."""
+
+
+def wanted_greens(most: int) -> int:
+    """Where a row may have ``most`` runs."""
+    return max(ENOUGH_GREENS, WANTED_GREENS * most // MOST_RUNS)
 
 
 @dataclass
@@ -57,7 +63,7 @@ class Stratum:
 
     def settled(self, most: int) -> bool:
         """No more runs are needed."""
-        return self.greens >= ENOUGH_GREENS or self.runs >= most
+        return self.greens >= wanted_greens(most) or self.runs >= most
 
     @property
     def limit(self) -> float:
