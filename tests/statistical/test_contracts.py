@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 from conftest import SEED
+from test_engines import LEARNED, LEARNED_HERE, assert_learned
 
-from ppl_align import SMC, SVI, ImportanceSampling, claims
+from ppl_align import SMC, SVI, Exact, ImportanceSampling, claims
 from ppl_align.claims import CLAIMS, running
 from ppl_align.engines.resampling import SCHEMES
 from ppl_align.testing import PROGRAMS, check_engine
@@ -43,3 +44,8 @@ def test_claims_hold_at_other_seeds(name, offset, tmp_path):
     assert not [line for line in result.found.lines if not line.passed]
     claims.load(name).figure(result.found).savefig(tmp_path / "figure.png", dpi=60)
     assert (tmp_path / "figure.png").stat().st_size > 4000
+
+
+@pytest.mark.parametrize("name", [name for name in LEARNED if name not in LEARNED_HERE])
+def test_a_trained_guide_is_the_posterior_and_its_weights_are_honest(name):
+    assert_learned(name, {name: Exact().run(PROGRAMS[name])})
