@@ -37,7 +37,9 @@ def unmet(run: Posterior) -> list[str]:
     return [
         name
         for name in run.rewards
-        if never_met(run, name) is not None and bool((run.scales[name] != 0).any()) and not _at_its_best(run, name)
+        if never_met(run, name) is not None
+        and bool(torch.as_tensor(run.scales[name]).any())
+        and not _at_its_best(run, name)
     ]
 
 
