@@ -23,7 +23,7 @@ ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(128),
     "smc": SMC(128, twist="prefix"),
     "svi": SVI(num_steps=20, num_particles=64),
-    "rejection": Rejection(16, max_draws=50_000_000),
+    "rejection": Rejection(16, max_draws=5_000_000),
 }
 MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
 LONGEST_TRAINED = 10  # tokens: guides are trained 200 times a problem
