@@ -18,6 +18,10 @@ Row = tuple[Hashable, ...]
 """What a reward saw of one completion, as a key: its text, and what else it reads (prompt, ids, data columns)."""
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Types whose values are what they are equal to."""
+
+
 def answers_of(name: str, fn: Any) -> dict[Row, float]:
     """The answers known so far of this reward under this name: outside of any ``run_memory``, none."""
     tables: dict[Hashable, dict[Row, float]] | None = remembered("answers of rewards", dict)
@@ -72,6 +76,8 @@ def content(value: Any) -> Hashable:
     >>> content({"a": [1, 2]}) == content({"a": [1, 2]}), content(1) == content(True)
     (True, False)
     """
+    if type(value) in _PLAIN:
+        return type(value), value
     if isinstance(value, (list, tuple)):
         return (type(value), *map(content, value))
     if isinstance(value, dict):
