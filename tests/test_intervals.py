@@ -18,7 +18,7 @@ from ppl_align.diagnostics.doubts import doubts
 from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
-from ppl_align.testing.honesty.greens import Greens, is_wrong, round_of
+from ppl_align.testing.honesty.greens import Greens, Stratum, how_often, is_wrong, round_of
 from ppl_align.testing.honesty.groups import groups
 from ppl_align.testing.honesty.problems import KINDS, Kind, problem
 
@@ -164,6 +164,17 @@ def test_coverage_and_greens_in_small() -> None:
     assert {(d, at) for d, _, at in found.strata} == {("both", 0), ("importance", 3), ("inspect", 0)}
     assert all(s.greens >= s.false and s.deserving >= s.kept for s in found.strata.values())
     assert sum(s.false for s in found.strata.values()) <= 3
+
+
+def test_what_is_kept_does_not_hang_on_how_many_runs_a_row_had() -> None:
+    """Near problems are half of all, those of 1 to 3 nats log 3 / log 400, two of three are graded."""
+    found = Greens()
+    for kind, at, runs, kept in (("graded", 0, 10, 8), ("graded", 1, 1000, 0), ("rare", 0, 50, 20)):
+        found.strata["smc", kind, at] = Stratum(runs=runs, greens=kept, deserving=runs, kept=kept)
+    near, far = 0.5, math.log(3) / math.log(400)
+    expected = (2 * near * 0.8 + near * 0.4) / (2 * near + 2 * far + near)
+    assert found.kept() == found.kept(["smc"]) == pytest.approx(expected)
+    assert sum(how_often(kind, at) for kind in KINDS for at in range(4)) == pytest.approx(1)
 
 
 def test_the_harness_sees_what_inspect_says() -> None:

@@ -29,7 +29,7 @@ WANTED_GREENS = 300  # of MOST_RUNS: so many tell a false share of 1% from one o
 LONE, BOTH, INSPECT = ("importance", "smc"), "both", "inspect"
 DIAGNOSTICS = (*LONE, BOTH, INSPECT)
 _EACH = 10  # runs of a problem
-_PROBLEMS: dict[Kind, int] = {"graded": 40, "rare": 20}  # of a round
+_PROBLEMS: dict[str, int] = {"graded": 40, "rare": 20}  # of a round
 
 
 Wanted = tuple[str, int]
@@ -99,6 +99,16 @@ class Greens:
         every = [(d, at) for d in DIAGNOSTICS for at in range(len(STRATA))]
         return {(d, at) for d, at in every if not self.strata.get((d, kind, at), Stratum()).settled(most)}
 
+    def kept(self, diagnostics: Sequence[str] = DIAGNOSTICS) -> float:
+        """Of the runs that deserve a green light, the share that has one, for problems as the recipe draws them: rows
+        count by how often it does, for those without a green light have had more runs than the others."""
+        kept = deserving = 0.0
+        for (diagnostic, kind, at), counts in self.strata.items():
+            if diagnostic in diagnostics and counts.runs:
+                each = how_often(kind, at) / counts.runs
+                kept, deserving = kept + each * counts.kept, deserving + each * counts.deserving
+        return kept / deserving if deserving else math.nan
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return {f"{d} {k} {at}": vars(s) for (d, k, at), s in self.strata.items()}
@@ -108,6 +118,13 @@ class Greens:
         """What :meth:`as_dict` gave."""
         keys = {key: key.split(" ") for key in saved}
         return cls({(keys[k][0], keys[k][1], int(keys[k][2])): Stratum(**counts) for k, counts in saved.items()})
+
+
+def how_often(kind: str, at: int) -> float:
+    """The share of the problems of a round that are of this kind and lie in this stratum."""
+    low, high = STRATA[at]
+    share = math.log(min(high, FARTHEST) / max(low, NEAREST)) / math.log(FARTHEST / NEAREST)
+    return share * _PROBLEMS[kind] / sum(_PROBLEMS.values())
 
 
 def is_wrong(log_z: Estimate, mean: Estimate, truth: Problem) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from ppl_align.testing.honesty.coverage import ESTIMANDS, REPLICATES, Cells
-from ppl_align.testing.honesty.greens import STRATA, Greens
+from ppl_align.testing.honesty.greens import DIAGNOSTICS, STRATA, Greens
 
 _WORDS = """# How often what is stated is true
 
@@ -53,10 +53,8 @@ def page(
         "|---|---|---|---|---|---|---|---|---|",
         *_greens(greens),
     ]
-    deserving = sum(s.deserving for s in greens.strata.values())
-    if deserving:
-        kept = sum(s.kept for s in greens.strata.values())
-        lines += ["", f"Kept over all: {kept} of {deserving}, {kept / deserving:.0%}."]
+    each = ", ".join(f"{diagnostic} {greens.kept([diagnostic]):.0%}" for diagnostic in DIAGNOSTICS)
+    lines += ["", f"Kept where problems are as common as the recipe makes them: {each}; over all {greens.kept():.0%}."]
     return "\n".join(lines) + "\n"
 
 
