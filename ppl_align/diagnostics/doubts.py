@@ -3,8 +3,8 @@
 A run without a complaint may have seen too little to have one. A green light takes more than silence:
 
 1. every reward has taken more than one value (a reward that is the same on all draws has not been met);
-2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved, log Z to
-   half a nat;
+2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved (a 90%
+   interval, which is exceeded on either side by 5%), log Z to half a nat;
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
    weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``; where fewer than ``FAR`` of the draws
    are left, ``SKEWED_FAR``;
@@ -26,7 +26,7 @@ from ppl_align.diagnostics.bounded import log_evidence_upper
 from ppl_align.diagnostics.prior import ENOUGH, prior_mean
 from ppl_align.diagnostics.weights import ess_by_replicate
 from ppl_align.posterior.constant import constant_reward, never_met
-from ppl_align.posterior.intervals import predicted_draws
+from ppl_align.posterior.intervals import LEVEL, predicted_draws
 from ppl_align.posterior.prior import prior_log_weight
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ppl_align.posterior.intervals import Estimate
 
 PREDICTED = 50.0
-SKEWED, SKEWED_FAR, FAR = 0.4, 0.3, 0.2
-OF_THE_SHIFT = 0.3
+SKEWED, SKEWED_FAR, FAR = 0.4, 0.2, 0.2
+OF_THE_SHIFT, OF_THE_SHIFT_LEVEL = 0.3, 0.9  # 95% on each side
 LOG_Z = 0.5  # nats
 ROOM = 1.0  # nats
 MOST = 700.0  # nats: exp of more overflows
@@ -93,20 +93,25 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     if moved is None:
         return None
     goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
-    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, _more(run))
+    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, _more(run), OF_THE_SHIFT_LEVEL)
 
 
 def too_wide(
-    what: str, estimate: Estimate, goal: float, goal_in_words: str, unknown: float | None = None
+    what: str,
+    estimate: Estimate,
+    goal: float,
+    goal_in_words: str,
+    unknown: float | None = None,
+    level: float = LEVEL,
 ) -> Doubt | None:
-    """Is a 95% interval wider than ``goal`` on either side? ``unknown``: times as many draws for a bar at all."""
-    width = estimate.half_width()
+    """Is an interval wider than ``goal`` on either side? ``unknown``: times as many draws for a bar at all."""
+    width = estimate.half_width(level)
     if math.isnan(width):
         return Doubt(f"{what} has no error bar", unknown)
     if width <= goal:
         return None
     return Doubt(
-        f"{what} is known to ± {width:.2g} (95%), not to {goal_in_words}", (width / goal) ** 2 if goal else None
+        f"{what} is known to ± {width:.2g} ({level:.0%}), not to {goal_in_words}", (width / goal) ** 2 if goal else None
     )
 
 
