@@ -175,6 +175,8 @@ def test_what_is_saved_comes_back(runs, tmp_path):
         back = Posterior.load(run.save(tmp_path / f"{name}.nc"))
         assert (back.target, back.environment, back.optimism) == (run.target, run.environment, run.optimism)
         assert back.summary() == run.summary()
+    believed = {name: run.optimism.believes["pay"].stated for name, run in runs.items() if run.optimism is not None}
+    assert believed == {"exact": True, "importance": False}, "an error that is not stated is none after loading"
 
 
 def test_two_questions_in_one_comparison(runs, tmp_path):

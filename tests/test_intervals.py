@@ -31,6 +31,8 @@ def test_an_estimate_is_a_pair_that_knows_more() -> None:
     assert (value, error) == (2.0, 0.5) == estimate
     for other in (copy.deepcopy(estimate), pickle.loads(pickle.dumps(estimate))):
         assert (other.dof, other.skewness) == (3, 0.1)
+    moved = estimate._replace(value=1.0)
+    assert (moved.value, moved.standard_error, moved.dof, moved.skewness) == (1.0, 0.5, 3, 0.1)
     low, high = Estimate(2.0, 0.5, dof=3).interval(0.95)
     assert (high - 2.0) / 0.5 == pytest.approx(stats.t.ppf(0.975, 3)) == (2.0 - low) / 0.5
     assert Estimate(2.0, 0.5).interval(0.9)[1] == pytest.approx(2.0 + 0.5 * stats.norm.ppf(0.95))

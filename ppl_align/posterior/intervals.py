@@ -14,7 +14,7 @@ How often such intervals hold is measured by ``make honesty``.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy import stats
@@ -52,6 +52,11 @@ class Estimate(_Pair):
         made = super().__new__(cls, value, standard_error)
         made.dof, made.skewness = dof, skewness
         return made
+
+    def _replace(self, **parts: Any) -> Estimate:
+        """Another value or standard error; the rest stays."""
+        whole = {"value": self.value, "standard_error": self.standard_error, "dof": self.dof, "skewness": self.skewness}
+        return Estimate(**whole | parts)
 
     @property
     def stated(self) -> bool:

@@ -49,7 +49,12 @@ class Optimism:
         return f"it tilts the world at {where} by {bound}{_short(tilt)} nats: " + "; ".join(parts)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """With degrees of freedom and skewness, so that what has no error bar has none when it is read again."""
+        estimates = {"tilt": _parts(self.tilt)} | {
+            side: {name: _parts(estimate) for name, estimate in getattr(self, side).items()}
+            for side in ("believes", "gets")
+        }
+        return json.dumps(asdict(self) | estimates)
 
     @classmethod
     def from_json(cls, text: str) -> Optimism:
@@ -59,6 +64,10 @@ class Optimism:
         for side in ("believes", "gets"):
             fields[side] = {name: Estimate(*estimate) for name, estimate in fields[side].items()}
         return cls(**fields)
+
+
+def _parts(estimate: Estimate) -> list[float]:
+    return [*estimate, estimate.dof, estimate.skewness]
 
 
 def _of(got: Estimate) -> str:
