@@ -14,6 +14,7 @@ from ppl_align.errors import InputError
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.intervals import (
     FEWEST_EFFECTIVE,
+    FEWEST_EXACT,
     FEWEST_PREDICTED,
     Estimate,
     of_influence,
@@ -61,12 +62,15 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
 def bar_can_be_stated(posterior: Posterior) -> bool:
     """Do the weights have an error that can be told from them? (What gate it takes is measured by ``make honesty``.)
 
-    Not where a reward has never varied (:mod:`ppl_align.posterior.constant`). Independent draws:
+    Exact draws: ``FEWEST_EXACT``. Of all others, not where a reward has never varied
+    (:mod:`ppl_align.posterior.constant`). Independent draws:
     ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights. Particles that were
     resampled: four replicates, and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all."""
     if posterior.exact:
         return True
-    if not posterior.draws_are_exact and unmet(posterior):
+    if posterior.draws_are_exact:
+        return posterior.log_weight.numel() >= FEWEST_EXACT
+    if unmet(posterior):
         return False
     if posterior.independent:
         pooled = posterior.log_weight.reshape(-1)

@@ -25,6 +25,7 @@ from ppl_align.posterior.printed import with_error
 LEVEL = 0.95
 FEWEST_PREDICTED = 40.0  # of fewer, KL misses what lies above it; E[r] and log Z do from 25 to 40
 FEWEST_EFFECTIVE = 10.0
+FEWEST_EXACT = 20
 DRAWS_PER_DOF = 2.0  # effective draws to a degree of freedom
 
 

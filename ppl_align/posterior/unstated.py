@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
-from ppl_align.posterior.intervals import FEWEST_PREDICTED, predicted_draws
+from ppl_align.posterior.intervals import FEWEST_EXACT, FEWEST_PREDICTED, predicted_draws
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -58,6 +58,8 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
     never = [] if posterior.draws_are_exact else unmet(posterior)
     if never and math.isfinite(estimate.standard_error):
         return f"the reward {never[0]!r} is the same on all draws, which says nothing of draws that were not made"
+    if posterior.draws_are_exact and math.isfinite(estimate.standard_error):
+        return f"fewer than {FEWEST_EXACT} draws say nothing of their own error; take more num_particles"
     if posterior.independent and math.isfinite(estimate.standard_error):
         few = predicted_draws(posterior.log_weight)
         return (
