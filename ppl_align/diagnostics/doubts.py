@@ -6,8 +6,8 @@ A run without a complaint may have seen too little to have one. A green light ta
 2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved (a 90%
    interval, which is exceeded on either side by 5%), log Z to half a nat;
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
-   weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``; where fewer than ``FAR`` of the draws
-   are left, ``SKEWED_FAR``;
+   weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``, and of at most the share of the draws
+   that these are: of what is far, the draws that would show how skewed it is are not there;
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior.intervals import Estimate
 
 PREDICTED = 50.0
-SKEWED, SKEWED_FAR, FAR = 0.4, 0.2, 0.2
+SKEWED = 0.4
 OF_THE_SHIFT, OF_THE_SHIFT_LEVEL = 0.3, 0.9  # 95% on each side
 LOG_Z = 0.5  # nats
 ROOM = 1.0  # nats
@@ -150,7 +150,7 @@ def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:
             f"its weights foretell {predicted:.0f} effective draws, it takes {enough:.0f} to believe what they show",
             enough / max(predicted, 1e-6),
         )
-    allowed = SKEWED if predicted >= FAR * total else SKEWED_FAR
+    allowed = min(SKEWED, predicted / total)
     if skewness <= allowed:
         return None
     return Doubt(
