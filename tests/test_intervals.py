@@ -151,7 +151,7 @@ def test_replicates_of_a_run_are_runs() -> None:
     assert first.log_evidence.tolist() == run.log_evidence[:2].tolist()
     assert third.completions["x"].tokens.equal(run.completions["x"].tokens[4:])
     assert third.completions["x"].texts() == run.completions["x"].texts()[2 * 2 * 32 :]
-    assert ancestors_by_replicate(second) == evidence.ancestors_by_replicate(run)[2:4]
+    assert ancestors_by_replicate(second) == ancestors_by_replicate(run)[2:4]
     assert first.cost.lm_tokens == run.cost.lm_tokens // 3
 
 
