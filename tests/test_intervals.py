@@ -249,3 +249,21 @@ def test_a_reward_at_its_declared_best_has_an_error() -> None:
     for bounds, stated in (({"upper": 0.0}, True), ({"upper": 1.0}, False), ({}, False)):
         run = LEANING.run(_of_tokens(lambda tokens: torch.zeros(len(tokens)), **bounds))
         assert evidence.log_z(run).stated == stated
+
+
+@pytest.mark.parametrize(("vocab", "doubted"), [(50, True), (8, False)])
+def test_a_population_that_was_narrow_once_is_not_believed(vocab: int, doubted: bool) -> None:
+    """One text in ``vocab`` is rewarded, of 1,024: if by luck more are met than there should be, all looks better."""
+    lm = MarkovLM(torch.zeros(vocab, vocab, dtype=torch.float64))
+
+    def rare() -> None:
+        x = completion("x", lm, [0], max_new_tokens=3)
+        reward("begins", lambda t: (t[..., 0] == 1).double(), x.tokens, beta=0.1)
+
+    run = SMC(256, 4, twist="prefix").run(rare, seed=SEED)
+    assert not run.independent
+    narrow = [doubt for doubt in doubts(run) if "narrowest place" in doubt.reason]
+    assert bool(narrow) == doubted
+    if doubted:
+        (doubt,) = narrow
+        assert doubt.factor == pytest.approx(50 / float(run.history["ess"].amin(0).sum()), rel=1e-6)

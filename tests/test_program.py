@@ -132,6 +132,22 @@ def test_choose_and_texts():
         texts.upper()
 
 
+@pytest.mark.parametrize(
+    ("index", "options", "says"),
+    [
+        (torch.tensor([0]), [[1], [2]], "torch.tensor"),
+        (torch.tensor(0), [[{"role": "user", "content": "hi"}]], "is none"),
+        (torch.tensor([0, 2]), ["a", "b"], "number 2"),
+        (torch.tensor([-1]), ["a", "b"], "number -1"),
+        (torch.tensor(0.5), ["a", "b"], "number 0.5"),
+        (torch.tensor(torch.nan), ["a", "b"], "number nan"),
+    ],
+)
+def test_choose_refuses_what_is_no_choice(index, options, says):
+    with pytest.raises(InputError, match=says):
+        choose(index, options)
+
+
 def test_a_completion_prints_as_what_it_is(tiny_llama: CausalLM):
     x = Completion(torch.tensor([[1, 2, 6], [3, 6, 6]]), tiny_llama.completion([1], 3))
     assert repr(x) == 'Completion(2 particles, "1 2")'

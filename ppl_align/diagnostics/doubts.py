@@ -7,7 +7,8 @@ A run without a complaint may have seen too little to have one. A green light ta
    interval, which is exceeded on either side by 5%), log Z to half a nat;
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
    weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``, and of at most the share of the draws
-   that these are: of what is far, the draws that would show how skewed it is are not there;
+   that these are: of what is far, the draws that would show how skewed it is are not there. Of a population that was
+   resampled: ``PREDICTED`` effective draws at its narrowest place, for all that comes after descends from these;
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
@@ -54,7 +55,7 @@ def doubts(run: Posterior) -> list[Doubt]:
     if run.exact or run.target == "decision":
         return []
     found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
-    found += [_room(run), _log_z(run), *(_mean(run, name) for name in run.rewards), _skewed(run)]
+    found += [_room(run), _log_z(run), *(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run)]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -140,6 +141,24 @@ def _skewed(run: Posterior) -> Doubt | None:
         return None
     worst = max([abs(run.mean(name).skewness) for name in run.rewards], default=abs(evidence.log_z(run).skewness))
     return skewed(predicted_draws(run.log_weight), run.log_weight.numel(), worst)
+
+
+def _narrow(run: Posterior) -> Doubt | None:
+    """Few particles carried the weight when a population was resampled, or carry it now: a run in which more of them
+    happened to be good looks better than one in which as many were as there should be."""
+    if run.independent or run.draws_are_exact:
+        return None
+    now = ess_by_replicate(run.log_weight)
+    resampled = torch.as_tensor(run.history.get("ess", now[None]), dtype=torch.float64)
+    narrowest = float(torch.cat([resampled, now[None]]).amin(0).sum())
+    enough = min(PREDICTED, run.log_weight.numel() / 2)
+    if narrowest >= enough:
+        return None
+    return Doubt(
+        f"at its narrowest place {narrowest:.0f} particles carry the weight of all, it takes {enough:.0f} to believe "
+        f"what descends from them",
+        enough / max(narrowest, 1e-6),
+    )
 
 
 def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:

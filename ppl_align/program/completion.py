@@ -116,6 +116,21 @@ def choose(index: Tensor, options: Sequence[str]) -> Any:
 
     >>> choose(torch.tensor([1, 0]), ["cats", "dogs"]).tolist()
     ['dogs', 'cats']
+
+    Raises ``InputError`` for an option that is no text, and for an index that is none of theirs.
     """
-    picked = [options[int(i)] for i in index.reshape(-1).tolist()]
+    for option in options:
+        if not isinstance(option, str):
+            raise InputError(
+                f"choose picks one of several texts, and {option!r} is none: of token ids of one length write "
+                "torch.tensor(options)[index]"
+            )
+    picked = [options[_place(i, len(options))] for i in index.reshape(-1).tolist()]
     return Texts(picked, index.shape) if index.dim() else picked[0]
+
+
+def _place(index: float, count: int) -> int:
+    """An index into the options, which does not count from the end."""
+    if index not in range(count):
+        raise InputError(f"choose has {count} options, numbered from 0 to {count - 1}, and none is number {index!r}")
+    return int(index)
