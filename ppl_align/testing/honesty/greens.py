@@ -178,8 +178,9 @@ def _compared(
         runs = dict(zip(needed, parts, strict=True))
         for diagnostic in diagnostics:
             shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
-            advice = advise(shown, best_run(shown))
-            stands = shown[advice.use or best_run(shown)]
+            best = best_run(shown)
+            advice = advise(shown, best)
+            stands = shown[advice.use or best]
             wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
             found.of(diagnostic, truth.kind, truth.kl).add(
                 advice.standing == "sound", wrong, stands.log_weight.numel() * truth.share
