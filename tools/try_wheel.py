@@ -108,7 +108,7 @@ def trial(wheel: Path, python: str, extra: str, torch_index: str) -> str:
         home, folder = Path(scratch) / "venv", Path(scratch) / "empty"
         folder.mkdir()
         inside = str(home / "bin" / "python")
-        install = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = [inside, "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check"]
         torch = re.findall(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
         index = ["--index-url", torch_index] if torch_index else []
         wanted = f"{wheel}[{extra}]" if extra else str(wheel)
