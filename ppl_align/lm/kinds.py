@@ -28,6 +28,11 @@ def refuse_kind(model: Any) -> None:
     task = re.search(r"For(\w*(?:Classification|Answering|Choice|Regression|Scoring|Reward\w*))$", name)
     if task is not None:
         raise UnsupportedModelError(f"{name} judges texts and writes none: it may be a reward, not a prior; {_INSTEAD}")
+    if "lsh" in (getattr(config, "attn_layers", None) or ()):  # Reformer, in texts of more than two chunks
+        raise UnsupportedModelError(
+            f"{name} hashes at random what attends to what, so that one text has many probabilities: use a network "
+            f"without such layers"
+        )
     head = getattr(model, "get_output_embeddings", lambda: None)
     if head() is None:
         raise UnsupportedModelError(f"{name} has no head that writes text: load it as AutoModelForCausalLM")
