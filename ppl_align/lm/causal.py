@@ -92,6 +92,7 @@ class CausalLM(LM):
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
         self.codec = Codec(self.tokenizer, self.name, self.vocab_size)
+        self._verify = verify
         self.plan: Plan = plan_for(self, verify)
 
     def _adopt(self, network: Any) -> None:
@@ -142,6 +143,7 @@ class CausalLM(LM):
             raise InputError(f"{what}: it has another vocabulary now; make the LM anew")
         self._adopt(network)
         self.unembedding = network.get_output_embeddings()
+        self.plan = plan_for(self, self._verify)  # what is new (a hook, a layer) may not go with a cache
 
     def _repack(self) -> bool:
         repack(self._layouts)
