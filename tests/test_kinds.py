@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ppl_align import CausalLM
-from ppl_align.errors import UnsupportedModelError
+from ppl_align.errors import PplAlignError, UnsupportedModelError
 
 SIZES = {"vocab_size": 20, "pad_token_id": 0, "eos_token_id": 2}
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -76,6 +76,17 @@ def test_in_a_folder(name: str, tmp_path: Path):
         CausalLM(str(tmp_path))
     assert "\n" not in str(refused.value)
     assert "files" not in str(refused.value)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reward_model_is_no_prior_even_where_its_head_would_be_there(tied: bool, tmp_path: Path):
+    """The head of a tied network is its embedding, so that no weight is missing."""
+    config = AutoConfig.for_model("llama", **SIZES, **SMALL, tie_word_embeddings=tied, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    words().save_pretrained(tmp_path)
+    with pytest.raises(PplAlignError, match="a reward") as refused:
+        CausalLM(str(tmp_path))
+    assert "\n" not in str(refused.value)
 
 
 def test_an_encoder_that_was_trained_to_decode_is_no_encoder():

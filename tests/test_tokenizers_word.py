@@ -158,6 +158,41 @@ def test_an_adapter_is_no_network(tmp_path):
         CausalLM(str(tmp_path))
 
 
+def test_an_adapter_is_no_network_even_with_a_config_beside_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "smollm2-135m"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    settings().save_pretrained(tmp_path)
+    with pytest.raises(WeightsNotFound, match=r"CausalLM\('smollm2-135m', adapter="):
+        CausalLM(str(tmp_path))
+
+
+def test_a_tokenizer_that_is_given_need_not_lie_in_the_folder(tmp_path):
+    llama().save_pretrained(tmp_path)
+    assert CausalLM(str(tmp_path), words()).encode("w1") == (7,)
+    with pytest.raises(WeightsNotFound, match="the tokenizer of"):
+        CausalLM(str(tmp_path))
+    for wrong in (str(tmp_path), 3):
+        with pytest.raises(InputError, match="is no tokenizer"):
+            CausalLM(str(tmp_path), wrong)
+
+
+def test_the_older_name_of_dtype_is_heard(tmp_path):
+    llama().save_pretrained(tmp_path)
+    for given in (torch.float64, "float64"):
+        for source in (str(tmp_path), llama()):
+            lm = CausalLM(source, words(), torch_dtype=given)
+            assert {weight.dtype for weight in lm.model.parameters()} == {torch.float64}
+    with pytest.raises(InputError, match="two names of one thing"):
+        CausalLM(str(tmp_path), words(), dtype=torch.float32, torch_dtype=torch.float64)
+
+
+def test_a_keyword_that_is_wrong_is_named_and_no_file_blamed(tmp_path):
+    llama().save_pretrained(tmp_path)
+    for keyword, value in (("attn_implementation", "bogus"), ("device_map", "gpu")):
+        with pytest.raises(InputError, match=f"cannot be loaded with {keyword}='{value}'"):
+            CausalLM(str(tmp_path), words(), **{keyword: value})
+
+
 def test_keywords_reach_tokenizer_and_network(tmp_path, monkeypatch):
     import transformers
 
