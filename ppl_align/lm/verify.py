@@ -122,8 +122,7 @@ class _Verification:
     def plan(self) -> Plan:
         if self.lm.vocab_size < 2 or (self.lm.max_length or 4) < 4:
             return Plan(RECOMPUTE)  # nothing to try, and nothing to gain
-        sizes = [1, _BEGIN, *(at for length in self.short for at in (length - 1, length + 2))]
-        trial = self._trial(sizes)
+        trial = self._trial([1, _BEGIN, *(at for length in self.short for at in (length - 1, length + 2))])
         chosen = min(choices(self.lm.model.config), default=None)
         if chosen is not None and chosen < _BEGIN + 3:
             raise UnsupportedModelError(
@@ -140,11 +139,6 @@ class _Verification:
                 )
             if kind != RECOMPUTE and error is not None:
                 self.off = error if self.off is None else min(self.off, error)
-        if trial.whole:  # nobody may have asked what a beginning says on its own (hooks on the last place)
-            plan = Plan(RECOMPUTE, whole=False, differs=self.off)
-            alone = self._error(self._trial(sizes, whole=False), plan)
-            if alone is not None and alone <= trial.tolerance:
-                return plan
         if self.said and error is None:
             raise UnsupportedModelError(f"{self.name} cannot be read token by token ({self.said})")
         raise UnsupportedModelError(
@@ -152,13 +146,13 @@ class _Verification:
             f"each on its own, with a cache and without"
         )
 
-    def _trial(self, sizes: list[int], whole: bool = True) -> Trial:
+    def _trial(self, sizes: list[int]) -> Trial:
         """Raises ``UnsupportedModelError`` for a network that reads texts to their end, or not at all."""
         room = self.lm.max_length
         try:
             trial = Trial(
                 self.lm,
-                whole and not self.turns_early,
+                not self.turns_early,
                 sizes if room is None else [max(1, min(size, room - 3)) for size in sizes],
             )
         except _RAISED as error:
