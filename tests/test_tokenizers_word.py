@@ -256,6 +256,25 @@ def test_padding_changes_no_reward(pad):
     assert ClassifierReward(model, tokenizer)(texts) == pytest.approx(alone, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["convbert", "fnet", "nystromformer", "bert"])
+def test_networks_that_read_their_padding_get_none(kind):
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"embedding_size": 16} if kind == "convbert" else {}
+    config = AutoConfig.for_model(kind, vocab_size=20, pad_token_id=0, num_labels=1, **shape, **more)
+    model, tokenizer = AutoModelForSequenceClassification.from_config(config).eval(), words()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)
+    texts = ["w1 w2 w3", "w4", "w1 w2 w3 w4 w5 w6", "w2"]
+    with torch.no_grad():
+        alone = [model(torch.tensor([tokenizer.encode(text)])).logits.item() for text in texts]
+    assert ClassifierReward(model, tokenizer)(texts) == pytest.approx(alone, abs=1e-4, rel=1e-4)
+    assert ClassifierReward(model, tokenizer)(texts[1:2]) == pytest.approx(alone[1:2], abs=1e-4, rel=1e-4)
+
+
 def test_a_folder_is_a_reward(tmp_path, monkeypatch):
     classifier(1).save_pretrained(tmp_path / "my_rm")
     words().save_pretrained(tmp_path / "my_rm")

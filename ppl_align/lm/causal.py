@@ -104,6 +104,18 @@ class CausalLM(LM):
         self._base = network
         self._layouts = packed_layers(network)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied or written to a file, the LM has ordinary layers; they are laid out anew where it is read."""
+        return {**self.__dict__, "_layouts": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._following is not None:
+            self._following.follow()  # in a file, a twin has weights of its own
+        if self._prepack:
+            prepack_linears(self._base, self._following.learning() if self._following is not None else ())
+        self._layouts = packed_layers(self._base)
+
     @property
     def log_prob_error(self) -> float:
         """By how much log p of a token differs between drawing and scoring, nats (root mean square); 0.0 in float32.
