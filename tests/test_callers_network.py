@@ -77,6 +77,23 @@ def test_the_lms_own_network_can_be_copied_and_pickled():
         assert not torch.allclose(of_the_lm(lm), of_the_network(again), atol=1e-3)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_an_lm_can_be_copied_and_pickled(adapted):
+    """And so can what holds one: guides, posteriors, mixtures."""
+    model = lora(network()) if adapted else network()
+    lm = CausalLM(model)
+    want = of_the_lm(lm)
+    for again in (copy.deepcopy(lm), pickle.loads(pickle.dumps(lm)), copy.copy(lm)):
+        torch.testing.assert_close(of_the_lm(again), want, atol=2e-5, rtol=0)
+        assert again.packed_layers == lm.packed_layers
+        assert again.fingerprint == lm.fingerprint
+    apart = copy.deepcopy(lm)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    torch.testing.assert_close(of_the_lm(apart), want, atol=2e-5, rtol=0)
+    assert_seen(lm, model)
+
+
 def test_modes_are_not_set_by_the_networks_own_methods():
     """Some layers merge their adapters into the weights when they are put into evaluation mode."""
 

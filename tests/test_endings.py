@@ -236,3 +236,25 @@ def test_files_remember_where_texts_end(tmp_path):
     lengths = posterior.completions["x"].lengths
     assert (lengths < 4).any()
     assert torch.equal(again.completions["x"].lengths, lengths)
+
+
+def test_strings_that_nothing_can_follow_are_refused():
+    """Tokens that end a word (openai-gpt's): no token says on its own what the text will be."""
+    made = Tokenizer(
+        models.BPE(
+            vocab={"<unk>": 0, "a</w>": 1, "b</w>": 2, "a": 3, "b": 4, "ab</w>": 5},
+            merges=[("a", "b</w>")],
+            unk_token="<unk>",
+            end_of_word_suffix="</w>",
+        )
+    )
+    made.pre_tokenizer, made.decoder = pre_tokenizers.WhitespaceSplit(), decoders.BPEDecoder(suffix="</w>")
+    made.add_special_tokens(["<eos>"])
+    tok = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<eos>")
+    lm = CausalLM(llama(len(tok), tok.eos_token_id), tok)
+    assert tok.decode([3, 2]) == tok.decode([5]) == "ab"
+    for string, why in (("ab", "several of its tokens may"), ("b a", "no token"), ("c", "no token")):
+        with pytest.raises(InputError, match=f"contains this string .{why}.*give token ids"):
+            lm.completion("a", 3, stop=string)
+    assert set(lm.completion("a", 3, stop="b").stop_ids) == {2, 4, 5}
+    assert lm.completion("a", 3, stop="<eos>").stop_ids == (6,)

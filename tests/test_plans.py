@@ -208,3 +208,68 @@ def test_rotary_angles_that_a_long_text_has_changed_are_forgotten():
         lm.start([(1,) * 12])
         found = lm.start([(1, 2, 3, 4)]).log_probs.double()
     torch.testing.assert_close(found, alone(network("dynamic"), [(1, 2, 3, 4)]), atol=1e-4, rtol=0)
+
+
+def steered(model: torch.nn.Module, at: int) -> torch.nn.Module:
+    """As activation steering does: a vector is added to the hidden state at one place of what is read."""
+    direction = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(1)) * 2
+
+    def add(layer: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out[:, at] += direction
+        return out
+
+    model.model.layers[0].register_forward_hook(add)
+    return model
+
+
+def decoding_error(lm: CausalLM, rows: list[tuple[int, ...]]) -> float:
+    decoder, seen = lm.start(rows), list(rows)
+    found = [decoder.log_probs]
+    for token in (2, 4):
+        decoder = decoder.extend(torch.arange(len(rows)), torch.full((len(rows),), token))
+        rows = [(*row, token) for row in rows]
+        seen += rows
+        found.append(decoder.log_probs)
+    return float((torch.cat(found).double() - alone(lm.model, seen)).abs().max())
+
+
+@torch.no_grad()
+def test_hooks_are_held_to_what_they_do_whenever_they_come():
+    """A cache is right of the network without its hook, and known to be; in both orders, and back."""
+    _FOUND.clear()
+    assert make(network("cache")).plan.kind == "cache"
+    lms = [make(steered(network("cache"), 0))]
+    model = network("cache")
+    lms.append(make(model))
+    assert lms[1].plan.kind == "cache", "what was found of the other is not said of this one"
+    steered(model, 0)
+    for lm in lms:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            assert decoding_error(lm, [(1, 2, 3), (4,)]) < 1e-4
+        assert lm.plan.kind == "recompute"
+    model.model.layers[0]._forward_hooks.clear()
+    assert decoding_error(lms[1], [(1, 2, 3), (4,)]) < 1e-4
+    assert lms[1].plan.kind == "cache"
+
+
+@torch.no_grad()
+def test_a_hook_on_the_last_place_of_what_is_read_is_refused_whenever_it_comes():
+    _FOUND.clear()
+    model = network("cache")
+    lm = make(model)
+    steered(model, -1)
+    for ask in (lambda: make(model), lambda: lm.start([(1, 2)])):
+        with pytest.raises(UnsupportedModelError, match=r"[0-9.]+ nats a token"):
+            ask()
+
+
+@torch.no_grad()
+def test_weights_that_are_no_numbers_are_refused_however_well_known_their_settings_are():
+    _FOUND.clear()
+    make(network("cache"))
+    broken = network("cache")
+    broken.lm_head.weight[3] = float("nan")
+    with pytest.raises(UnsupportedModelError, match="gives no probabilities"):
+        make(broken)

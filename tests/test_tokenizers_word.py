@@ -158,6 +158,41 @@ def test_an_adapter_is_no_network(tmp_path):
         CausalLM(str(tmp_path))
 
 
+def test_an_adapter_is_no_network_even_with_a_config_beside_it(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "smollm2-135m"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    settings().save_pretrained(tmp_path)
+    with pytest.raises(WeightsNotFound, match=r"CausalLM\('smollm2-135m', adapter="):
+        CausalLM(str(tmp_path))
+
+
+def test_a_tokenizer_that_is_given_need_not_lie_in_the_folder(tmp_path):
+    llama().save_pretrained(tmp_path)
+    assert CausalLM(str(tmp_path), words()).encode("w1") == (7,)
+    with pytest.raises(WeightsNotFound, match="the tokenizer of"):
+        CausalLM(str(tmp_path))
+    for wrong in (str(tmp_path), 3):
+        with pytest.raises(InputError, match="is no tokenizer"):
+            CausalLM(str(tmp_path), wrong)
+
+
+def test_the_older_name_of_dtype_is_heard(tmp_path):
+    llama().save_pretrained(tmp_path)
+    for given in (torch.float64, "float64"):
+        for source in (str(tmp_path), llama()):
+            lm = CausalLM(source, words(), torch_dtype=given)
+            assert {weight.dtype for weight in lm.model.parameters()} == {torch.float64}
+    with pytest.raises(InputError, match="two names of one thing"):
+        CausalLM(str(tmp_path), words(), dtype=torch.float32, torch_dtype=torch.float64)
+
+
+def test_a_keyword_that_is_wrong_is_named_and_no_file_blamed(tmp_path):
+    llama().save_pretrained(tmp_path)
+    for keyword, value in (("attn_implementation", "bogus"), ("device_map", "gpu")):
+        with pytest.raises(InputError, match=f"cannot be loaded with {keyword}='{value}'"):
+            CausalLM(str(tmp_path), words(), **{keyword: value})
+
+
 def test_keywords_reach_tokenizer_and_network(tmp_path, monkeypatch):
     import transformers
 
@@ -219,6 +254,25 @@ def test_padding_changes_no_reward(pad):
     texts = ["w1 w2 w3", "w4", " ".join(f"w{i % 9}" for i in range(40))]
     alone = [model(torch.tensor([tokenizer.encode(t)[:16]])).logits.item() for t in texts]
     assert ClassifierReward(model, tokenizer)(texts) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["convbert", "fnet", "nystromformer", "bert"])
+def test_networks_that_read_their_padding_get_none(kind):
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"embedding_size": 16} if kind == "convbert" else {}
+    config = AutoConfig.for_model(kind, vocab_size=20, pad_token_id=0, num_labels=1, **shape, **more)
+    model, tokenizer = AutoModelForSequenceClassification.from_config(config).eval(), words()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.3)
+    texts = ["w1 w2 w3", "w4", "w1 w2 w3 w4 w5 w6", "w2"]
+    with torch.no_grad():
+        alone = [model(torch.tensor([tokenizer.encode(text)])).logits.item() for text in texts]
+    assert ClassifierReward(model, tokenizer)(texts) == pytest.approx(alone, abs=1e-4, rel=1e-4)
+    assert ClassifierReward(model, tokenizer)(texts[1:2]) == pytest.approx(alone[1:2], abs=1e-4, rel=1e-4)
 
 
 def test_a_folder_is_a_reward(tmp_path, monkeypatch):

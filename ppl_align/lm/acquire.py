@@ -53,6 +53,16 @@ def acquire(
 ) -> Acquired:
     """What ``CausalLM`` is asked for; the errors are those of ``CausalLM``. ``shared``: what was read from disk."""
     place = None if device is None else checked_device(device)
+    if isinstance(tokenizer, str) or not (tokenizer is None or callable(getattr(tokenizer, "encode", None))):
+        raise InputError(
+            f"tokenizer={tokenizer!r} is no tokenizer: pass one that is loaded, AutoTokenizer.from_pretrained(...)"
+        )
+    if "torch_dtype" in keywords:  # what dtype= was called before
+        keywords = dict(keywords)
+        older = keywords.pop("torch_dtype")
+        if dtype not in (None, older):
+            raise InputError(f"dtype={dtype!r} and torch_dtype={older!r} are two names of one thing: give one")
+        dtype = older
     wanted = _floating_type(dtype)
     if isinstance(given, nn.Module):
         return _in_memory(given, tokenizer, place, wanted, keywords)
@@ -79,10 +89,10 @@ def _from_disk(
         raise InputError("device_map= needs accelerate: pip install accelerate")
     likely = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if likely.type == "cpu" else torch.bfloat16)
-    key = (name, str(device), dtype, prepack, repr(sorted(keywords.items())))
+    key = (name, str(device), dtype, prepack, tokenizer is None, repr(sorted(keywords.items())))
     pair = shared.get(key)
     if pair is None:
-        pair = shared[key] = Loaded(*load_causal(name, dtype=dtype, **keywords))
+        pair = shared[key] = Loaded(*load_causal(name, read_tokenizer=tokenizer is None, dtype=dtype, **keywords))
         if device is not None or (not spread and fixed_because(pair.model) is None):
             move(pair.model, likely, name)
         pair.model.eval()

@@ -92,6 +92,7 @@ class CausalLM(LM):
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
         self.codec = Codec(self.tokenizer, self.name, self.vocab_size)
+        self._verify = verify
         self.plan: Plan = plan_for(self, verify)
 
     def _adopt(self, network: Any) -> None:
@@ -102,6 +103,18 @@ class CausalLM(LM):
         self.model = _still(network)
         self._base = network
         self._layouts = packed_layers(network)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied or written to a file, the LM has ordinary layers; they are laid out anew where it is read."""
+        return {**self.__dict__, "_layouts": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._following is not None:
+            self._following.follow()  # in a file, a twin has weights of its own
+        if self._prepack:
+            prepack_linears(self._base, self._following.learning() if self._following is not None else ())
+        self._layouts = packed_layers(self._base)
 
     @property
     def log_prob_error(self) -> float:
@@ -142,6 +155,7 @@ class CausalLM(LM):
             raise InputError(f"{what}: it has another vocabulary now; make the LM anew")
         self._adopt(network)
         self.unembedding = network.get_output_embeddings()
+        self.plan = plan_for(self, self._verify)  # what is new (a hook, a layer) may not go with a cache
 
     def _repack(self) -> bool:
         repack(self._layouts)

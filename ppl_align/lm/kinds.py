@@ -25,9 +25,16 @@ def refuse_kind(model: Any) -> None:
         raise UnsupportedModelError(_encoder(name))
     if trained_as.endswith("ForMaskedLM") and not getattr(config, "is_decoder", True):
         raise UnsupportedModelError(_encoder(trained_as))
-    task = re.search(r"For(\w*(?:Classification|Answering|Choice|Regression|Scoring|Reward\w*))$", name)
-    if task is not None:
-        raise UnsupportedModelError(f"{name} judges texts and writes none: it may be a reward, not a prior; {_INSTEAD}")
+    for kind in (name, trained_as):  # a head that shares its weights with the embedding is never missing
+        if re.search(r"For(\w*(?:Classification|Answering|Choice|Regression|Scoring|Reward\w*))$", kind):
+            raise UnsupportedModelError(
+                f"{kind} judges texts and writes none: it may be a reward, not a prior; {_INSTEAD}"
+            )
+    if "lsh" in (getattr(config, "attn_layers", None) or ()):  # Reformer, in texts of more than two chunks
+        raise UnsupportedModelError(
+            f"{name} hashes at random what attends to what, so that one text has many probabilities: use a network "
+            f"without such layers"
+        )
     head = getattr(model, "get_output_embeddings", lambda: None)
     if head() is None:
         raise UnsupportedModelError(f"{name} has no head that writes text: load it as AutoModelForCausalLM")

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ppl_align.errors import WeightsNotFound
+from ppl_align.errors import InputError, WeightsNotFound
 from ppl_align.lm.kinds import refuse_folder
 
 SMOLLM2 = "smollm2-135m"
@@ -44,8 +44,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl-align"
 
 
-def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
-    """``(model, tokenizer)`` for whatever a user calls a language model."""
+def load_causal(name: str, read_tokenizer: bool = True, **kwargs: Any) -> tuple[Any, Any]:
+    """``(model, tokenizer)`` for whatever a user calls a language model; ``read_tokenizer=False``: None for the latter,
+    which need not be there."""
+    kwargs["read_tokenizer"] = read_tokenizer
     if name == SMOLLM2:
         return _from_pretrained(str(smollm2_folder()), remedy=_START_ANEW, **kwargs)
     path = Path(name).expanduser()
@@ -54,7 +56,7 @@ def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
             raise WeightsNotFound(f"no such weights file: {name}")
         return _from_pretrained(str(path.parent), gguf_file=path.name, **kwargs)
     inside = path / str(kwargs.get("subfolder") or "")
-    if (inside / "adapter_config.json").is_file() and not (inside / "config.json").is_file():
+    if (inside / "adapter_config.json").is_file() and not _has_network(inside):
         base = adapter_base(inside)
         raise WeightsNotFound(f"{name} holds an adapter, not a network: CausalLM({base}, adapter={name!r})")
     if path.is_dir() and not (inside / "config.json").is_file():
@@ -64,6 +66,12 @@ def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise WeightsNotFound(f"no such folder: {name}")
     return _from_pretrained(name, **kwargs)
+
+
+def _has_network(folder: Path) -> bool:
+    """Does a folder with an adapter hold weights besides those of the adapter?"""
+    files = (path for end in ("safetensors", "bin") for path in folder.glob(f"*.{end}"))
+    return any(path.name.startswith(("model", "pytorch_model")) for path in files)
 
 
 def adapter_base(folder: Path) -> str:
@@ -76,7 +84,7 @@ def adapter_base(folder: Path) -> str:
 
 
 def _from_pretrained(
-    name: str, gguf_file: str | None = None, remedy: str = _COPY_AGAIN, **kwargs: Any
+    name: str, gguf_file: str | None = None, remedy: str = _COPY_AGAIN, read_tokenizer: bool = True, **kwargs: Any
 ) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +96,7 @@ def _from_pretrained(
     part = "tokenizer"
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(name, **extra, **found)
+            tokenizer = AutoTokenizer.from_pretrained(name, **extra, **found) if read_tokenizer else None
             part = "weights"
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name, **extra, **found, **kwargs, output_loading_info=True
@@ -109,6 +117,9 @@ def _from_pretrained(
             ) from error
         refuse_folder(name, found)
         reason = textwrap.shorten(said, 140, placeholder="...")
+        blamed = next((key for key in kwargs if key != "dtype" and key in said), None)
+        if blamed is not None:
+            raise InputError(f"{name!r} cannot be loaded with {blamed}={kwargs[blamed]!r} ({reason})") from error
         raise WeightsNotFound(f"cannot load the {part} of {place} ({reason}): {remedy}") from error
     if info.get("missing_keys"):
         refuse_folder(name, found)

@@ -167,10 +167,11 @@ def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:
     except InputError:  # its text is not what its tokens spell: all that can be said is which tokens contain a string
         for text in strings:
             hits = {v for v, token in enumerate(lm.vocabulary) if text in token}
-            if not hits and text not in special:
+            if text not in special and (not hits or len(text.encode()) > 1):
+                why = "several of its tokens may" if hits else f"no token of {lm.name} does"
                 raise InputError(
-                    f"stop={text!r}: no token of {lm.name} contains it, and its text is not what its tokens spell, one "
-                    f"after the other: give token ids"
+                    f"stop={text!r}: the text of {lm.name} is not what its tokens spell, one after the other, so that "
+                    f"nothing tells when it contains this string ({why}): give token ids"
                 ) from None
             ids |= hits
         return tuple(sorted(ids)), None

@@ -62,8 +62,10 @@ def verified() -> frozenset[str]:
 
 
 def untouched(model: nn.Module) -> bool:
-    """Does every module run the forward of its class?"""
+    """Does every module run the forward of its class, and nothing before or after it (hooks)?"""
     own = [module.__dict__.get("forward") for module in model.modules()]
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return False
     return all(forward is None or isinstance(forward, PackedForward) for forward in own)
 
 

@@ -20,10 +20,11 @@ from ppl_align.cost import uncounted
 from ppl_align.errors import PplAlignError, UnsupportedModelError
 from ppl_align.lm.kinds import both_ways
 from ppl_align.lm.lengths import choices, turns, windows
-from ppl_align.lm.network import base_of
+from ppl_align.lm.network import base_of, call
 from ppl_align.lm.plan import KINDS, RECOMPUTE, Plan
 from ppl_align.lm.trial import Trial
 from ppl_align.lm.verified import is_known, settings_of
+from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
@@ -50,11 +51,16 @@ def plan_for(lm: CausalLM, verify: bool = True) -> Plan:
 
     Warns, once, where that is without the cache. Raises ``UnsupportedModelError``, saying what differs and by how much
     (or what was raised), where no way of reading agrees with forwards one by one."""
-    if not verify or is_known(lm.model):
+    if not verify:
+        return up_to_turns(lm, Plan())
+    if is_known(lm.model):
+        _refuse_no_numbers(lm)
         return up_to_turns(lm, Plan())
     key = settings_of(lm.model)
     plan = None if key is None else _FOUND.get(key)
-    if plan is None:
+    if plan is not None:
+        _refuse_no_numbers(lm)
+    else:
         plan = measured_plan(lm)
         if key is not None:
             _FOUND[key] = plan
@@ -67,6 +73,18 @@ def measured_plan(lm: CausalLM) -> Plan:
     """What :func:`plan_for` finds where nothing is known yet; on nobody's bill."""
     with uncounted(), torch.no_grad():
         return _Verification(lm).plan()
+
+
+def _refuse_no_numbers(lm: CausalLM) -> None:
+    """Settings may be known, weights are not: one look at what they say."""
+    ids = torch.arange(min(4, lm.max_length or 4), device=lm.device)[None] % lm.vocab_size
+    with uncounted(), torch.no_grad():
+        if bool(log_normalise(call(lm, ids, ids.shape[1])[0]).isnan().any()):
+            raise UnsupportedModelError(_no_numbers(type(base_of(lm.model)).__name__))
+
+
+def _no_numbers(name: str) -> str:
+    return f"{name} gives no probabilities: its logits are not finite"
 
 
 def up_to_turns(lm: CausalLM, plan: Plan) -> Plan:
@@ -140,7 +158,7 @@ class _Verification:
         except _RAISED as error:
             raise UnsupportedModelError(f"{self.name} cannot be read token by token ({one_line(error)})") from error
         if not trial.finite:
-            raise UnsupportedModelError(f"{self.name} gives no probabilities: its logits are not finite")
+            raise UnsupportedModelError(_no_numbers(self.name))
         if trial.looks_ahead > trial.tolerance:
             raise UnsupportedModelError(both_ways(self.lm.model, trial.looks_ahead))
         return trial

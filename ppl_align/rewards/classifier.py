@@ -64,6 +64,7 @@ class ClassifierReward:
         encoder_decoder = bool(getattr(self._config, "is_encoder_decoder", False))  # finds its EOS, one in every row
         known = self.pad is not None and self.pad >= 0
         self.batch_size = batch_size if known and not encoder_decoder else 1
+        self._padding: bool | None = None  # does it change nothing?
         if self.column is not None and output == "probability":
             self.lower, self.upper = 0.0, 1.0
         self.__name__ = type(model).__name__
@@ -100,6 +101,22 @@ class ClassifierReward:
 
     def _forward(self, texts: Sequence[str]) -> list[float]:
         rows = [self._encoded(text) for text in texts]
+        if len(set(map(len, rows))) > 1 and not self._may_be_padded(rows):
+            return [r for row in rows for r in self._score([row])]
+        return self._score(rows)
+
+    def _may_be_padded(self, rows: list[list[int]]) -> bool:
+        """Does a text get the same beside a longer one? Not of some networks (FNet, ConvBERT), which read its padding.
+
+        Asked once, of the first texts of different lengths."""
+        if self._padding is None:
+            short, long = min((row for row in rows if row), key=len), max(rows, key=len)
+            beside, alone = self._score([short, long])[0], self._score([short])[0]
+            eps = torch.finfo(next(self.model.parameters()).dtype).eps
+            self._padding = abs(beside - alone) <= max(1e-4, 32 * eps) * max(1.0, abs(alone))
+        return self._padding
+
+    def _score(self, rows: list[list[int]]) -> list[float]:
         width = max(1, *map(len, rows))
         pad = self.pad if self.pad is not None and self.pad >= 0 else 0
         device = next(self.model.parameters()).device
