@@ -26,6 +26,43 @@ def test_a_subsample_is_refused(engine):
         engine.run(model)
 
 
+INDICES = {"drawn": lambda: torch.randperm(6)[:2], "fixed": lambda: torch.tensor([0, 1]), "a list": lambda: [0, 1]}
+
+
+@pytest.mark.parametrize("indices", INDICES)
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_subsample_of_one_s_own_is_refused(engine, loop, indices):
+    """``subsample=``: of a fixed one SVI would take the whole plate, and of a drawn one no two runs the same."""
+
+    def model():
+        x = completion("x", LM, [0], max_new_tokens=2)
+        likely = dist.Normal((x.tokens == 1).sum(-1).double(), 1.0)
+        plate = pyro.plate("data", 6, subsample=INDICES[indices]())
+        if loop:
+            for i in plate:
+                pyro.sample(f"y{i}", likely, obs=torch.zeros(()).double())
+        else:
+            with plate as at:
+                pyro.sample("y", likely, obs=torch.arange(6.0).double()[at])
+
+    with pytest.raises(ModelError, match=r"plate 'data' takes a subsample of 2 of 6"):
+        engine.run(model)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_pyro_subsample_in_a_whole_plate_is_the_data(engine):
+    data = torch.tensor([0.0, 2.0, 1.0]).double()
+
+    def model(read):
+        x = completion("x", LM, [0], max_new_tokens=2)
+        with pyro.plate("data", 3):
+            seen = pyro.subsample(data, event_dim=0) if read else data
+            pyro.sample("y", dist.Normal((x.tokens == 1).sum(-1).double(), 1.0), obs=seen)
+
+    torch.testing.assert_close(engine.run(model, True).log_evidence, engine.run(model, False).log_evidence)
+
+
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_sequential_plate_is_range(engine):
     def model(loop):

@@ -27,7 +27,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.log_bounds import log_lower_of, log_upper_of
 from ppl_align.program.per_particle import PerParticle
 from ppl_align.program.plates import Plates, plates_of, with_room
-from ppl_align.program.refusals import refuse_no_number, refuse_subsample
+from ppl_align.program.refusals import refuse_changed_prior, refuse_no_number, refuse_subsample
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
@@ -143,6 +143,7 @@ class _Execute(Messenger):
         self.order.append(name)
         if msg["is_observed"]:
             return
+        refuse_changed_prior(msg)
         self.result.plates[name] = plates_of(msg, PARTICLES)
         world = is_environment(msg)
         if world:
@@ -318,7 +319,8 @@ class Program:
                 continue
             except ValueError as error:
                 first_mismatch = first_mismatch or error
-                mismatch = "collide at dim" in str(error) or f"plate('{PARTICLES}')" in str(error)
+                ours = f"plate('{PARTICLES}')", f"pyro.plate({PARTICLES},"  # the second of pyro.subsample
+                mismatch = "collide at dim" in str(error) or any(words in str(error) for words in ours)
                 if mismatch and self.nesting < _DEEPEST:  # perhaps a plate of the program sits where ours is
                     self.nesting += 1
                     continue
