@@ -55,7 +55,7 @@ def masked_element() -> None:
 @pytest.mark.parametrize("program", [scaled_text, scaled_latent, masked_latent, masked_prior, masked_element])
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_it_is_refused_in_one_line(engine: Engine, program: Callable[[], None]) -> None:
-    with pytest.raises(ModelError, match="latent 'x' is (scaled|masked)") as error:
+    with pytest.raises(ModelError, match=r"latent 'x' is (scaled|masked)") as error:
         engine.run(program)
     assert len(str(error.value).splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""What Pyro lets pass and a posterior cannot: likelihoods that are a noisy estimate, or no number; priors that are none."""
+"""What Pyro lets pass and a posterior cannot: likelihoods that are noisy or no number, priors that are none."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_align.errors import ModelError, RunError
+from ppl_align.program.explain import no_number
 
 
 def refuse_subsample(msg: Any) -> None:
@@ -57,7 +58,14 @@ def _own_masks(fn: Any) -> list[Any]:
 
 def refuse_no_number(name: str, log_prob: Tensor) -> None:
     """Raise ``RunError`` for a log-factor that is NaN or +inf, whether Pyro validates or not."""
+    if log_prob.is_complex():
+        raise no_number(name, "complex")
     bad = log_prob.isnan() | log_prob.isposinf()
     if bool(bad.any()):
-        what = "NaN" if bool(log_prob.isnan().any()) else "+inf"
-        raise RunError(f"site {name!r} is {what} for some draws: a log-factor is a number below +inf (-inf rejects)")
+        raise no_number(name, "NaN" if bool(log_prob.isnan().any()) else "+inf")
+
+
+def refuse_no_density(name: str, log_prob: Tensor) -> None:
+    """Raise ``RunError`` for a latent whose prior is no distribution: its log-density is NaN."""
+    if bool(log_prob.isnan().any()):
+        raise RunError(f"latent {name!r} has a log-density of NaN for some draws: look at the parameters of its prior")
