@@ -172,6 +172,20 @@ def test_names_that_clash_with_dimensions():
     assert data["critics"].dims == ("chain", "draw", "y")
 
 
+@pytest.mark.parametrize("name", ["text_position", "text_prompt", "text_dim_0", "text_text", "draw", "particle"])
+def test_plates_called_as_something_of_a_text(name, tmp_path):
+    def program():
+        with pyro.plate(name, 2), pyro.plate(f"{name}_", 3):
+            text()
+
+    run = ImportanceSampling(4, 4).run(program)
+    dims = run.to_arviz()["completions"]["text_tokens"].dims
+    assert len(set(dims)) == 5
+    loaded = Posterior.load(run.save(tmp_path / "run.nc"))
+    assert torch.equal(loaded.completions["text"].tokens, run.completions["text"].tokens)
+    assert dict(loaded.plates) == dict(run.plates) == {"text": (f"{name}_", name)}
+
+
 @pytest.mark.parametrize("program", [plate_before, text_within, one_inside_another, dimensions_by_hand])
 def test_what_is_given_back_to_the_program_has_its_room_again(program):
     """Retained draws, policies that are scored on the support."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import pyro
 import pytest
@@ -15,10 +17,11 @@ from ppl_align.rewards import Toxicity, Vader, each
 from ppl_align.testing.programs import FIXED, count_score
 
 
-def one_reward(fn, what="tokens", **options):
+def one_reward(fn, what="tokens", within=nullcontext, **options):
     def program():
         x = completion("x", FIXED, [0], max_new_tokens=2)
-        reward("r", fn, x.tokens if what == "tokens" else x, **options)
+        with within():
+            reward("r", fn, x.tokens if what == "tokens" else x, **options)
 
     return program
 
@@ -80,11 +83,12 @@ def test_none_is_a_factor_of_one_and_must_be_within_the_bound():
 
 
 def test_handlers_that_scale_or_mask_a_reward_move_its_bound():
-    x = one_reward(lambda t: t[..., 0].double(), upper=2.0)
-    assert log_upper(pyro.poutine.scale(x, scale=0.5)) == 1.0
-    below = one_reward(lambda t: -t[..., 0].double() - 1, upper=-1.0)
-    assert log_upper(below) == -1.0
-    assert log_upper(pyro.poutine.mask(below, mask=torch.tensor(False))) == 0.0
+    half = partial(pyro.poutine.scale, scale=0.5)
+    assert log_upper(one_reward(lambda t: t[..., 0].double(), within=half, upper=2.0)) == 1.0
+    nowhere = partial(pyro.poutine.mask, mask=torch.tensor(False))
+    for within, bound in ((nullcontext, -1.0), (nowhere, 0.0)):
+        below = one_reward(lambda t: -t[..., 0].double() - 1, within=within, upper=-1.0)
+        assert log_upper(below) == bound
 
     def per_particle():
         x = completion("x", FIXED, [0], max_new_tokens=2)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError, RunError
 from ppl_align.program.compiled import refuse_change
+from ppl_align.program.refusals import refuse_no_density, refuse_no_number
 
 
 class LeaveOneOutELBO(Trace_ELBO):
@@ -105,6 +106,7 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
         return
     for name, site in model_trace.nodes.items():
         if site["type"] == "sample" and "log_prob" in site and not bool(site["log_prob"].isfinite().all()):
+            _refuse_nan(name, site)
             share = float((~site["log_prob"].isfinite()).double().mean())
             constrained = site["infer"].get("ppl_align", {}).get("constrains")
             if constrained in kept:
@@ -120,7 +122,15 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
                     f"or SMC or importance sampling"
                 )
             raise RunError(
-                f"SVI cannot learn from a hard rejection: {name!r} is -inf or NaN on {share:.0%} of the guide's draws. "
+                f"SVI cannot learn from a hard rejection: {name!r} is -inf on {share:.0%} of the guide's draws. "
                 f"Use a finite penalty, or SMC or importance sampling"
             )
     raise RunError("SVI met a log-density that is not finite")
+
+
+def _refuse_nan(name: str, site: Any) -> None:
+    """What is no number is no rejection."""
+    if site["is_observed"]:
+        refuse_no_number(name, site["log_prob"].detach())
+    else:
+        refuse_no_density(name, site["log_prob"].detach())

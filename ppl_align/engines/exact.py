@@ -18,6 +18,7 @@ from ppl_align.lm.base import Ids
 from ppl_align.lm.tree import as_sequence, enumerate_completions, score_completions
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program, Site
+from ppl_align.program.refusals import refuse_no_density
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _support(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]
         raise InputError(f"Exact cannot enumerate {site.name!r} ({type(site.fn).__name__}): use another engine")
     values = site.fn.enumerate_support(expand=True)
     log_p = site.fn.log_prob(values).double()
+    refuse_no_density(site.name, log_p)
     size, event = site.fn.batch_shape[0], site.fn.event_shape
     values, log_p = values.reshape(len(values), size, -1, *event), log_p.reshape(len(log_p), size, -1)
     return [(values[:, p, lane], log_p[:, p, lane]) for p in range(size)]

@@ -5,6 +5,9 @@ Engines execute a program many times over. What they hold fixed are its latents,
 is the posterior of none of them. So a few of the particles that a run returns are executed again, and everything that
 the program says of them must be what it was: sites, prompts, factors, observations, rewards, bounds, constraints.
 
+They are executed without the others, so what the program said of them in the run must not have hung on those either:
+``x - x.mean()`` over the particles is another factor for each number of particles, and has no posterior.
+
 Rewards and the world answer from the run's memory: a reward that answers one text in two ways is asked once a text.
 """
 
@@ -19,11 +22,12 @@ import torch
 from torch import Tensor
 
 from ppl_align.completions import Completion
-from ppl_align.cost import measure
+from ppl_align.cost import measure, uncounted
+from ppl_align.engines.company import refuse_company
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
-from ppl_align.program import Program
+from ppl_align.program import Execution, Program
 from ppl_align.program.record import Record
 from ppl_align.program.subsamples import whole_plates
 from ppl_align.seeds import generators
@@ -43,48 +47,60 @@ REMEDY = (
 
 def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], posterior: Posterior) -> None:
     """Raise ``ModelError`` with the first difference between executions on the same values, if there is one."""
-    values = _some(posterior)
-    size = len(next(iter(values.values()))) if values else 0
-    if not size:
+    chosen = _some(posterior)
+    values = {name: _picked(value, chosen) for name, value in posterior.particles.items()}
+    if not values or not len(chosen):
         return
-    program = Program(model, args, kwargs, size)
+    program = Program(model, args, kwargs, len(chosen))
+    ordinary = list(posterior.latents)
     before, most, done, state = None, TIMES, 0, generators()
     while done < most:
         with measure() as cost, whole_plates():
-            now = _said(program, values)
+            now, execution, nodes = _said(program, values, ordinary)
         if before is not None:
             refuse_difference(before, now)
         left = generators()
-        if left != state:
-            most = SUSPECT
-        elif most != SUSPECT and not (cost.lm_forwards or cost.reward_calls or cost.environment_calls):
+        most = SUSPECT if left != state else most
+        free = not (cost.lm_forwards or cost.reward_calls or cost.environment_calls)
+        if free and most != SUSPECT:
             most = FREE
         before, done, state = now, done + 1, left
+    refuse_company(nodes, execution, posterior, chosen)
+    if cost.lm_forwards or cost.environment_calls:
+        return
+    said = torch.stack([value.abs() for value in execution.factors.values()] or [torch.zeros(len(chosen))]).sum(0)
+    for one in chosen.tolist() if free else [int(chosen[said.argmax()])]:
+        twice = torch.tensor([one, one])  # beside its own copy nothing is left of a mean, an order, a rank
+        values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
+        with uncounted(), whole_plates():
+            _, execution, nodes = _said(program.with_particles(2), values, ordinary)
+        refuse_company(nodes, execution, posterior, twice)
 
 
-def _some(posterior: Posterior) -> dict[str, Tensor]:
-    """A few particles of positive weight, [P, ...] by site."""
+def _some(posterior: Posterior) -> Tensor:
+    """The flat indices of a few particles of positive weight, [P]."""
     alive = posterior.log_weight.reshape(-1).isfinite().nonzero()[:, 0]
-    chosen = alive[torch.linspace(0, len(alive) - 1, min(PARTICLES, len(alive))).long()] if len(alive) else alive
-    found = {}
-    for name, value in posterior.particles.items():
-        tensor = value.tokens if isinstance(value, Completion) else value
-        device = value.source.lm.device if isinstance(value, Completion) and value.source is not None else tensor.device
-        found[name] = tensor.reshape(-1, *tensor.shape[2:])[chosen].to(device)
-    return found
+    return alive[torch.linspace(0, len(alive) - 1, min(PARTICLES, len(alive))).long()] if len(alive) else alive
+
+
+def _picked(value: Completion | Tensor, chosen: Tensor) -> Tensor:
+    """The values of some particles at a site, [P, ...]."""
+    tensor = value.tokens if isinstance(value, Completion) else value
+    device = value.source.lm.device if isinstance(value, Completion) and value.source is not None else tensor.device
+    return tensor.flatten(0, 1)[chosen].to(device)
 
 
 Said = list[tuple[str, dict[str, Any]]]
 """Every site in order, with what it says by the name of the thing."""
 
 
-def _said(program: Program, values: Mapping[str, Tensor]) -> Said:
+def _said(program: Program, values: Mapping[str, Tensor], score: list[str]) -> tuple[Said, Execution, dict[str, Any]]:
     with Record() as record:
-        execution = program.run(values, draw=False)
+        execution = program.run(values, draw=False, score=score)
     pending = execution.pending
     said = [(name, dict(_of_site(node))) for name, node in record.nodes.items()]
     said += [(name, {"answers": answers}) for name, answers in execution.answers.items() if name not in record.nodes]
-    return said if pending is None else [*said, (pending.name, {})]
+    return (said if pending is None else [*said, (pending.name, {})]), execution, record.nodes
 
 
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:

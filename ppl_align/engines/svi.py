@@ -25,6 +25,7 @@ from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
+from ppl_align.program.explain import explaining
 from ppl_align.program.subsamples import refuse_local_latents, say_subsampled, whole_plates
 
 
@@ -158,7 +159,8 @@ class SVI(Engine):
         svi = pyro.infer.SVI(task.model, guide, optimiser, elbo)
         losses = []
         for step in range(self.num_steps):
-            losses.append(float(svi.step(*task.args, **task.kwargs)))
+            with explaining(task.model, nesting):
+                losses.append(float(svi.step(*task.args, **task.kwargs)))
             task.progress(step + 1, self.num_steps, f"ELBO {-losses[-1]:.3f}")
         if errors is not None:
             errors += elbo.errors

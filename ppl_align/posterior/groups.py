@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 
 from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
-from ppl_align.posterior.naming import RESERVED, inner_dimensions, position_dimension
+from ppl_align.posterior.naming import inner_dimensions, is_ours, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import systematic
 
@@ -173,9 +173,11 @@ def _plate_sizes(posterior: Posterior) -> dict[str, set[int]]:
 
 
 def _dimension(posterior: Posterior, plate: str) -> str:
-    """The name of a plate as that of a dimension: no word of ours, no column of a site."""
-    taken = RESERVED | set(posterior.columns.values())
-    while plate in taken:
+    """The name of a plate as that of a dimension: no word of ours or of a site's, no column and no other plate."""
+    sites = set(posterior.columns)
+    others = {name for plates in posterior.plates.values() for name in plates if name is not None} - {plate}
+    taken = others | set(posterior.columns.values())
+    while is_ours(plate, sites) or plate in taken:
         plate += "_"
     return plate
 

@@ -33,7 +33,7 @@ def columns(names: Iterable[str]) -> dict[str, str]:
     taken, found = set(sites), dict[str, str]()
     for name in sites:
         column = name
-        while _is_ours(column, taken) or (column != name and column in taken):
+        while is_ours(column, taken) or (column != name and column in taken):
             column += "_"
         taken.add(column)
         found[name] = column
@@ -55,7 +55,7 @@ def position_dimension(key: str) -> str:
     return f"{key}_position"
 
 
-def _is_ours(column: str, sites: set[str]) -> bool:
+def is_ours(column: str, sites: set[str]) -> bool:
     """Is it a word of ours, by itself or about one of the sites?"""
     of_a_site = re.fullmatch(r"length\((.*)\)|(.*)_(?:dim_\d+|position|prompt)", column, re.DOTALL)
     return column in RESERVED or (of_a_site is not None and (of_a_site[1] or of_a_site[2] or "") in sites)

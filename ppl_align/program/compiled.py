@@ -8,8 +8,6 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 from __future__ import annotations
 
 import math
-import re
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -24,16 +22,17 @@ from torch import Tensor
 
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.program.explain import PARTICLE_PLATE, ROOM, STATIC, explained
 from ppl_align.program.log_bounds import log_lower_of, log_upper_of
 from ppl_align.program.per_particle import PerParticle
 from ppl_align.program.plates import Plates, plates_of, with_room
-from ppl_align.program.refusals import refuse_no_number, refuse_subsample
+from ppl_align.program.refusals import refuse_changed_prior, refuse_no_density, refuse_no_number, refuse_subsample
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
 
 _DEEPEST = 4  # plates inside one another that a program may use
-PARTICLES = "ppl_align_particles"
+PARTICLES = PARTICLE_PLATE
 Handler = TypeVar("Handler", bound=Messenger)
 LatentProposal = Callable[[str, Any], Any]
 """``(name, prior) -> distribution`` to draw an ordinary latent from."""
@@ -143,6 +142,7 @@ class _Execute(Messenger):
         self.order.append(name)
         if msg["is_observed"]:
             return
+        refuse_changed_prior(msg)
         self.result.plates[name] = plates_of(msg, PARTICLES)
         world = is_environment(msg)
         if world:
@@ -153,7 +153,7 @@ class _Execute(Messenger):
             if isinstance(msg["fn"], CompletionDistribution):
                 self.result.sources[name] = msg["fn"]
             if name in self.score:
-                self.result.log_prior[name] = self._per_particle(msg, msg["fn"].log_prob(msg["value"]))
+                self.result.log_prior[name] = self._log_prior(msg, msg["value"])
         elif isinstance(msg["fn"], CompletionDistribution) or not self.draw:
             self.result.pending = Site(name, msg["fn"], world)
             raise _Stop
@@ -161,7 +161,7 @@ class _Execute(Messenger):
             proposal = msg["fn"] if self.propose is None else self.propose(name, msg["fn"])
             value = proposal.sample().detach()
             msg["value"] = self.result.drawn[name] = value
-            self.result.log_prior[name] = self._per_particle(msg, msg["fn"].log_prob(value))
+            self.result.log_prior[name] = self._log_prior(msg, value)
             self.result.log_proposal[name] = self._per_particle(msg, proposal.log_prob(value))
         msg["done"] = True
 
@@ -197,6 +197,11 @@ class _Execute(Messenger):
             surplus = len(shape) > 1 + self.program.nesting
             remedy = ROOM if surplus else f"write it under pyro.plate(..., {shape[stray[0]]})"
             raise ModelError(f"{what}, but no plate declares its dimension {stray[0]}: {remedy}")
+
+    def _log_prior(self, msg: Any, value: Tensor) -> Tensor:
+        log_p = msg["fn"].log_prob(value)
+        refuse_no_density(msg["name"], log_p)
+        return self._per_particle(msg, log_p)
 
     def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
@@ -318,17 +323,20 @@ class Program:
                 continue
             except ValueError as error:
                 first_mismatch = first_mismatch or error
-                mismatch = "collide at dim" in str(error) or f"plate('{PARTICLES}')" in str(error)
+                ours = f"plate('{PARTICLES}')", f"pyro.plate({PARTICLES},"  # the second of pyro.subsample
+                mismatch = "collide at dim" in str(error) or any(words in str(error) for words in ours)
                 if mismatch and self.nesting < _DEEPEST:  # perhaps a plate of the program sits where ours is
                     self.nesting += 1
                     continue
-                raise _plate_mismatch(first_mismatch) or first_mismatch from None
+                line = explained(first_mismatch, self.model, self.nesting)
+                if line is None:
+                    raise first_mismatch from None
+                raise line from first_mismatch
             except RuntimeError as error:
-                if "Boolean value of Tensor" in str(error):
-                    raise ModelError(STATIC) from error
-                if self.nesting and "size of tensor" in str(error):
-                    raise ModelError(f"{_in_line(error, self.model)}: {str(error).splitlines()[0]}; {ROOM}") from error
-                raise
+                line = explained(error, self.model, self.nesting)
+                if line is None:
+                    raise
+                raise line from error
             return handler
 
     def plate(self) -> Any:
@@ -356,31 +364,3 @@ def refuse_change(known: Sequence[str], seen: Sequence[str], known_ended: bool =
                 return
             site = now if now is not None and now not in known else before
             raise ModelError(f"the program's structure changes from run to run (site {site!r}). {STATIC}")
-
-
-def _plate_mismatch(error: ValueError) -> ModelError | None:
-    """Pyro's "Shape mismatch inside plate('pair') at site x dim -1, 2 vs 7", as a line that says what to change."""
-    found = re.search(r"Shape mismatch inside plate\('(.*)'\) at site (\S+) dim (-\d+), (\d+) vs (\d+)", str(error))
-    if found is None:
-        return None
-    plate, site, dim, size, got = found.groups()
-    if plate == PARTICLES:
-        return ModelError(
-            f"site {site!r} is a batch of {got}, but no plate says so: write pyro.plate(..., {got}) around it"
-        )
-    return ModelError(f"site {site!r} has {got} elements in dimension {dim}, its plate {plate!r} has {size}: {ROOM}")
-
-
-def _in_line(error: BaseException, model: Any) -> str:
-    """Where in the model's file it happened."""
-    source = getattr(getattr(model, "__code__", None), "co_filename", None)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == source]
-    where = f"line {frames[-1].lineno} ({frames[-1].line})" if frames else "an operation"
-    return f"shapes do not fit in {where}"
-
-
-ROOM = "outside of a plate values are [particles, 1], inside [particles, size]: index from the right"
-STATIC = (
-    "Every particle must run the same sites: the program asks for the truth of a batch, or branches on a drawn value. "
-    "Write `torch.where(condition, a, b)`, `choose(index, options)` or `.map(f)` instead of `if`"
-)

@@ -1,0 +1,72 @@
+"""A latent whose prior is scaled or masked is another program than engines would run: it is refused, never ignored."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_align import SMC, SVI, Engine, Exact, ImportanceSampling, MarkovLM, Rejection, completion, reward
+from ppl_align.errors import ModelError
+
+torch.manual_seed(0)
+LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))
+ENGINES = [Exact(), ImportanceSampling(32, 1), SMC(32, 1, twist="prefix"), SVI(num_steps=2), Rejection(4, 1)]
+
+
+def ones(tokens: torch.Tensor) -> torch.Tensor:
+    return (tokens == 1).sum(-1).double()
+
+
+def scaled_text() -> None:
+    with pyro.poutine.scale(scale=0.5):
+        x = completion("x", LM, [0], max_new_tokens=2)
+    reward("r", ones, x.tokens, upper=2.0)
+
+
+def scaled_latent() -> None:
+    with pyro.poutine.scale(scale=2.0):
+        z = pyro.sample("x", dist.Bernoulli(torch.tensor(0.3)))
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, weight=z + 1, upper=2.0)
+
+
+def masked_latent() -> None:
+    with pyro.poutine.mask(mask=torch.tensor(False)):
+        z = pyro.sample("x", dist.Bernoulli(torch.tensor(0.3)))
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, weight=z + 1, upper=2.0)
+
+
+def masked_prior() -> None:
+    z = pyro.sample("x", dist.Bernoulli(torch.tensor(0.3)).mask(False))
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, weight=z + 1, upper=2.0)
+
+
+def masked_element() -> None:
+    mask = torch.tensor([True, False])
+    z = pyro.sample("x", dist.Bernoulli(torch.tensor([0.3, 0.3])).mask(mask).to_event(1))
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, weight=z.sum(-1) + 1, upper=2.0)
+
+
+@pytest.mark.parametrize("program", [scaled_text, scaled_latent, masked_latent, masked_prior, masked_element])
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_it_is_refused_in_one_line(engine: Engine, program: Callable[[], None]) -> None:
+    with pytest.raises(ModelError, match=r"latent 'x' is (scaled|masked)") as error:
+        engine.run(program)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def nothing_scaled() -> None:
+    with pyro.poutine.scale(scale=torch.ones(())), pyro.poutine.mask(mask=torch.tensor(True)):
+        pyro.sample("x", dist.Bernoulli(torch.tensor(0.3)).mask(True))
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, upper=2.0)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_scale_of_one_and_a_mask_of_all_change_nothing(engine: Engine) -> None:
+    assert engine.run(nothing_scaled).log_evidence.isfinite().all()
