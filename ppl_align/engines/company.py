@@ -36,6 +36,11 @@ def refuse_company(nodes: Mapping[str, Any], execution: Execution, posterior: Po
                 _compare(name, before[name].double().reshape(-1)[chosen], value.double())
 
 
+def hangs_on_company(nodes: Mapping[str, Any]) -> bool:
+    """Is there a site that could: a factor of the program's own, or a prior of more than a language model?"""
+    return any(_is_the_programs_own(node) for node in nodes.values())
+
+
 def _is_the_programs_own(node: Any) -> bool:
     """Is it no score of a language model? Those round as the batch does, and are each row's own."""
     if node is None or isinstance(node["fn"], CompletionDistribution):

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ppl_align.completions import Completion
-from ppl_align.cost import measure, uncounted
-from ppl_align.engines.company import refuse_company
+from ppl_align.cost import measure
+from ppl_align.engines.company import hangs_on_company, refuse_company
 from ppl_align.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
@@ -65,16 +65,17 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
         if free and most != SUSPECT:
             most = FREE
         before, done, state = now, done + 1, left
+    if not hangs_on_company(nodes):
+        return
     refuse_company(nodes, execution, posterior, chosen)
     if cost.lm_forwards or cost.environment_calls:
         return
-    said = torch.stack([value.abs() for value in execution.factors.values()] or [torch.zeros(len(chosen))]).sum(0)
-    for one in chosen.tolist() if free else [int(chosen[said.argmax()])]:
-        twice = torch.tensor([one, one])  # beside its own copy nothing is left of a mean, an order, a rank
-        values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
-        with uncounted(), whole_plates():
-            _, execution, nodes = _said(program.with_particles(2), values, ordinary)
-        refuse_company(nodes, execution, posterior, twice)
+    said = sum((value.abs() for value in execution.factors.values()), torch.zeros(len(chosen)))
+    twice = chosen[said.argmax()].expand(2)  # beside its own copy nothing is left of a mean, an order, a rank
+    values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
+    with whole_plates():
+        _, execution, nodes = _said(program.with_particles(2), values, ordinary)
+    refuse_company(nodes, execution, posterior, twice)
 
 
 def _some(posterior: Posterior) -> Tensor:

@@ -33,7 +33,8 @@ def refuse_changed_prior(msg: Any) -> None:
     """Raise ``ModelError`` for a latent that is scaled or masked: what is left has no draws that engines could take.
 
     Plates that subsample scale as well; they are :func:`refuse_subsample`'s."""
-    scaled = bool((torch.as_tensor(msg["scale"]) != 1).any())
+    scale = msg["scale"]
+    scaled = bool((scale != 1).any()) if isinstance(scale, torch.Tensor) else scale != 1
     if not scaled and all(_is_whole(mask) for mask in (msg["mask"], *_own_masks(msg["fn"]))):
         return
     what, remedy = ("masked", "mask what is observed") if not scaled else ("scaled", "scale what is observed")
