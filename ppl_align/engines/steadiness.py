@@ -71,11 +71,12 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
     if cost.lm_forwards or cost.environment_calls:
         return
     said = sum((value.abs() for value in execution.factors.values()), torch.zeros(len(chosen)))
-    twice = chosen[said.argmax()].expand(2)  # beside its own copy nothing is left of a mean, an order, a rank
-    values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
-    with whole_plates():
-        _, execution, nodes = _said(program.with_particles(2), values, ordinary)
-    refuse_company(nodes, execution, posterior, twice)
+    for one in chosen if free else chosen[said.argmax()][None]:
+        twice = one.expand(2)  # beside its own copy nothing is left of a mean, an order, a rank
+        values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
+        with whole_plates():
+            _, execution, nodes = _said(program.with_particles(2), values, ordinary)
+        refuse_company(nodes, execution, posterior, twice)
 
 
 def _some(posterior: Posterior) -> Tensor:
