@@ -32,7 +32,7 @@ test: $(STAMP) .venv/weights
 
 # Longer runs of the same judges: more draws, more seeds, the real language model. SEED=7 takes other random numbers.
 test-statistical: $(STAMP) .venv/weights
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m statistical tests/statistical
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m statistical tests
 
 claims: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/ppl-align claims

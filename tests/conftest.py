@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ppl_align import CausalLM
 from ppl_align.seeds import seed_all
 
+gc.disable()  # while tests are collected nothing becomes garbage; see small_heap
 SEED = int(os.environ.get("SEED", "0"))
 """``SEED=7 make test`` runs every statistical test with other random numbers."""
 
@@ -24,6 +25,7 @@ def small_heap() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -153,6 +153,7 @@ def test_what_it_gets_is_unbiased(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < error < 0.23
 
 
+@pytest.mark.statistical
 def test_over_many_seeds_at_its_usual_size() -> None:
     """Thirty-two draws and eight tries: the mean of what is printed, and its bar."""
     exact = Exact().run(two_turns).optimism

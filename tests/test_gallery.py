@@ -32,6 +32,12 @@ WHOLE = {
     "ends_with",
 }  # that a short text does not do
 SHORT = 5  # tokens
+DEAR = {
+    "frozen_or_refreshed",
+    "learned_taste",
+    "plan_then_story",
+    "critic",
+}  # train, or write at length, before they run
 each_model = pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 
 
@@ -91,7 +97,11 @@ def _fixed_random_numbers():
 
 @pytest.mark.lm
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # between peft and transformers
-@each_model
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.statistical] * (p.stem in DEAR)) for p in MODELS],
+    ids=[path.stem for path in MODELS],
+)
 def test_a_model_compiles_into_a_program(path, load):
     model = load(path)
     room = inspect.signature(model).parameters.get("max_new_tokens")

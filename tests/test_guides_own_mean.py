@@ -55,6 +55,7 @@ def test_it_is_the_mean_under_the_guide(steps: int, replicates: int) -> None:
     assert abs(run.mean("r").value - float(oracle.mean("r"))) < abs(value - float(oracle.mean("r")))
 
 
+@pytest.mark.statistical
 def test_over_many_runs_the_bar_covers() -> None:
     oracle = Oracle(program)
     guide = SVI(10).run(program).guide

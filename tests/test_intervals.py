@@ -103,6 +103,7 @@ def test_what_is_stated_by_each_engine() -> None:
     assert run.mean("r").dof == 3, "of a file that has none"
 
 
+@pytest.mark.statistical
 def test_what_replicates_and_ancestors_tell_together_is_the_error() -> None:
     """100 runs of four replicates: the stated errors, squared, are the variance on average (known to 14%)."""
     run = SMC(128, 400, twist="prefix", ess_threshold=1.0).run(problem("graded", 2, 1.0).model, seed=SEED)

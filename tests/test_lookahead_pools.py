@@ -164,6 +164,7 @@ def test_a_stop_token_is_foreseen(seed, prompt):
     assert ((ahead - 1) ** 2).mean() < 0.2 * ((blind - 1) ** 2).mean()
 
 
+@pytest.mark.statistical
 def test_no_pool_of_few_draws_misses_most_of_the_evidence():
     """top_p leaves few ways to the end, and of eight draws perhaps none shows them all."""
     for declared in ({"top_p": 0.95}, {"top_p": 0.9}, {"top_k": 3}):
@@ -206,7 +207,7 @@ def secret(tiny: float) -> CallableLM:
     return CallableLM(len(LETTERS), fn, eos_id=4, tokens=LETTERS)
 
 
-@pytest.mark.parametrize("tiny", [1e-300, 1e-6])
+@pytest.mark.parametrize("tiny", [1e-300, pytest.param(1e-6, marks=pytest.mark.statistical)])
 def test_success_that_hangs_on_what_the_pool_has_not_met(tiny):
     """Most pools show that the word never comes. The first particle that has it must not replace those that may yet:
     with psi alone as the weight, half of the pools find less than 0.4 Z, and replicates agree on it."""

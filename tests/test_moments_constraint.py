@@ -189,7 +189,7 @@ POOLS = {
         ("where it applies", "weighted"),
         ("nearly so", "weighted"),
         ("two", "weighted"),
-        ("two", "smc"),
+        pytest.param("two", "smc", marks=pytest.mark.statistical),
     ],
 )
 def test_errors_are_as_large_as_they_say(name, pool):

@@ -196,7 +196,9 @@ ENGINES = {
 }
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(e, marks=[pytest.mark.statistical] * (e == "rejection")) for e in ENGINES]
+)
 def test_engines_keep_their_contract_on_observations(engine):
     # Of rejection's independent draws, 8 a replicate, a third says as much as the weights of the others do.
     report = contract_of(ENGINES[engine], NEW, num_replicates=100 if engine == "rejection" else 300)

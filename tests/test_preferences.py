@@ -84,6 +84,7 @@ def test_nuts_draws_from_the_posterior():
     assert ((laplace.mean - mean).abs() > (belief.mean - mean).abs()).any(), "30 skewed comparisons are not Gaussian"
 
 
+@pytest.mark.statistical
 def test_svi_is_nearer_to_the_posterior_than_laplace():
     d = differences(30, TWO)
     mean, covariance = quadrature(d, 1.5)

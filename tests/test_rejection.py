@@ -199,6 +199,7 @@ def test_the_price_is_in_proportion_to_the_draws():
 # -- the contract -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.statistical
 def test_the_contract_of_engines():
     """On the programs above; those of the library are looked at where all engines are."""
     check_engine(Rejection(16, max_draws=10**6), OWN, seed=SEED, num_replicates=100).raise_if_failed()
@@ -271,6 +272,7 @@ def test_it_does_not_pass_for_draws_of_the_prior(drawn):
     assert prior_mean(run, run.rewards["ones"]) == pytest.approx(float(direct.mean()), abs=Z * noise)
 
 
+@pytest.mark.statistical
 def test_means_have_the_error_that_they_say(exact):
     """z-scores of E[r] are those of Student's t with about 31 degrees of freedom: variance 31/29."""
     truth = exact["with_eos"].mean("r").value

@@ -89,6 +89,7 @@ class Overconfident(Exact):
         return posterior
 
 
+@pytest.mark.statistical
 def test_calibration_catches_a_wrong_engine():
     found = calibrate(Overconfident(), label, num_simulations=250, seed=SEED)
     assert min(found.p_values.values()) < 1e-4

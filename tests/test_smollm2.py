@@ -16,7 +16,17 @@ from ppl_align.lm.decoding import Population
 pytestmark = pytest.mark.lm
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"temperature": 0.8}, {"top_k": 50}, {"top_p": 0.9}, {"stop": "."}], ids=str)
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        pytest.param({"temperature": 0.8}, marks=pytest.mark.statistical),
+        {"top_k": 50, "temperature": 0.8},
+        pytest.param({"top_p": 0.9}, marks=pytest.mark.statistical),
+        pytest.param({"stop": "."}, marks=pytest.mark.statistical),
+    ],
+    ids=str,
+)
 def test_rescoring_a_draw_returns_its_own_log_probability(smollm2: CausalLM, kwargs):
     """To 1e-5 nats per token; draws that met a near-tie at a top-k or top-p boundary may differ and are left out."""
     source = smollm2.completion("The movie was", 12, **kwargs).expand([8])

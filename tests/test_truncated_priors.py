@@ -96,7 +96,9 @@ def test_proposing_is_confined_and_normalised():
     torch.testing.assert_close(Warp(2.0, top_k=1).propose(log_q, inside).exp(), want)
 
 
-@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(cut, marks=pytest.mark.statistical) for cut in ("top_k", "top_p")), "all"]
+)
 def test_gradient_of_the_lora_guide(name, tiny_llama):
     """The support hangs on the prior alone, so q is differentiable; estimates against the enumerated gradient."""
     program, guide, source = lora(tiny_llama, name)
@@ -152,7 +154,7 @@ def test_the_prior_is_read_once_in_training(tiny_llama):
 
 
 @pytest.mark.parametrize("name", ["top_k", "top_p"])
-@pytest.mark.parametrize("steps", [2, 40])
+@pytest.mark.parametrize("steps", [2, pytest.param(40, marks=pytest.mark.statistical)])
 def test_a_trained_lora_guide_is_weighed_honestly(steps, name, tiny_llama):
     program = cut(tiny_llama, [5, 0], 3, CUTS[name])
     exact = Exact().run(program)
