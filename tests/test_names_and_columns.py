@@ -1,7 +1,7 @@
 """No name that a program gives hides or breaks a column: the same program under other names shows the same numbers.
 
 Every word that any output uses of its own is tried (they are read off the outputs of a plainly named program), in every
-kind of site, in every output.
+output: all of them as rewards and latents, a third in each other kind of site.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ WORDS = tuple(sorted(set().union(ODD, ODDER, RESERVED, *map(words_of, ("reward",
 PLAINS = tuple(f"{PLAIN}{i}" for i in range(len(WORDS)))
 NAMED = dict(zip(PLAINS, WORDS, strict=True))
 THIRDS = [kind for kind in SITES if kind not in ("reward", "latent")]
-"""Kinds that take a third of the words each, every word three of them: a name becomes a column whatever its kind."""
+"""Kinds that take a third of the words each, each word three or four: a name becomes a column whatever its kind."""
 
 
 def names_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -273,6 +273,9 @@ def test_networks_that_read_their_padding_get_none(kind):
         alone = [model(torch.tensor([tokenizer.encode(text)])).logits.item() for text in texts]
     assert ClassifierReward(model, tokenizer)(texts) == pytest.approx(alone, abs=1e-4, rel=1e-4)
     assert ClassifierReward(model, tokenizer)(texts[1:2]) == pytest.approx(alone[1:2], abs=1e-4, rel=1e-4)
+    reward = ClassifierReward(model, tokenizer)
+    reward._forward(["", "w4"])  # an empty text beside another tells nothing of padding
+    assert reward(texts) == pytest.approx(alone, abs=1e-4, rel=1e-4)
 
 
 def test_a_folder_is_a_reward(tmp_path, monkeypatch):

@@ -111,6 +111,8 @@ class ClassifierReward:
         Asked once, of the first texts of different lengths."""
         if self._padding is None:
             short, long = min((row for row in rows if row), key=len), max(rows, key=len)
+            if len(short) == len(long):  # only empty texts are shorter: nothing to be told from, so nothing is padded
+                return False
             beside, alone = self._score([short, long])[0], self._score([short])[0]
             eps = torch.finfo(next(self.model.parameters()).dtype).eps
             self._padding = abs(beside - alone) <= max(1e-4, 32 * eps) * max(1.0, abs(alone))
