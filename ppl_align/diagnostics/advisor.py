@@ -30,6 +30,7 @@ from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.intervals import Estimate, critical, exceeds
 from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.once import once
 from ppl_align.posterior.printed import is_rounding, say_z
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import identity
@@ -244,6 +245,7 @@ def _unseen(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
     )
 
 
+@once
 def _few_draws(run: Posterior) -> str | None:
     if weights.perplexity(run.log_weight) < evidence.FEW_DRAWS:
         share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9

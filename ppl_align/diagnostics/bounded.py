@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 _SAME = 1e-9  # nats
+_CLOSE = 1e-6  # of a limit
 _BETS = torch.logspace(-3, 0, 13, dtype=torch.float64)[:-1]
 
 
+@once
 def log_evidence_upper(run: Posterior, confidence: float = 0.95) -> float | None:
     """log Z is at most this, nats, with this confidence.
 
@@ -48,6 +51,8 @@ def upper_mean(x: Tensor, confidence: float = 0.95) -> float:
     threshold = -math.log(1 - confidence)
     low, high = float(x.mean()), 1.0
     for _ in range(60):
+        if high - low < _CLOSE * high:
+            break
         m = math.sqrt(low * high) if low > 0 else high / 2 if high < 1e-12 else (low + high) / 2
         if _log_capital(x, m) < threshold:
             low = m

@@ -23,6 +23,7 @@ from ppl_align.completions import tensor_of
 from ppl_align.diagnostics import evidence
 from ppl_align.posterior.estimates import Estimate, log_likelihood, log_prior
 from ppl_align.posterior.intervals import critical
+from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import identity, site_texts
 
@@ -130,6 +131,7 @@ def _bounds(run: Posterior, runs: Mapping[str, Posterior]) -> Iterator[tuple[Est
         yield began, "by the first step of its training (any ELBO is a lower bound)"
 
 
+@once
 def mean_log_likelihood(run: Posterior) -> Estimate | None:
     """E_p0[psi] of draws of the prior, nats; None where one is rejected: the mean is -inf, and bounds nothing."""
     psi = log_likelihood(run).reshape(-1)

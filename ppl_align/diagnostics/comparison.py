@@ -21,6 +21,7 @@ from ppl_align.diagnostics.scales import differing_scales, scales
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.intervals import Estimate
+from ppl_align.posterior.once import told_once
 from ppl_align.provenance import differences
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Comparison:
         return [csv, text, html]
 
 
+@told_once()
 def compare(runs: Runs) -> Comparison:
     """Set several posteriors of *one* target beside each other.
 
@@ -140,7 +142,7 @@ def compare(runs: Runs) -> Comparison:
     _same_target(named)
     differ = differences({name: run.provenance for name, run in named.items()})
     if differ is not None:
-        warnings.warn(differ, UserWarning, stacklevel=2)
+        warnings.warn(differ, UserWarning, stacklevel=3)
     conditioned, decided = decisions.split(named)
     best = best_run(conditioned) if conditioned else decisions.best(decided)
     top = evidence.best_log_evidence(named.values())

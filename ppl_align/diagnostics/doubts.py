@@ -28,6 +28,7 @@ from ppl_align.diagnostics.prior import ENOUGH, prior_mean
 from ppl_align.diagnostics.weights import ess_by_replicate
 from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.intervals import LEVEL, predicted_draws
+from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import prior_log_weight
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Doubt:
     factor: float | None = None
 
 
+@once
 def doubts(run: Posterior) -> list[Doubt]:
     """Empty for a run that may be believed, and for an exact one. Gravest first."""
     if run.exact or run.target == "decision":

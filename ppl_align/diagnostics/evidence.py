@@ -20,6 +20,7 @@ from ppl_align.posterior.estimates import (
 )
 from ppl_align.posterior.intervals import Estimate, of_influence
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -29,12 +30,14 @@ FEW_DRAWS = 10
 _ROUNDING = 1e-12  # a relative variance below this is rounding: weights are constant
 
 
+@once
 def log_evidence(posterior: Posterior) -> float:
     """log of the mean of Zhat over replicates (Zhat is unbiased, log Zhat is not): a lower bound in expectation."""
     each = posterior.log_evidence
     return float(log_mean_exp(each))
 
 
+@once
 def spread(posterior: Posterior) -> float | None:
     """Standard deviation of log Zhat_r over replicates. None for one replicate, an exact run or a dead replicate."""
     each = posterior.log_evidence
@@ -43,6 +46,7 @@ def spread(posterior: Posterior) -> float | None:
     return float(each.std())
 
 
+@once
 def relative_variance(posterior: Posterior) -> float | None:
     """Var(Zhat_r) / Z^2 of *one replicate*.
 
@@ -82,6 +86,7 @@ def standard_error(posterior: Posterior) -> float | None:
     return None if relvar is None else math.sqrt(relvar / len(posterior.log_weight))
 
 
+@once
 def log_z(posterior: Posterior) -> Estimate:
     """The pooled log Z with its error bar, nats; NaN for a decision.
 
@@ -132,6 +137,7 @@ def _log_mean_of_others(each: Tensor) -> Tensor:
     return ((z.sum() - z) / (len(each) - 1)).log() + each.max()
 
 
+@once
 def precision_per_1000_tokens(posterior: Posterior) -> float | None:
     """(1 / relvar(Zhat_r)) / (LM tokens of one replicate / 1000).
 
@@ -193,6 +199,7 @@ class KL(NamedTuple):
     lower_bound: bool
 
 
+@once
 def kl_to_prior(posterior: Posterior) -> KL:
     """KL(p* || p0) = E_p*[log-likelihood] - log Z, pooled.
 
@@ -213,6 +220,7 @@ def kl_to_prior(posterior: Posterior) -> KL:
     return KL(max(value, 0.0), supporting < FEW_DRAWS)
 
 
+@once
 def kl(posterior: Posterior) -> Estimate:
     """KL(p* || p0) with its error bar, nats; no bar where it is a lower bound.
 
@@ -237,6 +245,7 @@ def kl(posterior: Posterior) -> Estimate:
     return of_influence(value, psi - (count * w.reshape(-1) - 1), effective, stated)
 
 
+@once
 def rhat(posterior: Posterior, name: str) -> float | None:
     """Do replicates agree on E[name]? sqrt(1 + Var_r(mean_r) / mean_r(Var within r)), replicates as chains.
 

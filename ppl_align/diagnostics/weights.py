@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.posterior import arviz_adapter
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -54,6 +55,7 @@ def pareto_k(posterior: Posterior) -> float | None:
     return float(np.mean(found)) if found else None
 
 
+@once
 def pareto_k_by_replicate(posterior: Posterior) -> list[float | None]:
     """k-hat of every replicate; None where weights are constant, heavily tied or fewer than 25.
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.posterior.once import once
+
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
@@ -15,6 +17,7 @@ SAME = 1e-4  # relative: one text scored in two batches of a float32 network
 _ROUNDING = 1e-9  # nats
 
 
+@once
 def constant_reward(run: Posterior, reward: str) -> float | None:
     """The value that a reward has on every draw of positive weight; None where it has several."""
     return _only_value(run.rewards[reward], run.weights > 0)
@@ -26,6 +29,7 @@ def never_met(run: Posterior, reward: str) -> float | None:
     return _only_value_seen(run.rewards[reward], run.weights > 0)
 
 
+@once
 def unmet(run: Posterior) -> list[str]:
     """The rewards whose other values, were there any, could be preferred to the only one that was drawn: log Z rests on
     what nobody has seen. Not those that are at their declared best, nor those that weigh nothing."""

@@ -22,6 +22,7 @@ from ppl_align.posterior.intervals import (
 )
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -34,6 +35,7 @@ def log_mean_exp(log_weight: Tensor) -> Tensor:
     return torch.logsumexp(log_weight, -1) - math.log(log_weight.shape[-1])
 
 
+@once
 def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
     """See :meth:`ppl_align.Posterior.mean`."""
     values = _values(posterior, what, of)
@@ -59,6 +61,7 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
     return of_influence(value, psi, math.inf if posterior.draws_are_exact else effective, stated)
 
 
+@once
 def bar_can_be_stated(posterior: Posterior) -> bool:
     """Do the weights have an error that can be told from them? (What gate it takes is measured by ``make honesty``.)
 
@@ -117,11 +120,13 @@ def built_in_numbers(posterior: Posterior) -> dict[str, Tensor]:
     return found
 
 
+@once
 def log_prior(posterior: Posterior) -> Tensor:
     """log p0 of everything drawn, [R, N] nats."""
     return _total(posterior, posterior.log_prior)
 
 
+@once
 def log_likelihood(posterior: Posterior) -> Tensor:
     """Sum of all factors (r / beta and observed sites), [R, N] nats."""
     return _total(posterior, posterior.factors)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.posterior.intervals import Estimate, of_replicates
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -33,6 +34,7 @@ FEWEST_ANCESTORS = 40
 ANCESTORS_PER_DOF = 10.0
 
 
+@once
 def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     """How many of the first particles have living descendants, per replicate. None where nothing descends."""
     lineage = posterior.history.get("lineage")

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ppl_align.posterior.estimates import log_likelihood, log_prior
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 
+@once
 def prior_log_weight(posterior: Posterior) -> Tensor:
     """log-weights [R, N] under which the particles represent p0.
 
@@ -26,6 +28,7 @@ def prior_log_weight(posterior: Posterior) -> Tensor:
     return torch.where(posterior.log_weight.isfinite(), without, -torch.inf)
 
 
+@once
 def drew_from_prior(posterior: Posterior) -> bool:
     """The particles are i.i.d. draws of p0 as they are."""
     if posterior.exact or not posterior.independent or posterior.log_proposal is None:

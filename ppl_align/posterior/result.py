@@ -14,6 +14,7 @@ from ppl_align.completions import Completion
 from ppl_align.cost import Cost
 from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.posterior.naming import columns
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
@@ -90,6 +91,7 @@ class Posterior:
         return tuple(self.history.get("warnings", ()))
 
     @property
+    @once
     def log_evidence(self) -> Tensor:
         """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a decision, which estimates no Z."""
         if self.target == "decision":
@@ -97,6 +99,7 @@ class Posterior:
         return log_mean_exp(self.log_weight)
 
     @property
+    @once
     def weights(self) -> Tensor:
         """Normalised over all replicates and particles, [R, N], sums to 1.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_align.errors import InputError
 from ppl_align.posterior.frames import TextFrame
+from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -33,6 +34,7 @@ def _latent_column(posterior: Posterior, value: Tensor) -> list[Any]:
     return [row[0] if len(row) == 1 else tuple(row) for row in rows]
 
 
+@once
 def identity(posterior: Posterior, *, latents: bool = True) -> np.ndarray:
     """Which distinct draw each particle is, [R*N] int: equal where the ids of all completions (and the latents) are."""
     size = posterior.log_weight.numel()

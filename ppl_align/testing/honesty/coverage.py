@@ -13,6 +13,7 @@ from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.engines.base import Engine
 from ppl_align.errors import PplAlignError
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.once import told_once
 from ppl_align.testing.honesty.groups import replicates
 from ppl_align.testing.honesty.problems import LONGEST, Kind, Problem, problem
 
@@ -115,7 +116,8 @@ def measure(name: str, engine: Engine, kind: Kind, seeds: int, seed: int) -> Cel
                 if run is None:
                     found.refused(size)
                     continue
-                found.add(replicates(run, 0, size), size, truth, name == "rejection")
+                with told_once():
+                    found.add(replicates(run, 0, size), size, truth, name == "rejection")
     return found
 
 

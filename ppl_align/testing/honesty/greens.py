@@ -16,7 +16,9 @@ from ppl_align.engines.base import isolated
 from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
+from ppl_align.posterior import Posterior
 from ppl_align.posterior.intervals import Estimate
+from ppl_align.posterior.once import told_once
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
 from ppl_align.testing.honesty.coverage import MANY, clopper_pearson
@@ -176,15 +178,20 @@ def _compared(
     batches = [groups(engines[name].run(truth.model, seed=seed), replicates) for name in needed]
     for parts in zip(*batches, strict=True):
         runs = dict(zip(needed, parts, strict=True))
-        for diagnostic in diagnostics:
-            shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
-            best = best_run(shown)
-            advice = advise(shown, best)
-            stands = shown[advice.use or best]
-            wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
-            found.of(diagnostic, truth.kind, truth.kl).add(
-                advice.standing == "sound", wrong, stands.log_weight.numel() * truth.share
-            )
+        with told_once():
+            for diagnostic in diagnostics:
+                _judged(diagnostic, runs, truth, found)
+
+
+def _judged(diagnostic: str, runs: Mapping[str, Posterior], truth: Problem, found: Greens) -> None:
+    """Does the run that the verdict names deserve what it says?"""
+    shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
+    best = best_run(shown)
+    advice = advise(shown, best)
+    stands = shown[advice.use or best]
+    wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
+    effective = stands.log_weight.numel() * truth.share
+    found.of(diagnostic, truth.kind, truth.kl).add(advice.standing == "sound", wrong, effective)
 
 
 def _inspected(truth: Problem, draws: int, seed: int, found: Greens) -> None:
