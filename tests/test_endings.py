@@ -163,6 +163,11 @@ def test_every_eos_id_ends_a_text():
     ] * 3
     with pytest.raises(InputError, match="EOS id 500"):
         CausalLM(llama(8, 500))
+    for strange in ([[5]], ["</s>"], [True], [5.0]):
+        network.generation_config.eos_token_id = strange
+        with pytest.raises(InputError, match="which is no token id") as error:
+            CausalLM(network)
+        assert len(str(error.value).splitlines()) == 1
 
 
 def test_constraints_end_at_every_eos_id():

@@ -70,3 +70,57 @@ def nothing_scaled() -> None:
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 def test_a_scale_of_one_and_a_mask_of_all_change_nothing(engine: Engine) -> None:
     assert engine.run(nothing_scaled).log_evidence.isfinite().all()
+
+
+def certain() -> None:
+    z = pyro.sample("z", dist.Delta(torch.tensor(1.5)))
+    both = pyro.sample("both", dist.Delta(torch.tensor([0.5, 0.25])).to_event(1))
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, weight=z + both.sum(-1), upper=2.0)
+
+
+def plainly() -> None:
+    y = completion("y", LM, [0], max_new_tokens=2)
+    reward("r", ones, y.tokens, weight=2.25, upper=2.0)
+
+
+@pytest.mark.parametrize("engine", [e for e in ENGINES if not isinstance(e, Exact)], ids=lambda engine: engine.name)
+def test_a_latent_that_is_certain_is_a_number(engine: Engine) -> None:
+    """A Delta has one value: the same draws, the same weights, and nothing for a guide to learn."""
+    here, there = engine.run(certain), engine.run(plainly)
+    assert torch.equal(here.particles["y"].tokens, there.particles["y"].tokens)
+    torch.testing.assert_close(here.log_weight, there.log_weight, rtol=1e-9, atol=1e-9)
+    assert bool((here.particles["z"] == 1.5).all())
+
+
+def under_uncondition() -> None:
+    def inner() -> None:
+        y = completion("x", LM, [0], max_new_tokens=2)
+        reward("r", ones, y.tokens, upper=2.0)
+
+    pyro.poutine.uncondition(inner)()
+
+
+def factor_under_uncondition() -> None:
+    completion("x", LM, [0], max_new_tokens=2)
+    with pyro.poutine.uncondition():
+        pyro.factor("r", torch.tensor(-0.5))
+
+
+@pytest.mark.parametrize("program", [under_uncondition, factor_under_uncondition])
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_a_factor_is_not_dropped_without_a_word(engine: Engine, program: Callable[[], None]) -> None:
+    with pytest.raises(ModelError, match=r"'r' is a factor under poutine.uncondition") as error:
+        engine.run(program)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_observation_that_is_not_conditioned_on_is_a_latent() -> None:
+    def program() -> None:
+        x = completion("x", LM, [0], max_new_tokens=2)
+        with pyro.poutine.uncondition():
+            pyro.sample("seen", dist.Bernoulli(torch.tensor(0.3)), obs=torch.tensor(1.0))
+        reward("r", ones, x.tokens, upper=2.0)
+
+    run = Exact().run(program)
+    assert run.mean("seen").value == pytest.approx(0.3)

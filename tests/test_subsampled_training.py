@@ -80,3 +80,16 @@ def test_a_latent_for_each_element_is_refused():
 
     with pytest.raises(ModelError, match="latent 'local' is inside of plate 'data', which takes a subsample of 2 of 6"):
         SVI(num_steps=1).run(local)
+
+
+def test_a_loop_over_a_subsample_is_refused():
+    def loop(latents):
+        x = completion("x", LM, [0], max_new_tokens=2)
+        for i in pyro.plate("data", 6, subsample_size=2):
+            if latents:
+                pyro.sample(f"local{i}", dist.Bernoulli(0.5))
+            pyro.sample(f"y{i}", dist.Normal((x.tokens == 1).sum(-1).double(), 1.5), obs=DATA[i])
+
+    for latents in (False, True):
+        with pytest.raises(ModelError, match="plate 'data' is a loop over a subsample of 2 of 6"):
+            SVI(num_steps=3).run(loop, latents)

@@ -21,6 +21,7 @@ from ppl_align import (
     Engine,
     Exact,
     ImportanceSampling,
+    MarkovLM,
     Nested,
     Regex,
     Rejection,
@@ -61,6 +62,10 @@ THINGS: dict[str, tuple[Thing, str]] = {
     "a prompt": (
         lambda u, x: completion("y", HOST, [0] * (1 + int(u * 1e6) % 50), max_new_tokens=1),
         "'y' has another prompt",
+    ),
+    "a language model": (
+        lambda u, x: completion("y", MarkovLM(torch.tensor([[u, 0.0], [0.0, u]]).double()), [0], max_new_tokens=1),
+        "'y' has another language model",
     ),
     "a factor": (lambda u, x: pyro.factor("f", torch.tensor(-u)), "'f' has another log-factor"),
     "an observed value": (
@@ -122,6 +127,20 @@ def test_a_coin_that_is_tossed_in_a_program_is_found() -> None:
             ImportanceSampling(4, 2).run(
                 program(random.random, lambda u, x: pyro.factor("coin", torch.tensor(float(u < 0.5)))), seed=seed
             )
+
+
+def test_a_length_that_changes_while_a_guide_is_trained() -> None:
+    with pytest.raises(ModelError, match=r"'y' has shape|has another settings") as error:
+        SVI(num_steps=20).run(program(random.random, lambda u, x: completion("y", HOST, [0], 1 + int(u * 1e6) % 5)))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_language_model_that_is_made_anew_is_the_same_if_its_numbers_are() -> None:
+    def model() -> None:
+        x = completion("x", MarkovLM(torch.tensor([[0.5, 0.0], [0.0, 0.5]]).double()), [0], max_new_tokens=2)
+        reward("r", flat, x)
+
+    assert ImportanceSampling(16).run(model).log_evidence.isfinite().all()
 
 
 def test_declared_randomness_is_none() -> None:

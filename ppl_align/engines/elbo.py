@@ -59,7 +59,7 @@ class LeaveOneOutELBO(Trace_ELBO):
         log_p = self._per_draw(model_trace)
         log_q = self._per_draw(guide_trace)
         score = self._per_draw(guide_trace, only_scored=True)
-        pathwise = any(_is_latent(site) and site["fn"].has_rsample for site in guide_trace.nodes.values())
+        pathwise = any(_is_latent(site) and site["value"].requires_grad for site in guide_trace.nodes.values())
         f = log_p - (log_q if pathwise else log_q.detach())
         refuse_infinite(f, model_trace, self.kept)
         value = f.detach()

@@ -25,6 +25,7 @@ from ppl_align.completions import Completion
 from ppl_align.cost import measure
 from ppl_align.engines.company import hangs_on_company, refuse_company
 from ppl_align.errors import ModelError
+from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
@@ -105,13 +106,26 @@ def _said(program: Program, values: Mapping[str, Tensor], score: list[str]) -> t
     return (said if pending is None else [*said, (pending.name, {})]), execution, record.nodes
 
 
+class _Speaker:
+    """A language model; another object is the same if its fingerprint is."""
+
+    def __init__(self, lm: LM) -> None:
+        self.lm = lm
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Speaker) and (self.lm is other.lm or self.lm.fingerprint == other.lm.fingerprint)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     """What a site says, gravest first."""
     fn, notes = node["fn"], node["infer"].get("ppl_align", {})
     yield "kind", type(fn).__name__
     if isinstance(fn, CompletionDistribution):
         yield "prompt", [fn.prompts[i] for i in fn.index.reshape(-1).tolist()]
-        yield "settings", (fn.max_new_tokens, fn.warp, fn.lm.name)
+        yield "language model", _Speaker(fn.lm)
+        yield "settings", (fn.max_new_tokens, fn.warp)
     if node["is_observed"] and type(fn).__name__ != "Unit":
         yield "observed value", node["value"]
     if "reader" in notes:

@@ -26,7 +26,8 @@ from ppl_align.guides.program import ProgramGuide
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
 from ppl_align.program.explain import explaining
-from ppl_align.program.subsamples import refuse_local_latents, say_subsampled, whole_plates
+from ppl_align.program.record import Record
+from ppl_align.program.subsamples import refuse_local_latents, refuse_loops, say_subsampled, whole_plates
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class SVI(Engine):
         Returns its plate nesting, and the sites at which the world answers."""
         program = Program(task.model, task.args, task.kwargs, 2)
         sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
-        execution = sweep.run()
+        with Record() as record:
+            execution = sweep.run()
+        refuse_loops(record.nodes, subsampled)
         hold(constraints, execution)
         refuse_local_latents(execution.plates, subsampled)
         return program.nesting, execution.environment

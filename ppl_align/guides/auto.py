@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
+from pyro.distributions import Delta, constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
@@ -157,6 +157,8 @@ class _Substitute(Messenger):
             if isinstance(msg["fn"], CompletionDistribution):
                 msg["fn"] = _Witnessed.of(msg["fn"])
             return
+        if _is_certain(msg["fn"]):  # nothing to learn, and no other value to draw
+            return
         part = self.guide.part(msg["name"], msg["fn"])
         if isinstance(part, TokenGuide):
             part.prepare(msg["fn"])
@@ -165,6 +167,15 @@ class _Substitute(Messenger):
             msg["fn"] = GuidedCompletion(part, msg["fn"].within(self.guide.restriction(msg["name"], msg["fn"])))
         else:
             msg["fn"] = part(msg["fn"])
+
+
+def _is_certain(fn: Any) -> bool:
+    """Is it a ``Delta``, whatever it is wrapped in?"""
+    while fn is not None:
+        if isinstance(fn, Delta):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
 
 
 class _Witnessed(CompletionDistribution):

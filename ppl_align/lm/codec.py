@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 from ppl_align.errors import InputError, PromptError
@@ -166,12 +167,18 @@ def check_text(text: str) -> None:
 def end_ids(name: str, vocab_size: int, *sources: Any) -> Ids:
     """All EOS ids of the tokenizer, the generation config and the config, the tokenizer's first.
 
-    Raises ``InputError`` for one outside of the vocabulary."""
+    Raises ``InputError`` for one that is no number, or outside of the vocabulary."""
     found: list[int] = []
     for source in sources:
         declared = getattr(source, "eos_token_id", None)
         listed = declared if isinstance(declared, (list, tuple)) else [declared]
-        found += [int(i) for i in listed if i is not None and int(i) >= 0]  # -1: none, in some configs
+        strange = next((i for i in listed if i is not None and (isinstance(i, bool) or not isinstance(i, Integral))), None)
+        if strange is not None:
+            raise InputError(
+                f"eos_token_id of {name} holds {strange!r}, which is no token id: correct it in its config, generation "
+                "config or tokenizer"
+            )
+        found += [int(i) for i in listed if i is not None and i >= 0]  # -1: none, in some configs
     beyond = next((i for i in found if i >= vocab_size), None)
     if beyond is not None:
         raise InputError(

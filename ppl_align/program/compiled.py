@@ -26,7 +26,13 @@ from ppl_align.program.explain import PARTICLE_PLATE, ROOM, STATIC, explained
 from ppl_align.program.log_bounds import log_lower_of, log_upper_of
 from ppl_align.program.per_particle import PerParticle
 from ppl_align.program.plates import Plates, plates_of, with_room
-from ppl_align.program.refusals import refuse_changed_prior, refuse_no_density, refuse_no_number, refuse_subsample
+from ppl_align.program.refusals import (
+    refuse_changed_prior,
+    refuse_no_density,
+    refuse_no_number,
+    refuse_subsample,
+    refuse_unconditioned_factor,
+)
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
@@ -142,6 +148,7 @@ class _Execute(Messenger):
         self.order.append(name)
         if msg["is_observed"]:
             return
+        refuse_unconditioned_factor(msg)
         refuse_changed_prior(msg)
         self.result.plates[name] = plates_of(msg, PARTICLES)
         world = is_environment(msg)

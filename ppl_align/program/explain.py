@@ -39,7 +39,7 @@ def explained(error: Exception, model: Any, nesting: int = 0) -> PplAlignError |
         if "probability tensor contains" in said:
             return RunError(f"{_where(error, model)} draws from probabilities that are NaN, infinite or negative")
     if isinstance(error, ValueError):
-        return _plate_mismatch(said) or _invalid(error, said, model)
+        return _plate_mismatch(said) or _guide_mismatch(said) or _invalid(error, said, model)
     return None
 
 
@@ -66,6 +66,18 @@ def _plate_mismatch(said: str) -> ModelError | None:
             f"site {site!r} is a batch of {got}, but no plate says so: write pyro.plate(..., {got}) around it"
         )
     return ModelError(f"site {site!r} has {got} elements in dimension {dim}, its plate {plate!r} has {size}: {ROOM}")
+
+
+def _guide_mismatch(said: str) -> ModelError | None:
+    """Pyro's "Model and guide shapes disagree at site 'x': torch.Size([8, 4]) vs torch.Size([8, 3])"."""
+    found = re.search(r"Model and guide shapes disagree at site '(.*)': torch.Size\((.*)\) vs torch.Size\((.*)\)", said)
+    if found is None:
+        return None
+    site, own, guides = found.groups()
+    return ModelError(
+        f"site {site!r} has shape {own} in the program and {guides} in its guide: shapes and max_new_tokens must be "
+        "the same there, and at each execution"
+    )
 
 
 def _invalid(error: ValueError, said: str, model: Any) -> PplAlignError | None:

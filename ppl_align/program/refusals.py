@@ -29,6 +29,17 @@ def refuse_subsample(msg: Any) -> None:
         )
 
 
+def refuse_unconditioned_factor(msg: Any) -> None:
+    """Raise ``ModelError`` for a factor or reward under ``poutine.uncondition``: it would be a latent without a value.
+
+    (An observation there is a latent like any other: it has a distribution to be drawn from.)"""
+    if msg["infer"].get("was_observed") and type(msg["fn"]).__name__ == "Unit":
+        raise ModelError(
+            f"{msg['name']!r} is a factor under poutine.uncondition, which would drop it without a word: keep rewards "
+            "and factors outside of it, or leave them out of a program that is to be looked at without them"
+        )
+
+
 def refuse_changed_prior(msg: Any) -> None:
     """Raise ``ModelError`` for a latent that is scaled or masked: what is left has no draws that engines could take.
 

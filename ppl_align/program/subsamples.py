@@ -36,6 +36,19 @@ def whole_plates() -> Iterator[dict[str, tuple[int, int]]]:
         plate._subsample = staticmethod(original)
 
 
+def refuse_loops(nodes: Mapping[str, Any], subsampled: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ``ModelError`` for ``for i in pyro.plate(..., subsample_size=)``: each step would meet other sites."""
+    for site, node in nodes.items():
+        for frame in node["cond_indep_stack"]:
+            if frame.dim is None and frame.name in subsampled:
+                few, size = subsampled[frame.name]
+                raise ModelError(
+                    f"plate {frame.name!r} is a loop over a subsample of {few} of {size}, and site {site!r} is met "
+                    f"when its turn comes only: write `with pyro.plate({frame.name!r}, ...) as i:`, or leave "
+                    "subsample_size= out"
+                )
+
+
 def refuse_local_latents(
     plates: Mapping[str, tuple[str | None, ...]], subsampled: Mapping[str, tuple[int, int]]
 ) -> None:
