@@ -157,8 +157,8 @@ def test_an_adapter_counts(tmp_path):
 
 @pytest.mark.lm
 def test_it_takes_less_than_a_second(smollm2):
-    started = time.perf_counter()
+    started = time.process_time()  # whoever else is at work on the machine
     print_ = smollm2.fingerprint
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert smollm2.fingerprint == print_
     assert "files" in parts(smollm2)

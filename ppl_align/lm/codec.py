@@ -172,13 +172,14 @@ def end_ids(name: str, vocab_size: int, *sources: Any) -> Ids:
     for source in sources:
         declared = getattr(source, "eos_token_id", None)
         listed = declared if isinstance(declared, (list, tuple)) else [declared]
-        strange = next((i for i in listed if i is not None and (isinstance(i, bool) or not isinstance(i, Integral))), None)
+        ids = [i for i in listed if i is not None]
+        strange = next((i for i in ids if isinstance(i, bool) or not isinstance(i, Integral)), None)
         if strange is not None:
             raise InputError(
                 f"eos_token_id of {name} holds {strange!r}, which is no token id: correct it in its config, generation "
                 "config or tokenizer"
             )
-        found += [int(i) for i in listed if i is not None and i >= 0]  # -1: none, in some configs
+        found += [int(i) for i in ids if i >= 0]  # -1: none, in some configs
     beyond = next((i for i in found if i >= vocab_size), None)
     if beyond is not None:
         raise InputError(
