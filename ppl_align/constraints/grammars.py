@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
 from ppl_align.constraints.meaning import exact_float, no_constant, read_pattern, refuse_rounded_numbers
+from ppl_align.constraints.numbers import by_value
 from ppl_align.constraints.translation import translated
 from ppl_align.errors import InputError
 
@@ -102,7 +103,7 @@ class JsonSchema(_Lark):
 
     @property
     def lark(self) -> str:
-        schema = json.loads(self.schema)
+        schema = by_value(json.loads(self.schema))
         options: dict[str, Any] = {"whitespace_flexible": self.separators is None}
         if self.separators is not None:
             options["item_separator"], options["key_separator"] = self.separators

@@ -62,6 +62,27 @@ def _refused(grammar: str) -> str | None:
     return messages[0] if failed else None
 
 
+def accepted(grammar: str, texts: Sequence[str]) -> list[bool]:
+    """Which of the texts a Lark grammar accepts, read byte by byte. Raises ``InputError`` where it cannot be read."""
+    package = llguidance()
+    first = package.LLMatcher(_bytewise(), package.LLMatcher.grammar_from_lark(grammar), log_level=0)
+    if first.is_error():
+        raise InputError(f"a grammar cannot be read: {one_line(first.get_error())}")
+    found = []
+    for text in texts:
+        ids = [1 + byte for byte in text.encode()]
+        matcher = first.deep_copy()
+        read = matcher.validate_tokens(ids) == len(ids)
+        found.append(bool(read and matcher.consume_tokens(ids) and matcher.is_accepting()))
+    return found
+
+
+@lru_cache(maxsize=1)
+def _bytewise() -> Any:
+    """A tokenizer of bytes: id 0 ends a text, 1 + b is the byte b."""
+    return _from_bytes([], 0)
+
+
 def one_line(message: str) -> str:
     """What went wrong, out of a message that also draws where.
 
