@@ -206,18 +206,19 @@ def draw_pool(
     num_draws: int,
     progress: Callable[[int, int, str], None],
     expected: Foreseen = Foreseen(),
+    at_once: int = BATCH,
 ) -> Pool:
     """``num_draws`` draws of the prior of a program, or from within the constraints that are ``expected``.
 
-    Raises ``ModelError`` where there is no latent to draw."""
+    ``at_once``: so many are decoded together at most. Raises ``ModelError`` where there is no latent to draw."""
     program, record = Program(model, args, kwargs, num_draws), Record()
     parts: list[Drawn] = []
     sites: dict[str, Any] = {}
     constraints: tuple[str, ...] = ()
     what = "draws from within" if expected.readers else "draws of the prior"
     with measure() as cost:
-        for start in range(0, num_draws, BATCH):
-            batch = program.with_particles(min(BATCH, num_draws - start))
+        for start in range(0, num_draws, at_once):
+            batch = program.with_particles(min(at_once, num_draws - start))
             with record:
                 drawn = complete(batch, {}, expected=expected)
             program.nesting = batch.nesting

@@ -28,7 +28,7 @@ ENGINES: dict[str, Any] = {
 }
 MANY = 100.0  # effective draws by the exact weights, from which a bar is to be stated
 LONGEST_TRAINED = 10  # tokens: guides are trained 200 times a problem
-_BATCH = 8_192  # rows of a run: what stays in a cache
+BATCH = 8_192  # rows of a run: what stays in a cache
 
 
 @dataclass
@@ -124,7 +124,7 @@ def measure(name: str, engine: Engine, kind: Kind, seeds: int, seed: int) -> Cel
 def _runs(engine: Any, truth: Problem, seeds: int, seed: int) -> Iterator[Posterior | None]:
     """``seeds`` runs of the most replicates; of a trained guide one at a time, for each has its own."""
     most = max(REPLICATES)
-    at_once = 1 if isinstance(engine, SVI) else max(1, min(seeds, _BATCH // (most * engine.num_particles)))
+    at_once = 1 if isinstance(engine, SVI) else max(1, min(seeds, BATCH // (most * engine.num_particles)))
     for first in range(0, seeds, at_once):
         count = min(at_once, seeds - first)
         try:

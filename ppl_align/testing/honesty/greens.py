@@ -21,8 +21,8 @@ from ppl_align.posterior.intervals import Estimate
 from ppl_align.posterior.once import told_once
 from ppl_align.runs import run_memory
 from ppl_align.seeds import mix
-from ppl_align.testing.honesty.coverage import MANY, clopper_pearson
-from ppl_align.testing.honesty.groups import groups
+from ppl_align.testing.honesty.coverage import BATCH, MANY, clopper_pearson
+from ppl_align.testing.honesty.groups import groups, pools
 from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
 
 STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
@@ -195,11 +195,11 @@ def _judged(diagnostic: str, runs: Mapping[str, Posterior], truth: Problem, foun
 
 
 def _inspected(truth: Problem, draws: int, seed: int, found: Greens) -> None:
-    """``inspect`` says that importance sampling will do: its pool and what it thinks of it, without the trials, prices
+    """``inspect`` says that importance sampling will do: pools and what it thinks of them, without the trials, prices
     and other strengths that it shows as well."""
-    for each in range(_EACH):
-        with run_memory(), isolated(mix(1000 * seed + each, "inspect")):
-            pool = draw_pool(truth.model, (), {}, draws, lambda done, total, note: None)
+    with run_memory(), isolated(mix(seed, "inspect")):
+        drawn = draw_pool(truth.model, (), {}, draws * _EACH, lambda done, total, note: None, at_once=BATCH)
+    for pool in pools(drawn, draws):
         written = strength(pool, 1.0)
         wrong = is_wrong(written.log_evidence, written.rewards["r"], truth)
         found.of(INSPECT, truth.kind, truth.kl).add(doubt(pool, written) is None, wrong, draws * truth.share)

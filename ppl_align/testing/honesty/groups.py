@@ -1,4 +1,4 @@
-"""One run of many replicates as many runs of a few: replicates are independent, so any of them make a run."""
+"""One run of many replicates as many runs of a few, one large pool as many: what is independent may be cut anywhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from ppl_align.completions import Completion
 from ppl_align.cost import Cost
+from ppl_align.inspection.pool import Pool
 from ppl_align.posterior import Posterior
 
 _BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]
@@ -59,3 +60,25 @@ def replicates(run: Posterior, first: int, last: int) -> Posterior:
         independent=independent,
         cost=cost,
     )
+
+
+def pools(drawn: Pool, size: int) -> Iterator[Pool]:
+    """Pools of ``size`` draws each, in order, without the texts."""
+    for first in range(0, drawn.num_draws - size + 1, size):
+        part = slice(first, first + size)
+
+        def each(values: Mapping[str, Any], part: slice = part) -> dict[str, Any]:
+            return {name: value[part] if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+
+        yield replace(
+            drawn,
+            program=drawn.program.with_particles(size),
+            values=each(drawn.values),
+            log_prior=each(drawn.log_prior),
+            log_proposal=each(drawn.log_proposal),
+            factors=each(drawn.factors),
+            rewards=each(drawn.rewards),
+            scales=each(drawn.scales),
+            log_upper=each(drawn.log_upper),
+            written={},
+        )
