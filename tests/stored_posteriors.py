@@ -1,6 +1,6 @@
 """Writes files of every engine and what is in them: ``python tests/stored_posteriors.py FOLDER``.
 
-It ran with the code of each format that tests/data/posteriors/ holds; test_stored_formats.py reads them."""
+It ran with the code of each format that tests/data/ holds; test_stored_formats.py reads them."""
 
 from __future__ import annotations
 
