@@ -8,8 +8,8 @@
 5. exact draws of another run (Rejection): do they reach where this one has never been?
 6. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
 7. a run is called sound only if it has seen enough (:mod:`ppl_align.diagnostics.doubts`), and if something independent
-   confirms it: enough replicates, or another sound engine. The
-   replicates of a trained guide confirm nothing (what the guide never writes, none of them sees).
+   confirms it: enough replicates, or another sound engine. The replicates of a trained guide, or of any proposal,
+   confirm nothing, nor does another run with a proposal: what a proposal never writes, none of them sees.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import torch
 
 from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
 from ppl_align.diagnostics.blind_spots import blind_spot
-from ppl_align.diagnostics.collapse import collapsed
-from ppl_align.diagnostics.doubts import Doubt, doubts
+from ppl_align.diagnostics.collapse import collapsed, has_proposal
+from ppl_align.diagnostics.doubts import doubts
+from ppl_align.diagnostics.remedies import what_to_do, what_would_confirm, what_would_tell, what_would_vouch
 from ppl_align.posterior.arviz_adapter import GOOD_K
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.intervals import Estimate, critical, exceeds
@@ -44,7 +45,6 @@ BAD_RHAT = 1.1  # variance between replicates a fifth of that within: fewer than
 UNKNOWN_ERROR = 1.0  # nats, for a log Z whose error cannot be estimated
 WORTH_SWITCHING = 2.0  # times the precision per token, before another engine is worth a mention
 NEGLIGIBLE = 0.05  # nats: a difference in log Z that matters to nobody, however significant
-HOPELESS = 1e4  # times as many draws: nobody will
 CAVEAT = "No diagnostic here can see a mode that no run has visited."
 
 
@@ -94,7 +94,7 @@ def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
     act, confirmed = decisions.verdict(runs)
     notes = tuple(f"{name}: {note}." for name, run in decided.items() for note in _notes(run))
     if not conditioned:
-        remedy = () if confirmed else ("Another engine that decides (SVI, Nested) would confirm it.",)
+        remedy = () if confirmed else (what_would_confirm(decided),)
         return Advice(act, (*notes, *remedy), "sound" if confirmed else "unconfirmed")
     explain = _of_conditioned(conditioned, best)
     standing = "unconfirmed" if explain.standing == "sound" and not confirmed else explain.standing
@@ -114,7 +114,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
         return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "sound", best)
     if not sound:
         first = found[best][0]
-        remedy = _remedy(runs[best])
+        remedy = what_to_do(runs[best])
         verdict = f"No run can be trusted: {first} ({best}, the best of them)."
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unsound")
     doubted = {name: doubts(runs[name]) for name in sound}
@@ -123,10 +123,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     confirmed = [name for name in believed if _is_confirmed(runs[name], sound, runs)]
     if not confirmed:
         verdict = f"Nothing speaks against {_list(sound)}, but nothing confirms it either."
-        if believed:
-            remedy = f"Run another engine, or {MIN_REPLICATES} replicates or more of one that does not train a guide."
-        else:
-            remedy = what_would_tell(runs, doubted)
+        remedy = what_would_vouch([runs[name] for name in believed]) if believed else what_would_tell(runs, doubted)
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
     use, verdict = _choice(runs, confirmed)
     return Advice(verdict, (*reasons, _caveat(runs)), "sound", use)
@@ -145,9 +142,11 @@ def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior
     """By its own replicates, or by a sound run of another engine (sound runs agree on log Z within their errors)."""
     if run.draws_are_exact:  # nothing could confirm it better
         return True
-    if "loss" not in run.history and len(run.log_weight) >= MIN_REPLICATES:
+    steered = has_proposal(run)
+    if not steered and len(run.log_weight) >= MIN_REPLICATES:
         return True
-    return any(runs[name].engine != run.engine for name in sound)
+    others = [runs[name] for name in sound if runs[name] is not run]
+    return any(not has_proposal(o) if steered else has_proposal(o) or o.engine != run.engine for o in others)
 
 
 def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
@@ -175,7 +174,7 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     if run.exact:
         return []
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
-        found = [_disagreement_with_exact(run, runs), _few_draws(run), _wide_spread(run)]
+        found = [_disagreement_with_exact(run, runs), _few_draws(run)]
         return [problem for problem in found if problem is not None]
     found = [_shortfall(run, runs), *collapsed(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs)]
     found += [_unseen(run, runs), _few_draws(run), _replicates(run)]
@@ -247,6 +246,9 @@ def _unseen(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
 
 @once
 def _few_draws(run: Posterior) -> str | None:
+    if run.draws_are_exact:
+        few = run.log_weight.numel()
+        return f"{few} exact draw{'s' if few > 1 else ''} in all" if few < evidence.FEW_DRAWS else None
     if weights.perplexity(run.log_weight) < evidence.FEW_DRAWS:
         share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9
         carrying = completions_carrying(run, share)
@@ -299,37 +301,6 @@ def _notes(run: Posterior) -> list[str]:
     if resampled is not None and not np.asarray(resampled).any():
         return ["it never resampled, so it is importance sampling under another name", *run.warnings]
     return list(run.warnings)
-
-
-def _remedy(best: Posterior) -> str:
-    kl = evidence.kl_to_prior(best)
-    if math.isfinite(kl.value) and kl.lower_bound:
-        return (
-            f"The posterior lies at least {kl.value:.1f} nats from the prior: it takes well "
-            f"over {math.exp(kl.value):,.0f} draws of the prior. Raise beta, draw more, or use a twist or a trained "
-            "guide as proposal."
-        )
-    return "Raise num_particles and num_replicates, or use a trained guide as proposal."
-
-
-def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Doubt]]) -> str:
-    """The cheapest way to an answer, in numbers: how many particles, at what cost."""
-    prices = {}
-    for name, found in doubted.items():
-        factors = [doubt.factor for doubt in found]
-        if not any(factor is None for factor in factors):
-            cost = runs[name].cost
-            factor = max(factor for factor in factors if factor is not None)
-            prices[name] = factor * (cost.lm_tokens + cost.scored_tokens), factor
-    cheapest = min(prices, key=lambda name: prices[name][0], default=None)
-    if cheapest is None or prices[cheapest][1] > HOPELESS:
-        return "More draws of these engines would not tell: use a twist, or a trained guide as proposal."
-    tokens, factor = prices[cheapest]
-    draws = math.ceil(factor * runs[cheapest].log_weight.numel())
-    price = f" ({tokens:,.0f} LM tokens)" if tokens else ""
-    return (
-        f"About {draws:,} draws of {cheapest} in all would tell{price}: raise num_particles, not only num_replicates."
-    )
 
 
 def _list(names: list[str]) -> str:

@@ -48,12 +48,19 @@ def collapsed(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     return [line for line in found if line is not None]
 
 
+def has_proposal(run: Posterior) -> bool:
+    """Were the particles drawn from a guide of their own run, or from a ``proposal=``?
+
+    What is left is drawn from the prior, or from the prior within hard constraints: neither can collapse."""
+    return "loss" in run.history or run.config.get("proposal") is not None
+
+
 def one_draw(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
     """All draws of a proposal are the same, the prior has others, and so has the posterior, for all that is known.
 
     It may be that only one text is worth writing: then another run, which found it on its own, has it almost alone."""
     total = run.log_weight.numel()
-    if total < 2 or not run.independent or drew_from_prior(run) or len(set(identity(run).tolist())) > 1:
+    if total < 2 or not run.independent or not has_proposal(run) or len(set(identity(run).tolist())) > 1:
         return None
     if float(log_prior(run).reshape(-1)[0]) > -CERTAIN:
         return None

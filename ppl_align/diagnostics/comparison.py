@@ -20,6 +20,7 @@ from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.diagnostics.scales import differing_scales, scales
 from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.estimates import RETAINING
 from ppl_align.posterior.intervals import Estimate
 from ppl_align.posterior.once import told_once
 from ppl_align.provenance import differences
@@ -139,6 +140,7 @@ def compare(runs: Runs) -> Comparison:
     runs that decide may stand side by side: the first have log Z, the second J.
     """
     named = _named(runs)
+    _no_retained_draws(named)
     _same_target(named)
     differ = differences({name: run.provenance for name, run in named.items()})
     if differ is not None:
@@ -267,6 +269,15 @@ def _named(runs: Runs) -> dict[str, Posterior]:
     if not named:
         raise InputError("nothing to compare: give at least one posterior")
     return named
+
+
+def _no_retained_draws(named: Mapping[str, Posterior]) -> None:
+    for name, run in named.items():
+        if run.engine == RETAINING:
+            raise InputError(
+                f"{name!r} is a conditional run: a draw of the posterior was put among its particles, so it bounds "
+                "log Z from above and is no run to compare; see evidence_bounds(engine, model, exact=...)"
+            )
 
 
 def _prompts(run: Posterior) -> set[str]:

@@ -28,6 +28,7 @@ from ppl_align.diagnostics.prior import ENOUGH, prior_mean
 from ppl_align.diagnostics.weights import ess_by_replicate
 from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.intervals import LEVEL, predicted_draws
+from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import prior_log_weight
 
@@ -86,7 +87,7 @@ def _room(run: Posterior) -> Doubt | None:
 
 
 def _log_z(run: Posterior) -> Doubt | None:
-    return too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", _more(run))
+    return too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", more(run))
 
 
 def _mean(run: Posterior, name: str) -> Doubt | None:
@@ -96,7 +97,7 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     if moved is None:
         return None
     goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
-    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, _more(run), OF_THE_SHIFT_LEVEL)
+    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, more(run), OF_THE_SHIFT_LEVEL)
 
 
 def too_wide(
@@ -118,10 +119,11 @@ def too_wide(
     )
 
 
-def _more(run: Posterior) -> float | None:
+def more(run: Posterior) -> float | None:
     """By what the draws of a run have to grow for an error bar."""
     if not run.independent:
-        return None
+        ancestors = ancestors_by_replicate(run)
+        return None if ancestors is None else max(FEWEST_ANCESTORS / max(sum(ancestors), 1), 2.0)
     return max(PREDICTED / max(predicted_draws(run.log_weight), 1e-6), 2.0)
 
 

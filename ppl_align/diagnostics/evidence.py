@@ -21,6 +21,7 @@ from ppl_align.posterior.estimates import (
 from ppl_align.posterior.intervals import Estimate, of_influence
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
+from ppl_align.posterior.prior import drew_from_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -95,7 +96,7 @@ def log_z(posterior: Posterior) -> Estimate:
     value = log_evidence(posterior)
     if posterior.target == "decision" or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan)
-    if posterior.exact:
+    if posterior.exact or nothing_weighs(posterior):
         return Estimate(value, 0.0)
     stated = bar_can_be_stated(posterior)
     if "num_draws" in posterior.history:
@@ -104,6 +105,15 @@ def log_z(posterior: Posterior) -> Estimate:
         psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
         return of_influence(value, psi, float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1))), stated)
     return _log_z_of_resampled(posterior, value, stated)
+
+
+def nothing_weighs(posterior: Posterior) -> bool:
+    """Is the posterior the prior, by the program's own word: no factor, or none but rewards of weight 0?"""
+    weightless = all(
+        name in posterior.scales and not bool(torch.as_tensor(posterior.scales[name]).any())
+        for name in posterior.factors
+    )
+    return weightless and drew_from_prior(posterior)
 
 
 def _or_unknown(value: float, error: float | None, dof: float) -> Estimate:
@@ -228,6 +238,8 @@ def kl(posterior: Posterior) -> Estimate:
     value, lower_bound = kl_to_prior(posterior)
     if posterior.exact or posterior.target == "decision":
         return Estimate(value, 0.0 if posterior.exact else math.nan)
+    if nothing_weighs(posterior):
+        return Estimate(value, 0.0)
     stated = not lower_bound and bar_can_be_stated(posterior)
     w = posterior.weights
     likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
@@ -241,7 +253,8 @@ def kl(posterior: Posterior) -> Estimate:
         found, waiting = of_influence(value, psi, math.inf, stated), log_z(posterior)
         error = math.hypot(found.standard_error, waiting.standard_error)
         share = (found.standard_error / error) ** 3 if error > 0 else 0.0  # third moments add up
-        return Estimate(value, error, found.dof, found.skewness * share)
+        dof = found.dof if found.standard_error > 0 else waiting.dof
+        return Estimate(value, error, dof, found.skewness * share)
     return of_influence(value, psi - (count * w.reshape(-1) - 1), effective, stated)
 
 

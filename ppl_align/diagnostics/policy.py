@@ -33,4 +33,5 @@ def own_mean(posterior: Posterior, reward: str) -> Estimate | None:
         return Estimate(math.nan, math.nan)
     if bool(r.isinf().any()):
         return Estimate(float(r.mean()), math.nan)
-    return Estimate(float(r.mean()), float(r.std()) / math.sqrt(len(r)) if len(r) > 1 else math.nan)
+    error = float(r.std()) / math.sqrt(len(r)) if len(r) > 1 else math.nan
+    return Estimate(float(r.mean()), error, math.inf if error > 0 else math.nan)  # equal draws do not tell their error

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 MIN_EFFECTIVE_DRAWS = 2.0
+RETAINING = "conditional"
+"""The engine whose runs hold a draw of the posterior that it was given."""
 
 
 def log_mean_exp(log_weight: Tensor) -> Tensor:
@@ -73,6 +75,8 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
         return True
     if posterior.draws_are_exact:
         return posterior.log_weight.numel() >= FEWEST_EXACT
+    if posterior.engine == RETAINING:  # one of its particles was not drawn by the engine: log Z lies too high
+        return False
     if unmet(posterior):
         return False
     if posterior.independent:

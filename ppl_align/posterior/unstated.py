@@ -61,10 +61,13 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
     if posterior.draws_are_exact and math.isfinite(estimate.standard_error):
         return f"fewer than {FEWEST_EXACT} draws say nothing of their own error; take more num_particles"
     if posterior.independent and math.isfinite(estimate.standard_error):
-        few = predicted_draws(posterior.log_weight)
+        few, remedy = predicted_draws(posterior.log_weight), "take more num_particles"
+        if posterior.target == "decision":
+            return f"from {posterior.log_weight.numel()} episodes nobody knows the error; {remedy}"
+        foretold = f"{few:.0f}" if few >= 1 else "less than one"
         return (
-            f"its weights foretell {few:.0f} effective draws, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
-            "the error; take more num_particles, or a proposal= that fits better"
+            f"its weights foretell {foretold} effective draws, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
+            f"the error; {remedy}, or a proposal= that fits better"
         )
     if posterior.independent:
         return "fewer than 2 effective draws carry the weight; take more num_particles, or a proposal= that fits better"

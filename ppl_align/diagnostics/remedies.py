@@ -1,0 +1,90 @@
+"""What to do next, in numbers: how many particles, at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ppl_align.diagnostics import decisions, evidence
+from ppl_align.diagnostics.collapse import has_proposal
+from ppl_align.diagnostics.doubts import Doubt, more
+from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.intervals import FEWEST_EXACT
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
+
+HOPELESS = 1e4  # times as many draws: nobody will
+
+
+def what_to_do(best: Posterior) -> str:
+    """Where no run can be trusted, with the best of them."""
+    replicates, particles = best.log_weight.shape
+    if best.draws_are_exact:
+        return f"Draw more: it takes {FEWEST_EXACT} exact draws for error bars (num_particles times num_replicates)."
+    if "loss" in best.history:
+        return (
+            f"Train it longer than num_steps={len(best.history['loss'])}, or with a lower learning_rate, and draw more "
+            f"than num_particles={particles}; or run importance sampling or SMC beside it."
+        )
+    kl = evidence.kl_to_prior(best)
+    far = math.isfinite(kl.value) and kl.lower_bound
+    if far and best.independent and not has_proposal(best) and kl.value > math.log(best.log_weight.numel()) - 1:
+        return (
+            f"The posterior lies at least {kl.value:.1f} nats from the prior: it takes well over {_exp(kl.value)} "
+            f"draws of the prior, and this run has {best.log_weight.numel():,}. Raise beta, or use a twist or a "
+            "trained guide as proposal."
+        )
+    if not best.independent and replicates < MIN_REPLICATES:
+        return f"Take num_replicates={MIN_REPLICATES} or more."
+    factor = more(best)
+    if factor is None or factor > HOPELESS:
+        return "Use a twist, or a trained guide as proposal."
+    tokens = factor * (best.cost.lm_tokens + best.cost.scored_tokens)
+    price = f" ({tokens:,.0f} LM tokens)" if tokens else ""
+    return f"Take num_particles={math.ceil(factor * particles):,}{price}, or a twist, or a guide as proposal."
+
+
+def _exp(nats: float) -> str:
+    """e^nats, as far as anybody would read it."""
+    return f"{math.exp(nats):,.0f}" if nats < math.log(1e9) else f"e^{nats:.0f}"
+
+
+def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Doubt]]) -> str:
+    """The cheapest way to an answer, in numbers: how many particles, at what cost."""
+    prices = {}
+    for name, found in doubted.items():
+        factors = [doubt.factor for doubt in found]
+        if not any(factor is None for factor in factors):
+            cost = runs[name].cost
+            factor = max(factor for factor in factors if factor is not None)
+            prices[name] = factor * (cost.lm_tokens + cost.scored_tokens), factor
+    cheapest = min(prices, key=lambda name: prices[name][0], default=None)
+    if cheapest is None or prices[cheapest][1] > HOPELESS:
+        return "More draws of these engines would not tell: use another twist, or a trained guide as proposal."
+    tokens, factor = prices[cheapest]
+    draws = math.ceil(factor * runs[cheapest].log_weight.numel())
+    price = f" ({tokens:,.0f} LM tokens)" if tokens else ""
+    return (
+        f"About {draws:,} draws of {cheapest} in all would tell{price}: raise num_particles, not only num_replicates."
+    )
+
+
+def what_would_vouch(believed: Sequence[Posterior]) -> str:
+    """Where runs have seen enough, and nothing independent of them says the same."""
+    if any(has_proposal(run) for run in believed):
+        return (
+            f"Run an engine without a proposal beside it, with num_replicates={MIN_REPLICATES} or more: what a guide "
+            "never writes, no run with this guide sees."
+        )
+    return f"Run another engine, or num_replicates={MIN_REPLICATES} or more."
+
+
+def what_would_confirm(decided: Mapping[str, Posterior]) -> str:
+    """Where a decision stands alone, or rests on too few episodes."""
+    leader = decisions.best(decided)
+    episodes = decisions.lacking(decided[leader])
+    if episodes is not None:
+        return f"About {episodes:,} episodes of {leader} would tell its J: raise num_particles."
+    return "Another engine that decides (SVI, Nested) would confirm it."
