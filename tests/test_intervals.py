@@ -15,11 +15,15 @@ from ppl_align import SMC, SVI, ImportanceSampling, MarkovLM, Rejection, compare
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
+from ppl_align.engines.base import isolated
+from ppl_align.inspection.pool import draw_pool
 from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
 from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.runs import run_memory
+from ppl_align.testing.honesty import greens
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
 from ppl_align.testing.honesty.greens import Greens, Stratum, how_often, is_wrong, round_of
-from ppl_align.testing.honesty.groups import groups
+from ppl_align.testing.honesty.groups import groups, pools
 from ppl_align.testing.honesty.problems import KINDS, Kind, problem
 
 SEED = 1
@@ -180,15 +184,31 @@ def test_what_is_kept_does_not_hang_on_how_many_runs_a_row_had() -> None:
     assert sum(how_often(kind, at) for kind in KINDS for at in range(4)) == pytest.approx(1)
 
 
-def test_the_harness_sees_what_inspect_says() -> None:
-    """It leaves out what costs most of an inspection, and draws the same pool."""
-    found = round_of(SEED, "graded", 64, 4, [("inspect", at) for at in range(4)], problems=1)
-    (stratum,) = found.strata.values()
-    rng = np.random.default_rng([SEED, len("graded")])
-    truth = problem("graded", 1_000_000 + 1000 * SEED, math.exp(rng.uniform(math.log(0.05), math.log(20.0))))
-    said = [inspect(truth.model, num_draws=256, num_prefixes=0, seed=1000 * SEED + each) for each in range(10)]
-    assert stratum.runs == 10
-    assert stratum.greens == sum("will do" in each.advice[1] for each in said) == sum(s.doubt is None for s in said)
+def test_the_harness_sees_what_inspect_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves out what costs most of an inspection, and draws the same pool where it draws one."""
+    monkeypatch.setattr(greens, "_EACH", 1)
+    verdicts = []
+    for seed in range(SEED, SEED + 8):
+        found = round_of(seed, "graded", 64, 4, [("inspect", at) for at in range(4)], problems=1)
+        (stratum,) = found.strata.values()
+        rng = np.random.default_rng([seed, len("graded")])
+        truth = problem("graded", 1_000_000 + 1000 * seed, math.exp(rng.uniform(math.log(0.05), math.log(20.0))))
+        said = inspect(truth.model, num_draws=256, num_prefixes=0, seed=seed)
+        assert (stratum.runs, stratum.greens) == (1, int(said.doubt is None))
+        assert ("will do" in said.advice[1]) == (said.doubt is None)
+        verdicts.append(said.doubt is None)
+    assert len(set(verdicts)) == 2, "both verdicts were seen"
+
+
+def test_parts_of_a_pool_are_pools() -> None:
+    """The same draws, cut: weights and rewards lie side by side."""
+    truth = problem("graded", 5, 1.0)
+    with run_memory(), isolated(3):
+        drawn = draw_pool(truth.model, (), {}, 1000, lambda done, total, note: None)
+    parts = list(pools(drawn, 300))
+    assert [part.num_draws for part in parts] == [300] * 3
+    assert torch.equal(torch.cat([part.log_weight for part in parts]), drawn.log_weight[:900])
+    assert torch.equal(torch.cat([part.rewards["r"] for part in parts]), drawn.rewards["r"][:900])
 
 
 def test_what_counts_as_wrong() -> None:

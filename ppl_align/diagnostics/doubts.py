@@ -6,9 +6,10 @@ A run without a complaint may have seen too little to have one. A green light ta
 2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved (a 90%
    interval, which is exceeded on either side by 5%), log Z to half a nat;
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
-   weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``, and of at most the share of the draws
-   that these are: of what is far, the draws that would show how skewed it is are not there. Of a population that was
-   resampled: ``PREDICTED`` effective draws at its narrowest place, for all that comes after descends from these;
+   weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``, and of at most the share of ``FULL``
+   draws (of all, where there are fewer) that these are: of what is far, the draws that would show how skewed it is are
+   not there. Of a population that was resampled: ``PREDICTED`` effective draws at its narrowest place, for all that
+   comes after descends from these;
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 PREDICTED = 50.0
 SKEWED = 0.4
+FULL = 1024  # draws
+UNNOTICED = 0.05  # nats
 OF_THE_SHIFT, OF_THE_SHIFT_LEVEL = 0.3, 0.9  # 95% on each side
 LOG_Z = 0.5  # nats
 ROOM = 1.0  # nats
@@ -94,7 +97,7 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     if constant_reward(run, name) is not None:
         return None
     moved = _moved(run, name)
-    if moved is None:
+    if moved is None or evidence.kl(run).interval()[1] < UNNOTICED:  # hardly moved at all: nobody would see more
         return None
     goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
     return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, more(run), OF_THE_SHIFT_LEVEL)
@@ -167,15 +170,20 @@ def _narrow(run: Posterior) -> Doubt | None:
 
 def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:
     """Are weights too skewed for the errors that they state? ``predicted`` effective draws of ``total``."""
-    enough = min(PREDICTED, total / 2)
-    if predicted < enough:
-        return Doubt(
-            f"its weights foretell {predicted:.0f} effective draws, it takes {enough:.0f} to believe what they show",
-            enough / max(predicted, 1e-6),
-        )
-    allowed = min(SKEWED, predicted / total)
-    if skewness <= allowed:
+    enough, allowed = min(PREDICTED, total / 2), min(SKEWED, predicted / min(total, FULL))
+    if predicted >= enough and skewness <= allowed:
         return None
-    return Doubt(
-        f"its few largest weights say most of what it says (skewness {skewness:.2f})", (skewness / allowed) ** 2
-    )
+    factor = max(enough / max(predicted, 1e-6), _until_even(predicted / total, total, skewness))
+    if predicted < enough:
+        foretold = f"{predicted:.0f}" if predicted >= 1 else "less than one"
+        return Doubt(
+            f"its weights foretell {foretold} effective draws, it takes {enough:.0f} to believe what they show", factor
+        )
+    return Doubt(f"its few largest weights say most of what it says (skewness {skewness:.2f})", factor)
+
+
+def _until_even(share: float, total: int, skewness: float) -> float:
+    """Times as many draws f at which skewness / sqrt(f) <= min(SKEWED, share max(1, f total / FULL))."""
+    share = max(share, 1e-6)
+    grows = (skewness * FULL / (share * total)) ** (2 / 3)
+    return max((skewness / SKEWED) ** 2, min((skewness / share) ** 2, grows))
