@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path, PurePath
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -150,10 +150,11 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _function(function: FunctionType, above: tuple[int, ...]) -> Iterator[bytes]:
-    """Source and defaults of a function, and what it refers to: constants, tensors, functions and classes of the user.
+    """Source and defaults of a function, and what it refers to: constants, tensors, functions and classes of the user,
+    and objects that can be called, as rewards are (:func:`_steady`).
 
-    What can change while it runs (lists, counters, objects) does not count: it would make two runs of one program look
-    like runs of two."""
+    What can change while it runs (lists, counters, other objects) does not count: it would make two runs of one program
+    look like runs of two."""
     yield _source(function).encode("utf-8", "surrogatepass")
     yield _one((function.__defaults__, function.__kwdefaults__), above)
     names, stored = _names(function.__code__)
@@ -163,7 +164,30 @@ def _function(function: FunctionType, above: tuple[int, ...]) -> Iterator[bytes]
     for name, value in sorted(held.items()):
         if name not in stored and _counts(value):
             yield name.encode()
-            yield _one(value, above)
+            yield _one(_steady(value) if _is_called(value) else value, above)
+
+
+def _is_called(value: Any) -> bool:
+    """An object with a ``__call__`` of its own: no function or class, and no network or language model, which may be in
+    training."""
+    other = (FunctionType, MethodType, BuiltinFunctionType, functools.partial, type, nn.Module)
+    return callable(value) and not isinstance(value, other) and not hasattr(value, "fingerprint")
+
+
+def _steady(value: Any, deepest: int = _DEEPEST) -> tuple[Any, ...]:
+    """What an object is by its own word (``identity_parts``), or its class and the public attributes that count.
+
+    Not those that its methods write: what it counts or remembers while it is called says nothing of what it is."""
+    kind: Any = type(value)
+    if hasattr(value, "identity_parts"):
+        return (kind, *value.identity_parts())
+    written: set[str] = set()
+    for name, method in ((n, m) for base in kind.__mro__ for n, m in vars(base).items()):
+        if isinstance(method, FunctionType) and name not in ("__init__", "__post_init__"):
+            written |= {str(s.argval) for s in dis.get_instructions(method) if s.opname == "STORE_ATTR"}
+    held = {name: own for name, own in _public(value).items() if name not in written}
+    counted = {name: own for name, own in held.items() if isinstance(own, nn.Module) or (deepest and _counts(own))}
+    return kind, {name: _steady(own, deepest - 1) if _is_called(own) else own for name, own in counted.items()}
 
 
 def _filled(cell: Any) -> bool:
@@ -180,7 +204,7 @@ def _counts(value: Any) -> bool:
     if isinstance(value, (FunctionType, type)):
         return not _is_library(value)
     frozen = is_dataclass(value) and getattr(value, "__dataclass_params__").frozen  # noqa: B009
-    return isinstance(value, (*_PLAIN, Tensor)) or frozen
+    return isinstance(value, (*_PLAIN, Tensor)) or frozen or _is_called(value)
 
 
 @functools.lru_cache(maxsize=512)

@@ -206,6 +206,48 @@ def test_what_changes_while_it_runs_is_no_part_of_it():
     assert calls > 1
 
 
+class Wanted:
+    """A reward that is an object: what it wants, and what it notes while it is asked."""
+
+    def __init__(self, token, inner=None):
+        self.token, self.inner, self.calls, self.seen = token, inner, 0, []
+
+    def __call__(self, tokens):
+        self.calls += 1
+        self.seen.append(len(tokens))
+        return (tokens == self.token).sum(-1).double()
+
+
+WANTED = Wanted(1)
+
+
+def with_global():
+    x = completion("x", markov(), [0], max_new_tokens=2)
+    reward("r", WANTED, x.tokens)
+
+
+def with_closure(wanted):
+    def program():
+        x = completion("x", markov(), [0], max_new_tokens=2)
+        reward("r", wanted, x.tokens)
+
+    return program
+
+
+def test_a_reward_that_is_an_object_is_part_of_the_program(monkeypatch):
+    one = run(with_closure(Wanted(1)))
+    assert run(with_closure(Wanted(1))) == one
+    assert run(with_closure(Wanted(2))) != one
+    assert run(with_closure(Wanted(1, Wanted(2)))) not in (one, run(with_closure(Wanted(1, Wanted(3)))))
+    before = run(with_global)
+    assert run(with_global) == before, "it counts its calls, and stays what it is"
+    monkeypatch.setattr(sys.modules[__name__], "WANTED", Wanted(2))
+    assert run(with_global) != before
+    round_ = Wanted(1)
+    round_.inner = round_
+    assert run(with_closure(round_)) == run(with_closure(round_))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
