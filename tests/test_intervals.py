@@ -16,6 +16,7 @@ from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.engines.base import isolated
+from ppl_align.errors import InputError
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
 from ppl_align.posterior.lineage import ancestors_by_replicate
@@ -288,3 +289,9 @@ def test_a_population_that_was_narrow_once_is_not_believed(vocab: int, doubted: 
     if doubted:
         (doubt,) = narrow
         assert doubt.factor == pytest.approx(50 / float(run.history["ess"].amin(0).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("level", [95, 1.5, 1.0, 0.0, -0.1, math.nan, "0.95", True])
+def test_a_level_is_a_probability(level: object) -> None:
+    with pytest.raises(InputError, match="a probability between 0 and 1"):
+        Estimate(1.0, 0.1).interval(level)  # type: ignore[arg-type]

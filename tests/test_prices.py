@@ -20,11 +20,14 @@ from ppl_align import (
     Exact,
     ImportanceSampling,
     Inspection,
+    MarkovLM,
     Rejection,
     completion,
     constrain,
     environment,
+    expert,
     inspect,
+    power,
     reward,
 )
 from ppl_align.constraints import Contains
@@ -228,3 +231,20 @@ def test_a_network_with_hidden_states_has_a_price_for_svi(tiny_llama: CausalLM) 
         reward("r", ones, completion("x", tiny_llama, [1, 2], max_new_tokens=12).tokens)
 
     assert is_priced(prices(inspect(program, num_draws=32, num_prefixes=0))["svi"])
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_the_price_of_enumeration_counts_what_is_scored(square: bool) -> None:
+    lm = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    other = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+
+    def program() -> None:
+        x = completion("x", lm, [1], max_new_tokens=5)
+        if square:
+            power("p", x, 2.0)
+        else:
+            expert("e", other, x, prompt=[2])
+
+    said = prices(inspect(program, num_draws=200, num_prefixes=0))["exact"]
+    paid = Exact().run(program).cost
+    assert said.lm_tokens == paid.lm_tokens + paid.scored_tokens

@@ -7,7 +7,7 @@
 * SVI: its default budget, counted; what the guide will have learned is not known beforehand;
 * under a hard constraint the first, third and fourth draw from within it, as the pool does, and rejection does not: its
   draws have the price of those of the prior;
-* exact: the number of sequences, where they can be listed.
+* exact: the number of sequences, where they can be listed, and what is scored for each.
 
 An engine that refuses the program has no price: it is asked itself (:mod:`ppl_align.inspection.trials`), and its own
 words are the note.
@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_align.engines import SVI, Exact, Rejection
@@ -128,8 +129,17 @@ def _exact(pool: Pool) -> Prediction:
         engine.refuse_too_many(total, name)
     except InputError:
         return _refused("exact", f"{_at_most(pool)}{shown} sequences, more than {engine.max_sequences:,}")
-    speed = pool.cost.seconds / max(pool.cost.lm_tokens, 1)
-    return Prediction("exact", Estimate(total, 0.0), tokens, tokens * speed, False, f"all {shown} assignments")
+    shared = len(pool.sites) > 1 or pool.cost.scored_tokens > 0
+    note = f"all {shown} assignments" + ("; fewer tokens where they share a beginning" if shared else "")
+    tokens += total * pool.cost.scored_tokens / _distinct(pool)
+    speed = pool.cost.seconds / max(pool.cost.lm_tokens + pool.cost.scored_tokens, 1)
+    return Prediction("exact", Estimate(total, 0.0), tokens, tokens * speed, False, note)
+
+
+def _distinct(pool: Pool) -> int:
+    """How many different draws the pool has: a text is scored once."""
+    rows = torch.cat([value.reshape(pool.num_draws, -1).double().cpu() for value in pool.values.values()], -1)
+    return len(rows.unique(dim=0))
 
 
 def _at_most(pool: Pool) -> str:

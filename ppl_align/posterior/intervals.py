@@ -20,6 +20,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from ppl_align.errors import InputError
 from ppl_align.posterior.printed import with_error
 
 LEVEL = 0.95
@@ -65,7 +66,11 @@ class Estimate(_Pair):
         return math.isfinite(self.value) and math.isfinite(self.standard_error) and not math.isnan(self.dof)
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """``(low, high)``, not symmetric where draws are skewed; ``(nan, nan)`` where no bar can be stated."""
+        """``(low, high)``, not symmetric where draws are skewed; ``(nan, nan)`` where no bar can be stated.
+
+        Raises ``InputError`` for a level that is no probability between 0 and 1."""
+        if isinstance(level, (str, bool)) or not 0 < level < 1:
+            raise InputError(f"interval(level) takes a probability between 0 and 1, as interval(0.95), got {level!r}")
         if not self.stated:
             return math.nan, math.nan
         t = quantile(0.5 + level / 2, self.dof)
