@@ -27,7 +27,6 @@ from ppl_align import (
     completion,
     constrain,
     environment,
-    inspect,
     reward,
 )
 from ppl_align.diagnostics import evidence, policy
@@ -232,17 +231,6 @@ def test_remedies_help() -> None:
         assert more > engine.num_particles
         engine = SMC(more, 4, twist="prefix")
     pytest.fail(f"four times did not help: {advice}")
-
-
-def test_looking_before_and_after_say_the_same_of_a_weak_reward() -> None:
-    """It hardly moves anything: how far it moves E[r] is asked neither here nor there."""
-
-    def weak() -> None:
-        x = completion("x", LM, [1], max_new_tokens=6)
-        reward("r", ones, x.tokens, beta=10.0, upper=6.0, lower=0.0)
-
-    assert inspect(weak, num_draws=1000, num_prefixes=0).doubt is None
-    assert compare([ImportanceSampling(250, 4).run(weak)]).advice.standing == "sound"
 
 
 def test_more_draws_of_the_same_share_are_believed_in_the_end() -> None:

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 PREDICTED = 50.0
 SKEWED = 0.4
 FULL = 1024  # draws
-UNNOTICED = 0.05  # nats
 OF_THE_SHIFT, OF_THE_SHIFT_LEVEL = 0.3, 0.9  # 95% on each side
 LOG_Z = 0.5  # nats
 ROOM = 1.0  # nats
@@ -97,7 +96,7 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     if constant_reward(run, name) is not None:
         return None
     moved = _moved(run, name)
-    if moved is None or evidence.kl(run).interval()[1] < UNNOTICED:  # hardly moved at all: nobody would see more
+    if moved is None:
         return None
     goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
     return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, more(run), OF_THE_SHIFT_LEVEL)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import torch
 
-from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT, OF_THE_SHIFT_LEVEL, ROOM, UNNOTICED, skewed, too_wide
+from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT, OF_THE_SHIFT_LEVEL, ROOM, skewed, too_wide
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.strengths import Strength
+
+UNNOTICED = 0.05  # nats
 
 
 def doubt(pool: Pool, written: Strength) -> str | None:
