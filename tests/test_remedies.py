@@ -31,6 +31,7 @@ from ppl_align import (
 )
 from ppl_align.diagnostics import evidence, policy
 from ppl_align.errors import InputError
+from ppl_align.posterior.unstated import unstated
 
 FLAT = MarkovLM(torch.zeros(3, 3, dtype=torch.float64))
 LM = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
@@ -65,7 +66,7 @@ def test_a_guide_is_confirmed_by_nobody_who_draws_from_it(one_way: Posterior) ->
     """It found half of the posterior; replicates, another engine and the run that trained it see the same half."""
     weighted = ImportanceSampling(256, 4, proposal=one_way.guide).run(two_ways, seed=0)
     resampled = SMC(256, 4, proposal=one_way.guide).run(two_ways, seed=0)
-    assert abs(evidence.log_z(weighted).value - 19.122) > 0.5
+    assert evidence.log_z(weighted).value < evidence.log_z(Exact().run(two_ways)).value - 0.5
     for runs in ({"a": weighted}, {"a": resampled}, {"a": weighted, "b": one_way}, {"a": weighted, "b": resampled}):
         advice = compare(runs).advice
         assert advice.standing != "sound", runs
@@ -84,6 +85,7 @@ def test_a_conditional_run_is_not_compared_and_states_no_bar() -> None:
     retained = Rejection(4, 4, max_draws=10**7).run(far, seed=0)
     run = Conditional(ImportanceSampling(100, 16), retained).run(far, seed=0)
     assert not run.mean("r").stated
+    assert "a draw of the posterior was put among its particles" in " ".join(unstated(run))
     with pytest.raises(InputError, match="'c' is a conditional run") as error:
         compare({"c": run, "is": ImportanceSampling(100, 4).run(far)})
     assert len(str(error.value).splitlines()) == 1
@@ -136,7 +138,8 @@ def test_where_nothing_weighs_log_z_is_known(program: Callable[[], None]) -> Non
 
 
 def test_a_constraint_that_one_text_meets_is_no_collapse() -> None:
-    words = MarkovLM(torch.randn(4, 4, dtype=torch.float64), tokens=["a", "b", "c", " "])
+    generator = torch.Generator().manual_seed(2)
+    words = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=generator), tokens=["a", "b", "c", " "])
 
     def single() -> None:
         x = completion("x", words, "a", max_new_tokens=3)
@@ -177,7 +180,7 @@ def test_few_particles_of_smc_are_told_to_be_more() -> None:
     advice = compare([SMC(16, 4, twist="prefix").run(far)]).advice
     assert advice.standing != "sound"
     assert re.search(r"About [\d,]+ draws|num_particles=\d+", str(advice)), advice
-    assert "a twist," not in str(advice).replace("or a twist,", "")
+    assert "would not tell" not in str(advice)
 
 
 def test_one_population_is_told_to_be_four() -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ppl_align import Completion, compare
+from ppl_align import compare
+from ppl_align.completions import tensor_of
 from ppl_align.posterior import Posterior
 
 FOLDER = Path(__file__).parent / "data"
+FOLDERS = [path for path in sorted(FOLDER.glob("format*")) if path.is_dir()]
 FILES = sorted(FOLDER.glob("format*/*.nc"))
 PROGRAMS = ("wishes", "told", "served")
 
@@ -37,7 +38,7 @@ def close(found: Any, said: Any) -> bool:
 
 
 def test_there_are_files_of_every_engine() -> None:
-    for folder in [path for path in sorted(FOLDER.glob("format*")) if path.is_dir()]:
+    for folder in FOLDERS:
         engines = {facts(path)["engine"] for path in folder.glob("*.nc")}
         assert engines >= {"exact", "importance", "smc", "svi", "rejection", "nested"}
 
@@ -72,8 +73,7 @@ def test_it_is_exported_and_written_again(path: Path, tmp_path: Path) -> None:
     again = Posterior.load(run.save(tmp_path / "again.nc"))
     assert torch.equal(again.log_weight, run.log_weight)
     for name, value in run.particles.items():
-        tensors: Callable[[Any], torch.Tensor] = lambda v: v.tokens if isinstance(v, Completion) else v  # noqa: E731
-        assert torch.equal(tensors(again.particles[name]), tensors(value))
+        assert torch.equal(tensor_of(again.particles[name]), tensor_of(value))
     for mine, its in ((again.rewards, run.rewards), (again.scales, run.scales), (again.log_upper, run.log_upper)):
         assert list(mine) == list(its)
         for name in mine:
@@ -82,9 +82,7 @@ def test_it_is_exported_and_written_again(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize(
-    "folder", [path for path in sorted(FOLDER.glob("format*")) if path.is_dir()], ids=lambda folder: folder.name
-)
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_runs_of_one_program_are_compared(folder: Path, program: str) -> None:
     paths = [path for path in sorted(folder.glob(f"{program}-*.nc")) if "conditional" not in path.stem]
     comparison = compare(paths)

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT
 from ppl_align.posterior.estimates import Estimate, log_likelihood, log_prior
 from ppl_align.posterior.intervals import FEWEST_EXACT, quantile
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 3.0  # standard errors
 NEGLIGIBLE = 0.05  # nats
-KNOWN_TO, OF_ITS_SIZE = 0.5, 0.3  # nats; share
 
 
 def value(posterior: Posterior) -> Estimate | None:
@@ -57,9 +57,8 @@ def verdict(runs: Mapping[str, Posterior]) -> tuple[str, bool]:
     most = next((run.optimism.best for run in conditioned.values() if run.optimism is not None), None)
     if most is not None:
         near = most - j.value <= max(SIGNIFICANT * j.standard_error, NEGLIGIBLE)
-        return f"{line}, where the best of all policies has {most:.4g}.", near and lacking(
-            decided[leader], most
-        ) is None
+        known = lacking(decided[leader], most) is None
+        return f"{line}, where the best of all policies has {most:.4g}.", near and known
     others = [_known(value(run)) for name, run in decided.items() if run.engine != decided[leader].engine]
     agree = lacking(decided[leader]) is None and any(
         j.value - other.value <= max(SIGNIFICANT * math.hypot(j.standard_error, other.standard_error), NEGLIGIBLE)
@@ -72,7 +71,7 @@ def lacking(run: Posterior, scale: float | None = None) -> int | None:
     """How many episodes it takes to know J to half a nat and to 30% of ``scale`` (of J itself, where that is not
     given); None where it is known. A few episodes that happen to agree know nothing."""
     j, count = _known(value(run)), run.log_weight.numel()
-    goal = min(KNOWN_TO, max(OF_ITS_SIZE * abs(j.value if scale is None else scale), NEGLIGIBLE))
+    goal = min(LOG_Z, max(OF_THE_SHIFT * abs(j.value if scale is None else scale), NEGLIGIBLE))
     if count < FEWEST_EXACT or not math.isfinite(j.standard_error):
         return max(FEWEST_EXACT, 2 * count)
     needed = math.ceil(count * (quantile(0.975, count - 1) * j.standard_error / goal) ** 2)

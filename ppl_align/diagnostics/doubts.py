@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PREDICTED = 50.0
 SKEWED = 0.4
-FULL = 1024  # draws
+FULL = 1024  # draws, as many as `make honesty` judges
 OF_THE_SHIFT, OF_THE_SHIFT_LEVEL = 0.3, 0.9  # 95% on each side
 LOG_Z = 0.5  # nats
 ROOM = 1.0  # nats

@@ -115,8 +115,6 @@ class _Speaker:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Speaker) and (self.lm is other.lm or self.lm.fingerprint == other.lm.fingerprint)
 
-    __hash__ = None  # type: ignore[assignment]
-
 
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     """What a site says, gravest first."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ppl_align.posterior.constant import unmet
-from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
+from ppl_align.posterior.estimates import MIN_REPLICATES, RETAINING, Estimate
 from ppl_align.posterior.intervals import FEWEST_EXACT, FEWEST_PREDICTED, predicted_draws
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         return "a single episode says nothing of its own spread; num_replicates=4 gives one"
     if estimate.standard_error == 0:
         return "it is the same on all draws, which says nothing of draws that were not made"
+    if posterior.engine == RETAINING:
+        return "a draw of the posterior was put among its particles, so its log Z lies too high: it is a bound"
     never = [] if posterior.draws_are_exact else unmet(posterior)
     if never and math.isfinite(estimate.standard_error):
         return f"the reward {never[0]!r} is the same on all draws, which says nothing of draws that were not made"

@@ -15,6 +15,7 @@ from ppl_align.inspection.pool import Pool
 from ppl_align.posterior import Posterior
 
 _BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]
+_BY_DRAW = ("values", "log_prior", "log_proposal", "factors", "rewards", "scales", "log_upper")  # of a pool, [N, ...]
 _BY_REPLICATE = ("lineage", "num_draws")  # [R, ...]
 
 
@@ -70,15 +71,5 @@ def pools(drawn: Pool, size: int) -> Iterator[Pool]:
         def each(values: Mapping[str, Any], part: slice = part) -> dict[str, Any]:
             return {name: value[part] if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
-        yield replace(
-            drawn,
-            program=drawn.program.with_particles(size),
-            values=each(drawn.values),
-            log_prior=each(drawn.log_prior),
-            log_proposal=each(drawn.log_proposal),
-            factors=each(drawn.factors),
-            rewards=each(drawn.rewards),
-            scales=each(drawn.scales),
-            log_upper=each(drawn.log_upper),
-            written={},
-        )
+        cut: dict[str, Any] = {name: each(getattr(drawn, name)) for name in _BY_DRAW}
+        yield replace(drawn, program=drawn.program.with_particles(size), written={}, **cut)
