@@ -21,11 +21,12 @@ import torch
 
 from ppl_align.completions import tensor_of
 from ppl_align.diagnostics import evidence
-from ppl_align.posterior.estimates import Estimate, log_likelihood, log_prior
+from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.intervals import critical
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import identity, site_texts
+from ppl_align.posterior.totals import log_likelihood, log_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT
-from ppl_align.posterior.estimates import Estimate, log_likelihood, log_prior
+from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.intervals import FEWEST_EXACT, quantile
+from ppl_align.posterior.totals import log_likelihood, log_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

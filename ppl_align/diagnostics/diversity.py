@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ppl_align.diagnostics import evidence
-from ppl_align.posterior.estimates import log_likelihood
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.table import draw_indices, flat_tokens, identity, systematic
+from ppl_align.posterior.totals import log_likelihood
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -32,6 +32,7 @@ from ppl_align.posterior.intervals import LEVEL, predicted_draws
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.tails import heavy_tail
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -122,7 +123,10 @@ def too_wide(
 
 
 def more(run: Posterior) -> float | None:
-    """By what the draws of a run have to grow for an error bar."""
+    """By what the draws of a run have to grow for an error bar. None: nobody knows, and of weights without a variance
+    (:mod:`ppl_align.posterior.tails`) no number of draws will do."""
+    if heavy_tail(run) is not None:
+        return None
     if not run.independent:
         ancestors = ancestors_by_replicate(run)
         return None if ancestors is None else max(FEWEST_ANCESTORS / max(sum(ancestors), 1), 2.0)

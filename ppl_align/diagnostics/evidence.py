@@ -11,17 +11,13 @@ from scipy import stats
 from torch import Tensor
 
 from ppl_align.diagnostics import weights
-from ppl_align.posterior.estimates import (
-    MIN_REPLICATES,
-    bar_can_be_stated,
-    log_likelihood,
-    log_mean_exp,
-    numbers_of_sites,
-)
+from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, log_mean_exp, numbers_of_sites
 from ppl_align.posterior.intervals import Estimate, of_influence
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.tails import heavy_tail
+from ppl_align.posterior.totals import log_likelihood
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -77,11 +73,14 @@ def _relvar(log_values: Tensor) -> float:
 
 
 def standard_error(posterior: Posterior) -> float | None:
-    """Of the pooled log Z, by the delta method: sqrt(relvar(Zhat_r) / R). 0 when exact; None where unknown."""
+    """Of the pooled log Z, by the delta method: sqrt(relvar(Zhat_r) / R). 0 when exact; None where unknown, and where
+    the weights of a proposal have no variance (:mod:`ppl_align.posterior.tails`)."""
     if posterior.exact:
         return 0.0
     pooled = posterior.log_weight.reshape(-1)
     if posterior.independent and float(weights.ess_by_replicate(pooled[None])) < 2:
+        return None
+    if heavy_tail(posterior) is not None:
         return None
     relvar = relative_variance(posterior)
     return None if relvar is None else math.sqrt(relvar / len(posterior.log_weight))

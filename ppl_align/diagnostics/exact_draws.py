@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.estimates import Estimate, log_likelihood
+from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.totals import log_likelihood
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -11,6 +11,7 @@ from ppl_align.diagnostics.collapse import has_proposal
 from ppl_align.diagnostics.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.intervals import FEWEST_EXACT
+from ppl_align.posterior.unstated import BETTER_PROPOSAL
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -62,7 +63,9 @@ def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Do
             prices[name] = factor * (cost.lm_tokens + cost.scored_tokens), factor
     cheapest = min(prices, key=lambda name: prices[name][0], default=None)
     if cheapest is None or prices[cheapest][1] > HOPELESS:
-        return "More draws of these engines would not tell: use another twist, or a trained guide as proposal."
+        steered = all(has_proposal(runs[name]) for name in doubted)
+        other = BETTER_PROPOSAL if steered else "use another twist, or a trained guide as proposal"
+        return f"More draws of these engines would not tell: {other}."
     tokens, factor = prices[cheapest]
     draws = math.ceil(factor * runs[cheapest].log_weight.numel())
     price = f" ({tokens:,.0f} LM tokens)" if tokens else ""

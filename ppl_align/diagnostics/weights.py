@@ -11,15 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.posterior import arviz_adapter
 from ppl_align.posterior.once import once
+from ppl_align.posterior.tails import pareto_k_of
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
-
-MIN_DRAWS_FOR_K = 25
-MIN_TAIL_VALUES = 5
-"""ArviZ fits no tail to fewer points; tied weights are one point however often they occur."""
 
 
 def normalised(log_weight: Tensor) -> Tensor:
@@ -57,24 +53,7 @@ def pareto_k(posterior: Posterior) -> float | None:
 
 @once
 def pareto_k_by_replicate(posterior: Posterior) -> list[float | None]:
-    """k-hat of every replicate; None where weights are constant, heavily tied or fewer than 25.
-
-    ArviZ would answer infinity (0.x) or raise (1.x) there, and a perfect run would read as a bad one."""
+    """k-hat of every replicate; None where there is no tail to fit (:func:`ppl_align.posterior.tails.pareto_k_of`)."""
     if posterior.exact:
         return [None] * len(posterior.log_weight)
-    return [_pareto_k(row) for row in posterior.log_weight.double().numpy()]
-
-
-def _pareto_k(log_weight: np.ndarray) -> float | None:
-    alive = np.sort(log_weight[np.isfinite(log_weight)])
-    n = len(alive)
-    if n < MIN_DRAWS_FOR_K:
-        return None
-    tail = alive[-int(np.ceil(min(0.2 * n, 3 * np.sqrt(n)))) - 1 :]
-    # log-weights that should be equal may differ by rounding
-    distinct = 1 + int((np.diff(tail) > 1e-9).sum())
-    if distinct < max(MIN_TAIL_VALUES, len(tail) / 2):
-        return None
-    # weights of zero are draws like any other: they stay, far below the tail
-    k = float(arviz_adapter.psislw(np.maximum(log_weight, alive[-1] - 700.0))[1])
-    return k if np.isfinite(k) else None
+    return [pareto_k_of(row) for row in posterior.log_weight]

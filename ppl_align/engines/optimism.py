@@ -46,9 +46,10 @@ from ppl_align.completions import Completion, tensor_of
 from ppl_align.engines.coupling import condition
 from ppl_align.engines.episodes import Episodes, Histories
 from ppl_align.posterior import Estimate, Posterior
-from ppl_align.posterior.estimates import log_likelihood, log_mean_exp, log_prior
+from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.posterior.table import draw_indices
+from ppl_align.posterior.totals import log_likelihood, log_prior
 from ppl_align.program import Execution
 
 if TYPE_CHECKING:

@@ -23,6 +23,8 @@ from ppl_align.posterior.intervals import (
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
+from ppl_align.posterior.tails import heavy_tail
+from ppl_align.posterior.totals import log_likelihood, log_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -69,8 +71,9 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
 
     Exact draws: ``FEWEST_EXACT``. Of all others, not where a reward has never varied
     (:mod:`ppl_align.posterior.constant`). Independent draws:
-    ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights. Particles that were
-    resampled: four replicates, and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all."""
+    ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights; of a proposal, weights whose
+    variance is finite by their tail (:mod:`ppl_align.posterior.tails`). Particles that were resampled: four replicates,
+    and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all."""
     if posterior.exact:
         return True
     if posterior.draws_are_exact:
@@ -82,7 +85,8 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
     if posterior.independent:
         pooled = posterior.log_weight.reshape(-1)
         effective = 1 / float((torch.softmax(pooled, 0) ** 2).sum())
-        return effective >= FEWEST_EFFECTIVE and predicted_draws(pooled) >= FEWEST_PREDICTED
+        enough = effective >= FEWEST_EFFECTIVE and predicted_draws(pooled) >= FEWEST_PREDICTED
+        return enough and heavy_tail(posterior) is None
     if len(posterior.log_weight) < MIN_REPLICATES:
         return False
     ancestors = ancestors_by_replicate(posterior)
@@ -122,22 +126,6 @@ def built_in_numbers(posterior: Posterior) -> dict[str, Tensor]:
         lengths = site.lengths.double().reshape(*posterior.log_weight.shape, -1).sum(-1)
         found["length" if len(sites) == 1 else length_of(name)] = lengths
     return found
-
-
-@once
-def log_prior(posterior: Posterior) -> Tensor:
-    """log p0 of everything drawn, [R, N] nats."""
-    return _total(posterior, posterior.log_prior)
-
-
-@once
-def log_likelihood(posterior: Posterior) -> Tensor:
-    """Sum of all factors (r / beta and observed sites), [R, N] nats."""
-    return _total(posterior, posterior.factors)
-
-
-def _total(posterior: Posterior, parts: Any) -> Tensor:
-    return sum((part.double() for part in parts.values()), torch.zeros_like(posterior.log_weight))
 
 
 def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None) -> Tensor:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.estimates import log_likelihood
 from ppl_align.posterior.printed import with_error
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.totals import log_likelihood
 from ppl_align.posterior.truncation import cut_short
 from ppl_align.program.per_particle import said
 from ppl_align.runs import speaking

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ppl_align.posterior.estimates import functionals, log_likelihood, log_prior
+from ppl_align.posterior.estimates import functionals
 from ppl_align.posterior.naming import inner_dimensions, is_ours, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.table import systematic
+from ppl_align.posterior.totals import log_likelihood, log_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.estimates import log_likelihood, log_prior
 from ppl_align.posterior.once import once
+from ppl_align.posterior.totals import log_likelihood, log_prior
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

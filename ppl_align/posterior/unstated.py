@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.estimates import MIN_REPLICATES, RETAINING, Estimate
 from ppl_align.posterior.intervals import FEWEST_EXACT, FEWEST_PREDICTED, predicted_draws
+from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
+BETTER_PROPOSAL = "train the guide longer, or give it to SMC as proposal="
 
 def unstated(posterior: Posterior) -> list[str]:
     """One line for each reason for which numbers of this run have no error bar; empty where all have one."""
@@ -62,6 +64,12 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         return f"the reward {never[0]!r} is the same on all draws, which says nothing of draws that were not made"
     if posterior.draws_are_exact and math.isfinite(estimate.standard_error):
         return f"fewer than {FEWEST_EXACT} draws say nothing of their own error; take more num_particles"
+    k = heavy_tail(posterior)
+    if k is not None:
+        return (
+            f"the tail of its weights is so heavy (Pareto k {k:.2f}, more than {HEAVIEST:g}) that they have no variance: "
+            f"its proposal hardly ever writes what weighs most; {BETTER_PROPOSAL}"
+        )
     if posterior.independent and math.isfinite(estimate.standard_error):
         few, remedy = predicted_draws(posterior.log_weight), "take more num_particles"
         if posterior.target == "decision":
