@@ -67,7 +67,7 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
     k = heavy_tail(posterior)
     if k is not None:
         return (
-            f"the tail of its weights is so heavy (Pareto k {k:.2f}, more than {HEAVIEST:g}) that they have no variance: "
+            f"its weights have no variance, so heavy is their tail (Pareto k {k:.2f}, more than {HEAVIEST:g}): "
             f"its proposal hardly ever writes what weighs most; {BETTER_PROPOSAL}"
         )
     if posterior.independent and math.isfinite(estimate.standard_error):
