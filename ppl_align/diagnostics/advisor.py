@@ -52,12 +52,14 @@ CAVEAT = "No diagnostic here can see a mode that no run has visited."
 class Advice:
     """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all.
 
-    ``use``: the run that the verdict names, where it is sound."""
+    ``use``: the run that the verdict names, where it is sound. ``confirmed``: all runs that have seen enough and that
+    something independent of them confirms."""
 
     verdict: str
     reasons: tuple[str, ...]
     standing: Literal["sound", "unconfirmed", "unsound"]
     use: str | None = None
+    confirmed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
@@ -126,7 +128,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
         remedy = what_would_vouch([runs[name] for name in believed]) if believed else what_would_tell(runs, doubted)
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
     use, verdict = _choice(runs, confirmed)
-    return Advice(verdict, (*reasons, _caveat(runs)), "sound", use)
+    return Advice(verdict, (*reasons, _caveat(runs)), "sound", use, tuple(confirmed))
 
 
 def _caveat(runs: Mapping[str, Posterior]) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BETTER_PROPOSAL = "train the guide longer, or give it to SMC as proposal="
 
+
 def unstated(posterior: Posterior) -> list[str]:
     """One line for each reason for which numbers of this run have no error bar; empty where all have one."""
     names: dict[str, list[str]] = {}

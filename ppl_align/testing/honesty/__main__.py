@@ -26,6 +26,9 @@ from ppl_align.testing.honesty.problems import KINDS
 
 SEEDS, SVI_SEEDS = 1000, 200
 _MOST_ROUNDS = 400
+_SLOW = ("rejection", "svi")
+_KEPT_APART = {"greens": tuple(d for d in greens.DIAGNOSTICS if d not in _SLOW), "slow-greens": _SLOW}
+"""What is measured together, so that two cores have as much to do."""
 
 
 def main() -> None:
@@ -55,7 +58,10 @@ def main() -> None:
         "particles": asked.particles,
         "replicates": asked.replicates,
         "most": _part(greens.MOST_RUNS, asked.share),
+        "most_trained": greens.most_runs(greens.TRAINED, _part(greens.MOST_RUNS, asked.share)),
         "greens": greens.wanted_greens(_part(greens.MOST_RUNS, asked.share)),
+        "max_draws": greens.ENGINES["rejection"].max_draws,
+        "svi_steps": greens.ENGINES["svi"].num_steps,
         "minutes": round(parts.cpu / 60),
     }
     text = page(f"python -m ppl_align.testing.honesty {options}", cells, found, settings)
@@ -99,10 +105,18 @@ def _greens(asked: Any, parts: _Parts) -> greens.Greens:
         results = []
         for at in range(first, first + at_once):
             for kind in KINDS:
-                if wanted[kind]:
-                    sizes = (asked.particles, asked.replicates)
-                    work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, wanted[kind])
-                    results.append(parts.submit(f"greens-{kind}-{at}", *work))
+                for name, diagnostics in _KEPT_APART.items():
+                    rows = [row for row in wanted[kind] if row[0] in diagnostics]
+                    if rows:
+                        work = (
+                            greens.round_of,
+                            10_000 * asked.seed + at,
+                            kind,
+                            asked.particles,
+                            asked.replicates,
+                            rows,
+                        )
+                        results.append(parts.submit(f"{name}-{kind}-{at}", *work))
         for result in results:
             found.add(greens.Greens.from_dict(result()))
         parts.say(f"green lights, round {first + at_once}, {sum(map(len, wanted.values()))} rows wanted more runs")

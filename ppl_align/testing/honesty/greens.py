@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.advisor import advise, best_run
-from ppl_align.engines import SMC, ImportanceSampling
+from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.engines.base import isolated
+from ppl_align.errors import PplAlignError
 from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
@@ -28,14 +29,36 @@ from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem,
 STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
 ENOUGH_GREENS, MOST_RUNS = 59, 3000
 WANTED_GREENS = 300  # of MOST_RUNS: so many tell a false share of 1% from one of 5%
-LONE, BOTH, INSPECT = ("importance", "smc"), "both", "inspect"
-DIAGNOSTICS = (*LONE, BOTH, INSPECT)
+INSPECT = "inspect"
+SHOWN: dict[str, tuple[str, ...]] = {
+    "importance": ("importance",),
+    "smc": ("smc",),
+    "both": ("importance", "smc"),
+    "rejection": ("rejection",),
+    "svi": ("svi", "smc"),  # a guide is confirmed by what does not draw from it
+}
+"""The runs that a verdict is asked about."""
+DIAGNOSTICS = (*SHOWN, INSPECT)
+TRAINED = "svi"
+"""Judged itself, whichever run the verdict names; of each row a tenth of the runs, ten to a guide."""
+ENGINES: dict[str, Any] = {
+    "importance": ImportanceSampling(),
+    "smc": SMC(twist="prefix"),
+    "rejection": Rejection(num_particles=32, max_draws=500_000),
+    "svi": SVI(num_steps=100, num_particles=64),
+}
+OF_ANY_SIZE = ("importance", "smc")
 _EACH = 10  # runs of a problem
 _PROBLEMS: dict[str, int] = {"graded": 40, "rare": 20}  # of a round
 
 
 Wanted = tuple[str, int]
 """A diagnostic, and the number of a stratum."""
+
+
+def most_runs(diagnostic: str, most: int) -> int:
+    """Of a row, where other rows may have ``most``."""
+    return max(1, most // 10) if diagnostic == TRAINED else most
 
 
 def wanted_greens(most: int) -> int:
@@ -99,7 +122,7 @@ class Greens:
     def unsettled(self, kind: str, most: int) -> set[Wanted]:
         """The diagnostics, by stratum, that have seen neither enough greens nor ``most`` runs."""
         every = [(d, at) for d in DIAGNOSTICS for at in range(len(STRATA))]
-        return {(d, at) for d, at in every if not self.strata.get((d, kind, at), Stratum()).settled(most)}
+        return {(d, at) for d, at in every if not self.strata.get((d, kind, at), Stratum()).settled(most_runs(d, most))}
 
     def kept(self, diagnostics: Sequence[str] = DIAGNOSTICS) -> float:
         """Of the runs that deserve a green light, the share that has one, for problems as the recipe draws them: rows
@@ -170,28 +193,40 @@ def _compared(
     truth: Problem, particles: int, replicates: int, seed: int, diagnostics: Sequence[str], found: Greens
 ) -> None:
     """Runs of the engines that the diagnostics need, judged alone and together."""
-    engines = {
-        "importance": ImportanceSampling(particles, replicates * _EACH),
-        "smc": SMC(particles, replicates * _EACH, twist="prefix"),
-    }
-    needed = [name for name in engines if name in diagnostics or BOTH in diagnostics]
-    batches = [groups(engines[name].run(truth.model, seed=seed), replicates) for name in needed]
-    for parts in zip(*batches, strict=True):
-        runs = dict(zip(needed, parts, strict=True))
+    needed = [name for name in ENGINES if any(name in SHOWN[diagnostic] for diagnostic in diagnostics)]
+    batches = {name: _batch(name, truth, particles, replicates, seed) for name in needed}
+    for at in range(_EACH):
+        runs = {name: batch[at] for name, batch in batches.items()}
         with told_once():
             for diagnostic in diagnostics:
                 _judged(diagnostic, runs, truth, found)
 
 
-def _judged(diagnostic: str, runs: Mapping[str, Posterior], truth: Problem, found: Greens) -> None:
+def _batch(name: str, truth: Problem, particles: int, replicates: int, seed: int) -> Sequence[Posterior | None]:
+    """Ten runs of an engine; None where it refuses."""
+    engine = replace(ENGINES[name], num_replicates=replicates * _EACH)
+    if name in OF_ANY_SIZE:
+        engine = replace(engine, num_particles=particles)
+    try:
+        return list(groups(engine.run(truth.model, seed=seed), replicates))
+    except PplAlignError:
+        return [None] * _EACH
+
+
+def _judged(diagnostic: str, runs: Mapping[str, Posterior | None], truth: Problem, found: Greens) -> None:
     """Does the run that the verdict names deserve what it says?"""
-    shown = {name: run for name, run in runs.items() if diagnostic in (name, BOTH)}
+    row = found.of(diagnostic, truth.kind, truth.kl)
+    shown = {name: run for name in SHOWN[diagnostic] if (run := runs[name]) is not None}
+    if len(shown) < len(SHOWN[diagnostic]):  # no green light, and none that is missing
+        row.add(False, True, 0.0)
+        return
     best = best_run(shown)
     advice = advise(shown, best)
-    stands = shown[advice.use or best]
+    named = diagnostic if diagnostic == TRAINED else advice.use or best
+    green = named in advice.confirmed if diagnostic == TRAINED else advice.standing == "sound"
+    stands = shown[named]
     wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
-    effective = stands.log_weight.numel() * truth.share
-    found.of(diagnostic, truth.kind, truth.kl).add(advice.standing == "sound", wrong, effective)
+    row.add(green, wrong, stands.log_weight.numel() * (1.0 if stands.draws_are_exact else truth.share))
 
 
 def _inspected(truth: Problem, draws: int, seed: int, found: Greens) -> None:

@@ -26,12 +26,14 @@ effective draws or more by the exact weights.
 _GREENS = """
 ## Green lights
 
-`compare(...).advice.standing` is "sound" (of a lone run, or of `both`), or `inspect` says that importance sampling
-will do; and it is *false* where log Z is off by more than .3 nats and
-three stated errors, or by more than 1 nat; or E[r] by more than three errors and 10% of what conditioning moves it, or
-by more than 30% of that. {replicates} replicates of {particles} particles; random problems of V 5 to 20, T 6 to 40, KL
-log-uniform from .05 to 20 nats, a third with declared bounds, until a row has {greens} greens or {most} runs (a round
-is finished, so there may be more). *At most*: the upper 95% limit of the false share, which has to be 5% or less where
+`compare(...).advice.standing` is "sound" of a lone run (or of importance and smc, `both`); or a trained guide, `svi`,
+with smc beside it, is among the runs that it calls confirmed; or `inspect` says that importance sampling will do. It is
+*false* where log Z is off by more than .3 nats and three stated errors, or by more than 1 nat; or E[r] by more than
+three errors and 10% of what conditioning moves it, or by more than 30% of that. {replicates} replicates of {particles}
+particles (rejection 32, and at most {max_draws:,} draws for ten runs; svi 64 after {svi_steps} steps, ten runs to a
+guide); random problems of V 5 to 20, T 6 to 40, KL log-uniform from .05 to 20 nats, a third with declared bounds
+(rejection refuses the others), until a row has {greens} greens or {most} runs (svi {most_trained} runs; a round is
+finished, so there may be more). *At most*: the upper 95% limit of the false share, which has to be 5% or less where
 there are 59 greens; of fewer, one may be false. *Kept*: of the runs that are not false and have 100 effective draws by
 the exact weights, the share that is green.
 """
