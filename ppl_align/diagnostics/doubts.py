@@ -4,7 +4,7 @@ A run without a complaint may have seen too little to have one. A green light ta
 
 1. every reward has taken more than one value (a reward that is the same on all draws has not been met);
 2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved (a 90%
-   interval, which is exceeded on either side by 5%), log Z to half a nat;
+   interval, which is exceeded on either side by 5%; 95% of fewer than ``FULL`` draws), log Z to half a nat;
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
    weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``, and of at most the share of ``FULL``
    draws (of all, where there are fewer) that these are: of what is far, the draws that would show how skewed it is are
@@ -100,7 +100,14 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     if moved is None:
         return None
     goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
-    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, more(run), OF_THE_SHIFT_LEVEL)
+    level = shift_level(run.log_weight.numel())
+    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, more(run), level)
+
+
+def shift_level(total: int) -> float:
+    """Of the interval of E[r] that is to be narrow. Of fewer than ``FULL`` draws, those runs that can tell E[r] at all
+    can barely tell it: the nearer a run is to the limit, the more of the green lights there are false."""
+    return OF_THE_SHIFT_LEVEL if total >= FULL else LEVEL
 
 
 def too_wide(

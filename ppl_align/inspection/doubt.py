@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT, OF_THE_SHIFT_LEVEL, ROOM, skewed, too_wide
+from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT, ROOM, shift_level, skewed, too_wide
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.strengths import Strength
 
@@ -34,7 +34,7 @@ def doubt(pool: Pool, written: Strength) -> str | None:
         if not hardly and not _constant(pool.rewards[name]):
             moved = abs(mean.value - pool.base.mean(pool.rewards[name]).value)
             goal = f"{OF_THE_SHIFT:.0%} of what it moves"
-            found.append(too_wide(f"E[{name}]", mean, OF_THE_SHIFT * moved, goal, level=OF_THE_SHIFT_LEVEL))
+            found.append(too_wide(f"E[{name}]", mean, OF_THE_SHIFT * moved, goal, level=shift_level(pool.num_draws)))
     return next((each.reason for each in found if each is not None), None)
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("runs/honesty"))
     parser.add_argument("--page", type=Path, default=None, help="write the tables there; else they are printed")
     asked = parser.parse_args()
-    asked.state /= f"seed{asked.seed}-n{asked.particles}-r{asked.replicates}-share{asked.share:g}"
+    asked.state /= f"seed{asked.seed}-share{asked.share:g}"
     asked.state.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(max_workers=os.cpu_count(), initializer=_quiet) as pool:
         parts = _Parts(asked.state, pool)
@@ -58,7 +59,7 @@ def main() -> None:
         "particles": asked.particles,
         "replicates": asked.replicates,
         "most": _part(greens.MOST_RUNS, asked.share),
-        "most_trained": greens.most_runs(greens.TRAINED, _part(greens.MOST_RUNS, asked.share)),
+        "dear": ", ".join(f"{d} {greens.most_runs(d, _part(greens.MOST_RUNS, asked.share))}" for d in greens.DEAR),
         "greens": greens.wanted_greens(_part(greens.MOST_RUNS, asked.share)),
         "max_draws": greens.ENGINES["rejection"].max_draws,
         "svi_steps": greens.ENGINES["svi"].num_steps,
@@ -97,26 +98,18 @@ def _coverage(asked: Any, parts: _Parts) -> dict[tuple[str, str], coverage.Cells
 
 def _greens(asked: Any, parts: _Parts) -> greens.Greens:
     found, at_once = greens.Greens(), os.cpu_count() or 1
-    most = _part(greens.MOST_RUNS, asked.share)
+    most, sizes = _part(greens.MOST_RUNS, asked.share), (asked.particles, asked.replicates)
     for first in range(0, _MOST_ROUNDS, at_once):
         wanted = {kind: sorted(found.unsettled(kind, most)) for kind in KINDS}
         if not any(wanted.values()):
             break
         results = []
         for at in range(first, first + at_once):
-            for kind in KINDS:
-                for name, diagnostics in _KEPT_APART.items():
-                    rows = [row for row in wanted[kind] if row[0] in diagnostics]
-                    if rows:
-                        work = (
-                            greens.round_of,
-                            10_000 * asked.seed + at,
-                            kind,
-                            asked.particles,
-                            asked.replicates,
-                            rows,
-                        )
-                        results.append(parts.submit(f"{name}-{kind}-{at}", *work))
+            for kind, (name, diagnostics) in product(KINDS, _KEPT_APART.items()):
+                rows = [row for row in wanted[kind] if row[0] in diagnostics]
+                if rows:
+                    work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, rows)
+                    results.append(parts.submit(f"{name}-n{sizes[0]}-r{sizes[1]}-{kind}-{at}", *work))
         for result in results:
             found.add(greens.Greens.from_dict(result()))
         parts.say(f"green lights, round {first + at_once}, {sum(map(len, wanted.values()))} rows wanted more runs")

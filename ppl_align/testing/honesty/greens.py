@@ -40,14 +40,16 @@ SHOWN: dict[str, tuple[str, ...]] = {
 """The runs that a verdict is asked about."""
 DIAGNOSTICS = (*SHOWN, INSPECT)
 TRAINED = "svi"
-"""Judged itself, whichever run the verdict names; of each row a tenth of the runs, ten to a guide."""
+"""Judged itself, whichever run the verdict names; ten runs to a guide."""
+DEAR = {"svi": 10, "rejection": 2}
+"""Rows of these have so many times fewer runs at most."""
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(),
     "smc": SMC(twist="prefix"),
-    "rejection": Rejection(num_particles=32, max_draws=500_000),
-    "svi": SVI(num_steps=100, num_particles=64),
+    "rejection": Rejection(num_particles=64, max_draws=1_000_000),
+    "svi": SVI(num_steps=30, num_particles=256),
 }
-OF_ANY_SIZE = ("importance", "smc")
+OF_ANY_SIZE = ("importance", "smc", "svi")
 _EACH = 10  # runs of a problem
 _PROBLEMS: dict[str, int] = {"graded": 40, "rare": 20}  # of a round
 
@@ -58,7 +60,7 @@ Wanted = tuple[str, int]
 
 def most_runs(diagnostic: str, most: int) -> int:
     """Of a row, where other rows may have ``most``."""
-    return max(1, most // 10) if diagnostic == TRAINED else most
+    return max(1, most // DEAR.get(diagnostic, 1))
 
 
 def wanted_greens(most: int) -> int:

@@ -30,12 +30,12 @@ _GREENS = """
 with smc beside it, is among the runs that it calls confirmed; or `inspect` says that importance sampling will do. It is
 *false* where log Z is off by more than .3 nats and three stated errors, or by more than 1 nat; or E[r] by more than
 three errors and 10% of what conditioning moves it, or by more than 30% of that. {replicates} replicates of {particles}
-particles (rejection 32, and at most {max_draws:,} draws for ten runs; svi 64 after {svi_steps} steps, ten runs to a
+particles (rejection 64, and at most {max_draws:,} draws for ten runs; svi after {svi_steps} steps, ten runs to a
 guide); random problems of V 5 to 20, T 6 to 40, KL log-uniform from .05 to 20 nats, a third with declared bounds
-(rejection refuses the others), until a row has {greens} greens or {most} runs (svi {most_trained} runs; a round is
-finished, so there may be more). *At most*: the upper 95% limit of the false share, which has to be 5% or less where
-there are 59 greens; of fewer, one may be false. *Kept*: of the runs that are not false and have 100 effective draws by
-the exact weights, the share that is green.
+(rejection refuses the others), until a row has {greens} greens or {most} runs ({dear}; a round is finished, so there
+may be more). *At most*: the upper 95% limit of the false share, which has to be 5% or less where there are 59 greens;
+of fewer, one may be false. *Kept*: of the runs that are not false and have 100 effective draws by the exact weights,
+the share that is green.
 """
 
 
