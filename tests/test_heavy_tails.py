@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,3 +84,9 @@ def test_draws_of_the_prior_and_even_weights_are_not_asked() -> None:
     fits = SVI(num_steps=300, num_replicates=8, num_particles=64).run(far, seed=0)
     assert heavy_tail(fits) is None
     assert evidence.standard_error(fits) is not None
+
+
+def test_draws_from_within_a_constraint_are_not_asked(narrow: list[Posterior]) -> None:
+    """Nobody's guide drew them: what is missing is no tail."""
+    heavy = next(run for run in narrow if heavy_tail(run) is not None)
+    assert heavy_tail(replace(heavy, config={**heavy.config, "proposal": None})) is None

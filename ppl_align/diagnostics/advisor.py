@@ -24,7 +24,7 @@ import torch
 
 from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
 from ppl_align.diagnostics.blind_spots import blind_spot
-from ppl_align.diagnostics.collapse import collapsed, has_proposal
+from ppl_align.diagnostics.collapse import collapsed
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.diagnostics.remedies import what_to_do, what_would_confirm, what_would_tell, what_would_vouch
 from ppl_align.posterior.arviz_adapter import GOOD_K
@@ -33,7 +33,7 @@ from ppl_align.posterior.intervals import Estimate, critical, exceeds
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.printed import is_rounding, say_z
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, has_proposal
 from ppl_align.posterior.table import identity
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from ppl_align.diagnostics import evidence
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.intervals import critical
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, has_proposal
 from ppl_align.posterior.table import identity, site_texts
 from ppl_align.posterior.totals import log_likelihood, log_prior
 
@@ -47,13 +47,6 @@ def collapsed(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
         return []
     found = [one_draw(run, runs), below_a_bound(run, runs), worse_than_it_began(run)]
     return [line for line in found if line is not None]
-
-
-def has_proposal(run: Posterior) -> bool:
-    """Were the particles drawn from a guide of their own run, or from a ``proposal=``?
-
-    What is left is drawn from the prior, or from the prior within hard constraints: neither can collapse."""
-    return "loss" in run.history or run.config.get("proposal") is not None
 
 
 def one_draw(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:

@@ -185,10 +185,8 @@ def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:
         return None
     factor = max(enough / max(predicted, 1e-6), _until_even(predicted / total, total, skewness))
     if predicted < enough:
-        foretold = f"{predicted:.0f}" if predicted >= 1 else "less than one"
-        return Doubt(
-            f"its weights foretell {foretold} effective draws, it takes {enough:.0f} to believe what they show", factor
-        )
+        foretold = f"{predicted:.0f} effective draws" if predicted >= 1.5 else "hardly one effective draw"
+        return Doubt(f"its weights foretell {foretold}, it takes {enough:.0f} to believe what they show", factor)
     return Doubt(f"its few largest weights say most of what it says (skewness {skewness:.2f})", factor)
 
 

@@ -35,3 +35,10 @@ def drew_from_prior(posterior: Posterior) -> bool:
         return False
     log_weight = prior_log_weight(posterior)
     return bool((log_weight.abs() < 1e-3).all())
+
+
+def has_proposal(posterior: Posterior) -> bool:
+    """Were the particles drawn from a guide of their own run, or from a ``proposal=``?
+
+    What is left is drawn from the prior, or from the prior within hard constraints: neither can collapse."""
+    return "loss" in posterior.history or posterior.config.get("proposal") is not None

@@ -1,7 +1,8 @@
 """Pareto k-hat: how heavy the tail of importance weights is (Vehtari et al., arXiv:1507.02646).
 
 The weights' variance is finite where k is below 1/2, and only then has their mean a standard error. Weights of draws
-from the prior are bounded where rewards are; weights of a proposal are large just where it hardly ever goes.
+from the prior, or from within its hard constraints, are bounded where rewards are; weights of a proposal are large just
+where it hardly ever goes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ppl_align.posterior import arviz_adapter
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import has_proposal
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -47,7 +48,7 @@ def pareto_k_of(log_weight: Tensor) -> float | None:
 @once
 def heavy_tail(posterior: Posterior) -> float | None:
     """k-hat of all weights pooled, where it says that a proposal's weights have no variance; None where it does not."""
-    if not posterior.independent or posterior.draws_are_exact or drew_from_prior(posterior):
+    if not posterior.independent or posterior.draws_are_exact or not has_proposal(posterior):
         return None
     pooled = posterior.weights.reshape(-1)
     if float(1 / (pooled**2).sum()) >= EVEN * len(pooled):

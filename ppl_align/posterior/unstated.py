@@ -14,7 +14,7 @@ from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
-BETTER_PROPOSAL = "train the guide longer, or give it to SMC as proposal="
+BETTER_PROPOSAL = "take a proposal= that fits better (a guide: train it longer), or give it to SMC"
 
 
 def unstated(posterior: Posterior) -> list[str]:
@@ -75,9 +75,9 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         few, remedy = predicted_draws(posterior.log_weight), "take more num_particles"
         if posterior.target == "decision":
             return f"from {posterior.log_weight.numel()} episodes nobody knows the error; {remedy}"
-        foretold = f"{few:.0f}" if few >= 1 else "less than one"
+        foretold = f"{few:.0f} effective draws" if few >= 1.5 else "hardly one effective draw"
         return (
-            f"its weights foretell {foretold} effective draws, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
+            f"its weights foretell {foretold}, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
             f"the error; {remedy}, or a proposal= that fits better"
         )
     if posterior.independent:
