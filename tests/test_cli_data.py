@@ -72,6 +72,7 @@ def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]
         "reasons": [CAVEAT],
         "standing": "sound",
         "use": None,
+        "confirmed": [],
     }
     assert [row["row"] for row in saved["rows"]] == ["0", "1"]
     assert saved["rows"][0]["comparison"]["advice"]["standing"] == "sound"
