@@ -56,9 +56,9 @@ def test_what_has_no_tail() -> None:
     assert pareto_k_of(torch.cat([torch.zeros(500), torch.full((500,), -math.inf)])) is None
 
 
-def test_no_bar_where_weights_have_no_variance(truth: Posterior, narrow: list[Posterior]) -> None:
+def test_no_bar_where_weights_have_no_variance(narrow: list[Posterior]) -> None:
     heavy = [run for run in narrow if heavy_tail(run) is not None]
-    assert heavy
+    assert len(heavy) >= 10
     for run in heavy:
         assert evidence.standard_error(run) is None
         assert not evidence.log_z(run).stated

@@ -31,6 +31,7 @@ from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.intervals import LEVEL, predicted_draws
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
+from ppl_align.posterior.printed import say_draws
 from ppl_align.posterior.prior import prior_log_weight
 from ppl_align.posterior.tails import heavy_tail
 
@@ -185,8 +186,9 @@ def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:
         return None
     factor = max(enough / max(predicted, 1e-6), _until_even(predicted / total, total, skewness))
     if predicted < enough:
-        foretold = f"{predicted:.0f} effective draws" if predicted >= 1.5 else "hardly one effective draw"
-        return Doubt(f"its weights foretell {foretold}, it takes {enough:.0f} to believe what they show", factor)
+        return Doubt(
+            f"its weights foretell {say_draws(predicted)}, it takes {enough:.0f} to believe what they show", factor
+        )
     return Doubt(f"its few largest weights say most of what it says (skewness {skewness:.2f})", factor)
 
 

@@ -54,3 +54,8 @@ def say_z(z: float) -> str:
     ('4.2 standard errors', 'over 100 standard errors')
     """
     return "over 100 standard errors" if z > 100 else f"{z:.1f} standard errors"
+
+
+def say_draws(predicted: float) -> str:
+    """How many effective draws are foretold, in words."""
+    return f"{predicted:.0f} effective draws" if predicted >= 1.5 else "hardly one effective draw"

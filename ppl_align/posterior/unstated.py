@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.estimates import MIN_REPLICATES, RETAINING, Estimate
 from ppl_align.posterior.intervals import FEWEST_EXACT, FEWEST_PREDICTED, predicted_draws
+from ppl_align.posterior.printed import say_draws
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         few, remedy = predicted_draws(posterior.log_weight), "take more num_particles"
         if posterior.target == "decision":
             return f"from {posterior.log_weight.numel()} episodes nobody knows the error; {remedy}"
-        foretold = f"{few:.0f} effective draws" if few >= 1.5 else "hardly one effective draw"
         return (
-            f"its weights foretell {foretold}, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
+            f"its weights foretell {say_draws(few)}, and from fewer than {FEWEST_PREDICTED:.0f} nobody knows "
             f"the error; {remedy}, or a proposal= that fits better"
         )
     if posterior.independent:
