@@ -31,6 +31,7 @@ def test_the_list_is_what_is_measured():
 
 def test_what_is_known_is_not_tried_again(monkeypatch):
     monkeypatch.setattr(verify, "measured_plan", None)
+    monkeypatch.setattr(verify, "_FOUND", {})
     assert CausalLM(network(SMOL)).plan == verify.Plan()
     with pytest.raises(TypeError):
         CausalLM(network("gpt_neo"))
@@ -58,6 +59,17 @@ def test_a_changed_network_is_not_known():
     other = network(SMOL)
     other.model.norm = Odd(other.model.norm)
     assert not is_known(other)
+
+
+def test_a_network_that_was_asked_for_hidden_states_is_as_it_was():
+    """transformers leaves the hooks that collect them in the network."""
+    model = network(SMOL)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1, 2]]), output_hidden_states=True)
+    assert any(module._forward_hooks for module in model.modules())
+    assert is_known(model)
+    model.model.layers[0].register_forward_hook(lambda layer, args, out: out)
+    assert not is_known(model)
 
 
 class Odd(torch.nn.Module):
