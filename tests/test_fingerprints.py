@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from ppl_align import CausalLM
 from ppl_align.lm import verify
@@ -68,7 +69,16 @@ def test_a_network_that_was_asked_for_hidden_states_is_as_it_was():
         model(input_ids=torch.tensor([[1, 2]]), output_hidden_states=True)
     assert any(module._forward_hooks for module in model.modules())
     assert is_known(model)
-    model.model.layers[0].register_forward_hook(lambda layer, args, out: out)
+
+
+@pytest.mark.parametrize("hook", [neftune_post_forward_hook, lambda layer, args, out: out])
+def test_a_network_with_a_hook_is_not_known(hook):
+    """Whoever wrote it: transformers has some that change what is said."""
+    model = network(SMOL)
+    model.get_input_embeddings().register_forward_hook(hook)
+    assert not is_known(model)
+    model = network(SMOL)
+    model.get_input_embeddings().register_forward_pre_hook(lambda layer, args: args)
     assert not is_known(model)
 
 

@@ -62,17 +62,20 @@ def verified() -> frozenset[str]:
 
 
 def untouched(model: nn.Module) -> bool:
-    """Does every module run the forward of its class, and nothing before or after it (hooks)?"""
+    """Does every module run the forward of its class, and nothing before or after it that could change it (hooks)?"""
     own = [module.__dict__.get("forward") for module in model.modules()]
-    hooks = [hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    if not all(_collects(hook) for hook in hooks):
+    if any(module._forward_pre_hooks for module in model.modules()):
+        return False
+    if not all(_only_looks(hook) for module in model.modules() for hook in module._forward_hooks.values()):
         return False
     return all(forward is None or isinstance(forward, PackedForward) for forward in own)
 
 
-def _collects(hook: Any) -> bool:
-    """By such hooks transformers, once asked for hidden states, collects them; they change nothing, and stay."""
-    return getattr(hook, "__module__", "").startswith("transformers.")
+def _only_looks(hook: Any) -> bool:
+    """The hook by which transformers, once asked for hidden states, collects them: it stays, and changes nothing.
+
+    Other hooks of transformers do change what is said (NEFTune's noise)."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 def settings_of(model: Any) -> Hashable | None:
