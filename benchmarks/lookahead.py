@@ -17,7 +17,7 @@ import argparse
 import math
 
 from ppl_align import SMC, CausalLM, Contains, completion, constrain
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
 from ppl_align.engines.base import isolated
 
 PROMPT, LENGTH = "The movie was", 16

@@ -12,7 +12,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_align.completions import Completion
     from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import (
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ppl_align.guides import load_guide
     from ppl_align.inspection import Inspection, inspect
     from ppl_align.lm import LM, CallableLM, CausalLM, MarkovLM, Mixture, Product, Prompted
+    from ppl_align.lm.completions import Completion
     from ppl_align.moments import MomentConstraint, moment_constraint
     from ppl_align.posterior import Posterior
     from ppl_align.program import (
@@ -58,7 +58,7 @@ _HOME = {
     "Length": "ppl_align.constraints",
     "JsonSchema": "ppl_align.constraints",
     "Grammar": "ppl_align.constraints",
-    "Completion": "ppl_align.completions",
+    "Completion": "ppl_align.lm.completions",
     "Comparison": "ppl_align.diagnostics.comparison",
     "compare": "ppl_align.diagnostics.comparison",
     "Conditional": "ppl_align.engines",
@@ -153,5 +153,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'ppl_align' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # a submodule of the same name (ppl_align.completions) must not shadow it
+    globals()[name] = value  # a submodule of the same name (ppl_align.lm.completions) must not shadow it
     return value

@@ -1,58 +1,33 @@
-"""Named errors, each one line a user can act on.
-
-They derive from neither ``ValueError`` nor ``RuntimeError`` on purpose: Pyro rewrites those when they pass through a
-trace, and appends a page of shapes to the line.
-
-The command line turns them into an exit code: everything a user can mend before an engine starts
-is an :class:`InputError` (exit 2); what goes wrong while an engine works is a :class:`RunError` (exit 1).
-"""
+"""The errors that a user may want to catch, under their public address."""
 
 from __future__ import annotations
 
+from ppl_align.core.errors import (
+    AllDeadError,
+    BatchTextError,
+    InputError,
+    ModelError,
+    PartialTextError,
+    PplAlignError,
+    PromptError,
+    RewardError,
+    RunError,
+    TooManyDrawsError,
+    UnsupportedModelError,
+    WeightsNotFound,
+)
 
-class PplAlignError(Exception):
-    """Root of every error this library raises on purpose."""
-
-
-class InputError(PplAlignError):
-    """Something the user wrote cannot be run: a value out of range, a file that is not there."""
-
-
-class PromptError(InputError):
-    """A prompt that the language model cannot start from: empty, too long, of an unknown kind."""
-
-
-class WeightsNotFound(InputError):
-    """The weights of a language model are neither on this machine nor reachable."""
-
-
-class UnsupportedModelError(InputError):
-    """A network that is no prior here: it writes no text, or its log-probabilities differ, and by how much."""
-
-
-class ModelError(InputError):
-    """A Pyro program that the engines cannot work with: no such file, dynamic structure, no completion."""
-
-
-class BatchTextError(ModelError, TypeError):
-    """A string habit on a batch of strings, where it would silently mean something else."""
-
-
-class RunError(PplAlignError):
-    """An engine started and could not go on."""
-
-
-class RewardError(RunError):
-    """A reward raised, or returned the wrong length, NaN or +inf. Names the reward and shows the text."""
-
-
-class PartialTextError(RewardError):
-    """A program, reward or twist cannot read a text that is not finished. Names the completion and its length."""
-
-
-class AllDeadError(RunError):
-    """Every particle has weight zero: nothing that was drawn is allowed by the program."""
-
-
-class TooManyDrawsError(RunError):
-    """Rejection sampling would draw, or has drawn, from the prior more often than it may. Other engines need not."""
+__all__ = [
+    "AllDeadError",
+    "BatchTextError",
+    "InputError",
+    "ModelError",
+    "PartialTextError",
+    "PplAlignError",
+    "PromptError",
+    "RewardError",
+    "RunError",
+    "TooManyDrawsError",
+    "UnsupportedModelError",
+    "WeightsNotFound",
+]

@@ -2,7 +2,7 @@
 
 >>> load_model("examples/nothing_here.py")
 Traceback (most recent call last):
-ppl_align.errors.ModelError: no such model file: examples/nothing_here.py
+ppl_align.core.errors.ModelError: no such model file: examples/nothing_here.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ppl_align.errors import InputError, ModelError, PplAlignError
+from ppl_align.core.errors import InputError, ModelError, PplAlignError
 from ppl_align.gallery import entries, find
 
 Model = Callable[..., Any]

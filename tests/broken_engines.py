@@ -14,7 +14,7 @@ import pyro
 import torch
 
 from ppl_align import ImportanceSampling
-from ppl_align.cost import Cost
+from ppl_align.core.cost import Cost
 from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.checks import CHECKS
 

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppl_align import CausalLM
-from ppl_align.seeds import seed_all
+from ppl_align.core.seeds import seed_all
 
 gc.disable()  # while tests are collected nothing becomes garbage; see small_heap
 SEED = int(os.environ.get("SEED", "0"))

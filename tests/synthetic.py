@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost
+from ppl_align.core.cost import Cost
 from ppl_align.lm import CallableLM
+from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
 
 WORDS = ["<eos>", " good", " bad", " dull", " film"]

@@ -15,7 +15,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from test_tokenizers_word import llama, words
 
 from ppl_align import CausalLM, Exact, MarkovLM, completion, reward
-from ppl_align.errors import InputError, PplAlignError, WeightsNotFound
+from ppl_align.core.errors import InputError, PplAlignError, WeightsNotFound
 from ppl_align.lm import names
 from ppl_align.rewards import load_classifier
 

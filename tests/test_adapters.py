@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
-from ppl_align.errors import InputError, WeightsNotFound
+from ppl_align.core.errors import InputError, WeightsNotFound
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from synthetic import importance, smc
 
-from ppl_align.posterior import Posterior, arviz_adapter
+from ppl_align.core import arviz_adapter
+from ppl_align.posterior import Posterior
 
 TESTS = Path(__file__).parent
 REQUIREMENTS = TESTS / "requirements-arviz1.txt"

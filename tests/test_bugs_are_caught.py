@@ -13,16 +13,16 @@ import torch
 from conftest import SEED
 
 from ppl_align import SMC, ImportanceSampling
+from ppl_align.core.runs import run_memory
 from ppl_align.engines import sweep
 from ppl_align.engines.elbo import LeaveOneOutELBO
-from ppl_align.engines.resampling import SCHEMES
 from ppl_align.engines.sweep import Sweep
 from ppl_align.guides import AutoGuide
 from ppl_align.lm import decoding
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
-from ppl_align.runs import run_memory
+from ppl_align.particles.resampling import SCHEMES
 from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.contract import Case
 from ppl_align.testing.statistics import RATE, gradient_test

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from ppl_align import SMC, SVI, CausalLM, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 KINDS = [*((kind, False) for kind in CONFIGS), *((kind, True) for kind in CONFIGS)]
 

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
-from ppl_align.errors import AllDeadError, InputError, ModelError, RewardError
+from ppl_align.core.errors import AllDeadError, InputError, ModelError, RewardError
 from ppl_align.rewards import Accepts, Automaton, TokenSum
 from ppl_align.testing.chain import ChainOracle
 

@@ -13,7 +13,7 @@ from networks import PROMPT, TOKENS, assert_seen, head, lora, network, new_stora
 from torch import nn
 
 from ppl_align import SVI, CausalLM, completion, reward
-from ppl_align.errors import InputError, UnsupportedModelError
+from ppl_align.core.errors import InputError, UnsupportedModelError
 
 
 def new_parameter(model):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppl_align import SMC, Exact, ImportanceSampling, choose, completion, reward
-from ppl_align.errors import PromptError
+from ppl_align.core.errors import PromptError
 from ppl_align.lm import CallableLM
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import long_memory

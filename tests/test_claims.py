@@ -13,7 +13,7 @@ from ppl_align import claims
 from ppl_align.claims import CLAIMS, book, findings, running
 from ppl_align.claims.findings import Findings
 from ppl_align.cli import main
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 BOOK = Path(__file__).parents[1] / "docs" / "claims.md"
 

@@ -298,7 +298,7 @@ def test_ctrl_c_before_the_first_run_says_so_too(
 def test_a_late_failure_keeps_what_was_finished(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ppl_align.errors import AllDeadError, InputError
+    from ppl_align.core.errors import AllDeadError, InputError
 
     for error in (AllDeadError("all dead"), InputError("cannot do this"), RuntimeError("surprise")):
         _break(monkeypatch, error)

@@ -23,7 +23,7 @@ from ppl_align import (
     label,
     reward,
 )
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 
 LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
 ENGINES = [Exact(), ImportanceSampling(256, 4), SMC(128, 4, twist="prefix"), SVI(num_steps=2)]

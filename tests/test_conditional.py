@@ -10,9 +10,9 @@ import torch
 from conftest import SEED
 
 from ppl_align import SMC, SVI, ImportanceSampling
+from ppl_align.core.errors import InputError
 from ppl_align.engines.conditional import Bounds, Conditional, evidence_bounds
-from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
-from ppl_align.errors import InputError
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import PROGRAMS
 from ppl_align.testing.statistics import bonferroni_z, mean_z

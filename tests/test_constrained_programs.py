@@ -28,8 +28,8 @@ from ppl_align import (
     reward,
 )
 from ppl_align.constraints import Length, Regex
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.engines.conditional import evidence_bounds
-from ppl_align.errors import InputError, RunError
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.oracle import Oracle

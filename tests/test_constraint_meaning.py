@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, JsonSchema, Regex
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 CHARS = [*"abA1_ \n\\/.^$|-]{},2+é٣"]
 LM = CallableLM(

@@ -15,7 +15,7 @@ import torch
 from ppl_align import CallableLM, MarkovLM, Mixture, Prompted
 from ppl_align.constraints import Both, Constraint, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
 from ppl_align.constraints.llg import Vocabulary
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.errors import InputError, PromptError
 
 LETTERS = ["a", "b", "ab", " ", "a", "</s>"]  # "ab" in two ways, and two tokens that spell the same
 SYMBOLS = ['{"', "a", '":', " ", '{"a": ', "1", "12", "}", '"', "true", "{", ":", "</s>"]

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from ppl_align import JsonSchema, Regex
 from ppl_align.constraints.llg import GuidanceReader, Vocabulary
-from ppl_align.errors import WeightsNotFound
+from ppl_align.core.errors import WeightsNotFound
 from ppl_align.lm.base import LM
 from ppl_align.lm.names import smollm2_folder
 

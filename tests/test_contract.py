@@ -48,8 +48,8 @@ from broken_engines import (
 from conftest import SEED
 
 from ppl_align import SMC, Engine, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align.core.errors import AllDeadError, InputError, RunError
 from ppl_align.engines.sweep import assemble
-from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.program import Program
 from ppl_align.testing import PROGRAMS, ContractError, Oracle, check_engine, check_reward
 from ppl_align.testing.checks import CHECKS, STATISTICAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from broken_engines import ONE, TWO, TooMuchEvidence
 
-from ppl_align.posterior.printed import say_z
+from ppl_align.core.printed import say_z
 from ppl_align.rewards import Vader
 from ppl_align.testing import PROGRAMS, Report, check_engine, check_reward
 from ppl_align.testing.checks import CHECKS

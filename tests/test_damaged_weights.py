@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ppl_align import CausalLM
 from ppl_align.cli import main
-from ppl_align.errors import WeightsNotFound
+from ppl_align.core.errors import WeightsNotFound
 from ppl_align.lm import causal
 from ppl_align.lm.names import SMOLLM2
 

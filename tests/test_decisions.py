@@ -27,8 +27,8 @@ from ppl_align import (
 )
 from ppl_align.claims import optimism
 from ppl_align.claims._turns import Turns
+from ppl_align.core.errors import InputError
 from ppl_align.diagnostics import decisions
-from ppl_align.errors import InputError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.testing import Oracle
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from synthetic import LEAN, SCALE, exact, importance, law, praise, smc, svi
 
-from ppl_align.cost import Cost
-from ppl_align.diagnostics import compare, diversity, evidence, prior, weights
+from ppl_align.core.cost import Cost
+from ppl_align.core.errors import InputError
+from ppl_align.diagnostics import compare, diversity, evidence, prior
 from ppl_align.diagnostics.advisor import advise, best_run, complaints, completions_carrying
-from ppl_align.errors import InputError
+from ppl_align.posterior import weights
 from ppl_align.posterior.prior import drew_from_prior
 
 
@@ -38,7 +39,7 @@ def test_ess_and_largest_weight_are_averaged_over_replicates():
 def test_a_dead_replicate_has_no_effective_draws():
     run = importance(replicates=2, particles=4)
     run.log_weight[0] = -torch.inf
-    assert weights.ess_by_replicate(run.log_weight)[0] == 0
+    assert run.importance_weights.ess[0] == 0
     assert evidence.spread(run) is None
     assert math.isfinite(evidence.log_evidence(run))
 
@@ -288,7 +289,7 @@ def test_a_few_heavy_draws_beside_many_light_ones_are_few():
     share = torch.full(run.log_weight.shape, 1e-9, dtype=torch.float64).reshape(-1)
     share[:3], share[100:160] = 0.2, 0.4 / 60
     run.log_weight = share.log().reshape(run.log_weight.shape)
-    assert weights.perplexity(run.log_weight) > 10
+    assert float(run.importance_weights.pooled.perplexity) > 10
     (problem, *_) = [line for line in complaints(run, {"is": run}) if "effective" in line]
     assert problem == f"{1 / (share / share.sum()).square().sum():.1f} effective draws in all"
     assert compare({"is": run}).advice.standing == "unsound"

@@ -9,8 +9,8 @@ import torch
 from oracles import canonical_sequences
 
 from ppl_align import CallableLM, CausalLM, MarkovLM
-from ppl_align.cost import measure
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.prepack import unpack
 from ppl_align.lm.warp import Warp
@@ -101,7 +101,7 @@ def test_prompts_of_every_kind():
 
 
 def test_an_earlier_completion_is_a_part_without_eos_and_padding():
-    from ppl_align.completions import Completion
+    from ppl_align.lm.completions import Completion
 
     source = EOS.completion([], 4)
     earlier = Completion(torch.tensor([[0, 1, 2, 2], [1, 1, 1, 1]]), source)

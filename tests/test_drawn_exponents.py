@@ -16,7 +16,7 @@ from test_preferences import TOY_PAIRS, counts
 from torch.nn.functional import logsigmoid
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Posterior, Rejection, completion, expert, inspect, power
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.lints import lint
 from ppl_align.lm import CallableLM
 from ppl_align.preferences import OptimismWarning, RewardPosterior

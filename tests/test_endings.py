@@ -28,8 +28,8 @@ from ppl_align import (
     look_ahead,
     reward,
 )
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.errors import InputError, PromptError
+from ppl_align.lm.completions import Completion
 
 TOKENS = ["a", "\n", "\n\n", "b", "</s>"]
 LM = MarkovLM(torch.randn(5, 5, generator=torch.Generator().manual_seed(3)), torch.zeros(5), eos_id=4, tokens=TOKENS)

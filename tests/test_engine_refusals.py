@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, completion, reward
-from ppl_align.errors import AllDeadError, InputError, RunError
+from ppl_align.core.errors import AllDeadError, InputError, RunError
 from ppl_align.testing.programs import FIXED, PROGRAMS
 
 

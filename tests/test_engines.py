@@ -14,8 +14,8 @@ from conftest import SEED
 from oracles import canonical_sequences
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
-from ppl_align.cost import measure
-from ppl_align.engines.resampling import SCHEMES
+from ppl_align.core.cost import measure
+from ppl_align.particles.resampling import SCHEMES
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.oracle import Oracle

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ppl_align import CausalLM, Completion, Exact, ImportanceSampling, completion, reward
-from ppl_align.cost import measure
-from ppl_align.errors import InputError, PromptError, RunError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, PromptError, RunError
 from ppl_align.lm import CallableLM, Mixture, Product, Prompted
 from ppl_align.lm.base import LM
 from ppl_align.lm.tree import enumerate_completions

@@ -31,12 +31,12 @@ from ppl_align import (
     environment,
     reward,
 )
-from ppl_align.cost import measure
-from ppl_align.errors import InputError, ModelError, RunError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, ModelError, RunError
+from ppl_align.core.text import Texts
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.program import Program
 from ppl_align.program.sketch import sketch
-from ppl_align.text import Texts
 
 # -- functions ---------------------------------------------------------------------------------------------------------
 

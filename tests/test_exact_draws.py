@@ -13,9 +13,10 @@ from scipy import stats
 from synthetic import SCALE, exact, importance, law, praise, smc, svi, weigh
 
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, compare, completion, reward
-from ppl_align.diagnostics import evidence, exact_draws, weights
+from ppl_align.diagnostics import evidence, exact_draws
 from ppl_align.diagnostics.advisor import advise, best_run, complaints
 from ppl_align.diagnostics.exact_draws import SURPRISING, evidence_bounds, unseen
+from ppl_align.posterior import weights
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import FIXED, LADDER
 

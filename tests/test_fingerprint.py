@@ -91,7 +91,7 @@ def test_every_tensor_counts(name):
 
 
 def test_large_tensors_are_sampled_all_over():
-    from ppl_align.digests import digest
+    from ppl_align.core.digests import digest
 
     table = torch.zeros(1000, 512)
     before = digest(table)
@@ -136,7 +136,7 @@ def test_the_folder_does_not_count(tmp_path):
 def test_an_adapter_counts(tmp_path):
     pytest.importorskip("peft")
     from ppl_align.guides.lora import LoRAGuide
-    from ppl_align.provenance import LMRecord
+    from ppl_align.program.provenance import LMRecord
 
     network, tokenizer = tiny_llama(), tiny_tokenizer()
     lm = CausalLM(network, tokenizer)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import ppl_align
-from ppl_align.completions import Completion
+from ppl_align.core.errors import WeightsNotFound
 from ppl_align.engines.constrained import foreseen
-from ppl_align.errors import WeightsNotFound
+from ppl_align.lm.completions import Completion
 from ppl_align.program import Program
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_llama, tiny_tokenizer
 
 from ppl_align import SMC, SVI, CausalLM, ImportanceSampling, MarkovLM, Mixture, completion, load_guide, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides import AutoGuide
 from ppl_align.lm.base_names import base_name
 

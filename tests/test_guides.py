@@ -13,12 +13,12 @@ import torch
 from oracles import canonical_sequences
 
 from ppl_align import SMC, SVI, CallableLM, CausalLM, Exact, ImportanceSampling, MarkovLM, completion, reward
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import run_memory
 from ppl_align.engines.elbo import LeaveOneOutELBO
-from ppl_align.errors import InputError
 from ppl_align.guides import AutoGuide, markov
 from ppl_align.guides.auto import BETWEEN
-from ppl_align.runs import run_memory
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, PROGRAMS
 from ppl_align.testing.statistics import RATE, bonferroni_z, evidence_z, gradient_test, mean_z, two_sided

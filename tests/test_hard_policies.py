@@ -11,8 +11,8 @@ import torch
 
 from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, completion, constrain, environment, reward
 from ppl_align.constraints import Regex
+from ppl_align.core.errors import AllDeadError, ModelError, RunError
 from ppl_align.diagnostics import decisions
-from ppl_align.errors import AllDeadError, ModelError, RunError
 
 LETTERS = ["a", "b", "c"]
 FIRST = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]], dtype=torch.float64)  # p0(letter | previous)

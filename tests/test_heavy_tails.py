@@ -11,7 +11,7 @@ import torch
 
 from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
 from ppl_align.diagnostics import evidence
-from ppl_align.posterior.tails import HEAVIEST, heavy_tail, pareto_k_of
+from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 from ppl_align.posterior.unstated import unstated
 
 LM = MarkovLM(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
@@ -39,21 +39,6 @@ def narrow() -> list[Posterior]:
     """Draws of a guide that was trained for a stricter reward: what it hardly writes weighs most."""
     guide = SVI(num_steps=200, num_particles=64).run(ones(0.25), seed=0).guide
     return [ImportanceSampling(64, 8, proposal=guide).run(far, seed=s) for s in SEEDS]
-
-
-def test_the_tail_of_pareto_draws() -> None:
-    """w = U^-k has P(w > t) = t^(-1/k): shape k."""
-    uniform = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for k in (0.2, 0.5, 0.9):
-        found = pareto_k_of(-k * uniform.log())
-        assert found is not None
-        assert abs(found - k) < 0.1
-
-
-def test_what_has_no_tail() -> None:
-    assert pareto_k_of(torch.zeros(1000)) is None
-    assert pareto_k_of(torch.arange(20.0)) is None
-    assert pareto_k_of(torch.cat([torch.zeros(500), torch.full((500,), -math.inf)])) is None
 
 
 def test_no_bar_where_weights_have_no_variance(narrow: list[Posterior]) -> None:

@@ -12,12 +12,15 @@ import ppl_align
 
 ROOT = Path(ppl_align.__file__).parent
 ABOVE = {"engines", "guides", "inspection", "lints", "diagnostics", "report", "cli", "claims", "testing"}
+ROOMS = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
 MAY_NOT: dict[str, set[str]] = {
-    "lm": ABOVE | {"rewards", "constraints", "program", "posterior", "moments", "preferences"},
-    "data": ABOVE | {"lm", "rewards", "constraints", "program", "posterior", "moments", "preferences"},
-    "rewards": ABOVE | {"constraints", "program", "posterior", "moments", "preferences"},
-    "constraints": ABOVE | {"program", "posterior", "moments", "preferences"},
-    "program": ABOVE | {"posterior", "moments", "preferences"},
+    "core": ROOMS - {"core"},
+    "particles": ABOVE | {"posterior", "moments", "preferences"},
+    "lm": ABOVE | {"particles"} | {"rewards", "constraints", "program", "posterior", "moments", "preferences"},
+    "data": ABOVE | {"lm", "particles", "rewards", "constraints", "program", "posterior", "moments", "preferences"},
+    "rewards": ABOVE | {"particles", "constraints", "program", "posterior", "moments", "preferences"},
+    "constraints": ABOVE | {"particles", "program", "posterior", "moments", "preferences"},
+    "program": ABOVE | {"particles", "posterior", "moments", "preferences"},
 }
 """Folders by those that they do not know, functions' own imports included; types alone may be named."""
 

@@ -15,8 +15,8 @@ from conftest import SEED
 from torch import Tensor
 
 from ppl_align import Exact, ImportanceSampling, Rejection, completion, inspect, reward
+from ppl_align.core.errors import InputError
 from ppl_align.engines.base import isolated
-from ppl_align.errors import InputError
 from ppl_align.inspection.pool import Pool, complete, draw_pool
 from ppl_align.inspection.predictive import answers, event
 from ppl_align.inspection.profile import profile

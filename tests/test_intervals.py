@@ -12,15 +12,15 @@ import torch
 from scipy import stats
 
 from ppl_align import SMC, SVI, ImportanceSampling, MarkovLM, Rejection, compare, completion, inspect, reward
+from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import Estimate, critical, exceeds, of_influence
+from ppl_align.core.runs import run_memory
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.engines.base import isolated
-from ppl_align.errors import InputError
 from ppl_align.inspection.pool import draw_pool
-from ppl_align.posterior.intervals import Estimate, critical, exceeds, of_influence, predicted_draws
 from ppl_align.posterior.lineage import ancestors_by_replicate
-from ppl_align.runs import run_memory
 from ppl_align.testing.honesty import greens
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
 from ppl_align.testing.honesty.greens import Greens, Stratum, how_often, is_wrong, round_of
@@ -67,16 +67,6 @@ def test_comparisons_know_how_few_replicates_there_are() -> None:
     assert exceeds(5.0, many)
     assert not exceeds(5.0, four)
     assert critical(Estimate(1.0, 0.0)) == 0.0
-
-
-def test_effective_draws_foretold() -> None:
-    """Log-normal weights of variance 1: n / e; far posteriors are foretold where the usual number flatters."""
-    normal = torch.tensor(np.random.default_rng(SEED).standard_normal(100_000))
-    assert predicted_draws(normal) == pytest.approx(100_000 / math.e, rel=0.03)
-    assert predicted_draws(torch.zeros(50, dtype=torch.float64)) == 50
-    dead = torch.cat([torch.zeros(50, dtype=torch.float64), torch.full((50,), -math.inf, dtype=torch.float64)])
-    assert predicted_draws(dead) == 50
-    assert predicted_draws(torch.full((5,), -math.inf)) == 0
 
 
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.3])

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, Exact, MarkovLM, completion, reward
-from ppl_align.cost import measure
-from ppl_align.errors import InputError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
 from ppl_align.rewards import Judge, PairwiseJudge, evaluate
 from ppl_align.rewards.cache import identity
-from ppl_align.runs import run_memory
 from ppl_align.testing import Oracle, check_reward
-from ppl_align.text import Texts
 
 TOKENS = ["good ", "bad ", "is it?", " yes", " no", " maybe", "$", "Q:", "vs "]
 GOOD, BAD, ASK, YES, NO, MAYBE, EOS, Q, VS = range(9)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ppl_align import CausalLM
-from ppl_align.errors import PplAlignError, UnsupportedModelError
+from ppl_align.core.errors import PplAlignError, UnsupportedModelError
 
 SIZES = {"vocab_size": 20, "pad_token_id": 0, "eos_token_id": 2}
 SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -11,7 +11,7 @@ from test_shipped_rewards import tiny_classifier, tiny_tokenizer
 
 from ppl_align import Exact, MarkovLM, completion, reward, reward_funcs
 from ppl_align.cli import main
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 LM = MarkovLM(torch.zeros(3, 3, dtype=torch.float64), tokens=["a", "b", "c"])
 

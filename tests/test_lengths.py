@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from ppl_align import CausalLM
-from ppl_align.cost import measure
-from ppl_align.errors import UnsupportedModelError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import UnsupportedModelError
 from ppl_align.lm import verify
 from ppl_align.lm.lengths import lengths, longest_text, turns, windows
 from ppl_align.lm.plan import Plan

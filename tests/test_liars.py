@@ -10,8 +10,8 @@ from conftest import SEED
 from scipy import stats
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling
-from ppl_align.diagnostics import diversity, evidence, weights
-from ppl_align.errors import AllDeadError
+from ppl_align.core.errors import AllDeadError
+from ppl_align.diagnostics import diversity, evidence
 from ppl_align.testing import (
     Oracle,
     all_dead,
@@ -38,8 +38,8 @@ def test_hidden_mode_is_missed_nine_times_in_ten_and_then_everything_looks_perfe
     probability = (1 - 1e-4) ** 1000
     assert probability == pytest.approx(0.905, abs=5e-4)
     assert stats.binomtest(int(missed.sum()), replicates, probability).pvalue > RATE
-    assert bool((weights.ess_by_replicate(run.log_weight)[missed] > 970).all())
-    khat = torch.tensor(weights.pareto_k_by_replicate(run), dtype=torch.float64)
+    assert bool((run.importance_weights.ess[missed] > 970).all())
+    khat = run.importance_weights.pareto_k
     assert bool((khat[missed] < 0.5).all())
     error = run.log_evidence[missed] - Oracle(hidden_mode).log_evidence
     assert float(error.std()) < 0.01
@@ -53,10 +53,10 @@ def test_heavy_tail_reports_an_ess_that_it_does_not_have():
     run = ImportanceSampling(1000, 200).run(heavy_tail, seed=SEED)
     truth = 1000 / math.exp(relative_variance)
     assert truth == pytest.approx(6.2, abs=0.1)
-    ess = weights.ess_by_replicate(run.log_weight)
+    ess = run.importance_weights.ess
     more_than_thrice = int((ess > 3 * truth).sum())  # at least in the median: a sign test
     assert stats.binom.sf(more_than_thrice, 200, 0.5) < RATE
-    khat = torch.tensor(weights.pareto_k_by_replicate(run), dtype=torch.float64)
+    khat = run.importance_weights.pareto_k
     assert float(khat.mean()) - bonferroni_z(1) * float(khat.std()) / math.sqrt(200) > 0.7
 
 

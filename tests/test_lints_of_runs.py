@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_align import SMC, SVI, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
 from ppl_align.cli import main
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lints import Glance, lint_proposal
 from ppl_align.posterior.truncation import cut_short

@@ -23,9 +23,9 @@ from ppl_align import (
     look_ahead,
     reward,
 )
+from ppl_align.core.errors import InputError
 from ppl_align.engines.smc import _Steering
 from ppl_align.engines.twists import Prefixes
-from ppl_align.errors import InputError
 from ppl_align.program import Program
 from ppl_align.program.constrain import compiled
 from ppl_align.program.sketch import sketch

@@ -25,10 +25,10 @@ from ppl_align import (
     constrain,
     look_ahead,
 )
+from ppl_align.core.errors import InputError
 from ppl_align.engines.lookahead import LookingAhead
 from ppl_align.engines.moves import UNSEEN, observe
 from ppl_align.engines.stop_states import stop_strings_of
-from ppl_align.errors import InputError
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program.constrain import compiled
 from ppl_align.testing import check_engine

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from ppl_align import SVI, CausalLM, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides.targets import candidates, linear_layers, with_new_adapter
 from ppl_align.lm.base_names import base_name, portable
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ppl_align import SMC, SVI, CallableLM, ImportanceSampling, MarkovLM, Mixture, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides import AutoGuide
 from ppl_align.guides.markov import MarkovGuide
 from ppl_align.guides.table import TableGuide

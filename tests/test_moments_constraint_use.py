@@ -13,7 +13,7 @@ from pyro import poutine
 from wishes import FIRST, MESSAGES, ONE, WISHES, Feature, make, says_she
 
 from ppl_align import SMC, Exact, ImportanceSampling, completion, moment_constraint
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
 from ppl_align.program import Program
 from ppl_align.program.sketch import sketch
 from ppl_align.testing.programs import EOS

@@ -38,7 +38,7 @@ from ppl_align import (
     reward,
 )
 from ppl_align.cli.check import Draws
-from ppl_align.errors import ModelError, PplAlignError
+from ppl_align.core.errors import ModelError, PplAlignError
 from ppl_align.lints import Glance
 from ppl_align.posterior.groups import escape, to_groups
 from ppl_align.posterior.naming import RESERVED, columns

@@ -14,8 +14,8 @@ from ppl_align import CallableLM, Exact, Nested, completion, environment, reward
 from ppl_align.claims import interaction, optimism
 from ppl_align.claims._turns import Turns
 from ppl_align.constraints import Contains
+from ppl_align.core.errors import AllDeadError, InputError
 from ppl_align.diagnostics import decisions
-from ppl_align.errors import AllDeadError, InputError
 from ppl_align.program import constrain
 from ppl_align.testing import Oracle
 from ppl_align.testing.programs import two_completions

@@ -13,7 +13,7 @@ from contracts import contract_of
 from torch.nn.functional import logsigmoid
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
 from ppl_align.program.observe import goes_on, label, prefers, rating
 from ppl_align.testing import Oracle
 from ppl_align.testing.programs import EOS, FIXED, MEMORY, count_score, long_memory

@@ -11,9 +11,9 @@ import torch
 from oracles import canonical_sequences
 
 from ppl_align import SMC, Exact, ImportanceSampling, MarkovLM, completion, constrain, goes_on
-from ppl_align.completions import sequence_lengths
 from ppl_align.constraints import Length, Regex
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.lm.completions import sequence_lengths
 from ppl_align.testing.programs import EOS, FIXED
 
 SPELLED = MarkovLM(EOS.log_table, EOS.log_initial, eos_id=2, tokens=["a", "b", "."])

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, Exact, completion, reward
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
 from ppl_align.data.packages import MINILM
-from ppl_align.errors import InputError
 from ppl_align.rewards import Embedder, Keywords, Length, Readability, Similarity, evaluate
 from ppl_align.rewards.cache import identity
 from ppl_align.rewards.readability import syllables
-from ppl_align.runs import run_memory
 from ppl_align.testing import check_reward
 from ppl_align.testing.texts import TEXTS
-from ppl_align.text import Texts
 
 needs_minilm = pytest.mark.skipif(MINILM.installed is None, reason="ppl-align fetch minilm")
 CHAT = [[{"role": "assistant", "content": "The cat sat on the mat."}]]

@@ -8,7 +8,8 @@ import pytest
 from synthetic import importance
 
 from ppl_align import compare
-from ppl_align.diagnostics import evidence, weights
+from ppl_align.diagnostics import evidence
+from ppl_align.posterior import weights
 from ppl_align.posterior.once import once, told_once
 
 

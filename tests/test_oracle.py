@@ -12,8 +12,8 @@ import torch
 from conftest import SEED
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, completion, reward
-from ppl_align.cost import measure
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.testing.oracle import Oracle, entropy, kl_divergence
 from ppl_align.testing.programs import EOS, FIXED, MEMORY, PROGRAMS
 from ppl_align.testing.statistics import bonferroni_z, evidence_z, g_test, key_rows, probabilities

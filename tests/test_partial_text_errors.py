@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
-from ppl_align.errors import PartialTextError, RewardError
+from ppl_align.core.errors import PartialTextError, RewardError
 from ppl_align.lints import lint
 from ppl_align.testing.programs import FIXED, count_score
 

@@ -10,7 +10,7 @@ import torch
 
 from ppl_align import CallableLM, Regex
 from ppl_align.constraints.translation import translated
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 ODD = [*"aAbBzZ019_ \n\t-iIkKsS"]
 ODD += [*"²½٣é\u0301\u00df\u1e9e\u017f\u212a\u0130\u0131\u03c3\u03c2\u03a3\u00b5\u03bc\u00a0\x1c\x85ǅᾳΐ"]

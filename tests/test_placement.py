@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ppl_align import SVI, CausalLM, Exact, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.placement import fixed_because, input_device
 
 LAYERS = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
-from ppl_align.cost import measure
-from ppl_align.errors import UnsupportedModelError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import UnsupportedModelError
 from ppl_align.lm.verify import _FOUND
 from ppl_align.testing.held import alone
 from ppl_align.testing.oracle import Oracle

@@ -9,9 +9,9 @@ import torch
 from conftest import SEED
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Posterior, Rejection, completion, environment, reward
-from ppl_align.completions import tensor_of
+from ppl_align.core.errors import InputError
 from ppl_align.engines.conditional import evidence_bounds
-from ppl_align.errors import InputError
+from ppl_align.lm.completions import tensor_of
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import FIXED, STEP, count_score
 

@@ -9,7 +9,7 @@ import torch
 from contracts import contract_of
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 from ppl_align.program import Program
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, FIXED, STEP, count_score

@@ -8,10 +8,10 @@ import pytest
 import torch
 from synthetic import SCALE, exact, importance, smc, svi
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
-from ppl_align.text import Texts
 
 RUNS = {"exact": exact, "importance": importance, "smc": smc, "svi": svi}
 

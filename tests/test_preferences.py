@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.preferences import Belief, OptimismWarning, Pairs, RewardPosterior, belief, comparisons, optimism_bonus
 from ppl_align.preferences.belief import infer, log_density
 from ppl_align.preferences.features import Scale

@@ -11,8 +11,8 @@ import pytest
 import torch
 from learned_toys import SAMPLED, TOY, TOY_PAIRS, counts, program
 
+from ppl_align.core.errors import InputError, RewardError
 from ppl_align.data.packages import MINILM, REVIEWS
-from ppl_align.errors import InputError, RewardError
 from ppl_align.preferences import Embedding, LMFeatures, Pairs, Remembered, RewardPosterior, film_pairs, read_pairs
 from ppl_align.testing import Oracle
 

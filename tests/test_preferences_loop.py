@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ppl_align
 from ppl_align import CallableLM, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.preferences import Pairs, refresh
 from ppl_align.preferences.loop import compare
 from ppl_align.testing import Oracle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ppl_align import CausalLM, completion, reward
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.warp import log_normalise
 from ppl_align.testing.oracle import Oracle

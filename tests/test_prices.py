@@ -31,7 +31,7 @@ from ppl_align import (
     reward,
 )
 from ppl_align.constraints import Contains
-from ppl_align.errors import PplAlignError
+from ppl_align.core.errors import PplAlignError
 from ppl_align.inspection.costs import Prediction
 
 LM = CallableLM(3, lambda prefix: torch.zeros(len(prefix), 3).double(), 2, ["a", "b", ""])

@@ -13,11 +13,11 @@ from conftest import SEED
 from oracles import canonical_sequences
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, expert, power, reward
-from ppl_align.cost import measure
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, RunError
+from ppl_align.core.runs import run_memory
 from ppl_align.lm import CallableLM, Mixture, Product, Prompted
 from ppl_align.lm.score_cache import log_prob_of
-from ppl_align.runs import run_memory
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.oracle import Oracle, kl_divergence

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ppl_align import SMC, CausalLM, Completion, ImportanceSampling, choose, completion, reward
+from ppl_align.core.errors import BatchTextError, InputError, ModelError
+from ppl_align.core.text import Texts
 from ppl_align.engines import steadiness
-from ppl_align.errors import BatchTextError, InputError, ModelError
 from ppl_align.program import Execution, Program
 from ppl_align.testing.programs import EOS, FIXED, PROGRAMS
-from ppl_align.text import Texts
 
 
 def run_once(program, particles=4):

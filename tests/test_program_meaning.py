@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, MarkovLM, completion, reward
-from ppl_align.errors import ModelError, PplAlignError, RunError
+from ppl_align.core.errors import ModelError, PplAlignError, RunError
 
 torch.manual_seed(0)
 LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-import ppl_align.progress
+import ppl_align.core.progress
 from ppl_align import (
     SMC,
     SVI,
@@ -25,7 +25,7 @@ from ppl_align import (
     reward,
 )
 from ppl_align.claims.running import run as study
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 LM = MarkovLM(torch.zeros(3, 3), torch.zeros(3))
 
@@ -85,7 +85,7 @@ class Terminal(io.StringIO):
 @pytest.mark.parametrize("name", LONG)
 def test_on_a_terminal_there_is_a_bar(name, monkeypatch):
     screen = Terminal()
-    monkeypatch.setattr(ppl_align.progress, "Console", lambda stderr: Console(file=screen, force_terminal=True))
+    monkeypatch.setattr(ppl_align.core.progress, "Console", lambda stderr: Console(file=screen, force_terminal=True))
     LONG[name](True)
     shown = screen.getvalue()
     assert "━" in shown
@@ -94,7 +94,7 @@ def test_on_a_terminal_there_is_a_bar(name, monkeypatch):
 
 def test_a_bar_leaves_with_an_error(monkeypatch):
     screen = Terminal()
-    monkeypatch.setattr(ppl_align.progress, "Console", lambda stderr: Console(file=screen, force_terminal=True))
+    monkeypatch.setattr(ppl_align.core.progress, "Console", lambda stderr: Console(file=screen, force_terminal=True))
 
     def broken():
         program()
@@ -140,7 +140,7 @@ def test_in_a_notebook_the_bar_is_a_picture_that_changes(monkeypatch, capsys):
     ipython.get_ipython = lambda: types.SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", shown)
-    monkeypatch.setattr(ppl_align.progress, "_PAUSE", 0.0)
+    monkeypatch.setattr(ppl_align.core.progress, "_PAUSE", 0.0)
     for name, call in LONG.items():
         shown.pictures.clear()
         call(True)
@@ -154,13 +154,15 @@ def test_ipython_in_a_terminal_is_a_terminal(monkeypatch):
     ipython = types.ModuleType("IPython")
     ipython.get_ipython = lambda: types.SimpleNamespace()
     monkeypatch.setitem(sys.modules, "IPython", ipython)
-    assert not ppl_align.progress._in_notebook()
+    assert not ppl_align.core.progress._in_notebook()
 
 
 def test_notes_are_not_markup(monkeypatch):
     """Names of sites are text, in a bar as well."""
     screen = Terminal()
-    with ppl_align.progress.bar(Console(file=screen, force_terminal=True, width=120), "[red]label[/red]") as report:
+    with ppl_align.core.progress.bar(
+        Console(file=screen, force_terminal=True, width=120), "[red]label[/red]"
+    ) as report:
         report(1, 2, "[bold]x[/bold]")
     assert "[red]label[/red]" in screen.getvalue()
     assert "[bold]x[/bold]" in screen.getvalue()

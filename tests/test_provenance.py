@@ -32,8 +32,8 @@ from ppl_align import (
     reward,
 )
 from ppl_align.cli import main
-from ppl_align.digests import digest
-from ppl_align.provenance import Provenance, command, differences, versions
+from ppl_align.core.digests import digest
+from ppl_align.program.provenance import Provenance, command, differences, versions
 
 ENGINES = [Exact(), ImportanceSampling(8, 2), SMC(8, 2), Rejection(4, 2), SVI(2, 4, 2)]
 

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from synthetic import WORDS, exact, importance, smc, svi
 
-from ppl_align.completions import Completion
+from ppl_align.core.printed import with_error
+from ppl_align.core.text import Texts
 from ppl_align.diagnostics import compare
 from ppl_align.diagnostics.columns import reward_column
-from ppl_align.posterior.printed import with_error
+from ppl_align.lm.completions import Completion
 from ppl_align.report import html, plots, terminal
-from ppl_align.text import Texts
 
 
 @pytest.fixture(scope="module")

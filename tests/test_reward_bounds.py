@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppl_align import ImportanceSampling, Rejection, completion, reward
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
 from ppl_align.program import Program
 from ppl_align.rewards import Toxicity, Vader, each
 from ppl_align.testing.programs import FIXED, count_score

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, Exact, completion, reward
-from ppl_align.errors import BatchTextError, InputError, RewardError
+from ppl_align.core.errors import BatchTextError, InputError, RewardError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
 from ppl_align.rewards import Vader, evaluate
 from ppl_align.rewards.answers import shorten
-from ppl_align.runs import run_memory
-from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
 two_words = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2).double(), tokens=["a", "b"])

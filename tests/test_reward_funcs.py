@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, Exact, completion, reward, reward_funcs
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
 from ppl_align.lm.prompts import ChatIds
 from ppl_align.rewards import Length, Vader, columns, evaluate, logged
-from ppl_align.runs import run_memory
 from ppl_align.testing import Oracle
-from ppl_align.text import Texts
 
 BIASED = torch.tensor([0.3, -0.2, 0.5, 0.0])
 

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from ppl_align import CallableLM, reward
-from ppl_align.completions import Completion
-from ppl_align.cost import measure
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, RewardError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.rewards import Vader, chat, columns, each, evaluate
-from ppl_align.runs import run_memory
-from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
 LETTERS = "abcdefg$"

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ppl_align import SMC, Exact, ImportanceSampling, completion, environment, moment_constraint, reward
-from ppl_align.cost import measure
-from ppl_align.errors import InputError
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import aside, at_end, remembered, run_memory, speaking
 from ppl_align.lm.score_cache import log_prob_of
 from ppl_align.rewards import evaluate
-from ppl_align.runs import aside, at_end, remembered, run_memory, speaking
 from ppl_align.testing.programs import EOS, LADDER
 
 

@@ -23,8 +23,8 @@ from ppl_align import (
     inspect,
     reward,
 )
+from ppl_align.core.text import Texts
 from ppl_align.diagnostics import diversity
-from ppl_align.text import Texts
 
 COIN = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2, dtype=torch.float64), tokens=["a", "b"])
 WORDS = CallableLM(64, lambda prefix: torch.zeros(len(prefix), 64, dtype=torch.float64))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppl_align import SVI, MarkovLM, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 LM = MarkovLM(torch.zeros(3, 3, dtype=torch.float64), tokens=["a", "b", "c"])
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, JsonSchema
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 CHARS = "0123456789.-e+E"
 LM = CallableLM(

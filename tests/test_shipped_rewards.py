@@ -12,15 +12,15 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from ppl_align import CallableLM
-from ppl_align.completions import Completion
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
 from ppl_align.data import packages, prompts
 from ppl_align.data.packages import PROMPTS
-from ppl_align.errors import InputError
+from ppl_align.lm.completions import Completion
 from ppl_align.rewards import ClassifierReward, Toxicity, Vader, evaluate
 from ppl_align.rewards.registry import names, resolve
-from ppl_align.runs import run_memory
-from ppl_align.text import Texts
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
 LETTERS = "abcdefg$"

@@ -11,8 +11,8 @@ import torch
 from conftest import SEED
 
 from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align.core.errors import InputError
 from ppl_align.engines.base import Engine
-from ppl_align.errors import InputError
 from ppl_align.testing.calibration import calibrate
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, PROGRAMS

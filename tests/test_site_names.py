@@ -26,7 +26,7 @@ from ppl_align import (
     label,
     reward,
 )
-from ppl_align.errors import ModelError, PplAlignError
+from ppl_align.core.errors import ModelError, PplAlignError
 
 Site = Callable[[str, Completion], object]
 

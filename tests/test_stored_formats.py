@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ppl_align import compare
-from ppl_align.completions import tensor_of
+from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior import Posterior
 
 FOLDER = Path(__file__).parent / "data"

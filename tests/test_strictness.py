@@ -33,7 +33,7 @@ from ppl_align import (
     reward,
 )
 from ppl_align.cli.check import Draws
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lints import Glance, lint
 from ppl_align.testing.programs import EOS, FIXED, STEP, count_score
 

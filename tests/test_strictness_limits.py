@@ -21,7 +21,7 @@ from ppl_align import (
     reward,
     reward_funcs,
 )
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
 from ppl_align.testing import check_engine
 from ppl_align.testing.chain import ChainOracle
 from ppl_align.testing.programs import FIXED, STEP, count_score
@@ -176,7 +176,7 @@ def test_several_trl_rewards_have_weights_of_their_own():
 
 
 def test_the_chain_oracle_wants_one_weight():
-    from ppl_align.errors import ModelError
+    from ppl_align.core.errors import ModelError
     from ppl_align.lm import MarkovLM
     from ppl_align.rewards import TokenSum
 

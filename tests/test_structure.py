@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, completion, reward
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 from ppl_align.lints import lint
 from ppl_align.program import Program
 from ppl_align.program.compiled import refuse_change

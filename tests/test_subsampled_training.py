@@ -9,7 +9,7 @@ import torch
 from conftest import SEED
 
 from ppl_align import SVI, Exact, MarkovLM, completion, reward
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 
 LM = MarkovLM(torch.tensor([[0.2, 0.5, -0.4], [0.1, -0.7, 0.6], [-0.3, 0.9, 0.0]], dtype=torch.float64))
 DATA = torch.tensor([0.3, 1.4, -0.2, 0.8, 1.9, 0.1], dtype=torch.float64)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_align import SMC, Exact, MarkovLM, completion, reward
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards import Accepts, Automaton, LastToken, TokenSum, evaluate
 from ppl_align.rewards.spelling import regex_characters
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from ppl_align import CausalLM, Contains, Exact, MarkovLM, Mixture, completion, constrain, reward
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError, PromptError, WeightsNotFound
+from ppl_align.core.errors import InputError, PromptError, WeightsNotFound
 from ppl_align.lints import lint
+from ppl_align.lm.completions import Completion
 from ppl_align.rewards import ClassifierReward, load_classifier
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "[gMASK]", "<sop>", *(f"w{i}" for i in range(14))]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from ppl_align import CallableLM, Exact, completion, reward, reward_funcs
-from ppl_align.errors import RewardError
+from ppl_align.core.errors import RewardError
 from ppl_align.rewards import chat, logged
 from ppl_align.testing import Oracle
 

@@ -12,13 +12,13 @@ from test_guides import check_unbiased, make_guide
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, MarkovLM, Product, completion, constrain, reward
 from ppl_align.constraints import Regex
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import run_memory
 from ppl_align.engines.conditional import Conditional
 from ppl_align.engines.elbo import LeaveOneOutELBO
-from ppl_align.errors import InputError
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.warp import Warp
-from ppl_align.runs import run_memory
 from ppl_align.testing.programs import EOS, count_score, markov
 from ppl_align.testing.statistics import MAX_SPREAD, bonferroni_z, evidence_z, mean_z
 

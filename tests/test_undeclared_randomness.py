@@ -30,9 +30,9 @@ from ppl_align import (
     environment,
     reward,
 )
-from ppl_align.cost import measure
-from ppl_align.errors import ModelError
-from ppl_align.runs import run_memory
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import ModelError
+from ppl_align.core.runs import run_memory
 
 Source = Callable[[], float]
 _generator, _counter = np.random.default_rng(0), count()

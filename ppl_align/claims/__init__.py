@@ -12,7 +12,7 @@ import difflib
 import importlib
 from types import ModuleType
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 CHAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "One target": (

@@ -10,7 +10,7 @@ from pathlib import Path
 from ppl_align.claims import CHAPTERS, essay, load, statement
 from ppl_align.claims.findings import Finding
 from ppl_align.claims.running import Result
-from ppl_align.files import written_beside
+from ppl_align.core.files import written_beside
 
 _OPEN = 8  # checks of each claim that are not folded away
 

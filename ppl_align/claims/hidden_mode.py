@@ -46,7 +46,8 @@ from torch import Tensor
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
 from ppl_align.claims.drawing import PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.diagnostics import evidence, weights
+from ppl_align.diagnostics import evidence
+from ppl_align.posterior import weights
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.oracle import Oracle
 
@@ -117,7 +118,7 @@ def many_runs(found: Findings, name: str, where: int, oracle: Oracle) -> None:
     square = torch.logsumexp(oracle.log_prior + 2 * oracle.log_potential, 0) - 2 * oracle.log_evidence
     error = math.sqrt(math.expm1(float(square)) / DRAWS / RUNS)  # exact: the draws do not know it
     found.agrees(f"{name}: E[Zhat]/Z, all runs", ratio.mean(), error, 1.0)
-    effective = weights.ess_by_replicate(run.log_weight)
+    effective = run.importance_weights.ess
     least, most = float(effective[missed].min()), float(effective[~missed].max())
     found.holds(f"{name}: ESS where missed is above 600 of 1000", least > 600, f"{least:.0f} or more")
     found.holds(f"{name}: ESS where hit is below 10", most < 10, f"{most:.1f} or less")

@@ -43,7 +43,7 @@ from ppl_align import CallableLM, ImportanceSampling, Rejection, completion, rew
 from ppl_align.claims._toys import RAMBLER, pattern
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.errors import PplAlignError
+from ppl_align.core.errors import PplAlignError
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 COUNTS = torch.arange(int(poisson.isf(1e-15, 11)) + 2)  # beyond, both tails are below 1e-15

@@ -9,9 +9,9 @@ from typing import Any
 
 from ppl_align.claims import load
 from ppl_align.claims.findings import Findings
+from ppl_align.core.errors import PplAlignError
+from ppl_align.core.progress import Report, reporting
 from ppl_align.engines.base import isolated
-from ppl_align.errors import PplAlignError
-from ppl_align.progress import Report, reporting
 
 
 @dataclass(frozen=True)

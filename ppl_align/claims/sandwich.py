@@ -52,8 +52,8 @@ from ppl_align.claims._evidence import STAYS, importance, two_steps
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.engines.resampling import CONDITIONAL, SCHEMES, systematic
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, systematic
 from ppl_align.testing.oracle import Oracle, kl_divergence
 from ppl_align.testing.simulation import simulate
 

@@ -46,7 +46,6 @@ from torch import Tensor
 from ppl_align import SMC, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.diagnostics import weights
 from ppl_align.engines.twists import Prefixes
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.chain import ChainOracle
@@ -193,7 +192,7 @@ def self_assessment(found: Findings) -> None:
     for length, beta, factor in ((5, 0.5, 1.0), (40, 0.5, 50.0), (40, 0.25, 1e8)):
         oracle, name = ChainOracle(story, length, beta), f"IS, T={length}, beta={beta:g}"
         run = ImportanceSampling(num_particles=500, num_replicates=16).run(story, length, beta, seed=found.seed)
-        own = 500 / weights.ess_by_replicate(run.log_weight) - 1
+        own = 500 / run.importance_weights.ess - 1
         ratio = relative_variance(length, beta) / float(own.median())
         if length == 5:
             found.holds(f"{name}: true over stated variance is about 1", 0.5 < ratio < 2, f"{ratio:.2f}")

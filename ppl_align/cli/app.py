@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ppl_align.cli.console import Told, err, report
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 app = typer.Typer(
     name="ppl-align",

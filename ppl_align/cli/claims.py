@@ -16,7 +16,7 @@ from rich.text import Text
 from ppl_align.claims import CHAPTERS, CLAIMS, load, statement
 from ppl_align.claims.running import Result, run
 from ppl_align.cli.console import interrupted, note, show, user_code, waiting
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 FEW = 4  # checks shown of each claim when all claims are run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ppl_align.cli.console import note, show, user_code
 from ppl_align.cli.output import output_folder, read_manifest
 from ppl_align.cli.results import Group, Results
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 
 def compare(paths: Sequence[Path], out: Path | None, force: bool, as_json: bool) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ppl_align.errors import InputError, PplAlignError
+from ppl_align.core.errors import InputError, PplAlignError
 
 err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 _EVERY = 10.0  # seconds between two lines of progress where there is no terminal
@@ -123,7 +123,7 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
         yield line
         return
-    from ppl_align.progress import bar
+    from ppl_align.core.progress import bar
 
     with bar(err, label) as report:
         yield report

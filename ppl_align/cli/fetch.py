@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ppl_align.cli.console import note, show, user_code
+from ppl_align.core.errors import InputError
 from ppl_align.data.packages import PACKAGES
-from ppl_align.errors import InputError
 from ppl_align.loading import nearest
 
 

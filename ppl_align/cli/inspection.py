@@ -10,7 +10,7 @@ from typing import Any
 from ppl_align.cli.console import note, progress, show, user_code
 from ppl_align.cli.output import output_folder
 from ppl_align.cli.plan import Asked, load_one
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 
 def inspect(

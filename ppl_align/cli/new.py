@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ppl_align import gallery
 from ppl_align.cli.console import note, show
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 MODEL = "positive_review"
 ENGINE = "smc"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.errors import InputError, RunError
 
 MANIFEST = "run.json"
 

@@ -11,8 +11,8 @@ from typing import Any
 from ppl_align.cli.console import note, report, user_code, waiting
 from ppl_align.cli.rows import Row, Rows, read_rows
 from ppl_align.cli.settings import Arguments, configure, parse_settings
-from ppl_align.columns import lacking
-from ppl_align.errors import InputError
+from ppl_align.core.columns import lacking
+from ppl_align.core.errors import InputError
 from ppl_align.loading import load_engine, load_model, source_file
 
 DEFAULT_ENGINES = ("importance", "smc")

@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from ppl_align.columns import lacking
-from ppl_align.errors import InputError
+from ppl_align.core.columns import lacking
+from ppl_align.core.errors import InputError
 
 Row = dict[str, Any]
 

@@ -10,7 +10,7 @@ from ppl_align.cli.console import interrupted, note, progress, report, show, use
 from ppl_align.cli.output import OutputFolder, output_folder
 from ppl_align.cli.plan import DEFAULT_ENGINES, Asked, Job, Plan, load_plan
 from ppl_align.cli.results import Group, Results
-from ppl_align.errors import AllDeadError, TooManyDrawsError
+from ppl_align.core.errors import AllDeadError, TooManyDrawsError
 
 
 def run(asked: Asked, engines: Sequence[str], out: Path | None, force: bool, as_json: bool) -> int:

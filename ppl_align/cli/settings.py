@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppl_align.columns import lacking
-from ppl_align.errors import InputError
+from ppl_align.core.columns import lacking
+from ppl_align.core.errors import InputError
 from ppl_align.loading import Recipe, nearest
 
 _PLAIN = {"int", "float", "bool", "str", "None"}

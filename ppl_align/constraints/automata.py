@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.rewards.automaton import Automaton
 

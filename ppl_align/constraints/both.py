@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint, Reader
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.transfer import CPU
 
 if TYPE_CHECKING:

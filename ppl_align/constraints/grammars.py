@@ -17,7 +17,7 @@ from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
 from ppl_align.constraints.meaning import exact_float, no_constant, read_pattern, refuse_rounded_numbers
 from ppl_align.constraints.numbers import by_value
 from ppl_align.constraints.translation import translated
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Reader
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.lm.spelling import Spelling, who_spells
 from ppl_align.lm.transfer import CPU, Resident, upload
 

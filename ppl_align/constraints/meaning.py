@@ -13,7 +13,7 @@ from decimal import Decimal
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.patterns import REFUSED, operations
 
 EXACT_INTEGERS = 2**53

@@ -21,7 +21,7 @@ from math import lcm
 from typing import Any
 
 from ppl_align.constraints.llg import accepted
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 KEYWORDS = (*BOUNDS, "multipleOf")

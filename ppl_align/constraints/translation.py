@@ -15,7 +15,7 @@ from functools import cache
 from re import _constants  # type: ignore[attr-defined]
 from typing import Any
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 Ranges = list[tuple[int, int]]
 _LAST = sys.maxunicode

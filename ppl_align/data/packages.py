@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 
 @dataclass(frozen=True)

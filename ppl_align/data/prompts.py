@@ -10,8 +10,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from functools import lru_cache
 
+from ppl_align.core.errors import InputError
 from ppl_align.data.packages import PROMPTS
-from ppl_align.errors import InputError
 
 KINDS = ("flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat")
 

@@ -22,17 +22,18 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from ppl_align.diagnostics import decisions, evidence, exact_draws, weights
+from ppl_align.core.arviz_adapter import GOOD_K
+from ppl_align.core.estimate import Estimate, critical, exceeds
+from ppl_align.core.printed import is_rounding, say_z
+from ppl_align.diagnostics import decisions, evidence, exact_draws
 from ppl_align.diagnostics.blind_spots import blind_spot
 from ppl_align.diagnostics.collapse import collapsed
 from ppl_align.diagnostics.doubts import doubts
 from ppl_align.diagnostics.remedies import what_to_do, what_would_confirm, what_would_tell, what_would_vouch
-from ppl_align.posterior.arviz_adapter import GOOD_K
+from ppl_align.posterior import weights
 from ppl_align.posterior.estimates import MIN_REPLICATES
-from ppl_align.posterior.intervals import Estimate, critical, exceeds
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.once import once
-from ppl_align.posterior.printed import is_rounding, say_z
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
 from ppl_align.posterior.table import identity
 
@@ -251,7 +252,7 @@ def _few_draws(run: Posterior) -> str | None:
     if run.draws_are_exact:
         few = run.log_weight.numel()
         return f"{few} exact draw{'s' if few > 1 else ''} in all" if few < evidence.FEW_DRAWS else None
-    if weights.perplexity(run.log_weight) < evidence.FEW_DRAWS:
+    if float(run.importance_weights.pooled.perplexity) < evidence.FEW_DRAWS:
         share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9
         carrying = completions_carrying(run, share)
         much = "all" if share > 0.9 else f"{share:.0%} of the"
@@ -267,7 +268,7 @@ def _few_draws(run: Posterior) -> str | None:
 
 def _effective(run: Posterior) -> float:
     """Effective draws of all replicates together."""
-    return float(weights.ess_by_replicate(run.log_weight.reshape(1, -1)))
+    return float(run.importance_weights.pooled.ess)
 
 
 def completions_carrying(run: Posterior, share: float) -> int:

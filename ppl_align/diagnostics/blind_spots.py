@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ppl_align.diagnostics import evidence
+from ppl_align.particles.weights import effective_sample_size
 from ppl_align.posterior.constant import constant_reward, same
 from ppl_align.posterior.estimates import mean
 
@@ -93,4 +94,4 @@ def _effective_draws(run: Posterior) -> float:
     lineage = run.history.get("lineage")
     if lineage is not None:
         weights = torch.zeros_like(weights).scatter_add_(1, torch.as_tensor(lineage), weights)
-    return 1 / float((weights**2).sum())
+    return float(effective_sample_size(weights.reshape(-1)))

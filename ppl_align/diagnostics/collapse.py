@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ppl_align.completions import tensor_of
+from ppl_align.core.estimate import critical, of_draws, standard_error
 from ppl_align.diagnostics import evidence
+from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.intervals import critical
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
 from ppl_align.posterior.table import identity, site_texts
@@ -85,7 +85,7 @@ def worse_than_it_began(run: Posterior) -> str | None:
         return None
     loss = torch.as_tensor(run.history["loss"]).double()
     last = loss[-max(len(loss) // LAST, 1) :]
-    spread = float(last.std()) / math.sqrt(len(last)) if len(last) > 1 else 0.0
+    spread = standard_error(last) if len(last) > 1 else 0.0
     end = Estimate(-float(last.mean()), spread)
     if not _below(end, began):
         return None
@@ -138,7 +138,7 @@ def mean_log_likelihood(run: Posterior) -> Estimate | None:
     psi = log_likelihood(run).reshape(-1)
     if len(psi) < 2 or not bool(psi.isfinite().all()):
         return None
-    return Estimate(float(psi.mean()), float(psi.std()) / math.sqrt(len(psi)))
+    return of_draws(psi)
 
 
 def _below(value: Estimate, bound: Estimate) -> bool:

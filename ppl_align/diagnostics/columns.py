@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ppl_align.posterior.printed import with_error
+from ppl_align.core.printed import with_error
 
 
 def is_missing(value: Any) -> bool:

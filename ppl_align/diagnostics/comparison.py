@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, policy, weights
+from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import Estimate
+from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, policy
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, guide_column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
 from ppl_align.diagnostics.scales import differing_scales, scales
-from ppl_align.errors import InputError
-from ppl_align.posterior import Posterior
+from ppl_align.posterior import Posterior, weights
 from ppl_align.posterior.estimates import RETAINING
-from ppl_align.posterior.intervals import Estimate
 from ppl_align.posterior.once import told_once
-from ppl_align.provenance import differences
+from ppl_align.program.provenance import differences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

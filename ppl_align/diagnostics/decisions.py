@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ppl_align.core.estimate import FEWEST_EXACT, of_draws, quantile
 from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.intervals import FEWEST_EXACT, quantile
 from ppl_align.posterior.totals import log_likelihood, log_prior
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def value(posterior: Posterior) -> Estimate | None:
     if posterior.log_proposal is None:
         return None
     each = (log_prior(posterior) + log_likelihood(posterior) - posterior.log_proposal).reshape(-1)
-    error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.nan
-    return Estimate(float(each.mean()), error)
+    return of_draws(each)
 
 
 def split(runs: Mapping[str, Posterior]) -> tuple[dict[str, Posterior], dict[str, Posterior]]:

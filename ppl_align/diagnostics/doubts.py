@@ -6,7 +6,7 @@ A run without a complaint may have seen too little to have one. A green light ta
 2. errors of log Z and of each E[r] can be stated, and are small: E[r] to 30% of what conditioning has moved (a 90%
    interval, which is exceeded on either side by 5%; 95% of fewer than ``FULL`` draws), log Z to half a nat;
 3. weights are not too skewed for stated errors: ``PREDICTED`` effective draws, as foretold by the square roots of the
-   weights, and |c| (:mod:`ppl_align.posterior.intervals`) of at most ``SKEWED``, and of at most the share of ``FULL``
+   weights, and |c| (:mod:`ppl_align.core.estimate`) of at most ``SKEWED``, and of at most the share of ``FULL``
    draws (of all, where there are fewer) that these are: of what is far, the draws that would show how skewed it is are
    not there. Of a population that was resampled: ``PREDICTED`` effective draws at its narrowest place, for all that
    comes after descends from these;
@@ -23,21 +23,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ppl_align.core.estimate import LEVEL
+from ppl_align.core.printed import say_draws
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper
 from ppl_align.diagnostics.prior import ENOUGH, prior_mean
-from ppl_align.diagnostics.weights import ess_by_replicate
+from ppl_align.particles.weights import Weights
 from ppl_align.posterior.constant import constant_reward, never_met
-from ppl_align.posterior.intervals import LEVEL, predicted_draws
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
-from ppl_align.posterior.printed import say_draws
 from ppl_align.posterior.prior import prior_log_weight
 from ppl_align.posterior.tails import heavy_tail
 
 if TYPE_CHECKING:
+    from ppl_align.core.estimate import Estimate
     from ppl_align.posterior import Posterior
-    from ppl_align.posterior.intervals import Estimate
 
 PREDICTED = 50.0
 SKEWED = 0.4
@@ -138,13 +138,13 @@ def more(run: Posterior) -> float | None:
     if not run.independent:
         ancestors = ancestors_by_replicate(run)
         return None if ancestors is None else max(FEWEST_ANCESTORS / max(sum(ancestors), 1), 2.0)
-    return max(PREDICTED / max(predicted_draws(run.log_weight), 1e-6), 2.0)
+    return max(PREDICTED / max(float(run.importance_weights.pooled.foretold_ess), 1e-6), 2.0)
 
 
 def _moved(run: Posterior, name: str) -> float | None:
     """|E[r] - E_p0[r]|, or the least that it can be: KL(p*||p0) + KL(p0||p*) = sum of scale times shift."""
     prior = prior_log_weight(run)
-    if run.independent and float(ess_by_replicate(prior.reshape(1, -1))) >= ENOUGH:
+    if run.independent and float(Weights(prior).pooled.ess) >= ENOUGH:
         before = prior_mean(run, run.rewards[name])
         if before is not None:
             return abs(run.mean(name).value - before)
@@ -158,7 +158,7 @@ def _skewed(run: Posterior) -> Doubt | None:
     if not run.independent or run.draws_are_exact:
         return None
     worst = max([abs(run.mean(name).skewness) for name in run.rewards], default=abs(evidence.log_z(run).skewness))
-    return skewed(predicted_draws(run.log_weight), run.log_weight.numel(), worst)
+    return skewed(float(run.importance_weights.pooled.foretold_ess), run.log_weight.numel(), worst)
 
 
 def _narrow(run: Posterior) -> Doubt | None:
@@ -166,7 +166,7 @@ def _narrow(run: Posterior) -> Doubt | None:
     happened to be good looks better than one in which as many were as there should be."""
     if run.independent or run.draws_are_exact:
         return None
-    now = ess_by_replicate(run.log_weight)
+    now = run.importance_weights.ess
     resampled = torch.as_tensor(run.history.get("ess", now[None]), dtype=torch.float64)
     narrowest = float(torch.cat([resampled, now[None]]).amin(0).sum())
     enough = min(PREDICTED, run.log_weight.numel() / 2)

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_align.diagnostics import weights
-from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, log_mean_exp, numbers_of_sites
-from ppl_align.posterior.intervals import Estimate, of_influence
+from ppl_align.core.estimate import Estimate, of_influence
+from ppl_align.particles.weights import log_mean_exp
+from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, numbers_of_sites
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
@@ -77,8 +77,7 @@ def standard_error(posterior: Posterior) -> float | None:
     the weights of a proposal have no variance (:mod:`ppl_align.posterior.tails`)."""
     if posterior.exact:
         return 0.0
-    pooled = posterior.log_weight.reshape(-1)
-    if posterior.independent and float(weights.ess_by_replicate(pooled[None])) < 2:
+    if posterior.independent and float(posterior.importance_weights.pooled.ess) < 2:
         return None
     if heavy_tail(posterior) is not None:
         return None
@@ -90,7 +89,7 @@ def standard_error(posterior: Posterior) -> float | None:
 def log_z(posterior: Posterior) -> Estimate:
     """The pooled log Z with its error bar, nats; NaN for a decision.
 
-    Independent draws: psi_i = W_i - 1 (:mod:`ppl_align.posterior.intervals`). Rejection: from the draws that it took.
+    Independent draws: psi_i = W_i - 1 (:mod:`ppl_align.core.estimate`). Rejection: from the draws that it took.
     SMC: from replicates and ancestors (:mod:`ppl_align.posterior.lineage`); no error below four replicates."""
     value = log_evidence(posterior)
     if posterior.target == "decision" or not math.isfinite(value):
@@ -102,7 +101,7 @@ def log_z(posterior: Posterior) -> Estimate:
         return _or_unknown(value, standard_error(posterior), math.inf if stated else math.nan)
     if posterior.independent:
         psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
-        return of_influence(value, psi, float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1))), stated)
+        return of_influence(value, psi, float(posterior.importance_weights.pooled.ess), stated)
     return _log_z_of_resampled(posterior, value, stated)
 
 
@@ -222,7 +221,7 @@ def kl_to_prior(posterior: Posterior) -> KL:
     value = float((w * likelihood).sum()) - log_evidence(posterior)
     if posterior.exact:
         return KL(value, False)
-    supporting = weights.perplexity(posterior.log_weight)
+    supporting = float(posterior.importance_weights.pooled.perplexity)
     ancestors = ancestors_by_replicate(posterior)
     if ancestors is not None:
         supporting = min(supporting, float(sum(ancestors)))
@@ -247,7 +246,7 @@ def kl(posterior: Posterior) -> Estimate:
     count = w.numel()
     mean = float((w * likelihood).sum())
     psi = (count * w * (likelihood - mean)).reshape(-1)
-    effective = float(weights.ess_by_replicate(posterior.log_weight.reshape(1, -1)))
+    effective = float(posterior.importance_weights.pooled.ess)
     if "num_draws" in posterior.history:
         found, waiting = of_influence(value, psi, math.inf, stated), log_z(posterior)
         error = math.hypot(found.standard_error, waiting.standard_error)
@@ -268,7 +267,7 @@ def rhat(posterior: Posterior, name: str) -> float | None:
     if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
         return None
     f = numbers_of_sites(posterior)[name]
-    w = torch.where(f.isfinite(), weights.normalised(posterior.log_weight), 0.0)
+    w = torch.where(f.isfinite(), posterior.importance_weights.normalised, 0.0)
     total = w.sum(-1, keepdim=True)
     if bool((total <= 0).any()):
         return None

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
+from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.totals import log_likelihood
@@ -108,9 +108,4 @@ def evidence_bounds(run: Posterior, exact: Posterior) -> EvidenceBounds | None:
     retained = retained[: len(retained) // count * count].reshape(count, -1)
     rest = torch.logsumexp(run.log_weight[:count, 1:], -1, keepdim=True)
     upper = (torch.logaddexp(retained, rest) - math.log(particles)).mean(-1)
-    return EvidenceBounds(_mean(run.log_evidence), _mean(upper))
-
-
-def _mean(values: Tensor) -> Estimate:
-    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Estimate(float(values.mean()), error)
+    return EvidenceBounds(of_draws(run.log_evidence), of_draws(upper))

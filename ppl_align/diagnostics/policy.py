@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
 
 if TYPE_CHECKING:
@@ -33,5 +34,5 @@ def own_mean(posterior: Posterior, reward: str) -> Estimate | None:
         return Estimate(math.nan, math.nan)
     if bool(r.isinf().any()):
         return Estimate(float(r.mean()), math.nan)
-    error = float(r.std()) / math.sqrt(len(r)) if len(r) > 1 else math.nan
-    return Estimate(float(r.mean()), error, math.inf if error > 0 else math.nan)  # equal draws do not tell their error
+    found = of_draws(r)
+    return found if found.standard_error > 0 else found._replace(dof=math.nan)  # equal draws do not tell their error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.diagnostics import weights
+from ppl_align.particles.weights import Weights
 from ppl_align.posterior.prior import prior_log_weight
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:
             return posterior
         if not posterior.independent:
             continue
-        effective = float(weights.ess_by_replicate(prior_log_weight(posterior).reshape(1, -1)))
+        effective = float(Weights(prior_log_weight(posterior)).pooled.ess)
         if effective > most:
             best, most = posterior, effective
     return best

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ppl_align.core.estimate import FEWEST_EXACT
 from ppl_align.diagnostics import decisions, evidence
 from ppl_align.diagnostics.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
-from ppl_align.posterior.intervals import FEWEST_EXACT
 from ppl_align.posterior.prior import has_proposal
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ppl_align.completions import tensor_of
+from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior import Posterior
 
 

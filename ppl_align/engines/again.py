@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import RunError
+from ppl_align.core.errors import RunError
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Population
 from ppl_align.program import Site
 

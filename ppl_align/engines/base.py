@@ -13,16 +13,16 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.progress import Report, reporting
+from ppl_align.core.runs import run_memory, speaking
+from ppl_align.core.seeds import cuda_devices, mix, seed_all
 from ppl_align.engines import optimism
 from ppl_align.engines.steadiness import refuse_undeclared
-from ppl_align.errors import InputError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
 from ppl_align.posterior.origin import note_provenance
-from ppl_align.progress import Report, reporting
-from ppl_align.runs import run_memory, speaking
-from ppl_align.seeds import cuda_devices, mix, seed_all
 
 Progress = Report
 """``progress(done, total, note)``, called as the work goes on."""
@@ -67,7 +67,7 @@ class Engine(ABC):
 
         Same seed, same result (one build, one machine); different engines have different random streams, so that
         their runs are independent. The global RNG and Pyro's parameter store are untouched. What the run shows of the
-        program is logged, except :func:`~ppl_align.runs.aside`.
+        program is logged, except :func:`~ppl_align.core.runs.aside`.
         Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way, ``ModelError``
         for a program that says something else when a few of the draws are executed again.
         """

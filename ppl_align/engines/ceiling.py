@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.program import Execution, Program, Site
 from ppl_align.program.per_particle import PerParticle, for_each
 from ppl_align.program.survey import survey

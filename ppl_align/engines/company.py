@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution

@@ -21,17 +21,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_align.completions import tensor_of
+from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import standard_error
+from ppl_align.core.printed import with_error
+from ppl_align.core.progress import Report
+from ppl_align.core.runs import aside
 from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
-from ppl_align.errors import InputError
 from ppl_align.guides.program import ProgramGuide
+from ppl_align.lm.completions import tensor_of
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import log_mean_exp
-from ppl_align.posterior.printed import with_error
-from ppl_align.progress import Report
-from ppl_align.runs import aside
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Bounds:
     @property
     def standard_errors(self) -> tuple[float, float]:
         """Of the mean of each side; NaN for a single replicate."""
-        return _standard_error(self.lower), _standard_error(self.upper)
+        return standard_error(self.lower), standard_error(self.upper)
 
     def certificate(self, probability: float = 0.05) -> tuple[float, float]:
         """An interval that holds log Z with at least ``1 - probability``, whatever the engine did wrong.
@@ -116,10 +117,6 @@ class Bounds:
         lower, upper = with_error(float(self.lower.mean()), low), with_error(float(self.upper.mean()), high)
         noise = " (the order is noise: more replicates)" if self.gap < 0 else ""
         return f"log Z between {lower} and {upper} nats{noise}"
-
-
-def _standard_error(side: Tensor) -> float:
-    return float(side.std()) / math.sqrt(len(side)) if len(side) > 1 else math.nan
 
 
 def evidence_bounds(

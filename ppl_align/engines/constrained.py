@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
+from ppl_align.core.runs import at_end
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program import Execution, Program, Site
 from ppl_align.program.sketch import sketch
-from ppl_align.runs import at_end
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader

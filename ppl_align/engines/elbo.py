@@ -16,7 +16,8 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.errors import InputError, RunError
+from ppl_align.core.estimate import standard_error
 from ppl_align.program.compiled import refuse_change
 from ppl_align.program.refusals import refuse_no_density, refuse_no_number
 
@@ -63,7 +64,7 @@ class LeaveOneOutELBO(Trace_ELBO):
         f = log_p - (log_q if pathwise else log_q.detach())
         refuse_infinite(f, model_trace, self.kept)
         value = f.detach()
-        self.errors.append(float(value.std()) / self.num_particles**0.5)
+        self.errors.append(standard_error(value))
         baseline = (value.sum() - value) / (self.num_particles - 1)
         surrogate = -(f + (value - baseline) * score).mean()
         return -value.mean().item(), surrogate

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ppl_align.core.errors import AllDeadError, InputError
 from ppl_align.engines.base import Engine, Task, at_least
 from ppl_align.engines.sweep import all_dead, assemble
-from ppl_align.errors import AllDeadError, InputError
 from ppl_align.lm.base import Ids
 from ppl_align.lm.tree import as_sequence, enumerate_completions, score_completions
 from ppl_align.posterior import Posterior

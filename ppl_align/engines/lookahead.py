@@ -38,10 +38,11 @@ from torch import Tensor
 
 from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.constraints.base import Constraint
+from ppl_align.core.errors import InputError
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import isolated
 from ppl_align.engines.moves import observe, outcomes
 from ppl_align.engines.stop_states import StoppingReader, stop_strings_of, with_stop_strings
-from ppl_align.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
@@ -49,7 +50,6 @@ from ppl_align.lm.spelling import goes_on_from
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.lm.warp import log_normalise
 from ppl_align.program.constrain import compiled
-from ppl_align.seeds import mix
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
 RELATIVE_FLOOR = 0.05  # the same, as a share of what it is worth at the start

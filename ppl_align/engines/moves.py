@@ -33,6 +33,7 @@ from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.transfer import Resident, upload
+from ppl_align.particles.weights import kish
 
 ELSEWHERE = 0.5
 FEWEST = 32  # different last tokens, below which only the mean is used
@@ -77,7 +78,7 @@ def observe(source: CompletionDistribution, reader: AutomatonReader, num_pool: i
     possible = torch.zeros(size, size + 2, dtype=torch.float64).scatter_(1, outcomes(reader, source.stop_ids), 1.0)
     even = (possible / possible.sum(-1, keepdim=True))[:, :-1]
     mean = torch.where(weight > 0, total / weight.clamp_min(1e-300), even)
-    effective = weight.square() / squares.clamp_min(1e-300)
+    effective = kish(weight, squares)
     careful = (effective * mean + UNSEEN * even) / (effective + UNSEEN)
     settled, stays = _settled(reader)[:, None], torch.eye(size, size + 1, dtype=torch.float64)
     mean, careful = (torch.where(settled, stays, moves) for moves in (mean, careful))

@@ -22,12 +22,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ppl_align.core.errors import AllDeadError, InputError
 from ppl_align.engines.base import Engine, Task, at_least
 from ppl_align.engines.episodes import Episodes, Histories, draw_by
 from ppl_align.engines.sweep import assemble
-from ppl_align.errors import AllDeadError, InputError
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import log_mean_exp
 
 
 @dataclass(frozen=True)

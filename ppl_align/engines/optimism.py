@@ -42,11 +42,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion, tensor_of
+from ppl_align.core.estimate import standard_error
 from ppl_align.engines.coupling import condition
 from ppl_align.engines.episodes import Episodes, Histories
+from ppl_align.lm.completions import Completion, tensor_of
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Estimate, Posterior
-from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.posterior.table import draw_indices
 from ppl_align.posterior.totals import log_likelihood, log_prior
@@ -239,8 +240,7 @@ def _mean_of_played(r: Tensor, played: _Played, distinct: int) -> Estimate:
     if not float(count.sum()) > 0:
         return Estimate(math.nan, math.nan)
     value = float(total.sum() / count.sum())
-    error = float(((total - value * count) / count.mean()).std()) / math.sqrt(distinct) if distinct > 1 else math.nan
-    return Estimate(value, error)
+    return Estimate(value, standard_error((total - value * count) / count.mean(), distinct))
 
 
 class _Continued:
@@ -278,5 +278,4 @@ def _last_tilt(seen: _Continued, psi: Tensor, last: int, log_evidence: float) ->
 
 def _estimate(values: Tensor, distinct: int) -> Estimate:
     """The mean over draws of which so many are different."""
-    error = float(values.std()) / math.sqrt(distinct) if distinct > 1 else math.nan
-    return Estimate(float(values.mean()), error)
+    return Estimate(float(values.mean()), standard_error(values, distinct))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.errors import PartialTextError
+from ppl_align.core.errors import PartialTextError
 from ppl_align.program import Execution, Program, Site
 
 REMEDY = "let it read a beginning of any length (x.tokens[..., :n], x.lengths), or use twist=None, or a larger every="
@@ -67,7 +67,7 @@ def _line(site: Site, length: int, error: Exception) -> str:
 
 def _said(error: Any) -> str:
     """One line; the class as well, where it is not one of this library's that says all."""
-    from ppl_align.errors import PplAlignError
+    from ppl_align.core.errors import PplAlignError
 
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else ""

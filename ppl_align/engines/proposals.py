@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import TokenProposal

@@ -10,19 +10,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError, ModelError, RunError, TooManyDrawsError
+from ppl_align.core.estimate import of_draws
+from ppl_align.core.runs import run_memory
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import Engine, Task, at_least, isolated
 from ppl_align.engines.ceiling import ceiling, drawn_bounds, is_known
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep, assemble
-from ppl_align.errors import InputError, ModelError, RunError, TooManyDrawsError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.fingerprint import used_lms
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
 from ppl_align.program.per_particle import joined, picked, said
-from ppl_align.runs import run_memory
-from ppl_align.seeds import mix
 
 BATCH = 512  # particles decoded together at most
 MANY = 200 * BATCH  # draws from which on it pays to decode as many as the language models have room for
@@ -190,7 +191,7 @@ class _Stream:
     def acceptance(self) -> tuple[float, float]:
         """Mean of exp(psi - B) over all draws so far, and its standard error."""
         shares = torch.cat(self.shares)
-        return float(shares.mean()), float(shares.std()) / math.sqrt(len(shares))
+        return of_draws(shares)
 
     def draw(self, count: int) -> None:
         """``count`` more draws; each stays with probability exp(psi - B)."""

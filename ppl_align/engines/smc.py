@@ -11,22 +11,23 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.automata import AutomatonReader
+from ppl_align.core.errors import AllDeadError, InputError, RunError
+from ppl_align.core.runs import speaking
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.boundaries import Schedule, check_schedule
 from ppl_align.engines.constrained import foreseen
 from ppl_align.engines.lookahead import LookAhead, LookingAhead, learn
 from ppl_align.engines.partial import asked_about_prefixes, run_on_prefixes
 from ppl_align.engines.proposals import as_proposal
-from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
 from ppl_align.engines.sweep import Sweep, all_dead
 from ppl_align.engines.twists import Prefixes, Twist, evaluate_twist, parts_of_twist
-from ppl_align.errors import AllDeadError, InputError, RunError
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.restriction import Restriction
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
+from ppl_align.particles.weights import effective_sample_size
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program, Site
-from ppl_align.runs import speaking
 
 log = logging.getLogger(__name__)
 
@@ -241,7 +242,7 @@ class _Steering:
         weights = (log_weight - best.clamp_min(-1e300)).exp()
         total = weights.sum(-1, keepdim=True)
         weights = weights / total.clamp_min(1e-300)
-        ess = torch.where(total[:, 0] > 0, 1 / weights.square().sum(-1).clamp_min(1e-300), torch.zeros(()))
+        ess = effective_sample_size(weights)
         chosen = (ess < config.ess_threshold * config.num_particles) & (total[:, 0] > 0)
         own = torch.arange(config.num_particles).expand(sweep.shape)
         ancestors = own

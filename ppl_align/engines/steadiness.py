@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.errors import ModelError
+from ppl_align.core.seeds import generators
 from ppl_align.engines.company import hangs_on_company, refuse_company
-from ppl_align.errors import ModelError
 from ppl_align.lm.base import LM
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.program import Execution, Program
 from ppl_align.program.record import Record
 from ppl_align.program.subsamples import whole_plates
-from ppl_align.seeds import generators
 
 PARTICLES = 4
 """So many of a run's particles are executed again."""

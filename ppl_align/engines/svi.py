@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import pyro
 import torch
 
+from ppl_align.core.errors import InputError
 from ppl_align.engines.again import write_again
 from ppl_align.engines.base import Engine, Task, at_least, one_of
 from ppl_align.engines.constrained import Foreseen, foreseen, hold
 from ppl_align.engines.elbo import LeaveOneOutELBO
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep
-from ppl_align.errors import InputError
 from ppl_align.guides import markov
 from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide

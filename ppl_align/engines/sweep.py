@@ -19,16 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.core.errors import AllDeadError, ModelError
 from ppl_align.engines.base import Progress
 from ppl_align.engines.constrained import Foreseen, hold
 from ppl_align.engines.proposals import Proposal, Retaining
-from ppl_align.errors import AllDeadError, ModelError
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.score_cache import leave_scores
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.estimates import log_mean_exp
 from ppl_align.program import Execution, Program, Site
 from ppl_align.program.per_particle import differing, for_each
 from ppl_align.program.plates import as_written

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.engines.base import one_of
 from ppl_align.engines.lookahead import LookAhead
-from ppl_align.errors import InputError, RunError
 from ppl_align.lm.base import Ids
 
 

@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides import table
 from ppl_align.guides.head import HeadGuide
 from ppl_align.guides.latents import LatentGuide
@@ -36,7 +36,7 @@ from ppl_align.program.compiled import is_environment
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
-    from ppl_align.provenance import Provenance
+    from ppl_align.program.provenance import Provenance
 
 KINDS = ("auto", "head", "lora", "markov", "table")
 ALL_PREFIXES = 2**14

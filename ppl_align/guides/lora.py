@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides.targets import with_new_adapter
 from ppl_align.guides.tokens import Draw, TokenGuide
 from ppl_align.lm.adapter import with_adapter

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Rows

@@ -13,14 +13,14 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ppl_align.errors import InputError, ModelError
+from ppl_align.core.errors import InputError, ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
 from ppl_align.program import Program
 from ppl_align.program.compiled import PARTICLES
 
 if TYPE_CHECKING:
-    from ppl_align.provenance import Provenance
+    from ppl_align.program.provenance import Provenance
 
 
 class ProgramGuide:

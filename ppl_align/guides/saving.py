@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
-from ppl_align.files import folder_beside
+from ppl_align.core.errors import InputError
+from ppl_align.core.files import folder_beside
 from ppl_align.guides.head import HeadGuide
 from ppl_align.guides.latents import LatentGuide
 from ppl_align.guides.lora import LoRAGuide
@@ -23,7 +23,7 @@ from ppl_align.guides.table import TableGuide
 from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.fingerprint import fingerprint, parts
-from ppl_align.provenance import Provenance, public_name
+from ppl_align.program.provenance import Provenance, public_name
 
 if TYPE_CHECKING:
     from ppl_align.guides.auto import AutoGuide

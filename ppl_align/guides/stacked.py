@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 NEW = "default"  # what peft calls an adapter, and saves without a folder of its own
 

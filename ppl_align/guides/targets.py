@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides.stacked import NEW, activate, make_room
 from ppl_align.lm.placement import input_device
 from ppl_align.lm.precision import HALF

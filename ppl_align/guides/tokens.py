@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population, Rows, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align.core.errors import InputError, PplAlignError
+from ppl_align.core.estimate import of_draws
 from ppl_align.engines import SVI, Exact, Rejection
 from ppl_align.engines.rejection import check_bounds
-from ppl_align.errors import InputError, PplAlignError
 from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.inspection.trials import Trials
 from ppl_align.lm.distribution import CompletionDistribution
@@ -105,7 +106,7 @@ def _rejection(pool: Pool, prior: Pool, goal: int) -> Prediction:
         drawn = [name for name, upper in pool.log_upper.items() if isinstance(upper, Tensor)]
         return _refused("rejection", f"no largest value of {drawn[0]!r} is known: its weight")
     share = (pool.psi - bound).clamp_max(0.0).exp() * pool.log_ratio.exp()
-    acceptance, error = float(share.mean()), float(share.std()) / math.sqrt(len(share))
+    acceptance, error = of_draws(share)
     if acceptance == 0:
         return Prediction("rejection", Estimate(math.inf, math.nan), None, None, True, "could accept no draw")
     draws = goal / acceptance

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ppl_align.cost import Cost, measure
+from ppl_align.core.cost import Cost, measure
+from ppl_align.core.errors import InputError
+from ppl_align.core.progress import Report, reporting
+from ppl_align.core.runs import run_memory
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import at_least, isolated
 from ppl_align.engines.constrained import foreseen
-from ppl_align.errors import InputError
 from ppl_align.inspection import predictive
 from ppl_align.inspection.advice import advise
 from ppl_align.inspection.costs import Prediction, predict
@@ -29,9 +32,6 @@ from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_s
 from ppl_align.inspection.trials import try_engines
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
-from ppl_align.progress import Report, reporting
-from ppl_align.runs import run_memory
-from ppl_align.seeds import mix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost, measure
+from ppl_align.core.cost import Cost, measure
+from ppl_align.core.errors import InputError, ModelError
 from ppl_align.diagnostics.bounded import upper_mean
 from ppl_align.engines.ceiling import ceiling, is_known
 from ppl_align.engines.constrained import Foreseen, hold
-from ppl_align.errors import InputError, ModelError
 from ppl_align.inspection.weighted import Weighted
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program

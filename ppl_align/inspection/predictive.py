@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import standard_error
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.posterior.estimates import Estimate
@@ -94,7 +95,7 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     of_joint = w.mean(joint)
     value = max(w.log_evidence.value - of_joint.value, 0.0)
     influence = w.relative - 1 - w.relative * (joint - of_joint.value)
-    error = float(influence.std()) / math.sqrt(pool.num_draws) if w.enough else math.nan
+    error = standard_error(influence) if w.enough else math.nan
     said = [value for name, value in pool.values.items() if not isinstance(pool.sites[name], Seeds)]
     rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
     return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.values))

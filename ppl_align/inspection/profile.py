@@ -22,7 +22,9 @@ from torch import Tensor
 
 from ppl_align.inspection.pool import BATCH, Drawn, Pool, complete
 from ppl_align.inspection.weighted import Weighted
-from ppl_align.posterior.estimates import Estimate, log_mean_exp
+from ppl_align.particles.resampling import comb, invert
+from ppl_align.particles.weights import log_mean_exp
+from ppl_align.posterior.estimates import Estimate
 
 CUTS = 5
 """Places inside the text where prefixes are continued anew, all completions of the program together."""
@@ -104,9 +106,8 @@ def representatives(log_weight: Tensor, count: int) -> Tensor:
 
     Each has the right probability; taken in order, few and many nats are represented in proportion."""
     order = log_weight.argsort()
-    cumulative = torch.softmax(log_weight[order], 0).cumsum(0)
-    points = (torch.arange(count, dtype=torch.float64) + torch.rand((), dtype=torch.float64)) / count
-    return order[torch.searchsorted(cumulative, points * cumulative[-1]).clamp_max(len(order) - 1)]
+    weights = torch.softmax(log_weight[order], 0)
+    return order[invert(weights[None], comb(count, torch.rand((), dtype=torch.float64))[None])[0]]
 
 
 def _soft_values(pool: Pool, chosen: Tensor, site: str, tokens: int, count: int) -> tuple[Tensor, Tensor]:

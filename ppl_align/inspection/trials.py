@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import sequence_lengths
+from ppl_align.core.errors import PplAlignError
+from ppl_align.core.runs import aside
+from ppl_align.core.seeds import mix
 from ppl_align.engines import SMC, SVI
 from ppl_align.engines.base import Task, isolated
-from ppl_align.errors import PplAlignError
 from ppl_align.inspection.pool import Pool
-from ppl_align.runs import aside
-from ppl_align.seeds import mix
+from ppl_align.lm.completions import sequence_lengths
 
 
 @dataclass(frozen=True)

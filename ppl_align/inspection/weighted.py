@@ -9,7 +9,7 @@ function of means has the error of the mean of its influence function (Hampel 19
     1 + chi2 = mean(u^2)               IF_i = u_i^2 - mean(u^2) - 2 mean(u^2) (u_i - 1)
     KL(p*||p0) = E_p*[psi] - log Z     by the jackknife, which tells more of what a heavy tail does
 
-How the bar follows from the influences, skewed as they are: :mod:`ppl_align.posterior.intervals`.
+How the bar follows from the influences, skewed as they are: :mod:`ppl_align.core.estimate`.
 
 From N draws of the prior KL is at most log N: it is log N minus the entropy of the weights. With few effective draws
 log Z and KL are too low in expectation (log Zhat because E[Zhat] = Z), and no error can be stated.
@@ -23,9 +23,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ppl_align.core.estimate import of_influence, standard_error
+from ppl_align.core.printed import is_rounding
+from ppl_align.particles.weights import Weights
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.intervals import of_influence, predicted_draws
-from ppl_align.posterior.printed import is_rounding
 
 ENOUGH = 64.0
 """Effective draws below which no error is printed: those that are read off fewer are too small, and the estimates that
@@ -57,12 +58,12 @@ class Weighted:
     @cached_property
     def ess(self) -> float:
         """1 / sum of squared normalised weights, between 1 and N; 0 if every draw is rejected."""
-        return float(self.num_draws / self.relative.square().mean()) if self.alive else 0.0
+        return float(Weights(self.log_weight).ess)
 
     @cached_property
     def predicted(self) -> float:
         """Effective draws as the square roots of the weights foretell them."""
-        return predicted_draws(self.log_weight)
+        return float(Weights(self.log_weight).foretold_ess)
 
     @property
     def enough(self) -> bool:
@@ -152,7 +153,7 @@ class Weighted:
     def _estimate(self, value: float, influence: Tensor) -> Estimate:
         if not self.enough:
             return Estimate(value, math.nan)
-        return self._bar(value, influence, float(influence.std()) / math.sqrt(self.num_draws))
+        return self._bar(value, influence, standard_error(influence))
 
     def _bar(self, value: float, influence: Tensor, error: float) -> Estimate:
         """``error`` with the degrees of freedom and the skewness of the influences [N]; 0 is 0."""

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import measure
+from ppl_align.core.cost import measure
+from ppl_align.core.runs import aside, remembered, run_memory
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import isolated
 from ppl_align.lints.influence import Influence
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Execution, Program
 from ppl_align.program.record import Record
-from ppl_align.runs import aside, remembered, run_memory
-from ppl_align.seeds import mix
 
 DRAWS = 32
 WORLD, REWARDS = "answers of the world", "answers of rewards"

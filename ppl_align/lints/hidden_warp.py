@@ -18,6 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import isolated
 from ppl_align.engines.proposals import FromTokens, as_proposal
 from ppl_align.guides.program import ProgramGuide
@@ -28,7 +29,6 @@ from ppl_align.lints.sharpness import sharpness
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.findings import other_warp
-from ppl_align.seeds import mix
 
 LINT = "temperature or top-p in a guide"
 SHARPER = 1.02

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.errors import ModelError, PplAlignError
+from ppl_align.core.errors import ModelError, PplAlignError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.record import Record
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ppl_align.errors import RewardError, RunError
+from ppl_align.core.errors import RewardError, RunError
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.program import Execution

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ppl_align.errors import BatchTextError, ModelError
+from ppl_align.core.errors import BatchTextError, ModelError
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.lm.base import LM, WholeIds

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ppl_align.errors import InputError, WeightsNotFound
+from ppl_align.core.errors import InputError, WeightsNotFound
 from ppl_align.lm.twin import twin_of
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class LM(ABC):
         string, whatever tokens spell it; one that names a special token (``"<end_of_turn>"``) is that token as well.
         What ends a sequence belongs to it.
 
-        Raises :class:`~ppl_align.errors.InputError` for values out of range, ``PromptError`` for a bad prompt.
+        Raises :class:`~ppl_align.core.errors.InputError` for values out of range, ``PromptError`` for a bad prompt.
         """
         from ppl_align.lm.distribution import CompletionDistribution
         from ppl_align.lm.fingerprint import note_use

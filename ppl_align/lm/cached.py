@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ppl_align.cost import count
+from ppl_align.core.cost import count
 from ppl_align.lm.base import Ids
 from ppl_align.lm.network import call, start_afresh
 from ppl_align.lm.transfer import upload

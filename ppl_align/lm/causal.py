@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from ppl_align.cost import network
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.cost import network
+from ppl_align.core.errors import InputError, PromptError
+from ppl_align.core.runs import remembered
 from ppl_align.lm.acquire import Loaded, acquire
 from ppl_align.lm.adapter import with_adapter
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
@@ -28,7 +29,6 @@ from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.reading import read_texts, start
 from ppl_align.lm.verify import plan_for
 from ppl_align.lm.warp import Warp, log_normalise
-from ppl_align.runs import remembered
 
 _LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
 

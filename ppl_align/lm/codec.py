@@ -12,7 +12,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any
 
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import Ids
 
 _NO_TOKEN = "\ufffd"

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import at_end
 from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.sampling import cumulative, sample_rows
 from ppl_align.lm.transfer import upload
-from ppl_align.runs import at_end
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution

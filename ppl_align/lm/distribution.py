@@ -10,9 +10,9 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ppl_align.completions import sequence_lengths
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import SCORING_ELEMENTS
+from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.score_cache import note_gradient, recall

@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
 from ppl_align.lm.warp import Warp
 

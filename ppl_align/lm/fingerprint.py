@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ppl_align.digests import digest, sampled, table
-from ppl_align.runs import remembered
+from ppl_align.core.digests import digest, sampled, table
+from ppl_align.core.runs import remembered
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM

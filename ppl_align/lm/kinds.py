@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ppl_align.errors import UnsupportedModelError
+from ppl_align.core.errors import UnsupportedModelError
 from ppl_align.lm.network import base_of
 
 _INSTEAD = "use a network that writes from left to right (a ...ForCausalLM)"

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.ensemble import Ensemble, begun, hidden_of
 from ppl_align.lm.warp import Warp
 

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ppl_align.errors import InputError, WeightsNotFound
+from ppl_align.core.errors import InputError, WeightsNotFound
 from ppl_align.lm.kinds import refuse_folder
 
 SMOLLM2 = "smollm2-135m"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ppl_align.cost import network
+from ppl_align.core.cost import network
 
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM

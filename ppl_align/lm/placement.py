@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppl_align.runs import at_end
+from ppl_align.core.runs import at_end
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.ensemble import Ensemble, hidden_of
 from ppl_align.lm.warp import log_normalise

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import LM, Decoder, Ids, WholeIds
 from ppl_align.lm.warp import Warp
 

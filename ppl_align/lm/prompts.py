@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import PromptError
+from ppl_align.core.errors import PromptError
+from ppl_align.core.text import Texts
 from ppl_align.lm.base import WholeIds
-from ppl_align.text import Texts
+from ppl_align.lm.completions import Completion
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids

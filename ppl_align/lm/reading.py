@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm import cached, recompute
 from ppl_align.lm.base import Decoder, Ids
 from ppl_align.lm.plan import BY_LENGTH, Plan

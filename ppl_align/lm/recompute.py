@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.cost import count
+from ppl_align.core.cost import count
 from ppl_align.lm.base import SCORING_ELEMENTS, Ids
 from ppl_align.lm.network import call, keeps_few
 from ppl_align.lm.transfer import upload

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.runs import remembered
+from ppl_align.core.runs import remembered
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import Ids

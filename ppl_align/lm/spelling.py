@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.ensemble import Ensemble
 from ppl_align.lm.prompted import Prompted
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.transfer import Resident
 
 if TYPE_CHECKING:

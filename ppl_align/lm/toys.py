@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.cost import count, network
-from ppl_align.errors import InputError, PromptError
+from ppl_align.core.cost import count, network
+from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.warp import Warp
 

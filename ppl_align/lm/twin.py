@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from ppl_align.errors import UnsupportedModelError
+from ppl_align.core.errors import UnsupportedModelError
 from ppl_align.lm.prepack import PackedForward
 
 CONFIGS = (PreTrainedConfig, GenerationConfig)

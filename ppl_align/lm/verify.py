@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppl_align.cost import uncounted
-from ppl_align.errors import PplAlignError, UnsupportedModelError
+from ppl_align.core.cost import uncounted
+from ppl_align.core.errors import PplAlignError, UnsupportedModelError
 from ppl_align.lm.kinds import both_ways
 from ppl_align.lm.lengths import choices, turns, windows
 from ppl_align.lm.network import base_of, call

@@ -23,10 +23,13 @@ import torch
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.core.errors import InputError, RewardError
+from ppl_align.core.runs import aside, at_end
+from ppl_align.core.seeds import mix
+from ppl_align.core.text import Texts
 from ppl_align.engines.base import Engine, at_least
 from ppl_align.engines.importance import ImportanceSampling
-from ppl_align.errors import InputError, RewardError
+from ppl_align.lm.completions import Completion
 from ppl_align.moments.fit import MomentFit, fit
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
@@ -35,9 +38,6 @@ from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.cache import content, identity
 from ppl_align.rewards.calling import as_reward, evaluate
-from ppl_align.runs import aside, at_end
-from ppl_align.seeds import mix
-from ppl_align.text import Texts
 
 What = Completion | Texts | Tensor | str
 

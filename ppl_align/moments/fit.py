@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ppl_align.core.printed import with_error
 from ppl_align.moments.solve import check, solve
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.printed import with_error
 
 FEW = 10.0  # effective draws below which a fit is not to be trusted
 
@@ -97,7 +97,7 @@ def fit(pool: Posterior, targets: Mapping[str, float]) -> MomentFit:
         targets=dict(targets),
         before={name: pool.mean(name) for name in names},
         after={name: tilted.mean(name) for name in names},
-        ess=float(1 / (w**2).sum()),
+        ess=float(tilted.importance_weights.pooled.ess),
         num_draws=int(alive.sum()),
         kl=Estimate(max(0.0, -math.log(gain.value)), kl_error),
         pool=pool.engine + (f" of {pool.model}" if pool.model else ""),

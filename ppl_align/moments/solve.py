@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 SINGULAR = 1e-9  # relative to the largest singular value: features that are tied to each other up to rounding
 RESOLVED = 1e-13  # of a tilted mean of g, in units of the largest |g|: rounding

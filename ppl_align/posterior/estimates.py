@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError
-from ppl_align.posterior.constant import unmet
-from ppl_align.posterior.intervals import (
+from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import (
     FEWEST_EFFECTIVE,
     FEWEST_EXACT,
     FEWEST_PREDICTED,
     Estimate,
     of_influence,
-    predicted_draws,
 )
+from ppl_align.lm.completions import Completion
+from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
@@ -32,11 +31,6 @@ if TYPE_CHECKING:
 MIN_EFFECTIVE_DRAWS = 2.0
 RETAINING = "conditional"
 """The engine whose runs hold a draw of the posterior that it was given."""
-
-
-def log_mean_exp(log_weight: Tensor) -> Tensor:
-    """log of the mean weight over the last dimension."""
-    return torch.logsumexp(log_weight, -1) - math.log(log_weight.shape[-1])
 
 
 @once
@@ -57,7 +51,7 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
     stated = bar_can_be_stated(posterior)
     if not posterior.independent:
         return _of_resampled(posterior, w, f, value, stated)
-    effective = float(w.sum() ** 2 / (w**2).sum())
+    effective = float(posterior.importance_weights.only(counts).pooled.ess)
     if effective < MIN_EFFECTIVE_DRAWS:
         return Estimate(value, math.nan, math.nan)
     # Self-normalised importance sampling (Owen, eq. 9.9): psi_i = W_i (f_i - mean), W_i of mean 1.
@@ -83,9 +77,8 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
     if unmet(posterior):
         return False
     if posterior.independent:
-        pooled = posterior.log_weight.reshape(-1)
-        effective = 1 / float((torch.softmax(pooled, 0) ** 2).sum())
-        enough = effective >= FEWEST_EFFECTIVE and predicted_draws(pooled) >= FEWEST_PREDICTED
+        pooled = posterior.importance_weights.pooled
+        enough = float(pooled.ess) >= FEWEST_EFFECTIVE and float(pooled.foretold_ess) >= FEWEST_PREDICTED
         return enough and heavy_tail(posterior) is None
     if len(posterior.log_weight) < MIN_REPLICATES:
         return False

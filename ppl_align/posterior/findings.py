@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.printed import with_error
+from ppl_align.core.printed import with_error
+from ppl_align.core.runs import speaking
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.totals import log_likelihood
 from ppl_align.posterior.truncation import cut_short
 from ppl_align.program.per_particle import said
-from ppl_align.runs import speaking
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -89,7 +89,7 @@ def _span(log_factor: Tensor) -> float:
 def note_findings(posterior: Posterior, proposal: Any = None) -> None:
     """Log what a run shows, and leave it in its history: ``posterior.warnings``.
 
-    Logged only by a run that the user asked for; whoever runs an engine :func:`~ppl_align.runs.aside` reads them.
+    Logged only by a run that the user asked for; whoever runs an engine :func:`~ppl_align.core.runs.aside` reads them.
     What the engine itself left there is kept.
 
     ``proposal``: what the engine was given to draw from, where it did not train a guide of its own."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.posterior.intervals import Estimate, of_replicates
+from ppl_align.core.estimate import Estimate, of_replicates
 from ppl_align.posterior.once import once
 
 if TYPE_CHECKING:

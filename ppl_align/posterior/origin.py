@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppl_align.lm.fingerprint import used_lms
-from ppl_align.provenance import Provenance
+from ppl_align.program.provenance import Provenance
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

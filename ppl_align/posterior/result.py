@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost
-from ppl_align.posterior.estimates import log_mean_exp
+from ppl_align.core.cost import Cost
+from ppl_align.lm.completions import Completion
+from ppl_align.particles.weights import Weights
 from ppl_align.posterior.naming import columns
 from ppl_align.posterior.once import once
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
-    from ppl_align.provenance import Provenance
+    from ppl_align.program.provenance import Provenance
 
 
 @dataclass(eq=False, repr=False)
@@ -92,19 +92,23 @@ class Posterior:
 
     @property
     @once
+    def importance_weights(self) -> Weights:
+        """``log_weight`` with what is read off it: ESS, entropy, k-hat, by replicate or ``pooled``."""
+        return Weights(self.log_weight)
+
+    @property
     def log_evidence(self) -> Tensor:
         """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a decision, which estimates no Z."""
         if self.target == "decision":
             return torch.full_like(self.log_weight[:, 0], torch.nan)
-        return log_mean_exp(self.log_weight)
+        return self.importance_weights.log_mean
 
     @property
-    @once
     def weights(self) -> Tensor:
         """Normalised over all replicates and particles, [R, N], sums to 1.
 
         Replicate r counts in proportion to Zhat_r, which is what a softmax of the *unnormalised* weights does."""
-        return torch.softmax(self.log_weight.reshape(-1), 0).reshape(self.log_weight.shape)
+        return self.importance_weights.pooled.normalised.reshape(self.log_weight.shape)
 
     @property
     def completions(self) -> dict[str, Completion]:
@@ -187,7 +191,7 @@ class Posterior:
         ``az.summary(..., kind="stats")`` and the plots see numbers only. Do not use the ESS columns of
         ``az.summary``: resampled draws carry no order that an autocorrelation could be read from.
         """
-        from ppl_align.posterior.arviz_adapter import to_arviz
+        from ppl_align.core.arviz_adapter import to_arviz
         from ppl_align.posterior.groups import to_groups
 
         return to_arviz(to_groups(self))

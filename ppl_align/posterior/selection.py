@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost
+from ppl_align.core.cost import Cost
+from ppl_align.lm.completions import Completion
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -14,15 +14,15 @@ import xarray as xr
 from torch import Tensor
 from xarray.backends import NetCDF4DataStore
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost
-from ppl_align.errors import InputError
-from ppl_align.files import written_beside
+from ppl_align.core.cost import Cost
+from ppl_align.core.errors import InputError
+from ppl_align.core.files import written_beside
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.posterior.optimism import Optimism
-from ppl_align.provenance import Provenance
-from ppl_align.text import Texts
+from ppl_align.program.provenance import Provenance
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.particles.resampling import comb, invert
 from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.once import once
 
@@ -103,12 +104,8 @@ def systematic(weights: np.ndarray, n: int, generator: np.random.Generator) -> n
     The comb runs over the particles in random order: those of a table are sorted, and its teeth, as regular as they,
     could all meet particles of one kind."""
     order = generator.permutation(len(weights))
-    points = (generator.random() + np.arange(n)) / n
-    cumulative = np.cumsum(weights[order])
-    index = np.searchsorted(cumulative / cumulative[-1], points, side="right")
-    # Rounding may leave the last point beyond the last particle that carries weight.
-    index = np.minimum(index, np.flatnonzero(weights[order])[-1])
-    return generator.permutation(order[index])
+    index = invert(torch.from_numpy(weights[order])[None], comb(n, generator.random())[None])
+    return generator.permutation(order[index[0].numpy()])
 
 
 def draw_indices(posterior: Posterior, n: int, seed: int = 0) -> np.ndarray:
@@ -129,7 +126,8 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
-    from ppl_align.diagnostics import decisions, diversity, evidence, policy, weights
+    from ppl_align.diagnostics import decisions, diversity, evidence, policy
+    from ppl_align.posterior import weights
     from ppl_align.posterior.unstated import unstated
 
     replicates, particles = posterior.log_weight.shape

@@ -1,18 +1,14 @@
-"""Pareto k-hat: how heavy the tail of importance weights is (Vehtari et al., arXiv:1507.02646).
+"""A proposal whose weights have no variance: its estimates have no error bar.
 
-The weights' variance is finite where k is below 1/2, and only then has their mean a standard error. Weights of draws
-from the prior, or from within its hard constraints, are bounded where rewards are; weights of a proposal are large just
-where it hardly ever goes.
+The weights' variance is finite where Pareto k-hat is below 1/2, and only then has their mean a standard error. Weights
+of draws from the prior, or from within its hard constraints, are bounded where rewards are; weights of a proposal are
+large just where it hardly ever goes.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from torch import Tensor
-
-from ppl_align.posterior import arviz_adapter
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import has_proposal
 
@@ -21,28 +17,6 @@ if TYPE_CHECKING:
 
 HEAVIEST = 0.5
 EVEN = 0.5  # share of effective draws from which no tail is left that would matter
-MIN_DRAWS_FOR_K = 25
-MIN_TAIL_VALUES = 5
-"""ArviZ fits no tail to fewer points; tied weights are one point however often they occur."""
-
-
-def pareto_k_of(log_weight: Tensor) -> float | None:
-    """k-hat of weights [N]; None where they are constant, heavily tied or fewer than 25.
-
-    ArviZ would answer infinity (0.x) or raise (1.x) there, and a perfect run would read as a bad one."""
-    values = log_weight.double().numpy()
-    alive = np.sort(values[np.isfinite(values)])
-    n = len(alive)
-    if n < MIN_DRAWS_FOR_K:
-        return None
-    tail = alive[-int(np.ceil(min(0.2 * n, 3 * np.sqrt(n)))) - 1 :]
-    # log-weights that should be equal may differ by rounding
-    distinct = 1 + int((np.diff(tail) > 1e-9).sum())
-    if distinct < max(MIN_TAIL_VALUES, len(tail) / 2):
-        return None
-    # weights of zero are draws like any other: they stay, far below the tail
-    k = float(arviz_adapter.psislw(np.maximum(values, alive[-1] - 700.0))[1])
-    return k if np.isfinite(k) else None
 
 
 @once
@@ -50,8 +24,8 @@ def heavy_tail(posterior: Posterior) -> float | None:
     """k-hat of all weights pooled, where it says that a proposal's weights have no variance; None where it does not."""
     if not posterior.independent or posterior.draws_are_exact or not has_proposal(posterior):
         return None
-    pooled = posterior.weights.reshape(-1)
-    if float(1 / (pooled**2).sum()) >= EVEN * len(pooled):
+    pooled = posterior.importance_weights.pooled
+    if float(pooled.ess) >= EVEN * posterior.log_weight.numel():
         return None
-    k = pareto_k_of(posterior.log_weight.reshape(-1))
-    return k if k is not None and k > HEAVIEST else None
+    k = float(pooled.pareto_k)
+    return k if k > HEAVIEST else None

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ppl_align.core.estimate import FEWEST_EXACT, FEWEST_PREDICTED
+from ppl_align.core.printed import say_draws
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.estimates import MIN_REPLICATES, RETAINING, Estimate
-from ppl_align.posterior.intervals import FEWEST_EXACT, FEWEST_PREDICTED, predicted_draws
-from ppl_align.posterior.printed import say_draws
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
             f"its proposal hardly ever writes what weighs most; {BETTER_PROPOSAL}"
         )
     if posterior.independent and math.isfinite(estimate.standard_error):
-        few, remedy = predicted_draws(posterior.log_weight), "take more num_particles"
+        few, remedy = float(posterior.importance_weights.pooled.foretold_ess), "take more num_particles"
         if posterior.target == "decision":
             return f"from {posterior.log_weight.numel()} episodes nobody knows the error; {remedy}"
         return (

@@ -21,11 +21,11 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
+from ppl_align.core.errors import InputError, RunError
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import isolated, one_of
-from ppl_align.errors import InputError, RunError
 from ppl_align.preferences.outside import outside
 from ppl_align.program.observe import prefers
-from ppl_align.seeds import mix
 
 METHODS = ("laplace", "svi", "nuts")
 FEWEST_EFFECTIVE = 100  # draws of NUTS: with fewer, the covariance of some dozens of weights is noise

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.network import call, what_enters
 from ppl_align.lm.plan import CACHE

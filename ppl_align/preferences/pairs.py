@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.answers import shorten
 from ppl_align.rewards.convention import plain_text
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.lm.completions import Completion
 from ppl_align.preferences.belief import Belief, infer
 from ppl_align.preferences.features import Features, Scale, evaluate_features
 from ppl_align.preferences.pairs import FEWEST, Pairs

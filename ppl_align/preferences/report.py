@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 if TYPE_CHECKING:
     from ppl_align.preferences.pairs import Pairs

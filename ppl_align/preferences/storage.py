@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ppl_align.errors import InputError
-from ppl_align.files import written_beside
+from ppl_align.core.errors import InputError
+from ppl_align.core.files import written_beside
 from ppl_align.lm.causal import CausalLM
 from ppl_align.preferences.belief import Belief
 from ppl_align.preferences.features import Features, LMFeatures, Remembered, Scale

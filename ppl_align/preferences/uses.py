@@ -24,17 +24,17 @@ import torch
 from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import at_end
 from ppl_align.engines.base import one_of
-from ppl_align.errors import InputError
-from ppl_align.posterior.estimates import log_mean_exp
+from ppl_align.lm.completions import Completion
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.program.reward import reward
 from ppl_align.program.scale import positive
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.convention import plain_text
 from ppl_align.rewards.seen import what_it_sees
-from ppl_align.runs import at_end
 
 USES = ("mean", "pessimistic", "marginalised", "sampled")
 

@@ -20,7 +20,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.explain import PARTICLE_PLATE, ROOM, STATIC, explained
 from ppl_align.program.log_bounds import log_lower_of, log_upper_of

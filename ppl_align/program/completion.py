@@ -10,12 +10,12 @@ import torch
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
-from ppl_align.completions import Completion, sequence_lengths
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.core.text import Texts
 from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.completions import Completion, sequence_lengths
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.tree import as_sequence
-from ppl_align.text import Texts
 
 
 def completion(
@@ -40,7 +40,7 @@ def completion(
                      token ids, becomes a likelihood (whatever comes after is summed out: no constraint can see it)
     ``max_new_tokens`` defaults to 32, or to the observation's length.
 
-    Returns a :class:`~ppl_align.completions.Completion` with ``.tokens [..., T]``, ``.text`` and ``.lengths``.
+    Returns a :class:`~ppl_align.lm.completions.Completion` with ``.tokens [..., T]``, ``.text`` and ``.lengths``.
     Raises ``InputError`` for values out of range or observations the LM cannot produce.
     """
     warp: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "stop": stop}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
 from ppl_align.constraints.base import Constraint, Reader
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.spelling import goes_on_from
 from ppl_align.program.factor import factor

@@ -28,17 +28,17 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import count
-from ppl_align.errors import InputError, ModelError, PplAlignError, RunError
+from ppl_align.core.cost import count
+from ppl_align.core.errors import InputError, ModelError, PplAlignError, RunError
+from ppl_align.core.runs import remembered
+from ppl_align.core.text import Texts
 from ppl_align.lm.base import LM
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import note_answers
 from ppl_align.program.names import take_name
 from ppl_align.program.sketch import sketching, stand_in
 from ppl_align.rewards.cache import content, identity
-from ppl_align.runs import remembered
-from ppl_align.text import Texts
 
 Answers = dict[Hashable, str | float]
 _asking: ContextVar[str | None] = ContextVar("ppl_align_asking", default=None)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError, RunError
+from ppl_align.core.errors import InputError, RunError
 from ppl_align.lm.base import LM
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.ensemble import begun, require_same_vocabulary
 from ppl_align.lm.fingerprint import note_use

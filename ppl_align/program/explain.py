@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ppl_align.errors import ModelError, PplAlignError, RunError
+from ppl_align.core.errors import ModelError, PplAlignError, RunError
 
 PARTICLE_PLATE = "ppl_align_particles"
 """The plate of an engine's particles."""

@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import PARTICLES, is_bookkeeping, is_environment
 

@@ -21,9 +21,9 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
 from torch import Tensor
 
-from ppl_align.completions import Completion
 from ppl_align.constraints.unfinished import Unfinished
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
+from ppl_align.lm.completions import Completion
 from ppl_align.program.compiled import PARTICLES
 from ppl_align.program.constrain import constrain
 from ppl_align.program.scale import HOW, positive

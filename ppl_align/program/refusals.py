@@ -8,7 +8,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_align.errors import ModelError, RunError
+from ppl_align.core.errors import ModelError, RunError
 from ppl_align.program.explain import no_number
 
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.program.factor import factor
 from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.calling import as_reward, evaluate
 from ppl_align.rewards.labelled import labelled
-from ppl_align.text import Texts
 
 
 def reward(

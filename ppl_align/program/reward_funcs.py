@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import run_memory
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.program.reward import reward
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.calling import as_reward, evaluate_all
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
-from ppl_align.runs import run_memory
-from ppl_align.text import Texts
 
 
 def reward_funcs(

@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 Scale = float | Tensor
 """Nats per unit of reward; a tensor broadcasts with the batch of rewards."""

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro.poutine.messenger import Messenger
 
+from ppl_align.core.runs import remembered
+from ppl_align.core.seeds import cuda_devices
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import Program, is_bookkeeping
 from ppl_align.program.names import SameNameError
-from ppl_align.runs import remembered
-from ppl_align.seeds import cuda_devices
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader

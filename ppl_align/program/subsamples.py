@@ -12,7 +12,7 @@ from typing import Any
 
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
-from ppl_align.errors import ModelError
+from ppl_align.core.errors import ModelError
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.columns import number, percent
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.printed import with_error
 from ppl_align.report.terminal import Printable, _table, grids
 from ppl_align.rewards.answers import shorten
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ppl_align.diagnostics import decisions, diversity, evidence, weights
+from ppl_align.diagnostics import decisions, diversity, evidence
 from ppl_align.diagnostics.columns import BLOCKS, fixed, number, whole
+from ppl_align.posterior import weights
 from ppl_align.posterior.unstated import unstated
 from ppl_align.report.terminal import cell, headline, visible
 

@@ -11,8 +11,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ppl_align.diagnostics import evidence, weights
+from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.prior import best_view_of_prior
+from ppl_align.posterior import weights
 from ppl_align.posterior.prior import prior_log_weight
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def plot_weights(compared: Comparison) -> Figure | None:
 
     def paint(axes: Axes) -> None:
         for name, run in runs.items():
-            sorted_weights = weights.normalised(run.log_weight).sort(-1, descending=True).values
+            sorted_weights = run.importance_weights.normalised.sort(-1, descending=True).values
             held = torch.cat([torch.zeros(len(sorted_weights), 1), sorted_weights.cumsum(-1)], -1)
             share = np.linspace(0, 1, held.shape[1])
             for row in held[:40]:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.cache import content, identity
 from ppl_align.rewards.convention import plain_text, start_call
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ppl_align.errors import RewardError
+from ppl_align.core.errors import RewardError
 
 _EACH = "If it is a function of one text, wrap it: ppl_align.rewards.each(fn)"
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.completions import sequence_lengths
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.spelling import Characters, Machine, spell
 from ppl_align.rewards.spelling import regex_characters
 from ppl_align.rewards.tokens import as_ids, checked_tokens, freeze

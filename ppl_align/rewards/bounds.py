@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError, RewardError
+from ppl_align.core.errors import InputError, RewardError
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.rewards.answers import shorten
-from ppl_align.text import Texts
 
 ROUNDING = 1e-6  # relative to the bound (at least 1): what float32 arithmetic may be off by
 

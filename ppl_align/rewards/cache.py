@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any
 
-from ppl_align.runs import remembered
+from ppl_align.core.runs import remembered
 
 Row = tuple[Hashable, ...]
 """What a reward saw of one completion, as a key: its text, and what else it reads (prompt, ids, data columns)."""

@@ -14,9 +14,12 @@ from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from ppl_align.completions import Completion
-from ppl_align.cost import count
-from ppl_align.errors import InputError, PplAlignError, RewardError
+from ppl_align.core.cost import count
+from ppl_align.core.errors import InputError, PplAlignError, RewardError
+from ppl_align.core.runs import at_end, remembered, speaking
+from ppl_align.core.seeds import generators
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.rewards.answers import check_number, read_answers, shorten
 from ppl_align.rewards.cache import answers_of, identity
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
@@ -25,9 +28,6 @@ from ppl_align.rewards.journal import services
 from ppl_align.rewards.registry import resolve
 from ppl_align.rewards.seen import what_it_sees
 from ppl_align.rewards.signs import may_vary
-from ppl_align.runs import at_end, remembered, speaking
-from ppl_align.seeds import generators
-from ppl_align.text import Texts
 
 __all__ = ["evaluate", "evaluate_all"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.convention import plain_text
 
 _NO_LIMIT = 10**9  # tokenizers write some huge number where they know of no limit

@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ppl_align.columns import lacking
-from ppl_align.errors import InputError
+from ppl_align.core.columns import lacking
+from ppl_align.core.errors import InputError
 
 OWN_COLUMNS = ("prompts", "completions", "completion_ids")
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ppl_align.core.errors import InputError
 from ppl_align.data.packages import MINILM
-from ppl_align.errors import InputError
 
 
 @dataclass(frozen=True)

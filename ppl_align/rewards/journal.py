@@ -20,7 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ppl_align.errors import RewardError
+from ppl_align.core.errors import RewardError
 
 if TYPE_CHECKING:
     import pandas as pd

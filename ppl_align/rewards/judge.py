@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM, Ids, WholeIds
 from ppl_align.rewards.convention import plain_text
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.convention import plain_text
 
 

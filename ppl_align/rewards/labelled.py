@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer, load_classifier
 from ppl_align.rewards.registry import names_a_model
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ppl_align.errors import InputError, PplAlignError
+from ppl_align.core.errors import InputError, PplAlignError
 from ppl_align.loading import load_file
 from ppl_align.rewards.classifier import load_classifier
 from ppl_align.rewards.judge import Judge, PairwiseJudge

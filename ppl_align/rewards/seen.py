@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.core.text import Texts
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.prompts import ChatIds
 from ppl_align.rewards.cache import Row, content
 from ppl_align.rewards.convention import OWN_COLUMNS, SERVICES, convention
-from ppl_align.text import Texts
 
 _DROPPED = ("prompt", "completion")
 """Columns of a data set that TRL does not hand on: the reward has ``prompts`` and ``completions``."""

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.convention import plain_text
 from ppl_align.rewards.embedding import Embedder
 

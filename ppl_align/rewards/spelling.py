@@ -7,7 +7,7 @@ from re import _parser  # type: ignore[attr-defined]
 
 import numpy as np
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.lm.spelling import Characters, Machine, Spelling, spell
 from ppl_align.patterns import REFUSED, operations
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import sequence_lengths
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
+from ppl_align.lm.completions import sequence_lengths
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.rewards.convention import plain_text
 
 

@@ -20,10 +20,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_align import seeds
+from ppl_align.core import arviz_adapter, seeds
+from ppl_align.core.errors import InputError
 from ppl_align.engines.base import Engine
-from ppl_align.errors import InputError
-from ppl_align.posterior import Posterior, arviz_adapter
+from ppl_align.posterior import Posterior
 from ppl_align.posterior.estimates import functionals
 from ppl_align.testing.simulation import simulate
 

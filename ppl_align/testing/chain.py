@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align import seeds
-from ppl_align.completions import sequence_lengths
+from ppl_align.core import seeds
+from ppl_align.core.errors import AllDeadError, InputError, ModelError
 from ppl_align.engines.base import at_least
-from ppl_align.errors import AllDeadError, InputError, ModelError
+from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.rewards.automaton import Accepts, Automaton

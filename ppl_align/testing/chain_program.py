@@ -9,8 +9,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_align.core.errors import ModelError
 from ppl_align.engines.base import isolated
-from ppl_align.errors import ModelError
 from ppl_align.lm import MarkovLM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program import Program

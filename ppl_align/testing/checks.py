@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion, tensor_of
-from ppl_align.cost import Cost
+from ppl_align.core.cost import Cost
+from ppl_align.core.printed import say_z
+from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.printed import say_z
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
 from ppl_align.testing.statistics import (

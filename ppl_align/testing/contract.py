@@ -17,12 +17,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost, measure
+from ppl_align.core.cost import Cost, measure
+from ppl_align.core.errors import AllDeadError, InputError, RunError
+from ppl_align.core.seeds import seed_all
 from ppl_align.engines.base import Engine, at_least
-from ppl_align.errors import AllDeadError, InputError, RunError
+from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
-from ppl_align.seeds import seed_all
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import PROGRAMS

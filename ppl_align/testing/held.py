@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.errors import UnsupportedModelError
+from ppl_align.core.errors import UnsupportedModelError
 from ppl_align.lm.base import Ids
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.plan import Plan

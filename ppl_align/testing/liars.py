@@ -12,8 +12,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_align.completions import Completion
 from ppl_align.lm import MarkovLM
+from ppl_align.lm.completions import Completion
 from ppl_align.program import completion, reward
 
 DIGITS = MarkovLM(torch.zeros(10, 10, dtype=torch.float64), torch.zeros(10, dtype=torch.float64), name="digits")

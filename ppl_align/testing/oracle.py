@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align import seeds
-from ppl_align.completions import tensor_of
+from ppl_align.core import seeds
+from ppl_align.core.errors import InputError
 from ppl_align.engines import Exact
 from ppl_align.engines.twists import Prefixes
-from ppl_align.errors import InputError
+from ppl_align.lm.completions import tensor_of
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior

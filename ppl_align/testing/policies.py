@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.guides import AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.guides.tokens import TokenGuide

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ppl_align.errors import PplAlignError
+from ppl_align.core.errors import PplAlignError
 from ppl_align.report.terminal import Printable
 
 Status = Literal["passed", "failed", "inconclusive", "refused", "absent"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_align.errors import InputError, PplAlignError
+from ppl_align.core.errors import InputError, PplAlignError
 from ppl_align.rewards.answers import read_answers, shorten
 from ppl_align.rewards.calling import as_reward
 from ppl_align.rewards.convention import call, convention

@@ -17,15 +17,15 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from ppl_align.completions import sequence_lengths
+from ppl_align.core.errors import InputError
+from ppl_align.core.seeds import mix
 from ppl_align.engines.base import isolated
 from ppl_align.engines.proposals import FromPrior
 from ppl_align.engines.sweep import Sweep, assemble
-from ppl_align.errors import InputError
+from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
-from ppl_align.seeds import mix
 
 
 @dataclass(frozen=True)

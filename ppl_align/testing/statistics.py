@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_align.completions import Completion
+from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
 
 RATE = 1e-3

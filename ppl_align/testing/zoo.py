@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 from ppl_align.testing.zoo_attention import ATTENTION
 from ppl_align.testing.zoo_configs import Entry
 from ppl_align.testing.zoo_others import OTHERS

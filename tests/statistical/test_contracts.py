@@ -10,7 +10,7 @@ from test_engines import LEARNED, LEARNED_HERE, assert_learned
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, claims
 from ppl_align.claims import CLAIMS, running
-from ppl_align.engines.resampling import SCHEMES
+from ppl_align.particles.resampling import SCHEMES
 from ppl_align.testing import PROGRAMS, check_engine
 
 pytestmark = pytest.mark.statistical

@@ -13,7 +13,7 @@ from test_simulation import label, suffix
 
 from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.engines.conditional import evidence_bounds
-from ppl_align.engines.resampling import CONDITIONAL, SCHEMES
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
 from ppl_align.testing import Oracle
 from ppl_align.testing.calibration import calibrate
 from ppl_align.testing.programs import EOS, FIXED, MEMORY, PROGRAMS

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ppl_align.files import written_beside
+from ppl_align.core.files import written_beside
 from ppl_align.testing.honesty import coverage, greens
 from ppl_align.testing.honesty.coverage import Cells
 from ppl_align.testing.honesty.page import page

@@ -8,10 +8,10 @@ from typing import Any
 
 from scipy import stats
 
+from ppl_align.core.errors import PplAlignError
 from ppl_align.diagnostics import evidence
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.engines.base import Engine
-from ppl_align.errors import PplAlignError
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.once import told_once
 from ppl_align.testing.honesty.groups import replicates

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from ppl_align.core.errors import PplAlignError
+from ppl_align.core.estimate import Estimate
+from ppl_align.core.runs import run_memory
+from ppl_align.core.seeds import mix
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.advisor import advise, best_run
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.engines.base import isolated
-from ppl_align.errors import PplAlignError
 from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.intervals import Estimate
 from ppl_align.posterior.once import told_once
-from ppl_align.runs import run_memory
-from ppl_align.seeds import mix
 from ppl_align.testing.honesty.coverage import BATCH, MANY, clopper_pearson
 from ppl_align.testing.honesty.groups import groups, pools
 from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem

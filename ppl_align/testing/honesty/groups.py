@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppl_align.completions import Completion
-from ppl_align.cost import Cost
+from ppl_align.core.cost import Cost
 from ppl_align.inspection.pool import Pool
+from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
 
 _BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_align.digests import digest
+from ppl_align.core.digests import digest
 from ppl_align.lm.base import LM
 from ppl_align.lm.base_names import portable
 from ppl_align.lm.fingerprint import of_parts, parts
@@ -76,8 +76,8 @@ class LMRecord:
 @dataclass(frozen=True)
 class Provenance:
     """``versions`` by library; ``lms``: the language models; ``threads`` of torch on the CPU; ``program``, ``data``:
-    digests of the program's source and of its arguments (:mod:`ppl_align.digests`); ``seed``; ``command``: what was
-    typed, empty where nothing was (a notebook)."""
+    digests of the program's source and of its arguments (:mod:`ppl_align.core.digests`); ``seed``; ``command``:
+    what was typed, empty where nothing was (a notebook)."""
 
     versions: Mapping[str, str]
     lms: tuple[LMRecord, ...] = ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_align.text import Texts
+from ppl_align.core.text import Texts
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution

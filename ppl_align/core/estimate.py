@@ -16,12 +16,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_align.errors import InputError
-from ppl_align.posterior.printed import with_error
+from ppl_align.core.errors import InputError
+from ppl_align.core.printed import with_error
 
 LEVEL = 0.95
 FEWEST_PREDICTED = 40.0  # of fewer, KL misses what lies above it; E[r] and log Z do from 25 to 40
@@ -117,20 +116,15 @@ def of_replicates(value: float, left_out: Tensor) -> Estimate:
     return Estimate(value, error, count - 1.0 if error > 0 else math.nan)
 
 
-def predicted_draws(log_weight: Tensor) -> float:
-    """Effective draws of ``log_weight`` (all of it pooled), foretold from weights to the power of one half.
+def standard_error(values: Tensor, independent: int | None = None) -> float:
+    """sd / sqrt(n), of the mean of n draws [n]; ``independent``: of which so many are. NaN for a single one."""
+    count = len(values) if independent is None else independent
+    return float(values.std()) / math.sqrt(count) if count > 1 else math.nan
 
-    n exp(-Var_h[log w]), with the variance under weights proportional to sqrt(w), is the effective sample size of
-    log-normal weights. The usual one, (sum w)^2 / sum w^2, rests on the few largest weights: where the posterior is
-    far, the runs that have missed it show a large one. Square roots of weights are averaged well long after weights
-    are not. For weights of two values it is pessimistic, never by much where there is something to average."""
-    alive = log_weight.reshape(-1)
-    alive = alive[alive > -torch.inf].double()
-    if not len(alive):
-        return 0.0
-    half = torch.softmax(alive / 2, 0)
-    variance = float((half * (alive - (half * alive).sum()) ** 2).sum())
-    return len(alive) * math.exp(-variance)
+
+def of_draws(values: Tensor) -> Estimate:
+    """The mean of independent draws [n]."""
+    return Estimate(float(values.mean()), standard_error(values))
 
 
 def exceeds(gap: float, *estimates: Estimate, errors: float = 3.0) -> bool:

@@ -18,9 +18,15 @@ _TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order o
 Resampler = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
-def _invert(weights: Tensor, u: Tensor) -> Tensor:
-    """Ancestors at the points ``u`` of the cumulative weights; indices of weight zero are never returned."""
+def invert(weights: Tensor, u: Tensor) -> Tensor:
+    """Ancestors at the points ``u [R, n]`` in [0, 1) of the cumulative weights [R, N]; indices of weight zero are never
+    returned."""
     return invert_cdf(weights.double().cumsum(-1), u)
+
+
+def comb(size: int, phase: Tensor | float) -> Tensor:
+    """``size`` points in [0, 1), as regular as they can be; ``phase`` in [0, 1) shifts them all (or each: [size])."""
+    return (torch.arange(size, dtype=torch.float64) + phase) / size
 
 
 def _expected(weights: Tensor) -> Tensor:
@@ -30,21 +36,21 @@ def _expected(weights: Tensor) -> Tensor:
 
 def multinomial(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """N independent draws: the simplest, the most variable, and the one conditional SMC needs."""
-    return _invert(weights, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
+    return invert(weights, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
 
 
 def stratified(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One independent draw in each of N equal slices of the unit interval."""
     size = weights.shape[-1]
     u = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    return _invert(weights, (torch.arange(size) + u) / size)
+    return invert(weights, comb(size, u))
 
 
 def systematic(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One draw shifts a comb of N teeth: each count differs from N * W_i by less than one. The default."""
     size = weights.shape[-1]
     u = torch.rand(weights.shape[0], 1, generator=generator, dtype=torch.float64)
-    return _invert(weights, (torch.arange(size) + u) / size)
+    return invert(weights, comb(size, u))
 
 
 def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -57,7 +63,7 @@ def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tenso
     fixed = torch.searchsorted(ends, slots.contiguous(), right=True)
     left = (expected - certain).clamp_min(0)
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, torch.ones(()))  # nothing left: nobody looks at it
-    drawn = _invert(left, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
+    drawn = invert(left, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
     return torch.where(slots < ends[:, -1:], fixed, drawn)
 
 
@@ -104,7 +110,7 @@ def conditional_systematic(weights: Tensor, generator: torch.Generator | None = 
     The slots are turned until a random one of the survivor's copies is in front."""
     size = weights.shape[-1]
     point = _uniform(weights, generator) * _expected(weights)[:, :1]
-    ancestors = _invert(weights, (torch.arange(size) + point.frac()) / size)
+    ancestors = invert(weights, comb(size, point.frac()))
     copies = (ancestors == 0).sum(-1, keepdim=True)  # they come first: the survivor is the first particle
     turn = (_uniform(weights, generator) * copies).floor().long()
     return _survivor_first(ancestors.gather(-1, (torch.arange(size) + turn) % size))
@@ -120,9 +126,9 @@ def conditional_stratified(weights: Tensor, generator: torch.Generator | None = 
     here = order == 0
     start = (shares.cumsum(-1) - shares)[here][:, None]
     point = (start + _uniform(weights, generator) * shares[here][:, None]).clamp(max=size * (1 - 1e-12))
-    comb = torch.arange(size) + torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    comb = comb.scatter(-1, point.floor().long(), point)
-    ancestors = order.gather(-1, _invert(shares, comb / size))
+    slices = torch.arange(size) + torch.rand(weights.shape, generator=generator, dtype=torch.float64)
+    slices = slices.scatter(-1, point.floor().long(), point)
+    ancestors = order.gather(-1, invert(shares, slices / size))
     return _survivor_first(ancestors)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ppl_align.errors import InputError
+from ppl_align.core.errors import InputError
 
 Report = Callable[[int, int, str], None]
 """``report(done, total, note)``, called as the work goes on."""
