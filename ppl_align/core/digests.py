@@ -245,7 +245,7 @@ def _source_of_code(code: CodeType) -> str:
 @functools.cache
 def _library_folders() -> tuple[str, ...]:
     folders = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    own = str(Path(__file__).parent)
+    own = str(Path(__file__).parents[1])  # the package, not the folder of this file
     return tuple(f.rstrip("/\\") for f in [*folders, own, *getattr(site, "getsitepackages", list)()] if f)
 
 
