@@ -18,7 +18,7 @@ import math
 
 from ppl_align import SMC, CausalLM, Contains, completion, constrain
 from ppl_align.core.cost import measure
-from ppl_align.engines.base import isolated
+from ppl_align.core.seeds import isolated
 
 PROMPT, LENGTH = "The movie was", 16
 

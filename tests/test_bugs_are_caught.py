@@ -5,6 +5,7 @@ same seed must pass without it. Exact answers are computed before anything is br
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pyro
@@ -14,15 +15,18 @@ from conftest import SEED
 
 from ppl_align import SMC, ImportanceSampling
 from ppl_align.core.runs import run_memory
-from ppl_align.engines import sweep
 from ppl_align.engines.elbo import LeaveOneOutELBO
-from ppl_align.engines.sweep import Sweep
+from ppl_align.engines.smc import twisted
+from ppl_align.engines.smc.state import State
+from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.guides import AutoGuide
 from ppl_align.lm import decoding
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
+from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import SCHEMES
+from ppl_align.runner.runner import Observer, Runner
 from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.contract import Case
 from ppl_align.testing.statistics import RATE, gradient_test
@@ -62,11 +66,13 @@ def around(monkeypatch, owner, name, wrapper):
     monkeypatch.setattr(owner, name, lambda *args, **kwargs: wrapper(original, *args, **kwargs))
 
 
-def copies(of, ancestors, chosen):
-    """Where each particle of a sweep comes from, flat."""
-    replicates, particles = of.shape
-    own = torch.arange(particles).expand(replicates, particles)
-    return (torch.where(chosen[:, None], ancestors, own) + torch.arange(replicates)[:, None] * particles).reshape(-1)
+def keeping(monkeypatch, *names):
+    """Bring into every resampled state what these fields were before."""
+
+    def wrapper(original, self, index):
+        return replace(original(self, index), **{name: getattr(self, name) for name in names})
+
+    around(monkeypatch, State, "take", wrapper)
 
 
 # -- weights ------------------------------------------------------------------------------------------------------
@@ -74,17 +80,13 @@ def copies(of, ancestors, chosen):
 
 @bug("Zhat", "with_eos", PLAIN)
 def sign_of_the_weight(monkeypatch):
-    around(monkeypatch, Sweep, "reweight", lambda original, self, psi, *rest: original(self, -psi, *rest))
+    potential = Particles.log_potential.fget
+    monkeypatch.setattr(Particles, "log_potential", property(lambda self: -potential(self)))
 
 
 @bug("Zhat", "fixed_length", PROPOSED)
 def prior_term_forgotten_with_a_proposal(monkeypatch):
-    def wrapper(original, self, *args):
-        kept, self.log_prior = self.log_prior, {k: torch.zeros_like(v) for k, v in self.log_prior.items()}
-        original(self, *args)
-        self.log_prior = kept
-
-    around(monkeypatch, Sweep, "reweight", wrapper)
+    monkeypatch.setattr(Particles, "log_ratio", property(lambda self: -self.total_log_proposal))
 
 
 @bug("Zhat", "fixed_length", PROPOSED)
@@ -98,34 +100,43 @@ def proposal_not_normalised(monkeypatch):
 
 @bug("Zhat", "two_rewards", EAGER)
 def weights_not_reset_after_resampling(monkeypatch):
-    def wrapper(original, self, ancestors, chosen, population):
-        carried = self.log_weight[copies(self, ancestors, chosen)]
-        original(self, ancestors, chosen, population)
-        self.log_weight = carried
+    def wrapper(original, self, *args):
+        index = original(self, *args)
+        if index is not None:
+            self.state = replace(self.state, log_weight=self.carried[index])
+        return index
 
-    around(monkeypatch, Sweep, "resample", wrapper)
+    def looked(original, self, psi, log_ratio):
+        state = original(self, psi, log_ratio)
+        TwistedSMC.carried = state.log_weight
+        return state
+
+    monkeypatch.setattr(TwistedSMC, "carried", None, raising=False)
+    around(monkeypatch, State, "reweight", looked)
+    around(monkeypatch, TwistedSMC, "_ancestors", wrapper)
 
 
 @bug("Zhat", "two_rewards", EAGER)
 def evidence_of_earlier_populations_forgotten(monkeypatch):
     def wrapper(original, self, *args):
         kept = self.log_evidence
-        original(self, *args)
+        index = original(self, *args)
         self.log_evidence = kept
+        return index
 
-    around(monkeypatch, Sweep, "resample", wrapper)
+    around(monkeypatch, TwistedSMC, "_ancestors", wrapper)
 
 
 @bug("Zhat", "with_eos", EAGER)
 def resampled_after_the_last_step_without_keeping_the_evidence(monkeypatch):
-    def wrapper(original, self, *args, **kwargs):
-        weights = torch.softmax(self.log_weight.reshape(self.shape), -1)
-        kept = self.log_evidence
-        self.resample(SCHEMES["systematic"](weights, None), torch.ones(self.shape[0], dtype=torch.bool), None)
-        self.log_evidence = kept
-        return original(self, *args, **kwargs)
+    def wrapper(original, self, particles, observer=Observer()):
+        ended = original(self, particles, observer)
+        kept = observer.log_evidence
+        index = observer._ancestors("at the end", ended)
+        observer.log_evidence = kept
+        return ended if index is None else ended.take(index)
 
-    around(monkeypatch, Sweep, "posterior", wrapper)
+    around(monkeypatch, Runner, "finish", wrapper)
 
 
 @bug("Zhat", "with_eos", SMC(6, twist="prefix", ess_threshold=1.0))
@@ -133,7 +144,7 @@ def evidence_averaged_over_all_replicates_instead_of_each(monkeypatch):
     def wrapper(original, log_weight):
         return original(log_weight.reshape(-1)).expand(len(log_weight))
 
-    around(monkeypatch, sweep, "log_mean_exp", wrapper)
+    around(monkeypatch, twisted, "log_mean_exp", wrapper)
 
 
 # -- resampling ---------------------------------------------------------------------------------------------------
@@ -149,21 +160,16 @@ def ancestor_off_by_one(monkeypatch):
 
 @bug("weights", "two_rewards", EAGER)
 def ancestors_not_offset_by_replicate(monkeypatch):
-    def wrapper(original, self, ancestors, chosen, population):
-        offset = torch.arange(self.shape[0])[:, None] * self.shape[1]
-        original(self, ancestors - offset * chosen[:, None], chosen, population)
+    def wrapper(original, self, *args):
+        index = original(self, *args)
+        return None if index is None else index % self.shape[1]
 
-    around(monkeypatch, Sweep, "resample", wrapper)
+    around(monkeypatch, TwistedSMC, "_ancestors", wrapper)
 
 
 @bug("Zhat", "two_rewards", EAGER)
 def stale_twist_after_resampling(monkeypatch):
-    def wrapper(original, self, *args):
-        kept = self.psi, self.absorbed
-        original(self, *args)
-        self.psi, self.absorbed = kept
-
-    around(monkeypatch, Sweep, "resample", wrapper)
+    keeping(monkeypatch, "psi", "absorbed")
 
 
 @bug("scores", "whole_prefix", EAGER)
@@ -176,26 +182,25 @@ def rows_of_the_network_not_readdressed(monkeypatch):
     around(monkeypatch, Population, "resample", wrapper)
 
 
+def left_behind(monkeypatch, field):
+    """What particles have there stays where it is when they are permuted."""
+    around(
+        monkeypatch,
+        Particles,
+        "take",
+        lambda original, self, index: replace(original(self, index), **{field: getattr(self, field)}),
+    )
+
+
 @bug("scores", "upstream_latent", EAGER)
 def upstream_latents_left_behind(monkeypatch):
-    def wrapper(original, self, *args):
-        kept = dict(self.values)
-        original(self, *args)
-        self.values = kept
-
-    around(monkeypatch, Sweep, "resample", wrapper)
+    left_behind(monkeypatch, "values")
 
 
 @bug("scores", "two_completions", EAGER)
 def prompts_of_the_next_completion_left_behind(monkeypatch):
     """This library had it, and no statistical test had noticed; scoring again shows it at once."""
-
-    def wrapper(original, self, *args):
-        kept = self.waiting
-        original(self, *args)
-        self.waiting = kept
-
-    around(monkeypatch, Sweep, "resample", wrapper)
+    left_behind(monkeypatch, "pending")
 
 
 # -- the prior ----------------------------------------------------------------------------------------------------

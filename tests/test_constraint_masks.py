@@ -12,15 +12,18 @@ import torch
 import ppl_align.constraints.automata
 import ppl_align.constraints.length
 import ppl_align.constraints.llg
-import ppl_align.engines.lookahead
 import ppl_align.lm.restriction
 import ppl_align.lm.transfer
+import ppl_align.twists.lookahead
 from ppl_align import SMC, Contains, EndsWith, ImportanceSampling, MarkovLM, Regex, completion, constrain, look_ahead
 from ppl_align.constraints import Length
 from ppl_align.constraints.unfinished import Unfinished
-from ppl_align.engines.lookahead import LookingAhead
+from ppl_align.lm.decoding import Rows
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program.constrain import compiled
+from ppl_align.twists.hard_constraint import HardConstraint
+from ppl_align.twists.lookahead import AtSite
+from ppl_align.twists.twist import Sum
 
 META = torch.device("meta")
 LIMIT = 24
@@ -28,7 +31,7 @@ READING = (
     ppl_align.constraints.automata,
     ppl_align.constraints.length,
     ppl_align.constraints.llg,
-    ppl_align.engines.lookahead,
+    ppl_align.twists.lookahead,
     ppl_align.lm.restriction,
 )
 LETTERS = "abcdefghijklmnopq"
@@ -79,12 +82,13 @@ def test_a_token_costs_no_row_of_the_vocabulary_and_no_wait(name, stops, lm, mon
     looks = [
         look_ahead(lm, c, [0], LIMIT, num_pool=8) for c in CONSTRAINTS[name] if isinstance(c, (Contains, EndsWith))
     ]
-    restriction = LookingAhead(restriction, looks) if looks else restriction
+    twist = Sum([HardConstraint(restriction=restriction), *(AtSite(look, LIMIT) for look in looks)])
     sizes = copied(monkeypatch)
     for t in range(LIMIT):
         first = len(sizes)
-        allowed = restriction.allowed(prefixes(t))
-        log_q = restriction.support(torch.zeros(16, len(TOKENS), device=META), prefixes(t), allowed)
+        log_p = torch.zeros(16, len(TOKENS), device=META)
+        leaning = twist.leaning(Rows(log_p, None, [], torch.empty(0), prefixes(t)))
+        allowed, log_q = leaning.allowed, leaning.support(log_p)
         assert allowed.device == log_q.device == META
         assert allowed.dtype == torch.bool
         assert allowed.shape == log_q.shape == (16, len(TOKENS))

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ppl_align import Contains, EndsWith, MarkovLM, Mixture, Prompted, Regex
 from ppl_align.constraints import Length
 from ppl_align.core.errors import InputError, WeightsNotFound
-from ppl_align.engines.boundaries import Schedule
+from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.lm.names import smollm2_folder
 from ppl_align.rewards import Automaton
 from ppl_align.rewards.spelling import Spelling

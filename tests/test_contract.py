@@ -49,8 +49,8 @@ from conftest import SEED
 
 from ppl_align import SMC, Engine, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import AllDeadError, InputError, RunError
-from ppl_align.engines.sweep import assemble
-from ppl_align.program import Program
+from ppl_align.particles.particles import Particles
+from ppl_align.posterior.of_particles import of_particles
 from ppl_align.testing import PROGRAMS, ContractError, Oracle, check_engine, check_reward
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
@@ -68,15 +68,12 @@ class Mine(Engine):
     name: ClassVar[str] = "mine"
 
     def _infer(self, task):
-        values, log_prior = {}, {}
-        program = Program(task.model, task.args, task.kwargs, self.num_particles)
-        while (execution := program.run(values, draw=True)).pending is not None:
-            values |= execution.drawn
-            log_prior |= execution.log_prior
-            site = execution.pending
-            values[site.name] = site.fn.sample()
-            log_prior[site.name] = site.fn.log_prob(values[site.name]).double().reshape(self.num_particles, -1).sum(-1)
-        return assemble(execution, values, execution.log_potential[None], log_prior, log_prior)
+        program, drawn = task.program(), Particles(self.num_particles)
+        while (site := (drawn := program.run(drawn, draw=True)).pending) is not None:
+            value = site.fn.sample()
+            log_p = site.fn.log_prob(value).double().reshape(drawn.size, -1).sum(-1)
+            drawn = drawn.write(site.name, value, log_p, log_p)
+        return of_particles(drawn, drawn.log_potential[None])
 
 
 def test_an_engine_of_ten_lines_keeps_the_contract():

@@ -16,8 +16,10 @@ from worlds import dialogue, game, talk
 from ppl_align import CallableLM, Exact, ImportanceSampling, completion, constrain, environment, reward
 from ppl_align.constraints import Contains
 from ppl_align.engines import coupling, optimism
-from ppl_align.engines.base import Task
-from ppl_align.engines.episodes import Episodes, Histories
+from ppl_align.particles.particles import Particles
+from ppl_align.program import Program
+from ppl_align.runner.known_constraints import known_constraints
+from ppl_align.runner.runner import Runner
 from ppl_align.testing.oracle import Oracle
 
 P = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.25, 0.25, 0.25, 0.25], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
@@ -33,6 +35,11 @@ def test_two_draws_keep_their_laws_and_agree_as_often_as_can_be() -> None:
             assert ((seen - law).abs() <= 4.5 * (law * (1 - law) / n).sqrt()).all()
         agree = float(torch.minimum(p, q).sum())
         assert abs(float((i == j).double().mean()) - agree) <= 4.5 * math.sqrt(agree * (1 - agree) / n)
+
+
+def runner_of(model: Callable[[], None]) -> Runner:
+    program = Program(model)
+    return Runner(program, constraints=known_constraints(program))
 
 
 LETTERS = CallableLM(3, lambda prefix: torch.tensor([[0.3, 0.0, -0.5]]).repeat(len(prefix), 1), 2, ["a", "b", ""])
@@ -71,7 +78,7 @@ def test_a_turn_has_the_law_of_conditioning_in_the_mean(
     monkeypatch.setattr(coupling, "PATIENCE", 1000)
     exact, size = Exact().run(program), 3000
     torch.manual_seed(SEED)
-    said = coupling.condition(Episodes(Task(program, (), {}, lambda *_: None)), Histories(size), tries)
+    said = coupling.condition(runner_of(program), Particles(size), tries)
     assert float(said.lost.double().mean()) < 0.03, "of the rejecting one, a few find nothing in seven tries"
     tokens = said.histories.values["x"]
     counted = torch.zeros(size, dtype=torch.float64).index_add(0, said.owner, said.sign)
@@ -90,7 +97,7 @@ def test_chains_that_find_nothing_are_lost(monkeypatch: pytest.MonkeyPatch) -> N
         x = completion("x", LETTERS, "", max_new_tokens=3)
         reward("r", lambda t: torch.full(t.shape[:-1], -torch.inf), x.tokens)
 
-    said = coupling.condition(Episodes(Task(hopeless, (), {}, lambda *_: None)), Histories(20), 4)
+    said = coupling.condition(runner_of(hopeless), Particles(20), 4)
     assert said.lost.all()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import math
 from fractions import Fraction
 
@@ -34,7 +33,9 @@ from ppl_align import (
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError, ModelError, RunError
 from ppl_align.core.text import Texts
+from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.guides.program import ProgramGuide
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.program.sketch import sketch
 
@@ -95,8 +96,8 @@ def test_an_answer_is_executed_again_as_it_was():
     run = ImportanceSampling(num_particles=5, num_replicates=1).run(program)
     assert len({answer.split()[1] for answer in seen[-1]}) == 5, "each particle has a seed of its own"
     assert seen[-1] == seen[-2], "the program was executed anew after the last completion"
-    again = Program(program, (), {}, 5)
-    again.run({name: getattr(value, "tokens", value)[0] for name, value in run.particles.items()}, draw=False)
+    values = {name: getattr(value, "tokens", value)[0] for name, value in run.particles.items()}
+    Program(program).run(Particles(5, values), draw=False)
     assert seen[-1] == seen[-3], "and now once more"
 
 
@@ -262,21 +263,19 @@ def test_a_forecast_asks_the_world_as_often_as_a_run():
 def test_a_twist_does_not_steer_the_world(monkeypatch):
     drawn = []
     original = SMC(num_particles=100, twist="prefix", ess_threshold=1.0)
-    during = type(original).__module__
 
-    def spy(self, sweep, site, population):
-        drawn.append(site.name)
-        return kept(self, sweep, site, population)
+    def spy(self, decode):
+        drawn.append(decode.site.name)
+        return kept(self, decode)
 
-    steering = importlib.import_module(during)._Steering
-    kept = steering.during
-    monkeypatch.setattr(steering, "during", spy)
+    kept = TwistedSMC.drew
+    monkeypatch.setattr(TwistedSMC, "drew", spy)
     value, error = original.run(talk).mean("mood")
     assert set(drawn) == {"said"}
     assert abs(value - Exact().run(talk).mean("mood").value) < 4 * error
 
 
-def test_constraints_behind_a_world_that_answers_with_numbers_are_foreseen():
+def test_constraints_behind_a_world_that_answers_with_numbers_are_known():
     def program():
         said = completion("said", HOST, " hm", max_new_tokens=1)
         count = environment("count", len, said)
@@ -284,7 +283,7 @@ def test_constraints_behind_a_world_that_answers_with_numbers_are_foreseen():
         then = completion("then", HOST, choose(more, [" yes", " no"]), max_new_tokens=3)
         constrain("word", Contains("yes"), then)
 
-    assert list(sketch(Program(program, (), {}, 1)).readers) == ["then"]
+    assert list(sketch(Program(program)).readers) == ["then"]
     run = ImportanceSampling(num_particles=32, num_replicates=1).run(program)
     assert not run.log_weight.isneginf().any(), "every draw is from within"
 

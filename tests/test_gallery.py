@@ -13,9 +13,11 @@ import torch
 
 import ppl_align
 from ppl_align.core.errors import WeightsNotFound
-from ppl_align.engines.constrained import foreseen
 from ppl_align.lm.completions import Completion
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
+from ppl_align.runner.known_constraints import known_constraints
+from ppl_align.runner.runner import Runner
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
 PARTICLES = 4
@@ -106,28 +108,23 @@ def test_a_model_compiles_into_a_program(path, load):
     model = load(path)
     room = inspect.signature(model).parameters.get("max_new_tokens")
     shorter = {} if room is None or path.stem in WHOLE else {"max_new_tokens": min(SHORT, room.default)}
-    program = Program(model, (), shorter, PARTICLES)
-    values = {}
-    execution = program.run(values, draw=True)
-    assert execution.pending.is_completion, "it stops at its completion"
-    drawn = dict(execution.drawn)
-    expected = foreseen(program)
-    while execution.pending is not None:
-        source = execution.pending.fn.within(expected.restriction(execution.pending))
-        values[execution.pending.name] = source.sample()
-        execution = program.run({**drawn, **values}, draw=True)
+    program = Program(model, (), shorter)
+    known = known_constraints(program)
+    runner = Runner(program, constraints=known)
+    execution = runner.finish(Particles(PARTICLES))
+    assert runner.advance(Particles(PARTICLES)).pending.is_completion, "it stops at its completion"
     assert execution.factors, "a model without reward or observation is its prior"
     for factor in execution.factors.values():
         assert factor.shape == (PARTICLES,)
         assert factor.isfinite().all()
-        met = bool(expected.readers) and bool((factor == 0).all())  # a constraint that every particle keeps
+        met = bool(known.readers) and bool((factor == 0).all())  # a constraint that every particle keeps
         assert met or factor.unique().numel() > 1, "the particles differ"
 
 
 @pytest.mark.lm
 def test_less_toxic_says_which_prompt_it_takes(load):
     model = load(next(path for path in MODELS if path.stem == "less_toxic"))
-    execution = Program(model, (), {}, 1).run({}, draw=True)
+    execution = Program(model).run(Particles(1), draw=True)
     source = execution.pending.fn
     assert source.lm.decode(source.prompts[0]) in model.__doc__
 
@@ -141,7 +138,9 @@ def test_infill_prefers_the_middle_that_leads_to_the_ending(load, lm):
     eos = lm.eos_id
     tokens = torch.tensor([[*row, *[eos] * (width + 1 - len(row))] for row in ids])
     fits, does_not = (
-        Program(model, (), {"max_new_tokens": width + 1}, 2).run({"middle": tokens}, draw=True).factors["ending"]
+        Program(model, (), {"max_new_tokens": width + 1})
+        .run(Particles(2, {"middle": tokens}), draw=True)
+        .factors["ending"]
     )
     assert fits > does_not + 3
 
@@ -150,7 +149,7 @@ def test_infill_prefers_the_middle_that_leads_to_the_ending(load, lm):
 def test_the_topic_is_part_of_the_prompt(load):
     model = load(next(path for path in MODELS if path.stem == "topic"))
     topics = torch.tensor([0, 3])
-    source = Program(model, (), {}, 2).run({"topic": topics}, draw=True).pending.fn
+    source = Program(model).run(Particles(2, {"topic": topics}), draw=True).pending.fn
     first, second = Completion(source.sample(), source).texts("prompt")
     assert "weather" in first
     assert "war" in second

@@ -74,7 +74,7 @@ def test_a_policy_writes_again_what_ended_dead_and_the_world_is_left_alone(untra
 
 
 def test_a_constraint_that_is_never_met_is_given_up(untrained, monkeypatch):
-    monkeypatch.setattr("ppl_align.engines.again.PATIENCE", 2)
+    monkeypatch.setattr("ppl_align.runner.infeasible.MAX_TRIES", 2)
     with pytest.raises(RunError, match="'said' ended without meeting its hard constraints 2 times in a row") as caught:
         SVI(num_particles=NUM, num_replicates=4).run(forbidden)
     assert "\n" not in str(caught.value)

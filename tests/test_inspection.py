@@ -16,12 +16,14 @@ from torch import Tensor
 
 from ppl_align import Exact, ImportanceSampling, Rejection, completion, inspect, reward
 from ppl_align.core.errors import InputError
-from ppl_align.engines.base import isolated
-from ppl_align.inspection.pool import Pool, complete, draw_pool
+from ppl_align.core.seeds import isolated
+from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import answers, event
 from ppl_align.inspection.profile import profile
 from ppl_align.inspection.strengths import log_evidence_slope, sensitivities, strength, strengths, useful_range
 from ppl_align.inspection.weighted import ENOUGH, Weighted
+from ppl_align.particles.particles import Particles
+from ppl_align.runner.runner import Runner
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
 from ppl_align.testing.programs import EOS, MEMORY, PROGRAMS
@@ -36,13 +38,8 @@ def pool_of(program: Callable[..., Any], draws: int = DRAWS, seed: int = 0) -> P
 
 def cut(pool: Pool, which: int) -> Pool:
     """Draws ``which * DRAWS`` and on of a large pool, as a pool of their own."""
-    here = slice(which * DRAWS, (which + 1) * DRAWS)
-    parts = {
-        n: {k: v[here] for k, v in getattr(pool, n).items()}
-        for n in ("values", "log_prior", "log_proposal", "factors", "rewards")
-    }
-    program = pool.program.with_particles(DRAWS)
-    return Pool(program, **parts, scales=pool.scales, log_upper=pool.log_upper, sites=pool.sites)
+    here = torch.arange(which * DRAWS, (which + 1) * DRAWS)
+    return Pool(pool.program, pool.particles.take(here), pool.sites)
 
 
 class Truth:
@@ -215,11 +212,13 @@ def test_a_profile_rises_to_the_kl() -> None:
 
 def test_a_prefix_is_kept_and_the_rest_drawn_from_the_prior() -> None:
     pool = pool_of(PROGRAMS["with_eos"], 4000)
-    prefix = torch.ones(4000, 1, dtype=torch.long)
-    drawn = complete(pool.program, {}, "x", prefix)
+    given = Particles(4000, {"x": torch.ones(4000, 4, dtype=torch.long)})
+    new = Runner(pool.program).redraw(given, "x", 1)
+    drawn = new.particles
     assert bool((drawn.values["x"][:, 0] == 1).all())
+    assert torch.equal(new.log_prior, new.log_proposal)
     assert torch.allclose(drawn.log_prior["x"], EOS.completion([], 4).log_prob(drawn.values["x"]).double())
-    weight, exact = drawn.log_weight.exp(), math.exp(Oracle(PROGRAMS["with_eos"]).soft_value([1]))
+    weight, exact = drawn.log_potential.exp(), math.exp(Oracle(PROGRAMS["with_eos"]).soft_value([1]))
     assert abs(float(weight.mean()) - exact) < 4.5 * float(weight.std()) / math.sqrt(4000)
 
 

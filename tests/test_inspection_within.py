@@ -12,13 +12,13 @@ from test_inspection import Truth, paid
 
 from ppl_align import CallableLM, Rejection, completion, constrain, inspect, reward
 from ppl_align.constraints import Contains
-from ppl_align.engines.base import isolated
-from ppl_align.engines.constrained import foreseen
+from ppl_align.core.seeds import isolated
 from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import answers, event, prior_rewards
 from ppl_align.inspection.profile import profile
 from ppl_align.inspection.strengths import log_evidence_slope, sensitivities, strength, useful_range
 from ppl_align.program import Program
+from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
 
@@ -29,7 +29,7 @@ def pools(name: str, draws: int = 8000, seed: int = 0) -> tuple[Pool, Pool]:
     """Draws from within, and of the prior."""
     program, quiet = PROGRAMS[name], lambda done, total, note: None
     with isolated(seed):
-        within = draw_pool(program, (), {}, draws, quiet, foreseen(Program(program, (), {}, 1)))
+        within = draw_pool(program, (), {}, draws, quiet, known_constraints(Program(program)))
         return within, draw_pool(program, (), {}, draws, quiet)
 
 

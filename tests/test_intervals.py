@@ -15,10 +15,10 @@ from ppl_align import SMC, SVI, ImportanceSampling, MarkovLM, Rejection, compare
 from ppl_align.core.errors import InputError
 from ppl_align.core.estimate import Estimate, critical, exceeds, of_influence
 from ppl_align.core.runs import run_memory
+from ppl_align.core.seeds import isolated
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
 from ppl_align.diagnostics.doubts import doubts
-from ppl_align.engines.base import isolated
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.testing.honesty import greens

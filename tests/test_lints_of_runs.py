@@ -266,5 +266,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 def test_a_glance_can_be_asked_again() -> None:
     glance = Glance(PROGRAMS["upstream_latent"], num_draws=12)
     back = torch.arange(11, -1, -1)
-    assert torch.allclose(glance.ask(rows=back).log_potential, glance.execution.log_potential[back])
-    assert glance.ask(rows=slice(0, 5)).num_particles == 5
+    assert torch.allclose(glance.ask(rows=back).log_potential, glance.particles.log_potential[back])
+    assert glance.ask(rows=slice(0, 5)).size == 5

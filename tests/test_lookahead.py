@@ -24,13 +24,13 @@ from ppl_align import (
     reward,
 )
 from ppl_align.core.errors import InputError
-from ppl_align.engines.smc import _Steering
-from ppl_align.engines.twists import Prefixes
+from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.program import Program
 from ppl_align.program.constrain import compiled
 from ppl_align.program.sketch import sketch
 from ppl_align.rewards import Automaton
 from ppl_align.testing import check_engine
+from ppl_align.twists.twist import Prefixes
 
 TOKENS = ["a", "b", "ab", "c", "."]
 
@@ -209,22 +209,22 @@ def test_the_two_parts_of_a_twist_are_added(soft, monkeypatch):
         constrain("word", Contains("ba"), x)
         reward("taste", taste, x.tokens, beta=0.6)
 
-    inner = _Steering._prefix_potential
+    inner = TwistedSMC._potential
 
-    def spy(self, site, population, chosen, running):
-        psi = inner(self, site, population, chosen, running)
-        tokens = self.sweep.prefix(site, population, population.t)[chosen]
+    def spy(self, decode, chosen, running):
+        psi = inner(self, decode, chosen, running)
+        tokens = decode.prefix(decode.t)[chosen]
         ended = torch.isin(tokens, torch.tensor(LM.eos_id)).any(-1)
         for ids, value, over in zip(tokens, psi.tolist(), ended.tolist(), strict=True):
             prefix = tuple(ids.tolist())
             ahead = 0.0 if over else look.now([prefix], 7 - len(prefix)).item()
-            if over and callable(soft):  # the program sees what has ended as it will be: padded to its full length
+            if over:  # the program sees what has ended as it will be: padded to its full length
                 ids = torch.cat([ids, ids.new_full((7 - len(ids),), LM.eos_id)])
             liking = taste(ids).item() * (scale if over or soft == "prefix" else 1.0)
             seen.append((over, value - liking - ahead))
         return psi
 
-    monkeypatch.setattr(_Steering, "_prefix_potential", spy)
+    monkeypatch.setattr(TwistedSMC, "_potential", spy)
     SMC(num_particles=32, num_replicates=2, twist=(soft, look), ess_threshold=0.9).run(model, seed=SEED)
     assert {over for over, _ in seen} == {True, False}
     assert max(abs(difference) for _, difference in seen) < 1e-6
@@ -248,8 +248,8 @@ def test_both_parts_are_worth_more_than_one():
 
 
 def test_what_is_no_twist():
-    for twist in (("prefix", tasting), ("lookahead", "lookahead")):
-        with pytest.raises(InputError, match="a pair of twists is one judgement of the text so far"):
+    for twist in ((tasting, tasting), ("lookahead", "lookahead")):
+        with pytest.raises(InputError, match="one is there twice"):
             SMC(twist=twist)
     with pytest.raises(InputError, match="got float"):
         SMC(twist=("prefix", 0.5))
@@ -292,6 +292,6 @@ def test_each_part_of_a_conjunction_looks_ahead():
         x = completion("x", LM, [], max_new_tokens=4)
         constrain("both", Contains("ba") & Contains("c"), x)
 
-    found = sketch(Program(both, (), {}, 1)).readers["x"]
+    found = sketch(Program(both)).readers["x"]
     assert [type(reader).__name__ for reader in found] == ["AutomatonReader"] * 2
     check_engine(SMC(num_particles=32, twist="lookahead"), {"both": both}, num_replicates=150).raise_if_failed()

@@ -26,12 +26,12 @@ from ppl_align import (
     look_ahead,
 )
 from ppl_align.core.errors import InputError
-from ppl_align.engines.lookahead import LookingAhead
-from ppl_align.engines.moves import UNSEEN, observe
-from ppl_align.engines.stop_states import stop_strings_of
-from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.leaning import Leaning
 from ppl_align.program.constrain import compiled
 from ppl_align.testing import check_engine
+from ppl_align.twists.lookahead import DEFENSIVE
+from ppl_align.twists.moves import UNSEEN, observe
+from ppl_align.twists.stop_states import stop_strings_of
 
 CHAINS = {seed: spelling(["a", "b", "ab", "."], seed=seed) for seed in (0, 4, 7)}
 
@@ -261,9 +261,8 @@ def test_tiny_masses_are_as_exact_as_any(cost):
 def test_a_dead_end_is_drawn_from_like_any_other():
     lm = MarkovLM(torch.zeros(2, 2), tokens=["a", "b"])
     reader = compiled(Contains("b"), lm)
-    source = lm.completion([0], 3)
-    ahead = LookingAhead(Restriction.of([reader], source), [LookAhead(reader, torch.full((4, 2), 0.5).double())])
+    look = LookAhead(reader, torch.full((4, 2), 0.5).double())
     log_p = torch.tensor([[0.3, 0.7], [0.3, 0.7], [1.0, 0.0]]).log()
     allowed = torch.tensor([[False, False], [False, True], [False, True]])
-    q = ahead.support(log_p, [(0, 0)] * 3, allowed).exp()
+    q = Leaning(allowed, look.then([(0, 0)] * 3, 0), defensive=DEFENSIVE).support(log_p).exp()
     assert q.tolist() == [pytest.approx([0.3, 0.7]), [0.0, 1.0], pytest.approx([1.0, 0.0])]

@@ -28,6 +28,7 @@ from ppl_align import (
     reward,
 )
 from ppl_align.moments.solve import solve
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.testing import check_engine, kl_divergence
 from ppl_align.testing.programs import FIXED
@@ -167,7 +168,7 @@ def test_the_largest_factor_is_known(name):
     wish, program = make(*WISHES[name])
     wish.fit(program, engine=Exact())
     tokens = Exact().run(program).particles["x"].tokens[0]
-    execution = Program(program, (), {}, len(tokens)).run({"x": tokens}, draw=False)
+    execution = Program(program).run(Particles(len(tokens), {"x": tokens}), draw=False)
     (feature,) = wish.targets
     assert execution.log_upper[feature] == pytest.approx(float(execution.factors[feature].max()), abs=1e-12)
 

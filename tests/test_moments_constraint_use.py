@@ -23,7 +23,7 @@ from ppl_align.testing.programs import EOS
 
 def test_a_sketch_fits_nothing():
     wish, program = make(*WISHES["one"])
-    assert sketch(Program(program, (), {}, 4)).stopped is None
+    assert sketch(Program(program)).stopped is None
     assert wish.fitted is None
 
 

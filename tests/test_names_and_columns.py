@@ -125,7 +125,7 @@ variables called ``kind.word`` like these; only what a file may not take letter 
 
 def _drawn(glance: Glance) -> Draws:
     draws = object.__new__(Draws)
-    draws.glance, draws.nodes, draws.execution = glance, glance.nodes, glance.execution
+    draws.glance, draws.nodes, draws.particles = glance, glance.nodes, glance.particles
     draws.completions = list(glance.completions)
     return draws
 

@@ -10,6 +10,7 @@ from contracts import contract_of
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import ModelError
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import EOS, FIXED, STEP, count_score
@@ -75,12 +76,12 @@ def test_room_is_found_out_without_asking_a_reward_or_a_random_number():
         with pyro.plate("three", 3):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
 
-    compiled, state = Program(program, (), {}, 4), torch.get_rng_state()
+    compiled, state = Program(program), torch.get_rng_state()
     compiled.look()
     assert compiled.nesting == 1
     assert asked == []
     assert torch.equal(torch.get_rng_state(), state)
-    assert compiled.run({}, draw=True).pending.fn.batch_shape == (4, 1)
+    assert compiled.run(Particles(4), draw=True).pending.fn.batch_shape == (4, 1)
 
 
 def a_dimension_too_many():

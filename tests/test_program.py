@@ -11,22 +11,23 @@ from ppl_align import SMC, CausalLM, Completion, ImportanceSampling, choose, com
 from ppl_align.core.errors import BatchTextError, InputError, ModelError
 from ppl_align.core.text import Texts
 from ppl_align.engines import steadiness
-from ppl_align.program import Execution, Program
+from ppl_align.particles.particles import Particles
+from ppl_align.program import Program
 from ppl_align.testing.programs import EOS, FIXED, PROGRAMS
 
 
 def run_once(program, particles=4):
-    compiled = Program(program, (), {}, particles)
-    first = compiled.run({}, draw=True)
-    values = first.drawn | {first.pending.name: first.pending.fn.sample()}
-    return compiled, first, compiled.run(values, draw=True)
+    compiled = Program(program)
+    first = compiled.run(Particles(particles), draw=True)
+    values = {**first.values, first.pending.name: first.pending.fn.sample()}
+    return compiled, first, compiled.run(first.replace(values=values), draw=True)
 
 
 def test_a_run_stops_at_the_first_completion_without_a_value():
     _, first, second = run_once(PROGRAMS["upstream_latent"], particles=5)
     assert first.pending.name == "x"
     assert first.pending.fn.batch_shape == (5,)
-    assert first.drawn["z"].shape == (5,)
+    assert first.values["z"].shape == (5,)
     assert second.pending is None
     assert second.factors["r"].shape == (5,)
     assert second.rewards["r"].shape == (5,)
@@ -34,8 +35,8 @@ def test_a_run_stops_at_the_first_completion_without_a_value():
 
 
 def test_without_draw_it_stops_at_any_latent():
-    compiled = Program(PROGRAMS["upstream_latent"], (), {}, 3)
-    assert compiled.run({}, draw=False).pending.name == "z"
+    compiled = Program(PROGRAMS["upstream_latent"])
+    assert compiled.run(Particles(3), draw=False).pending.name == "z"
 
 
 def test_prior_terms_are_never_scored():
@@ -239,5 +240,5 @@ def test_a_wrong_shape_names_the_site():
 def test_only_rejections_are_floored_on_a_prefix():
     """A log-probability of -30 on a prefix is a judgement; only -inf, "not yet", is softened."""
     factors = {"score": torch.tensor([-30.0, -1.0, 0.5]), "hard": torch.tensor([0.0, -torch.inf, 0.0])}
-    execution = Execution(factors={k: v.double() for k, v in factors.items()}, num_particles=3)
+    execution = Particles(3, factors={k: v.double() for k, v in factors.items()})
     assert execution.prefix_potential(-2.0).tolist() == [-30.0, -3.0, 0.5]

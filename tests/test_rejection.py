@@ -13,8 +13,10 @@ from conftest import SEED
 
 from ppl_align import CallableLM, Exact, ImportanceSampling, Posterior, Rejection, completion, reward
 from ppl_align.diagnostics import evidence
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.program import Program
+from ppl_align.runner.runner import Runner
 from ppl_align.testing.contract import check_engine
 from ppl_align.testing.programs import EOS, FIXED, MEMORY, PROGRAMS, STEP, count_score
 from ppl_align.testing.statistics import evidence_z, g_test, key_rows, probabilities, weighting_test
@@ -152,11 +154,7 @@ def test_few_particles_show_the_bias_of_the_obvious_estimator(name, particles, e
 
 
 def largest(name):
-    program = Program(BOUNDED[name], (), {}, 1)
-    values = {}
-    while (execution := program.run(values, draw=True)).pending is not None:
-        values |= execution.drawn | {execution.pending.name: execution.pending.fn.sample()}
-    bound = sum(execution.log_upper.values())
+    bound = sum(Runner(Program(BOUNDED[name])).finish(Particles(1)).log_upper.values())
     assert bound == pytest.approx(LARGEST.get(name, 0.0), abs=1e-12)
     return bound
 

@@ -12,6 +12,7 @@ import torch
 
 from ppl_align import ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import InputError, RewardError
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.rewards import Toxicity, Vader, each
 from ppl_align.testing.programs import FIXED, count_score
@@ -27,8 +28,8 @@ def one_reward(fn, what="tokens", within=nullcontext, **options):
 
 
 def log_upper(program):
-    run = Program(program, (), {}, 3)
-    return run.run({"x": FIXED.completion([0], 2).sample((3,))}, draw=True).log_upper["r"]
+    given = Particles(3, {"x": FIXED.completion([0], 2).sample((3,))})
+    return Program(program).run(given, draw=True).log_upper["r"]
 
 
 def test_shipped_rewards_carry_their_bounds():

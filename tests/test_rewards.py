@@ -20,6 +20,7 @@ from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.runs import run_memory
 from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
+from ppl_align.particles.particles import Particles
 from ppl_align.rewards import Vader, chat, columns, each, evaluate
 
 TEXTS = Texts(["a", "bb", "a", "ccc"])
@@ -344,6 +345,6 @@ def test_a_reward_in_a_program():
         reward("length", each(lambda text: None if text == "c" else float(len(text))), x, beta=0.5, weight=3.0)
 
     tokens = make_completion().tokens
-    execution = Program(model, (), {}, 4).run({"x": tokens}, draw=True)
+    execution = Program(model).run(Particles(4, {"x": tokens}), draw=True)
     assert execution.factors["length"].tolist() == [12, 0, 12, 18]
     assert execution.rewards["length"].nan_to_num(-1).tolist() == [2, -1, 2, 3]

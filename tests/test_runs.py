@@ -13,7 +13,7 @@ import torch
 from ppl_align import SMC, Exact, ImportanceSampling, completion, environment, moment_constraint, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
-from ppl_align.core.runs import aside, at_end, remembered, run_memory, speaking
+from ppl_align.core.runs import is_top_level, nested_run, on_run_end, remembered, run_memory
 from ppl_align.lm.score_cache import log_prob_of
 from ppl_align.rewards import evaluate
 from ppl_align.testing.programs import EOS, LADDER
@@ -67,17 +67,17 @@ def test_remarks_are_made_once_at_the_end_of_the_outer_block():
         asked.append(1)
         return "so it was"
 
-    assert at_end("key", lambda: remark) is None
+    assert on_run_end("key", lambda: remark) is None
     with run_memory() as remarks:
         with run_memory() as inner:
-            assert at_end("key", lambda: remark) is remark
-        at_end("key", lambda: lambda: "never: the key is taken")
-        with aside():
-            assert at_end("other", lambda: remark) is remark, "something to write to, which nobody calls"
+            assert on_run_end("key", lambda: remark) is remark
+        on_run_end("key", lambda: lambda: "never: the key is taken")
+        with nested_run():
+            assert on_run_end("other", lambda: remark) is remark, "something to write to, which nobody calls"
         assert (inner, remarks, asked) == ([], [], [])
     assert (remarks, asked) == (["so it was"], [1])
     with contextlib.suppress(InputError), run_memory() as remarks:
-        at_end("key", lambda: remark)
+        on_run_end("key", lambda: remark)
         raise InputError("it went wrong")
     assert (remarks, asked) == ([], [1]), "only if it ended well"
 
@@ -155,10 +155,10 @@ def test_what_an_agent_would_get_is_measured_for_the_users_run_only(caplog):
         luck = environment("luck", dist.Bernoulli(torch.where(x.tokens[..., 0] == 1, 0.8, 0.3)))
         reward("pay", lambda tokens: (tokens[..., 0] == 1).double() + luck, x.tokens)
 
-    with aside():
-        assert not speaking()
+    with nested_run():
+        assert not is_top_level()
         pool = Exact().run(program)
-    assert speaking()
+    assert is_top_level()
     assert (pool.optimism, lines(caplog)) == (None, [])
     run = Exact().run(program)
     assert run.optimism is not None
@@ -169,7 +169,7 @@ def test_what_an_agent_would_get_is_measured_for_the_users_run_only(caplog):
 def test_aside_changes_no_number():
     _, program = wished()
     loud = ImportanceSampling(64).run(program, seed=3)
-    with aside():
+    with nested_run():
         quiet = ImportanceSampling(64).run(program, seed=3)
     assert torch.equal(loud.log_weight, quiet.log_weight)
     assert quiet.warnings == loud.warnings, "whoever started it may read what it noticed"

@@ -224,5 +224,5 @@ def test_inspect_and_lints_follow():
 def test_check_says_what_a_unit_is_worth(monkeypatch):
     draws = Draws.__new__(Draws)
     draws.glance = Glance(weight_of_a_latent)
-    draws.nodes, draws.execution = draws.glance.nodes, draws.glance.execution
+    draws.nodes, draws.particles = draws.glance.nodes, draws.glance.particles
     assert any("one unit is worth 0.375 to 1.75 nats" in row for row in draws.sites())

@@ -10,6 +10,7 @@ import torch
 from ppl_align import CallableLM, completion, reward
 from ppl_align.core.errors import ModelError
 from ppl_align.lints import lint
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.program.compiled import refuse_change
 
@@ -35,23 +36,23 @@ WORD = torch.tensor([[0], [1], [0]])
 
 @pytest.mark.parametrize(("first", "then"), [(TAILS, HEADS), (HEADS, TAILS)], ids=["comes", "goes"])
 def test_a_site_that_comes_or_goes_is_named(first, then):
-    program = Program(lucky(torch.any), (), {}, 3)
-    program.run({"z": first, "word": WORD}, draw=False)
-    program.run({"z": first, "word": WORD}, draw=False)
+    program = Program(lucky(torch.any))
+    program.run(Particles(3, {"z": first, "word": WORD}), draw=False)
+    program.run(Particles(3, {"z": first, "word": WORD}), draw=False)
     with pytest.raises(ModelError, match=r"structure changes from run to run \(site 'luck'\)") as caught:
-        program.run({"z": then, "word": WORD}, draw=False)
+        program.run(Particles(3, {"z": then, "word": WORD}), draw=False)
     assert "\n" not in str(caught.value)
 
 
 def test_other_numbers_of_particles_run_the_same_program():
-    program = Program(lucky(torch.any), (), {}, 3)
-    program.run({"z": TAILS, "word": WORD}, draw=False)
+    program = Program(lucky(torch.any))
+    program.run(Particles(3, {"z": TAILS, "word": WORD}), draw=False)
     with pytest.raises(ModelError, match="site 'luck'"):
-        program.with_particles(1).run({"z": HEADS[:1], "word": WORD[:1]}, draw=False)
-    other = Program(lucky(torch.any), (), {}, 3)
-    other.with_particles(1).run({"z": HEADS[:1], "word": WORD[:1]}, draw=False)
+        program.run(Particles(1, {"z": HEADS[:1], "word": WORD[:1]}), draw=False)
+    other = Program(lucky(torch.any))
+    other.run(Particles(1, {"z": HEADS[:1], "word": WORD[:1]}), draw=False)
     with pytest.raises(ModelError, match="site 'luck'"):
-        other.run({"z": TAILS, "word": WORD}, draw=False)
+        other.run(Particles(3, {"z": TAILS, "word": WORD}), draw=False)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ppl_align.claims import load
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import PplAlignError
 from ppl_align.core.progress import Report, reporting
-from ppl_align.engines.base import isolated
+from ppl_align.core.seeds import isolated
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ from torch import Tensor
 from ppl_align import SMC, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.engines.twists import Prefixes
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.chain import ChainOracle
+from ppl_align.twists.twist import Prefixes
 
 WORDS, LENGTHS = 12, (5, 10, 20, 40)
 _seeded = torch.Generator().manual_seed(0)

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from ppl_align.cli.console import note, show, user_code, waiting
 from ppl_align.cli.plan import Asked, Job, Plan, load_one
+from ppl_align.particles.per_particle import said
 from ppl_align.posterior.naming import columns
-from ppl_align.program.per_particle import said
 from ppl_align.report.terminal import Printable, grids
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Draws:
         from ppl_align.lints import Glance
 
         self.glance: Glance = Glance(plan.model, job.args, job.kwargs, job.seed)
-        self.nodes, self.execution = self.glance.nodes, self.glance.execution
+        self.nodes, self.particles = self.glance.nodes, self.glance.particles
         self.completions = list(self.glance.completions)
 
     def findings(self, plan: Plan) -> list[Finding]:
@@ -72,8 +72,8 @@ class Draws:
         for name, node in self.nodes.items():
             fn = node["fn"]
             kind, source = type(fn).__name__, ""
-            if name in self.execution.rewards:
-                kind, source = "reward", f"one unit is worth {said(self.execution.scales[name])} nats"
+            if name in self.particles.rewards:
+                kind, source = "reward", f"one unit is worth {said(self.particles.scales[name])} nats"
             elif kind == "Unit":
                 kind, source = "factor", "pyro.factor"
             elif kind == "CompletionDistribution":
@@ -83,7 +83,7 @@ class Draws:
                 source = f"{fn.lm.name}, {prompt}, {most}{fn.max_new_tokens} tokens"
             else:
                 kind, source = "observed" if node["is_observed"] else "latent", kind
-            if name in self.execution.environment:
+            if name in self.particles.environment:
                 kind = "world"
             plates = [f.size for f in node["cond_indep_stack"] if f.dim is not None and f.name[:9] != "ppl_align"]
             shape = [*plates, *fn.event_shape] if source != "pyro.factor" and kind != "reward" else plates
@@ -92,7 +92,7 @@ class Draws:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """One line for each draw: rewards (raw), other factors (nats), log weight, first completion."""
-        run, column = self.execution, columns((*self.nodes, *self.execution.answers))
+        run, column = self.particles, columns((*self.nodes, *self.particles.answers))
         scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
         texts = self.glance.texts(self.completions[0]) if self.completions else []
         lanes = len(texts) // self.glance.num_draws

@@ -1,9 +1,9 @@
-"""What goes on around a run: what it remembers, and whether it speaks.
+"""What goes on around a run: what it remembers, and whether it is the one that the user asked for.
 
 A run asks the same questions again and again, of rewards, of the world, of language models, and the answers stay what
 they are as long as it lasts. All of them are kept in one memory, switched on in one place. A run within a run shares
-it. And a run that is only a means to an end (the pool that a moment constraint is fitted on) holds its tongue: what it
-would say of the program, the run that the user asked for says as well.
+it. And a nested run, which is only a means to an end (the pool that a moment constraint is fitted on), logs nothing:
+what it would say of the program, the run that the user asked for says as well.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Memory:
 
 
 _memory: ContextVar[_Memory | None] = ContextVar("ppl_align_memory", default=None)
-_aside: ContextVar[bool] = ContextVar("ppl_align_aside", default=False)
+_nested: ContextVar[bool] = ContextVar("ppl_align_nested", default=False)
 
 
 @contextmanager
@@ -59,14 +59,14 @@ def remembered(part: Hashable, make: Callable[[], T]) -> T | None:
     return memory.parts[part]
 
 
-def at_end(key: Hashable, make: Callable[[], E]) -> E | None:
+def on_run_end(key: Hashable, make: Callable[[], E]) -> E | None:
     """What ``make`` made for this key in this :func:`run_memory`; it is called once, when the block has ended well.
 
-    For whoever has something to say of a run as a whole. None outside of any block; :func:`aside`, nobody calls it."""
+    For whoever has something to say of a run as a whole. None outside of any block; in a nested run nobody calls it."""
     memory = _memory.get()
     if memory is None:
         return None
-    if not speaking():
+    if not is_top_level():
         return make()
     if key not in memory.endings:
         memory.endings[key] = make()
@@ -74,18 +74,18 @@ def at_end(key: Hashable, make: Callable[[], E]) -> E | None:
 
 
 @contextmanager
-def aside() -> Iterator[None]:
+def nested_run() -> Iterator[None]:
     """Runs inside the block are means to an end: they log nothing, and nobody is told what an agent would get.
 
     What they noticed is in their ``posterior.warnings``, for whoever started them to pass on. Python's warnings, and
     errors, are what they always are."""
-    token = _aside.set(True)
+    token = _nested.set(True)
     try:
         yield
     finally:
-        _aside.reset(token)
+        _nested.reset(token)
 
 
-def speaking() -> bool:
+def is_top_level() -> bool:
     """Is a run that starts now one that the user asked for?"""
-    return not _aside.get()
+    return not _nested.get()

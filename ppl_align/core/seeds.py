@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 
 
@@ -49,3 +52,11 @@ def generators() -> tuple[Any, ...]:
     nobody does."""
     algorithm, keys, *rest = np.random.get_state()  # noqa: NPY002
     return random.getstate(), algorithm, np.asarray(keys).tobytes(), *rest, torch.get_rng_state().numpy().tobytes()
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """One random stream for the whole run, taken from ``seed`` and given back; a parameter store of its own."""
+    with torch.random.fork_rng(devices=cuda_devices()), pyro.get_param_store().scope():
+        seed_all(seed)
+        yield

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import pyro
-import torch
 from torch import Tensor
 
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report, reporting
-from ppl_align.core.runs import run_memory, speaking
-from ppl_align.core.seeds import cuda_devices, mix, seed_all
+from ppl_align.core.runs import is_top_level, run_memory
+from ppl_align.core.seeds import isolated, mix
 from ppl_align.engines import optimism
 from ppl_align.engines.steadiness import refuse_undeclared
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import note_findings
 from ppl_align.posterior.origin import note_provenance
+from ppl_align.program.compiled import Program
+from ppl_align.runner.known_constraints import known_constraints
+from ppl_align.runner.proposals import FromPrior, Proposal
+from ppl_align.runner.runner import Runner
 
 Progress = Report
 """``progress(done, total, note)``, called as the work goes on."""
@@ -44,6 +44,16 @@ class Task:
     @property
     def name(self) -> str:
         return getattr(self.model, "__name__", type(self.model).__name__)
+
+    def program(self) -> Program:
+        """The program as engines execute it."""
+        return Program(self.model, self.args, self.kwargs)
+
+    def runner(self, proposal: Proposal = FromPrior(), num_particles: int = 0) -> Runner:
+        """What moves particles through it: drawn from ``proposal``, within its hard constraints; the first of every
+        ``num_particles`` retained where the task says so."""
+        program = self.program()
+        return Runner(program, proposal, known_constraints(program), self.progress, self.retained, num_particles)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Engine(ABC):
 
         Same seed, same result (one build, one machine); different engines have different random streams, so that
         their runs are independent. The global RNG and Pyro's parameter store are untouched. What the run shows of the
-        program is logged, except :func:`~ppl_align.core.runs.aside`.
+        program is logged, except :func:`~ppl_align.core.runs.nested_run`.
         Raises ``InputError`` for what the user can mend, ``RunError`` for what went wrong on the way, ``ModelError``
         for a program that says something else when a few of the draws are executed again.
         """
@@ -80,14 +90,14 @@ class Engine(ABC):
         with run_memory() as remarks:
             with measure() as cost, isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
-                if speaking():
+                if is_top_level():
                     refuse_undeclared(task.model, task.args, task.kwargs, posterior)
             posterior.cost = cost
             posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
             posterior.config = self.describe()
             note_provenance(posterior, task.model, task.args, task.kwargs)
             note_findings(posterior, getattr(self, "proposal", None))
-            if speaking() and posterior.environment and posterior.target == "posterior":
+            if is_top_level() and posterior.environment and posterior.target == "posterior":
                 with isolated(mix(seed, "optimism")):
                     optimism.warn(task, posterior)
         if remarks:
@@ -105,28 +115,4 @@ class Engine(ABC):
         return {k: v if isinstance(v, plain) else getattr(v, "__name__", repr(v)) for k, v in shallow.items()}
 
 
-@contextlib.contextmanager
-def isolated(seed: int) -> Iterator[None]:
-    """One random stream for the whole run, taken from ``seed`` and given back; a parameter store of its own."""
-    with torch.random.fork_rng(devices=cuda_devices()), pyro.get_param_store().scope():
-        seed_all(seed)
-        yield
-
-
-def at_least(low: int, **values: Any) -> None:
-    """Every value is a whole number of at least ``low``."""
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise InputError(f"{name} must be a whole number of at least {low}, got {value!r}")
-
-
-def one_of(name: str, value: Any, choices: list[Any]) -> None:
-    """The value is one of the choices; suggests the nearest."""
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), [c for c in choices if isinstance(c, str)], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}{hint}")
-
-
-__all__ = ["Engine", "Progress", "Task", "at_least", "isolated", "one_of"]
+__all__ = ["Engine", "Progress", "Task"]

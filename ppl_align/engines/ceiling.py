@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_align.core.errors import InputError
-from ppl_align.program import Execution, Program, Site
-from ppl_align.program.per_particle import PerParticle, for_each
+from ppl_align.particles.particles import Particles, Site
+from ppl_align.particles.per_particle import PerParticle, for_each
+from ppl_align.program.compiled import Program
 from ppl_align.program.survey import survey
 
 MOST = 4096
@@ -29,29 +29,9 @@ FREE = 16
 ROUNDING = 1e-4  # nats
 
 
-@dataclass
-class _Assignments:
-    """``values`` by site [M, ...]; ``listed``: the sites all of whose values are among them; ``free``: the others."""
-
-    size: int = 1
-    values: dict[str, Tensor] = field(default_factory=dict)
-    listed: list[str] = field(default_factory=list)
-    free: list[str] = field(default_factory=list)
-
-    def picked(self, parent: Tensor) -> dict[str, Tensor]:
-        return {name: value[parent.to(value.device)] for name, value in self.values.items()}
-
-    def groups(self) -> Tensor:
-        """Which assignments agree in all that is listed, [M]."""
-        if not self.listed:
-            return torch.zeros(self.size, dtype=torch.long)
-        rows = [self.values[name].reshape(self.size, -1).double().cpu() for name in self.listed]
-        return torch.unique(torch.cat(rows, 1), dim=0, return_inverse=True)[1]
-
-
-def drawn_bounds(execution: Execution) -> dict[str, Tensor]:
-    """The bounds of an execution that differ from particle to particle, [P] nats."""
-    return {name: bound for name, bound in execution.log_upper.items() if isinstance(bound, Tensor)}
+def drawn_bounds(particles: Particles) -> dict[str, Tensor]:
+    """The bounds that differ from particle to particle, [P] nats."""
+    return {name: bound for name, bound in particles.log_upper.items() if isinstance(bound, Tensor)}
 
 
 def is_known(bound: PerParticle | None) -> bool:
@@ -62,23 +42,23 @@ def is_known(bound: PerParticle | None) -> bool:
 def ceiling(program: Program, names: Sequence[str]) -> float:
     """sup of the sum of the bounds of these factors, nats. Raises ``InputError`` where it is infinite or not known."""
     try:
-        assignments, execution = _assign(program)
+        held, listed, free = _assign(program)
     except Exception as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{_what(names)}: Rejection needs the largest value of weight / beta, and looking for it among the values "
             f"of the latents failed: {line}"
         ) from error
-    total = torch.stack([for_each(execution.log_upper[name], assignments.size) for name in names]).sum(0)
+    total = torch.stack([for_each(held.log_upper[name], held.size) for name in names]).sum(0)
     if not bool(total.isfinite().all()):
         raise InputError(f"{_what(names)}: {_UNBOUNDED}")
-    which = assignments.groups()
+    which = _groups(held, listed)
     high = torch.full((int(which.max()) + 1,), -math.inf, dtype=torch.float64).scatter_reduce(0, which, total, "amax")
     low = torch.full_like(high, math.inf).scatter_reduce(0, which, total, "amin")
     if bool((high - low > ROUNDING).any()):  # it depends on a latent that cannot be listed
         if bool((total <= 0).all()):
             return 0.0
-        raise InputError(f"{_what(names)}: {_UNBOUNDED} (it depends on {', '.join(map(repr, assignments.free))})")
+        raise InputError(f"{_what(names)}: {_UNBOUNDED} (it depends on {', '.join(map(repr, free))})")
     return float(total.max())
 
 
@@ -93,25 +73,31 @@ def _what(names: Sequence[str]) -> str:
     return f"reward{'s'[: len(names) > 1]} {', '.join(map(repr, names))}"
 
 
-def _assign(program: Program) -> tuple[_Assignments, Execution]:
-    """All that can be listed; what the program says of the bounds there."""
-    held = _Assignments()
-    while True:
-        execution = survey(program.with_particles(held.size), held.values)
-        site = execution.pending
-        if site is None:
-            return held, execution
+def _assign(program: Program) -> tuple[Particles, list[str], list[str]]:
+    """All that can be listed, with what the program says of the bounds there; the sites that were, and the others."""
+    listed: list[str] = []
+    free: list[str] = []
+    held = survey(program, Particles(1))
+    while (site := held.pending) is not None:
         found = None if site.environment else _list(site, held.size)
-        (held.listed if found is not None else held.free).append(site.name)
+        (listed if found is not None else free).append(site.name)
         if found is None:
-            copies = FREE if len(held.free) == 1 else 1
-            parent = torch.arange(held.size).repeat_interleave(copies)
-            held.size, held.values = len(parent), held.picked(parent)
-            value = survey(program.with_particles(held.size), held.values).pending.fn.sample()  # type: ignore[union-attr]
+            held = survey(program, held.repeat(FREE if len(free) == 1 else 1))
+            assert held.pending is not None
+            value = held.pending.fn.sample()
         else:
             parent, value = found
-            held.size, held.values = len(parent), held.picked(parent)
-        held.values[site.name] = value.detach()
+            held = held.take(parent)
+        held = survey(program, held.replace(values={**held.values, site.name: value.detach()}))
+    return held, listed, free
+
+
+def _groups(held: Particles, listed: Sequence[str]) -> Tensor:
+    """Which assignments agree in all that is listed, [M]."""
+    if not listed:
+        return torch.zeros(held.size, dtype=torch.long)
+    rows = [held.values[name].reshape(held.size, -1).double().cpu() for name in listed]
+    return torch.unique(torch.cat(rows, 1), dim=0, return_inverse=True)[1]
 
 
 def _list(site: Site, size: int) -> tuple[Tensor, Tensor] | None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ppl_align.core.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
-from ppl_align.program import Execution
 
 _APART = 0.05
 """Relative, and nats: a network asked in half precision by the program rounds by some hundredths as its batch grows."""
@@ -26,12 +26,12 @@ REMEDY = (
 )
 
 
-def refuse_company(nodes: Mapping[str, Any], execution: Execution, posterior: Posterior, chosen: Tensor) -> None:
+def refuse_company(nodes: Mapping[str, Any], alone: Particles, posterior: Posterior, chosen: Tensor) -> None:
     """Raise ``ModelError`` for a site that says another thing of the particles ``chosen [P]`` (flat) than in the run.
 
-    ``nodes``, ``execution``: of these particles alone, with the priors of ordinary latents scored."""
-    for before, alone in ((posterior.factors, execution.factors), (posterior.log_prior, execution.log_prior)):
-        for name, value in alone.items():
+    ``nodes``, ``alone``: of these particles alone, with the priors of ordinary latents scored."""
+    for before, now in ((posterior.factors, alone.factors), (posterior.log_prior, alone.log_prior)):
+        for name, value in now.items():
             if name in before and _is_the_programs_own(nodes.get(name)):
                 _compare(name, before[name].double().reshape(-1)[chosen], value.double())
 

@@ -25,14 +25,14 @@ from ppl_align.core.errors import InputError
 from ppl_align.core.estimate import standard_error
 from ppl_align.core.printed import with_error
 from ppl_align.core.progress import Report
-from ppl_align.core.runs import aside
+from ppl_align.core.runs import nested_run
 from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
-from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.completions import tensor_of
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
+from ppl_align.runner.proposals import ProposesValues, as_proposal
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,15 @@ class Conditional(Engine):
     def __post_init__(self) -> None:
         if not isinstance(self.engine, (ImportanceSampling, SMC)):
             raise InputError(f"only importance sampling and SMC can be conditional, not {type(self.engine).__name__}")
-        if isinstance(self.engine.proposal, ProgramGuide):
+        if isinstance(as_proposal(self.engine.proposal), ProposesValues):
             raise InputError("a guide that proposes whole values cannot be conditional: use one that proposes tokens")
         if not isinstance(self.retained, Posterior):
             raise InputError(f"retained= takes a Posterior of exact draws, got {type(self.retained).__name__}")
 
     def _infer(self, task: Task) -> Posterior:
         values = _first_draws(self.retained, self.engine.num_replicates)
-        posterior = self.engine._infer(replace(task, retained=values))
-        posterior.independent = False  # one of the particles came from elsewhere
-        return posterior
+        # One of the particles came from elsewhere.
+        return replace(self.engine._infer(replace(task, retained=values)), independent=False)
 
     def describe(self) -> dict[str, Any]:
         return {"engine": self.engine.name, **self.engine.describe(), "retained": self.retained.engine}
@@ -135,5 +134,5 @@ def evidence_bounds(
     available = engine.num_replicates if exact.exact else exact.log_weight.numel()
     upper = Conditional(replace(engine, num_replicates=min(engine.num_replicates, available)), exact)
     lower = engine.run(model, *args, seed=seed, progress=progress, **kwargs)
-    with aside():  # of the program, the first run has said it all
+    with nested_run():  # of the program, the first run has said it all
         return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, progress=progress, **kwargs).log_evidence)

@@ -20,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_align.engines.episodes import Episodes, Histories, draw_by
+from ppl_align.particles.particles import Particles
+from ppl_align.particles.resampling import draw_by
+from ppl_align.runner.runner import Runner
 
 PATIENCE = 20  # rounds of K - 1 tries, after which two chains that have not met are given up
 
@@ -31,7 +33,7 @@ class Signed:
 
     ``lost`` [M]: the chains did not meet, or found nothing that is allowed."""
 
-    histories: Histories
+    histories: Particles
     sign: Tensor
     owner: Tensor
     lost: Tensor
@@ -41,56 +43,61 @@ class Signed:
 class _State:
     """Where a chain is: one turn further than its histories, with the log-weight [M] of the continuation it saw."""
 
-    turn: Histories
+    turn: Particles
     score: Tensor
 
-    def pick(self, index: Tensor) -> _State:
-        return _State(self.turn.pick(index), self.score[index])
+    def take(self, index: Tensor) -> _State:
+        return _State(self.turn.take(index), self.score[index])
 
 
-def condition(episodes: Episodes, histories: Histories, tries: int) -> Signed:
+def condition(runner: Runner, histories: Particles, tries: int) -> Signed:
     """The agent's turn after each history, chosen by p*(. | history): unbiased, with ``tries`` K >= 2 at a time."""
     size = histories.size
-    first = _continued(episodes, histories, tries)
+    first = _continued(runner, histories, tries)
     choice = draw_by(_allowed(first.score.reshape(size, tries)))
-    x = first.pick(torch.arange(size) * tries + choice)
-    y = first.pick(torch.arange(size) * tries)  # with the fresh ones of the first round: K that X has not chosen among
-    x, y, met = _step(episodes, histories, x, y, tries, shared=choice == 0)
+    x = first.take(torch.arange(size) * tries + choice)
+    y = first.take(torch.arange(size) * tries)  # with the fresh ones of the first round: K that X has not chosen among
+    x, y, met = _step(runner, histories, x, y, tries, shared=choice == 0)
     kept, signs, owners = [x], [torch.ones(size)], [torch.arange(size)]
     lost = x.score.isneginf()
     apart = (~met).nonzero()[:, 0]
-    x, y = x.pick(apart), y.pick(apart)
+    x, y = x.take(apart), y.take(apart)
     for _ in range(PATIENCE):
         if not len(apart):
             break
-        x, y, met = _step(episodes, histories.pick(apart), x, y, tries)
+        x, y, met = _step(runner, histories.take(apart), x, y, tries)
         still = (~met).nonzero()[:, 0]
-        apart, x, y = apart[still], x.pick(still), y.pick(still)
+        apart, x, y = apart[still], x.take(still), y.take(still)
         lost[apart[x.score.isneginf() | y.score.isneginf()]] = True
         kept += [x, y]
         signs += [torch.ones(len(apart)), -torch.ones(len(apart))]
         owners += [apart, apart]
     lost[apart] = True
-    together = Histories.joined([state.turn for state in kept])
+    together = Particles.concat([state.turn for state in kept])
     return Signed(together, torch.cat(signs).double(), torch.cat(owners), lost)
 
 
-def _continued(episodes: Episodes, histories: Histories, copies: int) -> _State:
+def _continued(runner: Runner, histories: Particles, copies: int) -> _State:
     """``copies`` continuations of each history, drawn from the prior to the end of the program; the turn is kept."""
-    before = histories.repeated(copies)
-    turn = episodes.turn(before)
-    ended, execution = episodes.finish(turn)
-    return _State(turn, execution.log_potential + ended.log_ratio - before.log_ratio)
+    before = histories.repeat(copies)
+    turn = runner.turn(before)
+    return _State(turn, ended_weight(runner, turn) - before.log_ratio)
+
+
+def ended_weight(runner: Runner, particles: Particles) -> Tensor:
+    """psi + log p0/q of particles that are played to their end, [P] nats."""
+    ended = runner.turns(particles)
+    return ended.log_potential + ended.log_ratio
 
 
 def _step(
-    episodes: Episodes, histories: Histories, x: _State, y: _State, tries: int, shared: Tensor | None = None
+    runner: Runner, histories: Particles, x: _State, y: _State, tries: int, shared: Tensor | None = None
 ) -> tuple[_State, _State, Tensor]:
     """Both chains choose among K - 1 fresh continuations and what they have: where they are now, and whether as one.
 
     ``shared`` [M]: they have the same one (never, unless given)."""
     size = histories.size
-    fresh = _continued(episodes, histories, tries - 1)
+    fresh = _continued(runner, histories, tries - 1)
     seen = fresh.score.reshape(size, tries - 1)
     never = torch.full((size, 1), -torch.inf, dtype=torch.float64)
     same = torch.zeros(size, 1, dtype=torch.bool) if shared is None else shared[:, None]
@@ -98,14 +105,14 @@ def _step(
     p = _law(torch.cat([x.score[:, None], never, seen], 1), 0)
     q = _law(torch.cat([*own, seen], 1), torch.where(same[:, 0], 0, 1))
     i, j = couple(p, q)
-    pool = _State(Histories.joined([x.turn, y.turn, fresh.turn]), torch.cat([x.score, y.score, fresh.score]))
+    pool = _State(Particles.concat([x.turn, y.turn, fresh.turn]), torch.cat([x.score, y.score, fresh.score]))
 
     def place(choice: Tensor) -> Tensor:
         row = torch.arange(size)
         later = 2 * size + row * (tries - 1) + (choice - 2).clamp_min(0)
         return torch.where(choice < 2, choice * size + row, later)
 
-    return pool.pick(place(i)), pool.pick(place(j)), i == j
+    return pool.take(place(i)), pool.take(place(j)), i == j
 
 
 def _law(score: Tensor, stay: Tensor | int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.core.estimate import standard_error
 from ppl_align.program.compiled import refuse_change
+from ppl_align.program.execute import is_bookkeeping
 from ppl_align.program.refusals import refuse_no_density, refuse_no_number
 
 
@@ -73,7 +74,7 @@ class LeaveOneOutELBO(Trace_ELBO):
         """Sum of log-probabilities of each draw, [S]."""
         total = torch.zeros(self.num_particles, dtype=torch.float64)
         for site in trace.nodes.values():
-            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+            if site["type"] != "sample" or is_bookkeeping(site):
                 continue
             if only_scored and (not _is_latent(site) or site["fn"].has_rsample):
                 continue
@@ -86,7 +87,7 @@ class LeaveOneOutELBO(Trace_ELBO):
 
 
 def _is_latent(site: Any) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample"
+    return site["type"] == "sample" and not site["is_observed"] and not is_bookkeeping(site)
 
 
 def leave_the_world_alone(environment: Collection[str], model_trace: Any, guide_trace: Any) -> None:

@@ -11,14 +11,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import AllDeadError, InputError
-from ppl_align.engines.base import Engine, Task, at_least
-from ppl_align.engines.sweep import all_dead, assemble
+from ppl_align.core.errors import InputError
+from ppl_align.core.validation import at_least
+from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.base import Engine, Task
 from ppl_align.lm.base import Ids
 from ppl_align.lm.tree import as_sequence, enumerate_completions, score_completions
+from ppl_align.particles.particles import Particles, Site
 from ppl_align.posterior import Posterior
-from ppl_align.program import Execution, Program, Site
+from ppl_align.posterior.of_particles import of_particles
 from ppl_align.program.refusals import refuse_no_density
+from ppl_align.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -48,30 +51,18 @@ class Exact(Engine):
                 raise InputError(f"candidates[{site!r}] is a list of at least one answer, got {listed!r}")
 
     def _infer(self, task: Task) -> Posterior:
-        program = Program(task.model, task.args, task.kwargs, 1)
-        values: dict[str, Tensor] = {}
-        log_prior: dict[str, Tensor] = {}
-        size = 1
-        while True:
-            execution = program.with_particles(size).run(values, draw=False)
-            site = execution.pending
-            if site is None:
-                self._check_candidates(execution)
-                break
-            program.nesting = max(program.nesting, len(site.fn.batch_shape) - 1)
-            parent, value, log_p = self._expand(site, size)
-            values = {name: held[parent] for name, held in values.items()} | {site.name: value}
-            log_prior = {name: held[parent] for name, held in log_prior.items()} | {site.name: log_p}
-            size = len(parent)
-            task.progress(size, self.max_sequences, site.name)
-        joint = sum(log_prior.values(), execution.log_potential)
+        runner = Runner(task.program())
+        particles = runner.look(Particles(1))
+        while (site := particles.pending) is not None:
+            parent, value, log_p = self._expand(site, particles.size)
+            particles = runner.look(particles.take(parent).write(site.name, value, log_p, torch.zeros_like(log_p)))
+            task.progress(particles.size, self.max_sequences, site.name)
+        self._check_candidates(particles)
+        joint = sum(particles.log_prior.values(), particles.log_potential)
         if bool(joint.isneginf().all()):
-            raise AllDeadError(all_dead("in the whole support", execution))
-        log_weight = (joint + math.log(size))[None]
-        zero = {name: torch.zeros_like(value) for name, value in log_prior.items()}
-        posterior = assemble(execution, values, log_weight, log_prior, zero, independent=False, exact=True)
-        posterior.log_proposal = None
-        return posterior
+            raise all_dead("in the whole support", particles)
+        log_weight = (joint + math.log(particles.size))[None]
+        return of_particles(particles, log_weight, independent=False, exact=True, log_proposal=None)
 
     def _expand(self, site: Site, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Every value of the site for every assignment: ``(parent [P'], value [P', ...], log_prior [P'])``."""
@@ -89,12 +80,12 @@ class Exact(Engine):
         assert held is not None
         return parent, held.reshape(len(parent), *lanes, *held.shape[2:]), log_p
 
-    def _check_candidates(self, execution: Execution) -> None:
-        unknown = sorted(set(self.candidates or ()) - set(execution.sources))
+    def _check_candidates(self, particles: Particles) -> None:
+        unknown = sorted(set(self.candidates or ()) - set(particles.sources))
         if unknown:
             raise InputError(
                 f"candidates for {unknown[0]!r}: the program has no completion of that name (it has "
-                f"{', '.join(map(repr, execution.sources)) or 'none'})"
+                f"{', '.join(map(repr, particles.sources)) or 'none'})"
             )
 
     def refuse_too_many(self, count: float, name: str) -> None:

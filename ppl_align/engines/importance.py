@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ppl_align.engines.base import Engine, Task, at_least
-from ppl_align.engines.constrained import foreseen
-from ppl_align.engines.proposals import as_proposal
-from ppl_align.engines.sweep import Sweep
-from ppl_align.guides.program import ProgramGuide
+from ppl_align.core.validation import at_least
+from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.base import Engine, Task
 from ppl_align.posterior import Posterior
-from ppl_align.program import Program
+from ppl_align.posterior.of_particles import of_particles
+from ppl_align.runner.proposals import as_proposal
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class ImportanceSampling(Engine):
         as_proposal(self.proposal)
 
     def _infer(self, task: Task) -> Posterior:
-        program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
         shape = (self.num_replicates, self.num_particles)
-        sweep = Sweep(program, *shape, as_proposal(self.proposal), task.progress, task.retained, foreseen(program))
-        if isinstance(self.proposal, ProgramGuide):
-            sweep.adopt(*self.proposal.draw(program))
-        return sweep.posterior(sweep.run(), independent=True)
+        runner = task.runner(as_proposal(self.proposal), self.num_particles)
+        particles = runner.finish(runner.start(math.prod(shape)))
+        log_weight = particles.log_weight.reshape(shape)
+        if bool(log_weight.isneginf().all()):
+            raise all_dead("at the end of the program", particles, runner.constraints.hint(particles))
+        return of_particles(particles, log_weight, independent=True)

@@ -23,11 +23,15 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import AllDeadError, InputError
-from ppl_align.engines.base import Engine, Task, at_least
-from ppl_align.engines.episodes import Episodes, Histories, draw_by
-from ppl_align.engines.sweep import assemble
+from ppl_align.core.validation import at_least
+from ppl_align.engines.base import Engine, Task
+from ppl_align.particles.particles import Particles
+from ppl_align.particles.resampling import draw_by
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.of_particles import of_particles
+from ppl_align.runner.known_constraints import known_constraints
+from ppl_align.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -72,38 +76,37 @@ class Nested(Engine):
         at_least(1, num_replicates=self.num_replicates, max_histories=self.max_histories)
 
     def _infer(self, task: Task) -> Posterior:
-        episodes = Episodes(task)
-        turns = episodes.kinds()
+        program = task.program()
+        runner = Runner(program, constraints=known_constraints(program))
+        turns = kinds_of_turns(runner)
         if not any(turns):
             raise InputError(
                 "Nested decides in a world that answers, and this program has no environment(...) site that is random: "
                 "deciding and conditioning are the same here, use another engine"
             )
         self._check_size(turns)
-        played, planned = Histories(self.num_replicates * self.num_particles), None
+        played, planned = Particles(self.num_replicates * self.num_particles), None
         for done, world in enumerate(turns):
             task.progress(done, len(turns), "the world answers" if world else "planning")
             if world:
-                played = episodes.turn(played)
+                played = runner.turn(played)
             else:
-                played, value = self._decide(episodes, played, turns[done:])
+                played, value = self._decide(runner, played, turns[done:])
                 planned = value if planned is None else planned
         task.progress(len(turns), len(turns), "played")
-        execution = episodes.look(played)
         shape = (self.num_replicates, self.num_particles)
         history = {} if planned is None else {"planned": planned.reshape(shape)}
         log_weight = torch.zeros(shape, dtype=torch.float64)
-        parts = (played.values, log_weight, played.log_prior, played.log_proposal)
-        return assemble(execution, *parts, independent=True, target="decision", history=history)
+        return of_particles(runner.look(played), log_weight, independent=True, target="decision", history=history)
 
-    def _decide(self, episodes: Episodes, played: Histories, turns: Sequence[bool]) -> tuple[Histories, Tensor]:
-        """The agent's turn in each episode: histories one turn longer, and the values [P] of the plans."""
+    def _decide(self, runner: Runner, played: Particles, turns: Sequence[bool]) -> tuple[Particles, Tensor]:
+        """The agent's turn in each episode: one turn longer, and the values [P] of the plans."""
         grown, sites = played, list(played.values)
         for depth, world in enumerate(turns):
-            grown = episodes.turn(grown.repeated(self.num_outcomes if world else self.num_actions))
+            grown = runner.turn(grown.repeat(self.num_outcomes if world else self.num_actions))
             if depth == 0:
                 actions = grown  # [P * A]
-        value = episodes.look(grown).log_potential + grown.log_ratio  # p0 / q of all turns, where constraints confine
+        value = runner.look(grown).log_potential + grown.log_ratio  # p0 / q of all turns, where constraints confine
         for world in reversed(turns[1:]):
             value = self._mean(value) if world else log_mean_exp(value.reshape(-1, self.num_actions))
         scores = value.reshape(played.size, self.num_actions) - played.log_ratio[:, None]  # what is played is paid for
@@ -114,13 +117,14 @@ class Nested(Engine):
             )
         choice = draw_by(scores)
         where = torch.arange(played.size) * self.num_actions + choice
-        chosen = actions.pick(where)
+        chosen = actions.take(where)
         new = [value for name, value in actions.values.items() if name not in sites]
         said = torch.cat([value.reshape(actions.size, -1).double().cpu() for value in new], 1)
         weight = _per_copy(torch.softmax(scores, -1).reshape(-1), self.num_actions, said)
         first = next(name for name in chosen.values if name not in sites)
-        chosen.log_proposal[first] = chosen.log_proposal[first] + (weight[where] * self.num_actions).log()
-        return chosen, log_mean_exp(scores)
+        log_choice = (weight[where] * self.num_actions).log()
+        log_proposal = {**chosen.log_proposal, first: chosen.log_proposal[first] + log_choice}
+        return chosen.replace(log_proposal=log_proposal), log_mean_exp(scores)
 
     def _mean(self, value: Tensor) -> Tensor:
         return value.reshape(-1, self.num_outcomes).mean(-1)
@@ -135,6 +139,16 @@ class Nested(Engine):
                 f"{self.num_particles} episodes of {len(turns)} turns), more than max_histories={self.max_histories}: "
                 f"lower num_actions, num_outcomes or num_particles, or use SVI"
             )
+
+
+def kinds_of_turns(runner: Runner) -> list[bool]:
+    """Whose turn it is, from the first turn to the last (True: the world's), by one episode."""
+    found: list[bool] = []
+    one = Particles(1)
+    while (site := (one := runner.look(one)).pending) is not None:
+        found.append(site.environment)
+        one = runner.turn(one)
+    return found
 
 
 def _per_copy(weight: Tensor, num_actions: int, actions: Tensor) -> Tensor:

@@ -43,15 +43,16 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.estimate import standard_error
-from ppl_align.engines.coupling import condition
-from ppl_align.engines.episodes import Episodes, Histories
+from ppl_align.engines.coupling import condition, ended_weight
 from ppl_align.lm.completions import Completion, tensor_of
+from ppl_align.particles.particles import Particles
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Estimate, Posterior
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.posterior.table import draw_indices
 from ppl_align.posterior.totals import log_likelihood, log_prior
-from ppl_align.program import Execution
+from ppl_align.runner.known_constraints import known_constraints
+from ppl_align.runner.runner import Runner
 
 if TYPE_CHECKING:
     from ppl_align.engines.base import Task
@@ -143,18 +144,19 @@ def _mean(weights: Tensor, values: Tensor) -> float:
 
 def sampled(task: Task, posterior: Posterior) -> Optimism:
     """From draws of a posterior, and continuations of them that are drawn anew."""
-    episodes = Episodes(task)
+    program = task.program()
+    runner = Runner(program, constraints=known_constraints(program))
     index = torch.from_numpy(draw_indices(posterior, NUM_DRAWS, posterior.seed))
     distinct = len(index.unique())
     drawn, psi = _draws(posterior, index), log_likelihood(posterior).reshape(-1)[index]
     turns = _turns(posterior)
     first, last = _first_and_last(turns)
-    played = _play(episodes, _until(drawn, turns[:first]), turns[first:])
-    seen = _Continued(episodes, drawn, turns)
+    played = _play(runner, _until(drawn, turns[:first]), turns[first:])
+    seen = _Continued(runner, drawn, turns)
     again = [at for at in range(first, len(turns)) if not turns[at][0]]  # turns at which the agent conditions anew
     if sum(seen.missed(at, psi) for at in again) > FAITHFUL:
         played.lost[:] = True
-    gets = {name: _mean_of_played(r, played, distinct) for name, r in played.execution.rewards.items()}
+    gets = {name: _mean_of_played(r, played, distinct) for name, r in played.particles.rewards.items()}
     log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
     tilt = _last_tilt(seen, psi, last, log_z)
     believes = {name: posterior.mean(name) for name in posterior.rewards}
@@ -181,48 +183,48 @@ def _first_and_last(turns: Turns) -> tuple[int, int]:
     return of_world[0], of_world[-1]
 
 
-def _draws(posterior: Posterior, index: Tensor) -> Histories:
+def _draws(posterior: Posterior, index: Tensor) -> Particles:
     """Draws of the posterior as histories, in the order of the program."""
     values: dict[str, Tensor] = {}
     for name, value in posterior.particles.items():
         flat = tensor_of(value).flatten(0, 1)[index]
         source = value.source if isinstance(value, Completion) else None
         values[name] = flat if source is None else flat.to(source.lm.device)
-    return Histories(len(index), values)
+    return Particles(len(index), values)
 
 
-def _until(drawn: Histories, turns: Turns) -> Histories:
+def _until(drawn: Particles, turns: Turns) -> Particles:
     """The histories as they were after these turns."""
     names = [name for _, sites in turns for name in sites]
-    return Histories(drawn.size, {name: drawn.values[name] for name in names})
+    return Particles(drawn.size, {name: drawn.values[name] for name in names})
 
 
 @dataclass
 class _Played:
-    """Histories [P] at their end. ``share`` [P]: what each counts for, perhaps below 0, among those of its ``root``,
-    one of the M they began with. ``lost`` [M]: what the agent would say there was not found."""
+    """``particles`` [P] at their end. ``share`` [P]: what each counts for, perhaps below 0, among those of its
+    ``root``, one of the M they began with. ``lost`` [M]: what the agent would say there was not found."""
 
-    execution: Execution
+    particles: Particles
     share: Tensor
     root: Tensor
     lost: Tensor
 
 
-def _play(episodes: Episodes, histories: Histories, turns: Turns) -> _Played:
+def _play(runner: Runner, histories: Particles, turns: Turns) -> _Played:
     """To the end: the world answers by its own law, the agent conditions anew at each of its turns."""
     size = histories.size
     lost, root = torch.zeros(size, dtype=torch.bool), torch.arange(size)
     if len(turns) == 1:  # nothing is left to the agent: several answers in place of one
-        histories, root = histories.repeated(NUM_CONTINUATIONS), root.repeat_interleave(NUM_CONTINUATIONS)
+        histories, root = histories.repeat(NUM_CONTINUATIONS), root.repeat_interleave(NUM_CONTINUATIONS)
     share = torch.full((histories.size,), size / histories.size, dtype=torch.float64)
     for world, _ in turns:
         if world:
-            histories = episodes.turn(histories)
+            histories = runner.turn(histories)
             continue
-        said = condition(episodes, histories, NUM_CONTINUATIONS)
+        said = condition(runner, histories, NUM_CONTINUATIONS)
         lost[root[said.lost]] = True
         histories, share, root = said.histories, share[said.owner] * said.sign, root[said.owner]
-    return _Played(episodes.look(histories), share, root, lost)
+    return _Played(runner.look(histories), share, root, lost)
 
 
 def _mean_of_played(r: Tensor, played: _Played, distinct: int) -> Estimate:
@@ -246,16 +248,15 @@ def _mean_of_played(r: Tensor, played: _Played, distinct: int) -> Estimate:
 class _Continued:
     """Draws of the posterior, continued afresh from the beginning of a turn."""
 
-    def __init__(self, episodes: Episodes, drawn: Histories, turns: Turns) -> None:
-        self.episodes, self.drawn, self.turns = episodes, drawn, turns
+    def __init__(self, runner: Runner, drawn: Particles, turns: Turns) -> None:
+        self.runner, self.drawn, self.turns = runner, drawn, turns
         self._known: dict[int, Tensor] = {}
 
     def __getitem__(self, turn: int) -> Tensor:
         """psi + log p0/q of K continuations that begin with this turn, [M, K]."""
         if turn not in self._known:
             before = _until(self.drawn, self.turns[:turn])
-            ended, execution = self.episodes.finish(before.repeated(NUM_CONTINUATIONS))
-            weight = execution.log_potential + ended.log_ratio
+            weight = ended_weight(self.runner, before.repeat(NUM_CONTINUATIONS))
             self._known[turn] = weight.reshape(self.drawn.size, NUM_CONTINUATIONS)
         return self._known[turn]
 

@@ -14,16 +14,16 @@ from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError, ModelError, RunError, TooManyDrawsError
 from ppl_align.core.estimate import of_draws
 from ppl_align.core.runs import run_memory
-from ppl_align.core.seeds import mix
-from ppl_align.engines.base import Engine, Task, at_least, isolated
+from ppl_align.core.seeds import isolated, mix
+from ppl_align.core.validation import at_least
+from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.ceiling import ceiling, drawn_bounds, is_known
-from ppl_align.engines.proposals import FromPrior
-from ppl_align.engines.sweep import Sweep, assemble
-from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.fingerprint import used_lms
+from ppl_align.particles.particles import Particles
+from ppl_align.particles.per_particle import said
 from ppl_align.posterior import Posterior
-from ppl_align.program import Execution, Program
-from ppl_align.program.per_particle import joined, picked, said
+from ppl_align.posterior.of_particles import of_particles
+from ppl_align.runner.runner import Runner
 
 BATCH = 512  # particles decoded together at most
 MANY = 200 * BATCH  # draws from which on it pays to decode as many as the language models have room for
@@ -125,17 +125,20 @@ class Rejection(Engine):
         num_draws = torch.diff(last, prepend=torch.zeros(1, dtype=torch.long))
         log_evidence = stream.log_bound + ((self.num_particles - 1) / (num_draws - 1).double()).log()
         log_weight = log_evidence[:, None].expand(-1, self.num_particles).clone()
-        values, log_prior, execution = stream.accepted(self._wanted)
         history = {
             "num_draws": num_draws,
             "acceptance": forecast.acceptance,
             "acceptance_se": forecast.standard_error,
         }
-        posterior = assemble(
-            execution, values, log_weight, log_prior, {}, independent=True, draws_are_exact=True, history=history
+        # They were drawn from p*, whose density is known up to Z only: no log_proposal.
+        return of_particles(
+            stream.accepted(self._wanted),
+            log_weight,
+            log_proposal=None,
+            independent=True,
+            draws_are_exact=True,
+            history=history,
         )
-        posterior.log_proposal = None  # they were drawn from p*, whose density is known up to Z only
-        return posterior
 
 
 @dataclass(frozen=True)
@@ -175,13 +178,13 @@ class _Stream:
     """Draws of the prior, one after the other; the accepted ones are kept, with their place in the order (from 1)."""
 
     def __init__(self, task: Task) -> None:
-        self.program = Program(task.model, task.args, task.kwargs, 1)
+        self.runner = Runner(task.program())
         self.log_upper: dict[str, float] | None = None  # of the factors that have one bound for all draws
         self.ceiling = 0.0  # of all others together
         self.num_draws = self.num_accepted = 0
         self.shares: list[Tensor] = []
         self.places: list[Tensor] = []
-        self.kept: list[tuple[dict[str, Tensor], dict[str, Tensor], Execution]] = []
+        self.kept: list[Particles] = []
 
     @property
     def log_bound(self) -> float:
@@ -195,32 +198,30 @@ class _Stream:
 
     def draw(self, count: int) -> None:
         """``count`` more draws; each stays with probability exp(psi - B)."""
-        self.program = self.program.with_particles(count)
-        sweep = Sweep(self.program, 1, count, FromPrior(), lambda done, total, note: None)
-        execution = sweep.run()
-        self._check_bounds(execution)
-        share = (execution.log_potential - self.log_bound).clamp_max(0.0).exp()
+        drawn = self.runner.finish(Particles(count))
+        self._check_bounds(drawn)
+        share = (drawn.log_potential - self.log_bound).clamp_max(0.0).exp()
         chosen = (torch.rand(count, dtype=torch.float64) < share).nonzero()[:, 0]
         self.shares.append(share)
         self.places.append(self.num_draws + 1 + chosen)
         self.num_draws += count
         self.num_accepted += len(chosen)
         if len(chosen):
-            self.kept.append((picked(sweep.values, chosen), picked(sweep.log_prior, chosen), _rows(execution, chosen)))
+            self.kept.append(drawn.take(chosen))
 
-    def _check_bounds(self, execution: Execution) -> None:
-        check_bounds(execution.log_upper, execution.factors, execution.scales)
-        drawn, first = drawn_bounds(execution), self.log_upper is None
+    def _check_bounds(self, particles: Particles) -> None:
+        check_bounds(particles.log_upper, particles.factors, particles.scales)
+        drawn, first = drawn_bounds(particles), self.log_upper is None
         same = {
             name: bound
-            for name, bound in execution.log_upper.items()
+            for name, bound in particles.log_upper.items()
             if bound is not None and not isinstance(bound, Tensor)
         }
         if self.log_upper not in (None, same):
             raise ModelError("the bounds of the rewards change from run to run: Rejection needs upper= to be constant")
         self.log_upper = same
         if drawn:
-            self.ceiling = ceiling(self.program, list(drawn)) if first else self.ceiling
+            self.ceiling = ceiling(self.runner.program, list(drawn)) if first else self.ceiling
             if bool((torch.stack(list(drawn.values())).sum(0) > self.ceiling + ROUNDING).any()):
                 raise InputError(
                     f"reward {next(iter(drawn))!r}: its weight (or 1 / beta) is larger for some draws than at any "
@@ -228,23 +229,9 @@ class _Stream:
                     "its largest value"
                 )
 
-    def accepted(self, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Execution]:
-        """The first ``count`` accepted draws: values, log-priors, and what the program said of them."""
-        values, log_priors, runs = (list(parts) for parts in zip(*self.kept, strict=True))
-        whole = Execution(
-            factors=joined([run.factors for run in runs]),
-            rewards=joined([run.rewards for run in runs]),
-            scales=joined([run.scales for run in runs]),
-            log_upper=joined([run.log_upper for run in runs]),
-            targets=runs[0].targets,
-            sources={name: _join_sources([run.sources[name] for run in runs]) for name in runs[0].sources},
-            environment=runs[0].environment,
-            plates=runs[0].plates,
-            nesting=runs[0].nesting,
-            answers={name: [a for run in runs for a in run.answers[name]] for name in runs[0].answers},
-        )
-        first = torch.arange(count)
-        return picked(joined(values), first), picked(joined(log_priors), first), _rows(whole, first)
+    def accepted(self, count: int) -> Particles:
+        """The first ``count`` accepted draws."""
+        return Particles.concat(self.kept).take(torch.arange(count))
 
 
 def check_bounds(
@@ -269,29 +256,3 @@ def _no_bound(name: str, log_upper: Mapping[str, float | Tensor | None], scales:
     unknown = torch.full_like(scale, True, dtype=torch.bool) if bound is None else torch.as_tensor(bound).isposinf()
     side, which = ("largest", "upper") if bool(scale[unknown].max() > 0) else ("smallest", "lower")
     return f"reward {name!r}: Rejection needs its {side} value: reward(..., {which}=...)"
-
-
-def _rows(execution: Execution, chosen: Tensor) -> Execution:
-    """What an execution said of the chosen particles."""
-    return Execution(
-        factors=picked(execution.factors, chosen),
-        rewards=picked(execution.rewards, chosen),
-        scales=picked(execution.scales, chosen),
-        log_upper=picked(execution.log_upper, chosen),
-        targets=execution.targets,
-        sources={name: source.with_index(source.index[chosen]) for name, source in execution.sources.items()},
-        environment=execution.environment,
-        plates=execution.plates,
-        nesting=execution.nesting,
-        answers={name: [listed[i] for i in chosen.tolist()] for name, listed in execution.answers.items()},
-        num_particles=len(chosen),
-    )
-
-
-def _join_sources(sources: list[CompletionDistribution]) -> CompletionDistribution:
-    """One distribution for the particles of several; each batch may have had prompts of its own."""
-    first = sources[0]
-    rows = [prompt for source in sources for prompt in source.prompt_rows(source.batch_shape)]
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(rows))}
-    index = torch.tensor([number[prompt] for prompt in rows]).reshape(-1, *first.batch_shape[1:])
-    return CompletionDistribution(first.lm, tuple(number), index, first.max_new_tokens, first.warp, first.stop_ids)

@@ -28,8 +28,9 @@ from ppl_align.engines.company import hangs_on_company, refuse_company
 from ppl_align.lm.base import LM
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
-from ppl_align.program import Execution, Program
+from ppl_align.program.compiled import Program
 from ppl_align.program.record import Record
 from ppl_align.program.subsamples import whole_plates
 
@@ -52,12 +53,12 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
     values = {name: _picked(value, chosen) for name, value in posterior.particles.items()}
     if not values or not len(chosen):
         return
-    program = Program(model, args, kwargs, len(chosen))
+    program = Program(model, args, kwargs)
     ordinary = list(posterior.latents)
     before, most, done, state = None, TIMES, 0, generators()
     while done < most:
         with measure() as cost, whole_plates():
-            now, execution, nodes = _said(program, values, ordinary)
+            now, alone, nodes = _said(program, Particles(len(chosen), values), ordinary)
         if before is not None:
             refuse_difference(before, now)
         left = generators()
@@ -68,16 +69,16 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
         before, done, state = now, done + 1, left
     if not hangs_on_company(nodes):
         return
-    refuse_company(nodes, execution, posterior, chosen)
+    refuse_company(nodes, alone, posterior, chosen)
     if cost.lm_forwards or cost.environment_calls:
         return
-    said = sum((value.abs() for value in execution.factors.values()), torch.zeros(len(chosen)))
+    said = sum((value.abs() for value in alone.factors.values()), torch.zeros(len(chosen)))
     for one in chosen if free else chosen[said.argmax()][None]:
         twice = one.expand(2)  # beside its own copy nothing is left of a mean, an order, a rank
         values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
         with whole_plates():
-            _, execution, nodes = _said(program.with_particles(2), values, ordinary)
-        refuse_company(nodes, execution, posterior, twice)
+            _, pair, nodes = _said(program, Particles(2, values), ordinary)
+        refuse_company(nodes, pair, posterior, twice)
 
 
 def _some(posterior: Posterior) -> Tensor:
@@ -97,13 +98,13 @@ Said = list[tuple[str, dict[str, Any]]]
 """Every site in order, with what it says by the name of the thing."""
 
 
-def _said(program: Program, values: Mapping[str, Tensor], score: list[str]) -> tuple[Said, Execution, dict[str, Any]]:
+def _said(program: Program, particles: Particles, score: list[str]) -> tuple[Said, Particles, dict[str, Any]]:
     with Record() as record:
-        execution = program.run(values, draw=False, score=score)
-    pending = execution.pending
+        run = program.run(particles, draw=False, score=score)
+    pending = run.pending
     said = [(name, dict(_of_site(node))) for name, node in record.nodes.items()]
-    said += [(name, {"answers": answers}) for name, answers in execution.answers.items() if name not in record.nodes]
-    return (said if pending is None else [*said, (pending.name, {})]), execution, record.nodes
+    said += [(name, {"answers": answers}) for name, answers in run.answers.items() if name not in record.nodes]
+    return (said if pending is None else [*said, (pending.name, {})]), run, record.nodes
 
 
 class _Speaker:

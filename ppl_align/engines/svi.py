@@ -7,27 +7,30 @@ In the words of RLHF: beta * ELBO = E_q[r] - beta KL(q || p0) (Korbak, Perez & B
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pyro
 import torch
+from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.engines.again import write_again
-from ppl_align.engines.base import Engine, Task, at_least, one_of
-from ppl_align.engines.constrained import Foreseen, foreseen, hold
+from ppl_align.core.validation import at_least, one_of
+from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.elbo import LeaveOneOutELBO
-from ppl_align.engines.proposals import FromPrior
-from ppl_align.engines.sweep import Sweep
 from ppl_align.guides import markov
 from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
-from ppl_align.program import Program
+from ppl_align.posterior.of_particles import of_particles
 from ppl_align.program.explain import explaining
 from ppl_align.program.record import Record
 from ppl_align.program.subsamples import refuse_local_latents, refuse_loops, say_subsampled, whole_plates
+from ppl_align.runner.infeasible import resample_infeasible
+from ppl_align.runner.known_constraints import KnownConstraints, known_constraints, validate_constraints
+from ppl_align.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,9 @@ class SVI(Engine):
 
     def _prepare(
         self, task: Task, guide: AutoGuide | ProgramGuide, subsampled: dict[str, tuple[int, int]]
-    ) -> tuple[int, Sequence[str], Foreseen]:
+    ) -> tuple[int, Sequence[str], KnownConstraints]:
         """Plate nesting, the world's sites and the hard constraints of the program, which the guide is told."""
-        constraints = foreseen(Program(task.model, task.args, task.kwargs, 1))
+        constraints = known_constraints(task.program())
         nesting, environment = self._pilot(task, constraints, subsampled)
         if isinstance(guide, AutoGuide):
             guide.nesting, guide.readers = nesting, constraints.readers
@@ -103,26 +106,27 @@ class SVI(Engine):
         guide: AutoGuide | ProgramGuide,
         nesting: int,
         environment: Sequence[str],
-        constraints: Foreseen,
+        constraints: KnownConstraints,
         history: dict[str, Any],
     ) -> Posterior:
         """Draws of the trained guide, weighted by p*/q."""
-        program = Program(task.model, task.args, task.kwargs, self.num_replicates * self.num_particles)
+        program = task.program()
         program.nesting = nesting
-        shape = (self.num_replicates, self.num_particles)
         if isinstance(guide, ProgramGuide):
             guide.store = pyro.get_param_store().get_state()
-            sweep = Sweep(program, *shape, FromPrior(), _quiet)
-            sweep.adopt(*guide.draw(program))
-        else:
-            sweep = Sweep(program, *shape, guide, _quiet, foreseen=constraints)
-            sweep.mend = write_again if environment else None
-        posterior = sweep.posterior(sweep.run(), independent=True, history=history)
-        posterior.guide = guide
-        if posterior.environment:  # the guide left the world alone: what it maximised is J, and q is the answer
-            _note_failures(posterior)
-            posterior.target, posterior.log_weight = "decision", torch.zeros_like(posterior.log_weight)
-        return posterior
+            constraints = KnownConstraints()  # it draws whole values, within or not
+        runner = Runner(program, guide, constraints, post_decode=resample_infeasible if environment else None)
+        drawn = runner.finish(runner.start(self.num_replicates * self.num_particles))
+        log_weight = drawn.log_weight.reshape(self.num_replicates, self.num_particles)
+        if bool(log_weight.isneginf().all()):
+            raise all_dead("at the end of the program", drawn, constraints.hint(drawn))
+        if not drawn.environment:
+            return of_particles(drawn, log_weight, independent=True, history=history, guide=guide)
+        # The guide left the world alone: what it maximised is J, and q is the answer.
+        policy = of_particles(
+            drawn, torch.zeros_like(log_weight), independent=True, target="decision", history=history, guide=guide
+        )
+        return _noting_failures(policy, log_weight)
 
     def _guide(self, task: Task) -> AutoGuide | ProgramGuide:
         if isinstance(self.guide, str):
@@ -130,19 +134,18 @@ class SVI(Engine):
         return ProgramGuide(self.guide)
 
     def _pilot(
-        self, task: Task, constraints: Foreseen, subsampled: dict[str, tuple[int, int]]
+        self, task: Task, constraints: KnownConstraints, subsampled: dict[str, tuple[int, int]]
     ) -> tuple[int, Sequence[str]]:
         """Two draws from the prior: are the program's sites, plates and constraints as SVI needs them?
 
         Returns its plate nesting, and the sites at which the world answers."""
-        program = Program(task.model, task.args, task.kwargs, 2)
-        sweep = Sweep(program, 1, 2, FromPrior(), _quiet)
+        program = task.program()
         with Record() as record:
-            execution = sweep.run()
+            drawn = Runner(program).finish(Particles(2))
         refuse_loops(record.nodes, subsampled)
-        hold(constraints, execution)
-        refuse_local_latents(execution.plates, subsampled)
-        return program.nesting, execution.environment
+        validate_constraints(constraints, drawn)
+        refuse_local_latents(drawn.plates, subsampled)
+        return program.nesting, drawn.environment
 
     def train(
         self,
@@ -181,19 +184,15 @@ class SVI(Engine):
         return 1e-3 if own.endswith((".left", ".right")) or ".lora_" in own else 1e-1
 
 
-def _note_failures(posterior: Posterior) -> None:
+def _noting_failures(policy: Posterior, log_weight: Tensor) -> Posterior:
     """A policy with draws of likelihood zero has J = -inf: say so, and where it comes from."""
-    dead = posterior.log_weight.isneginf()
+    dead = log_weight.isneginf()
     if not bool(dead.any()):
-        return
-    parts = {**posterior.log_prior, **posterior.factors}
+        return policy
+    parts = {**policy.log_prior, **policy.factors}
     where = ", ".join(repr(name) for name, value in parts.items() if bool(value.isneginf().any()))
     line = (
         f"{float(dead.double().mean()):.1%} of the policy's draws have likelihood zero (at {where}): its J is -inf. "
         f"Use a finite penalty, or a guide that cannot go there"
     )
-    posterior.history = {**posterior.history, "warnings": [*posterior.warnings, line]}
-
-
-def _quiet(done: int, total: int, note: str) -> None:
-    """The last sweep is short beside the training: no progress of its own."""
+    return replace(policy, history={**policy.history, "warnings": [*policy.warnings, line]})

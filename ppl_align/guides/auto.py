@@ -1,7 +1,7 @@
 """A guide for any program: the program itself, with every latent drawn from something trainable.
 
 Reading the guide off the program means that prompts which depend on upstream latents, plates and control flow need no
-second definition. As a Pyro guide it is trained by Pyro's SVI; as a :class:`~ppl_align.engines.proposals.Proposal` it
+second definition. As a Pyro guide it is trained by Pyro's SVI; as a :class:`~ppl_align.runner.proposals.Proposal` it
 serves every other engine.
 """
 
@@ -32,7 +32,7 @@ from ppl_align.lm.decoding import Population, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.score_cache import remember
-from ppl_align.program.compiled import is_environment
+from ppl_align.program.execute import is_bookkeeping, is_environment
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
@@ -151,7 +151,7 @@ class _Substitute(Messenger):
         self.guide = guide
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+        if msg["is_observed"] or is_bookkeeping(msg):
             return
         if is_environment(msg):  # the world is what it is: its sites stay those of the prior
             if isinstance(msg["fn"], CompletionDistribution):

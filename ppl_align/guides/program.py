@@ -17,7 +17,7 @@ from ppl_align.core.errors import InputError, ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
 from ppl_align.program import Program
-from ppl_align.program.compiled import PARTICLES
+from ppl_align.program.execute import is_bookkeeping
 
 if TYPE_CHECKING:
     from ppl_align.program.provenance import Provenance
@@ -42,18 +42,15 @@ class ProgramGuide:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.guide(*args, **kwargs)
 
-    def draw(self, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """``(values [P, ...], log_q [P])`` by site."""
+    def draw(self, program: Program, size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values [P, ...] and log q [P] by site, for P = ``size`` particles."""
         with self.trained(), torch.no_grad():
-            with program.plate():
+            with program.plate(size):
                 trace = poutine.trace(self.guide).get_trace(*program.args, **program.kwargs)
             trace.compute_log_prob()
-        size = program.num_particles
         values, log_q = {}, {}
         for name, node in trace.nodes.items():
-            if node["type"] != "sample" or node["is_observed"] or name == PARTICLES:
-                continue
-            if type(node["fn"]).__name__ == "_Subsample":
+            if node["type"] != "sample" or node["is_observed"] or is_bookkeeping(node):
                 continue
             value, log_prob = node["value"], node["log_prob"]
             assert value is not None
@@ -65,6 +62,13 @@ class ProgramGuide:
                 self.warps[name] = node["fn"].warp
             log_q[name] = log_prob.detach().double().cpu().reshape(size, -1).sum(-1)
         return values, log_q
+
+    def tokens(self, site: str) -> None:
+        """As a proposal of tokens: the prior, for completions that it leaves out."""
+
+    def latent(self, site: str, prior: Any) -> Any:
+        """As a proposal of one latent: the prior, for those that it leaves out."""
+        return prior
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:

@@ -14,6 +14,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population, Rows, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.leaning import confine
 
 
 @dataclass
@@ -101,4 +102,4 @@ def _support(source: CompletionDistribution, log_probs: Tensor, prefixes: Tensor
         return log_probs
     allowed = torch.ones_like(log_probs, dtype=torch.bool)
     allowed[running] = source.restriction.allowed([tuple(row) for row in prefixes[running].tolist()]).to(allowed.device)
-    return source.restriction.confine(log_probs, allowed)
+    return confine(log_probs, allowed)

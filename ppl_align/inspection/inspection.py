@@ -18,9 +18,8 @@ from ppl_align.core.cost import Cost, measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report, reporting
 from ppl_align.core.runs import run_memory
-from ppl_align.core.seeds import mix
-from ppl_align.engines.base import at_least, isolated
-from ppl_align.engines.constrained import foreseen
+from ppl_align.core.seeds import isolated, mix
+from ppl_align.core.validation import at_least
 from ppl_align.inspection import predictive
 from ppl_align.inspection.advice import advise
 from ppl_align.inspection.costs import Prediction, predict
@@ -32,6 +31,7 @@ from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_s
 from ppl_align.inspection.trials import try_engines
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
+from ppl_align.runner.known_constraints import known_constraints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,8 +168,8 @@ def inspect(
     if not callable(model):
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
     with reporting(progress, "inspect") as tell, run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
-        expected = foreseen(Program(model, args, dict(kwargs), 1))
-        pool = draw_pool(model, args, kwargs, num_draws, tell, expected)
+        known = known_constraints(Program(model, args, kwargs))
+        pool = draw_pool(model, args, kwargs, num_draws, tell, known)
         fewer = max(num_draws // SHARE, 2)
         prior = draw_pool(model, args, kwargs, fewer, tell) if pool.confined else pool
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None

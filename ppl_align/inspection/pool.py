@@ -21,14 +21,15 @@ from ppl_align.core.cost import Cost, measure
 from ppl_align.core.errors import InputError, ModelError
 from ppl_align.diagnostics.bounded import upper_mean
 from ppl_align.engines.ceiling import ceiling, is_known
-from ppl_align.engines.constrained import Foreseen, hold
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.lm.completions import Completion
-from ppl_align.lm.decoding import Population
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program import Execution, Program
-from ppl_align.program.per_particle import PerParticle, joined
+from ppl_align.particles.particles import Particles
+from ppl_align.particles.per_particle import PerParticle
+from ppl_align.program.compiled import Program
 from ppl_align.program.record import Record
+from ppl_align.runner.known_constraints import KnownConstraints
+from ppl_align.runner.runner import Runner
 
 BATCH = 512
 """Particles decoded together at most: memory."""
@@ -38,42 +39,61 @@ BATCH = 512
 class Pool:
     """N draws of the prior, or from within the hard constraints; tensors [N], float64, on the CPU.
 
-    ``values``     every latent by site, in the order of the program, [N, ...]
-    ``log_prior``, ``log_proposal``  of what was drawn, by latent site, nats (equal for draws of the prior)
-    ``factors``    by factor or observed site, nats
-    ``rewards``    raw r, NaN where it does not apply; ``scales``: nats per unit, [N] where they are drawn
-    ``log_upper``  the largest value of each factor, nats, [N] where a weight is drawn; None where it is not known
-    ``written``    by completion site: tokens and their distribution, of each batch
+    ``particles``  at the end of the program
     ``sites``      the distribution of every latent site (as of the first batch)
-    ``environment``  the latents at which the world answers
-    ``constraints``  the factors that are hard constraints     ``expected``  those that the draws are confined to
-    ``targets``    rewards whose weight is solved for (a moment constraint): no beta of theirs could be chosen
+    ``constraints``  the factors that are hard constraints     ``known``  those that the draws are confined to
     """
 
     program: Program
-    values: dict[str, Tensor] = field(default_factory=dict)
-    log_prior: dict[str, Tensor] = field(default_factory=dict)
-    log_proposal: dict[str, Tensor] = field(default_factory=dict)
-    factors: dict[str, Tensor] = field(default_factory=dict)
-    rewards: dict[str, Tensor] = field(default_factory=dict)
-    scales: dict[str, PerParticle] = field(default_factory=dict)
-    log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
-    written: dict[str, list[tuple[Tensor, CompletionDistribution]]] = field(default_factory=dict)
+    particles: Particles
     sites: dict[str, Any] = field(default_factory=dict)
-    environment: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    targets: tuple[str, ...] = ()
-    expected: Foreseen = field(default_factory=Foreseen)
+    known: KnownConstraints = field(default_factory=KnownConstraints)
     cost: Cost = field(default_factory=Cost)
 
     @property
+    def values(self) -> Mapping[str, Tensor]:
+        """Every latent by site, in the order of the program, [N, ...]."""
+        return self.particles.values
+
+    @property
+    def factors(self) -> Mapping[str, Tensor]:
+        """By factor or observed site, [N] nats."""
+        return self.particles.factors
+
+    @property
+    def rewards(self) -> Mapping[str, Tensor]:
+        """Raw r, NaN where it does not apply, [N]."""
+        return self.particles.rewards
+
+    @property
+    def scales(self) -> Mapping[str, PerParticle]:
+        """Nats per unit, [N] where they are drawn."""
+        return self.particles.scales
+
+    @property
+    def log_upper(self) -> Mapping[str, PerParticle | None]:
+        """The largest value of each factor, nats, [N] where a weight is drawn; None where it is not known."""
+        return self.particles.log_upper
+
+    @property
+    def environment(self) -> tuple[str, ...]:
+        """The latents at which the world answers."""
+        return self.particles.environment
+
+    @property
+    def targets(self) -> Mapping[str, float]:
+        """Rewards whose weight is solved for (a moment constraint): no beta of theirs could be chosen."""
+        return self.particles.targets
+
+    @property
     def num_draws(self) -> int:
-        return self.program.num_particles
+        return self.particles.size
 
     @cached_property
     def texts(self) -> dict[str, list[list[str]]]:
         """By completion site, a list of texts for each draw (several where a plate holds several)."""
-        return {name: [text for part in parts for text in _texts(*part)] for name, parts in self.written.items()}
+        return {name: _texts(self.values[name], source) for name, source in self.particles.sources.items()}
 
     @property
     def tilt(self) -> Tensor:
@@ -118,22 +138,22 @@ class Pool:
     @property
     def confined(self) -> bool:
         """Are these draws from within hard constraints?"""
-        return bool(self.expected.readers)
+        return bool(self.known.readers)
 
     @property
     def total_log_prior(self) -> Tensor:
         """log p0 of each draw, all sites together, nats."""
-        return self._sum(self.log_prior.values())
+        return self.particles.total_log_prior
 
     @property
     def log_ratio(self) -> Tensor:
         """log p0 - log q of each draw, nats."""
-        return self._sum(self.log_prior[name] - self.log_proposal[name] for name in self.log_prior)
+        return self.particles.log_ratio
 
     @property
     def psi(self) -> Tensor:
         """What the program says of each draw, as it is written, nats."""
-        return self._total(self.factors)
+        return self.particles.log_potential
 
     @property
     def log_weight(self) -> Tensor:
@@ -193,10 +213,7 @@ class Pool:
         return self._total(other for other in self.factors if other != name)
 
     def _total(self, names: Any) -> Tensor:
-        return self._sum(self.factors[name] for name in names)
-
-    def _sum(self, parts: Any) -> Tensor:
-        return sum(parts, torch.zeros(self.num_draws, dtype=torch.float64))
+        return sum((self.factors[name] for name in names), torch.zeros(self.num_draws, dtype=torch.float64))
 
 
 def draw_pool(
@@ -205,50 +222,30 @@ def draw_pool(
     kwargs: Mapping[str, Any],
     num_draws: int,
     progress: Callable[[int, int, str], None],
-    expected: Foreseen = Foreseen(),
+    known: KnownConstraints = KnownConstraints(),
     at_once: int = BATCH,
 ) -> Pool:
-    """``num_draws`` draws of the prior of a program, or from within the constraints that are ``expected``.
+    """``num_draws`` draws of the prior of a program, or from within the constraints that are ``known``.
 
     ``at_once``: so many are decoded together at most. Raises ``ModelError`` where there is no latent to draw."""
-    program, record = Program(model, args, kwargs, num_draws), Record()
-    parts: list[Drawn] = []
+    program, record = Program(model, args, kwargs), Record()
+    runner = Runner(program, constraints=known, keep_scores=False)  # an engine that enumerates has to ask for them
+    parts: list[Particles] = []
     sites: dict[str, Any] = {}
     constraints: tuple[str, ...] = ()
-    what = "draws from within" if expected.readers else "draws of the prior"
+    what = "draws from within" if known.readers else "draws of the prior"
     with measure() as cost:
         for start in range(0, num_draws, at_once):
-            batch = program.with_particles(min(at_once, num_draws - start))
             with record:
-                drawn = complete(batch, {}, expected=expected)
-            program.nesting = batch.nesting
+                drawn = runner.finish(Particles(min(at_once, num_draws - start)))
             if not parts:
-                factors = drawn.execution.factors
                 sites = {name: record.nodes[name]["fn"] for name in drawn.values}
-                constraints = tuple(name for name in factors if "constrains" in _notes(record.nodes[name]))
+                constraints = tuple(name for name in drawn.factors if "constrains" in _notes(record.nodes[name]))
             parts.append(drawn)
-            progress(start + batch.num_particles, num_draws, what)
+            progress(start + drawn.size, num_draws, what)
     if not sites:
         raise ModelError("the program has no latent site: there is nothing to inspect; add a completion(...)")
-    last = parts[-1].execution
-    written = {name: [(part.values[name], part.execution.sources[name]) for part in parts] for name in last.sources}
-    return Pool(
-        program,
-        values=joined([part.values for part in parts]),
-        log_prior=joined([part.log_prior for part in parts]),
-        log_proposal=joined([part.log_proposal for part in parts]),
-        factors=joined([part.execution.factors for part in parts]),
-        rewards=joined([part.execution.rewards for part in parts]),
-        scales=joined([part.execution.scales for part in parts]),
-        log_upper=joined([part.execution.log_upper for part in parts]),
-        written=written,
-        sites=sites,
-        environment=tuple(last.environment),
-        constraints=constraints,
-        targets=tuple(last.targets),
-        expected=expected,
-        cost=cost,
-    )
+    return Pool(program, Particles.concat(parts), sites, constraints, known, cost)
 
 
 def _notes(node: Any) -> Any:
@@ -259,66 +256,3 @@ def _texts(tokens: Tensor, source: CompletionDistribution) -> list[list[str]]:
     flat = Completion(tokens, source).texts()
     lanes = len(flat) // len(tokens)
     return [flat[i * lanes : (i + 1) * lanes] for i in range(len(tokens))]
-
-
-@dataclass
-class Drawn:
-    """A program run to its end. ``log_prior``, ``log_proposal`` by site, of what was drawn; ``given`` [P]: log p0/q of
-    the part of a completion that was not drawn but given (it belongs to neither)."""
-
-    values: dict[str, Tensor]
-    log_prior: dict[str, Tensor]
-    log_proposal: dict[str, Tensor]
-    given: Tensor
-    execution: Execution
-
-    @property
-    def log_weight(self) -> Tensor:
-        """psi + log p0/q of what was drawn, [P] nats."""
-        ratio = sum((self.log_prior[name] - self.log_proposal[name] for name in self.log_prior), -self.given)
-        return self.execution.log_potential + ratio
-
-
-def complete(
-    program: Program,
-    values: Mapping[str, Tensor],
-    site: str | None = None,
-    prefix: Tensor | None = None,
-    expected: Foreseen = Foreseen(),
-) -> Drawn:
-    """Run a program to its end: ``values`` are kept, all else is drawn from the prior, within what is ``expected``.
-
-    ``prefix [P, plates..., t]``: how the completion ``site`` begins (``log_prior`` and ``log_proposal`` count it)."""
-    drawn = Drawn(dict(values), {}, {}, torch.zeros(program.num_particles, dtype=torch.float64), Execution())
-    while True:
-        execution = program.run(drawn.values, draw=True)
-        drawn.values |= execution.drawn
-        drawn.log_prior |= execution.log_prior
-        drawn.log_proposal |= execution.log_proposal
-        if execution.pending is None:
-            hold(expected, execution)
-            drawn.execution = execution
-            return drawn
-        name, fn = execution.pending.name, execution.pending.fn
-        population = Population(fn.within(expected.restriction(execution.pending)))
-        if name == site and prefix is not None and prefix.shape[-1]:
-            _write(population, prefix.reshape(-1, prefix.shape[-1]))
-            drawn.given = _each(program, population.log_p - population.log_q)
-        population.run()
-        drawn.values[name] = population.tokens.reshape(*fn.batch_shape, fn.max_new_tokens)
-        drawn.log_prior[name] = _each(program, population.log_p)
-        drawn.log_proposal[name] = _each(program, population.log_q)
-
-
-def _each(program: Program, lanes: Tensor) -> Tensor:
-    """Sums over the lanes (plates) of each particle, [P]."""
-    return lanes.reshape(program.num_particles, -1).sum(-1).cpu()
-
-
-def _write(population: Population, tokens: Tensor) -> None:
-    """Every particle writes these tokens [M, t] first; what they have in common is read once."""
-    population.hold(torch.arange(len(tokens)), tokens)
-    while population.t < tokens.shape[1] and not population.done:
-        population.step()
-        population.advance()
-    population.held = None

@@ -15,16 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor
 
-from ppl_align.inspection.pool import BATCH, Drawn, Pool, complete
+from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.particles.resampling import comb, invert
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior.estimates import Estimate
+from ppl_align.runner.runner import Runner
 
 CUTS = 5
 """Places inside the text where prefixes are continued anew, all completions of the program together."""
@@ -112,27 +112,15 @@ def representatives(log_weight: Tensor, count: int) -> Tensor:
 
 def _soft_values(pool: Pool, chosen: Tensor, site: str, tokens: int, count: int) -> tuple[Tensor, Tensor]:
     """log of the mean weight of continuations for each chosen draw, [J] nats: without and with its own ending."""
+    runner = Runner(pool.program, constraints=pool.known)
     rows = chosen.repeat_interleave(count)
-    parts = [_continued(pool, part, site, tokens) for part in rows.split(BATCH)]
-    fresh = torch.cat([part.log_weight for part in parts]).reshape(len(chosen), count)
+    parts = [runner.redraw(pool.particles.take(part), site, tokens) for part in rows.split(BATCH)]
+    fresh = torch.cat([new.particles.log_potential + new.log_prior - new.log_proposal for new in parts])
+    fresh = fresh.reshape(len(chosen), count)
     # The draw's own ending is weighed like those: by p0 / q of what is not given.
-    given = torch.cat([part.given for part in parts]).reshape(len(chosen), count)[:, 0]
-    for name in takewhile(lambda name: name != site, pool.log_prior):
-        given = given + (pool.log_prior[name] - pool.log_proposal[name])[chosen]
-    own = (pool.log_weight[chosen] - given)[:, None]
-    return log_mean_exp(fresh), log_mean_exp(torch.cat([own, fresh], 1))
-
-
-def _continued(pool: Pool, rows: Tensor, site: str, tokens: int) -> Drawn:
-    """New draws that agree with ``rows`` of the pool on all that is before ``site``, and on its first tokens."""
-    given: dict[str, Tensor] = {}
-    for name, value in pool.values.items():
-        if name == site:
-            break
-        given[name] = value[rows.to(value.device)]
-    held = pool.values[site]
-    prefix = held[rows.to(held.device)][..., :tokens]
-    return complete(pool.program.with_particles(len(rows)), given, site, prefix, pool.expected)
+    ratio = torch.cat([new.particles.log_ratio - new.log_prior + new.log_proposal for new in parts])
+    own = pool.log_weight[chosen] - ratio.reshape(len(chosen), count)[:, 0]
+    return log_mean_exp(fresh), log_mean_exp(torch.cat([own[:, None], fresh], 1))
 
 
 def _paid(value: Tensor, w: Weighted) -> Estimate:

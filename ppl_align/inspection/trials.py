@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import PplAlignError
-from ppl_align.core.runs import aside
-from ppl_align.core.seeds import mix
+from ppl_align.core.runs import nested_run
+from ppl_align.core.seeds import isolated, mix
 from ppl_align.engines import SMC, SVI
-from ppl_align.engines.base import Task, isolated
+from ppl_align.engines.base import Task
 from ppl_align.inspection.pool import Pool
 from ppl_align.lm.completions import sequence_lengths
 
@@ -37,7 +37,7 @@ def try_engines(
     """Ask SVI and SMC; a pool in which all is rejected has nothing to try."""
     if not bool(pool.log_weight.isfinite().any()):
         return Trials()
-    with aside():
+    with nested_run():
         task = Task(model, args, dict(kwargs), lambda done, total, note: None)
         return Trials(refusal_of_svi(task, seed), smc_resamples(task, pool, seed))
 

@@ -15,7 +15,7 @@ from ppl_align.lints.hidden_world import hidden_from
 
 def tilted_environment(glance: Glance) -> Iterator[Finding]:
     """Does a factor depend on what the world answers, directly or through what is said or answered after it?"""
-    for name in glance.execution.environment:
+    for name in glance.particles.environment:
         factor = glance.influence.factor(name)
         if factor is not None:
             yield Finding(

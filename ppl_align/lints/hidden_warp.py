@@ -18,9 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_align.core.seeds import mix
-from ppl_align.engines.base import isolated
-from ppl_align.engines.proposals import FromTokens, as_proposal
+from ppl_align.core.seeds import isolated, mix
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.guides.tokens import forced_rows
 from ppl_align.lints.finding import Finding
@@ -29,6 +27,7 @@ from ppl_align.lints.sharpness import sharpness
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.findings import other_warp
+from ppl_align.runner.proposals import FromTokens, as_proposal
 
 LINT = "temperature or top-p in a guide"
 SHARPER = 1.02
@@ -42,7 +41,7 @@ def hidden_warp(glance: Glance, proposal: Any) -> Iterator[Finding]:
         return
     source_of = as_proposal(proposal)
     for site, source in glance.completions.items():
-        if site in glance.execution.environment:
+        if site in glance.particles.environment:
             continue
         inner = source_of.tokens(site)
         if inner is None:
@@ -55,7 +54,7 @@ def hidden_warp(glance: Glance, proposal: Any) -> Iterator[Finding]:
 
 
 def _of_program(glance: Glance, guide: ProgramGuide) -> Iterator[Finding]:
-    with isolated(mix(glance.seed, "guide")), torch.no_grad(), glance.program.plate():
+    with isolated(mix(glance.seed, "guide")), torch.no_grad(), glance.program.plate(glance.num_draws):
         nodes: Mapping[str, Any] = (
             poutine.trace(guide.guide).get_trace(*glance.program.args, **glance.program.kwargs).nodes
         )

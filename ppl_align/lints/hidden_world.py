@@ -15,7 +15,7 @@ from ppl_align.lints.glance import Glance
 
 def hidden_world(glance: Glance) -> Iterator[Finding]:
     """Each answer of the world that a later prompt should have shown, for all the agent could do with it."""
-    for name in glance.execution.environment:
+    for name in glance.particles.environment:
         found = hidden_from(glance, name)
         if found is not None:
             site, factor = found
@@ -30,7 +30,7 @@ def hidden_world(glance: Glance) -> Iterator[Finding]:
 
 def hidden_from(glance: Glance, name: str) -> tuple[str, str] | None:
     """``(site, factor)``: the first later completion of the agent that would be another if it knew, and what for."""
-    order, world = list(glance.values), glance.execution.environment
+    order, world = list(glance.values), glance.particles.environment
     for site in order[order.index(name) + 1 :]:
         if site in glance.completions and site not in world:
             factor = glance.influence.unseen(name, site)

@@ -6,7 +6,7 @@ in the end is found by going on from there. Nothing is drawn, and rewards are as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ class Exchanged:
 
     ``factors``  [P] nats by name     ``touched``  by later latent: where its law is another, bool [P]"""
 
-    factors: dict[str, Tensor]
+    factors: Mapping[str, Tensor]
     touched: dict[str, Tensor]
 
 
@@ -103,7 +103,7 @@ class Influence:
         again = self._exchanged(frozenset(), 0)
         if again is None:
             return {}
-        before = self.glance.execution.factors.items()
+        before = self.glance.particles.factors.items()
         return {name: f for name, f in before if not bool(_differs(f, again.factors[name]).any())}
 
     @property

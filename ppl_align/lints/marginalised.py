@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
-from ppl_align.program import Execution
+from ppl_align.particles.particles import Particles
 
 REPEATS = 16
 """Values of the latent that each completion is judged by."""
@@ -32,7 +32,7 @@ def marginalised_parameter(glance: Glance) -> Iterator[Finding]:
         runs = [glance.ask(given, draw=True, known=glance.answers) for _ in range(REPEATS)]
         if any(_prompts_differ(glance, run) for run in runs):
             continue
-        for name in glance.execution.rewards:
+        for name in glance.particles.rewards:
             if not _moves(torch.stack([run.rewards[name] for run in runs])):
                 continue  # a weight that is drawn is no parameter of r: how strict the judge is, is inferred
             log_factors = torch.stack([run.factors[name] for run in runs])
@@ -52,9 +52,9 @@ def _moves(r: Tensor) -> bool:
     return not torch.equal(r.nan_to_num(), r[:1].nan_to_num().expand_as(r))
 
 
-def _prompts_differ(glance: Glance, run: Execution) -> bool:
+def _prompts_differ(glance: Glance, run: Particles) -> bool:
     shape = (glance.num_draws,)
-    for name, source in glance.execution.sources.items():
+    for name, source in glance.particles.sources.items():
         here = source.batch_shape or shape
         if run.sources[name].prompt_rows(here) != source.prompt_rows(here):
             return True

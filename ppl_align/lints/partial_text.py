@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_align.core.errors import RewardError, RunError
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
-from ppl_align.program import Execution
+from ppl_align.particles.particles import Particles
 
 NOISY = 3.0
 """Times the standard deviation on whole texts that a reward may have on halves of them."""
@@ -24,7 +24,7 @@ HEAVY = 1.0  # nats: rewards that say less than this on prefixes mislead nobody
 def partial_text(glance: Glance) -> Iterator[Finding]:
     """Ask the program about the first half of each text, as SMC does."""
     for site, source in glance.completions.items():
-        if source.max_new_tokens < 2 or site in glance.execution.environment:
+        if source.max_new_tokens < 2 or site in glance.particles.environment:
             continue
         given = _upstream(glance, site) | {site: glance.values[site][..., : source.max_new_tokens // 2]}
         try:
@@ -37,10 +37,10 @@ def partial_text(glance: Glance) -> Iterator[Finding]:
                 f"{who} on partial text", "warning", f"on unfinished text: {said}", "use SMC(twist=None), or catch it"
             )
             continue
-        for name in glance.execution.rewards:
+        for name in glance.particles.rewards:
             if name in halves.rewards:
-                yield from _of_reward(glance.execution, halves, name)
-        yield from _closed_too_early(glance.execution, halves)
+                yield from _of_reward(glance.particles, halves, name)
+        yield from _closed_too_early(glance.particles, halves)
 
 
 def _first_line(error: Exception) -> str:
@@ -52,7 +52,7 @@ def _upstream(glance: Glance, site: str) -> dict[str, Tensor]:
     return {name: glance.values[name] for name in names[: names.index(site)]}
 
 
-def _of_reward(whole: Execution, halves: Execution, name: str) -> Iterator[Finding]:
+def _of_reward(whole: Particles, halves: Particles, name: str) -> Iterator[Finding]:
     before, after = halves.rewards[name], whole.rewards[name]
     if bool(before.isnan().all()) and not bool(after.isnan().all()):
         yield _note(f"reward {name!r} does not apply to unfinished text")
@@ -70,7 +70,7 @@ def _of_reward(whole: Execution, halves: Execution, name: str) -> Iterator[Findi
         )
 
 
-def _closed_too_early(whole: Execution, halves: Execution) -> Iterator[Finding]:
+def _closed_too_early(whole: Particles, halves: Particles) -> Iterator[Finding]:
     for name, closed in halves.prefix_closed.items():
         if closed and name in whole.factors:
             lost = halves.factors[name].isneginf() & whole.factors[name].isfinite()

@@ -18,7 +18,7 @@ WIDE = 12.0  # nats from the typical draw to the best one: beyond this the prior
 
 def constant(glance: Glance) -> Iterator[Finding]:
     """A reward that does not tell the draws apart."""
-    for name, r in glance.execution.rewards.items():
+    for name, r in glance.particles.rewards.items():
         text = constant_reward(name, r)
         if text is not None:
             yield Finding("constant reward", "warning", text)
@@ -26,7 +26,7 @@ def constant(glance: Glance) -> Iterator[Finding]:
 
 def beta_out_of_scale(glance: Glance) -> Iterator[Finding]:
     """The spread of each reward in nats, and of all factors together."""
-    run = glance.execution
+    run = glance.particles
     for name in run.rewards:
         if name in run.targets:
             continue  # its weight is solved for
@@ -45,7 +45,7 @@ def beta_out_of_scale(glance: Glance) -> Iterator[Finding]:
 def _all_rejected(glance: Glance) -> Finding:
     within = _drawn_within(glance)
     alive = torch.ones(glance.num_draws, dtype=torch.bool)
-    for name, factor in glance.execution.factors.items():
+    for name, factor in glance.particles.factors.items():
         alive &= ~factor.isneginf() | (name in within)
     if not bool(alive.any()):
         text = f"all {glance.num_draws} draws are rejected: acceptable completions are rare under the prior"
@@ -57,7 +57,7 @@ def _all_rejected(glance: Glance) -> Finding:
 
 def _drawn_within(glance: Glance) -> list[str]:
     """The hard constraints that engines know before they write: on completions of the agent, and seen beforehand."""
-    readers, world = sketch(glance.program).readers, glance.execution.environment
+    readers, world = sketch(glance.program).readers, glance.particles.environment
     notes = {name: node["infer"].get("ppl_align", {}).get("constrains") for name, node in glance.nodes.items()}
     return [name for name, site in notes.items() if site in readers and site not in world]
 
@@ -67,6 +67,6 @@ def nothing_to_infer(glance: Glance) -> Iterator[Finding]:
     if not glance.completions:
         text = "no completion is left to infer: the language model only scores what is observed"
         yield Finding("nothing to infer", "warning", text)
-    if not glance.execution.factors:
+    if not glance.particles.factors:
         text = "nothing is observed or rewarded: the posterior is the prior"
         yield Finding("nothing to infer", "warning", text)

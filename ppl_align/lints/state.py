@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
-from ppl_align.program import Execution
+from ppl_align.particles.particles import Particles
 
 REMEDY = "a likelihood is a function of its text alone: leave out counters, random numbers and batch statistics"
 
@@ -21,18 +21,18 @@ def stateful(glance: Glance) -> Iterator[Finding]:
     """Rewards first; then any other factor that changes with the same values."""
     size = glance.num_draws
     backwards, half = torch.arange(size - 1, -1, -1), torch.arange(size // 2)
-    again: list[tuple[str, Tensor, Execution]] = [
+    again: list[tuple[str, Tensor, Particles]] = [
         ("gave other values when asked again", torch.arange(size), glance.ask()),
         ("depends on the order of the batch", backwards, glance.ask(rows=backwards)),
     ]
     if size > 1:
         again.append(("depends on what else is in the batch", half, glance.ask(rows=half)))
-    for name in glance.execution.factors:
-        read = _raw if name in glance.execution.rewards else _factor
+    for name in glance.particles.factors:
+        read = _raw if name in glance.particles.rewards else _factor
         for what, rows, run in again:
-            if _changed(read(glance.execution, name)[rows], read(run, name)):
+            if _changed(read(glance.particles, name)[rows], read(run, name)):
                 kind = "reward" if read is _raw else "factor"
-                by = _nats(glance.execution.factors[name][rows], run.factors[name])
+                by = _nats(glance.particles.factors[name][rows], run.factors[name])
                 yield Finding(
                     "reward with a state", "warning", f"{kind} {name!r} {what}{by}: it is not a likelihood", REMEDY
                 )
@@ -65,9 +65,9 @@ def _slack(values: Tensor) -> float:
     return 0.01 * float(finite.std()) + 1e-5 * float(finite.abs().max())
 
 
-def _raw(run: Execution, name: str) -> Tensor:
+def _raw(run: Particles, name: str) -> Tensor:
     return run.rewards[name]
 
 
-def _factor(run: Execution, name: str) -> Tensor:
+def _factor(run: Particles, name: str) -> Tensor:
     return run.factors[name]

@@ -18,7 +18,7 @@ from ppl_align.lm.spelling import Spelling
 
 def trailing_space(glance: Glance) -> Iterator[Finding]:
     """A line for each completion with such a prompt. What a chat template writes is what the network was trained on."""
-    for site, source in glance.execution.sources.items():
+    for site, source in glance.particles.sources.items():
         count = _ending_in_space(source)
         if count and _words_begin_with_a_space(source.lm):
             which = "the prompt" if len(source.prompts) == 1 else f"{count} of {len(source.prompts)} prompts"

@@ -22,7 +22,7 @@ MANY = 0.5
 
 def truncation(glance: Glance) -> Iterator[Finding]:
     """How many draws are cut off, and whether they are turned down for it."""
-    run = glance.execution
+    run = glance.particles
     for site, source in glance.completions.items():
         if not source.can_end:
             continue  # texts have a fixed length: there is no end to be missed

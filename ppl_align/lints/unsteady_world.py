@@ -19,7 +19,7 @@ AGAIN = 3
 def unsteady_world(glance: Glance) -> Iterator[Finding]:
     """Ask functions that stand for the world anew, about the same. Whoever is the first to answer otherwise is to
     blame; those after it may only have been asked about what it said."""
-    before = glance.execution.answers
+    before = glance.particles.answers
     for _ in range(AGAIN if before else 0):
         after = glance.ask(known=()).answers
         for name, answers in before.items():

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.core.runs import at_end
+from ppl_align.core.runs import on_run_end
 from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.leaning import Lean, confine
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.sampling import cumulative, sample_rows
 from ppl_align.lm.transfer import upload
@@ -37,20 +38,22 @@ if TYPE_CHECKING:
 
 
 class Rows(NamedTuple):
-    """What a token proposal sees of the distinct prefixes.
+    """What a token proposal, or a twist, sees of the distinct prefixes.
 
     ``log_probs``  [rows, V] the declared prior (warped), nats
     ``hidden``     [rows, d] last hidden state, or None
     ``prompts``    the prompt of each row
     ``prefixes``   [rows, t] the tokens generated so far
+    ``ids``        the same on the host (for twists)
 
-    Under hard constraints ``log_probs`` is confined to what they allow, so a proposal built on it is as well.
+    For a proposal, under hard constraints, ``log_probs`` is confined to what they allow: what builds on it is as well.
     """
 
     log_probs: Tensor
     hidden: Tensor | None
     prompts: list[Ids]
     prefixes: Tensor
+    ids: list[Ids] | None = None
 
 
 TokenProposal = Callable[[Rows], Tensor]
@@ -90,6 +93,7 @@ class Population:
     ``tokens``  [M, T] ids so far, padded          ``t``      tokens drawn so far
     ``log_p``   [M] log-probability under the prior ``log_q``  [M] under the proposal (float64)
     ``alive``   [M] still running                 ``last``   [M] the newest token of each running particle
+    ``log_psi`` [M] what a twist with a table says of the prefix, nats
     """
 
     def __init__(
@@ -97,7 +101,9 @@ class Population:
         source: CompletionDistribution,
         proposal: TokenProposal | LM | None = None,
         generator: torch.Generator | None = None,
+        lean: Lean | None = None,
     ) -> None:
+        """``lean``: what next tokens lean to (a twist); by default the restriction of ``source``, if it has one."""
         lm = source.lm
         if isinstance(proposal, LM) and proposal.vocab_size != lm.vocab_size:
             raise InputError(
@@ -107,6 +113,7 @@ class Population:
         index = source.index.reshape(-1)
         used, row = torch.unique(index, return_inverse=True)
         self.source = source
+        self.lean: Lean | None = source.restriction if lean is None else lean
         self.proposal = None if isinstance(proposal, LM) else proposal
         self.generator = generator
         self.prompts: list[Ids] = [source.prompts[i] for i in used.tolist()]
@@ -117,10 +124,13 @@ class Population:
         self.written = np.zeros((size, source.max_new_tokens), dtype=np.int64)  # the same, on the CPU
         self.log_p = torch.zeros(size, dtype=torch.float64, device=lm.device)
         self.log_q = torch.zeros(size, dtype=torch.float64, device=lm.device)
+        self.log_psi = torch.zeros(size, dtype=torch.float64, device=lm.device)
+        self._weighs: Tensor | None = None
         self.alive = np.ones(size, dtype=bool)
         self.last = np.zeros(size, dtype=np.int64)
         self.scratch: Tensor | None = None  # fresh memory for the CDF at every step would cost as much as the CDF
-        self.held: tuple[Tensor, Tensor] | None = None
+        self.held: tuple[Tensor, Tensor, Tensor] | None = None
+        self.held_log_p, self.held_log_q = torch.zeros_like(self.log_p), torch.zeros_like(self.log_q)
         self.t = 0
         self.terminal = np.zeros(lm.vocab_size, dtype=bool)
         self.terminal[list(source.terminal)] = True
@@ -130,9 +140,11 @@ class Population:
         self.decoder: Decoder = lm.start(self.prompts)
         self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
 
-    def hold(self, where: Tensor, tokens: Tensor) -> None:
-        """Particles ``where [m]`` write ``tokens [m, T]`` instead of drawing (scored like any draw)."""
-        self.held = where, tokens.cpu()
+    def hold(self, where: Tensor, tokens: Tensor, length: Tensor | int | None = None) -> None:
+        """Particles ``where [m]`` write the first ``length`` [m] tokens (all of them) of ``tokens [m, T]`` instead of
+        drawing. They are scored like any draw; ``held_log_p``, ``held_log_q`` are their part of it."""
+        longest = tokens.shape[1] if length is None else length
+        self.held = where, tokens.cpu(), torch.as_tensor(longest).expand(len(where)).clamp_max(tokens.shape[1])
 
     @property
     def done(self) -> bool:
@@ -149,46 +161,58 @@ class Population:
         u = torch.rand(len(self.row), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
         row = self.row[running]
         drawn = sample_rows(cdf, row, u[moved])
-        if self.held is not None:
-            where, tokens = self.held
+        held = self._held_now()
+        if held is not None:
             forced = self.tokens[:, self.t].clone()
             forced[moved] = drawn
-            forced[where.to(drawn.device)] = tokens[:, self.t].to(drawn.device)
+            forced[held[0].to(drawn.device)] = held[1].to(drawn.device)
             drawn = forced[moved]
         at = upload(row, drawn.device)
         self.tokens[moved, self.t] = drawn
         picked = (log_q[at, drawn] - log_total[at]).double()
         self.log_q[moved] += picked
         self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
+        if self._weighs is not None:
+            self.log_psi[moved] = self._weighs[at, drawn].double()
         self.last[running] = drawn.cpu().numpy()  # the one wait of a step
         self.written[running, self.t] = self.last[running]
         self.alive[running] = ~self.terminal[self.last[running]]
         if self.stop_text is not None:
             self.read[running] = self.stop_text.after(self.read[running], self.last[running])
             self.alive[running] &= self.read[running] != self.stop_text.end
+        if held is not None:
+            where = held[0].to(self.log_p.device)
+            self.held_log_p[where], self.held_log_q[where] = self.log_p[where], self.log_q[where]
         self.t += 1
+
+    def _held_now(self) -> tuple[Tensor, Tensor] | None:
+        """The particles [m] that do not draw their next token, and that token [m]."""
+        if self.held is None:
+            return None
+        where, tokens, length = self.held
+        now = length > self.t
+        return (where[now], tokens[now, self.t]) if bool(now.any()) else None
 
     def _next_token(self) -> tuple[Tensor, Tensor]:
         """``(log p, log q)`` of the next token, ``[rows, V]``; where both are the prior, one unnormalised tensor."""
-        restriction = self.source.restriction
-        undisturbed = self.proposal is None and self.proposal_decoder is None and self.source.warp.is_identity
-        if undisturbed and restriction is None:
+        proposes = self.proposal is not None or self.proposal_decoder is not None
+        if self.lean is None and not proposes and self.source.warp.is_identity:
             return self.decoder.logits, self.decoder.logits
         log_p = self.source.warp(self.decoder.log_probs)
-        if restriction is None:
+        if self.lean is None:
             return log_p, self.propose(log_p)
-        prefixes = self.row_prefixes()
-        allowed = restriction.allowed(prefixes)
-        support = restriction.support(log_p, prefixes, allowed)
-        if self.proposal is None and self.proposal_decoder is None:
+        leaning = self.lean.leaning(self.rows(log_p)._replace(ids=self.row_prefixes()))
+        self._weighs, support = leaning.weighs, leaning.support(log_p)
+        if not proposes:
             return log_p, support
-        return log_p, restriction.confine(self.propose(support), allowed)
+        log_q = self.propose(support)
+        return log_p, log_q if leaning.allowed is None else confine(log_q, leaning.allowed)
 
     def propose(self, support: Tensor) -> Tensor:
-        """log q [rows, V]; ``support``: the prior, confined to where a proposal should go."""
+        """log q [rows, V]; ``support``: the prior, leaning to where a proposal should go."""
         warp = self.source.warp
         if self.proposal_decoder is not None:
-            confined = warp.cuts or self.source.restriction is not None
+            confined = warp.cuts or self.lean is not None
             log_q = warp.propose(self.proposal_decoder.log_probs, ~support.isneginf() if confined else None)
         elif self.proposal is not None:
             log_q = self.proposal(self.rows(support))
@@ -196,7 +220,7 @@ class Population:
             return support
         if log_q.shape != support.shape:
             raise InputError(f"a proposal returns log q of shape {list(support.shape)}, got {list(log_q.shape)}")
-        missed = at_end("missed by the proposal", _Missed)
+        missed = on_run_end("missed by the proposal", _Missed)
         if missed is not None:
             missed.note(support, log_q)
         return log_q
@@ -219,6 +243,7 @@ class Population:
         """Particle i becomes a copy of particle ``ancestors[i]``; the network's rows are only re-addressed."""
         where = ancestors.to(self.tokens.device)
         self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
+        self.log_psi = self.log_psi[where]
         at = ancestors.cpu().numpy()
         self.row, self.alive, self.last, self.written = self.row[at], self.alive[at], self.last[at], self.written[at]
         self.read = self.read[at]

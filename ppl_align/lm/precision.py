@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppl_align.core.runs import at_end
+from ppl_align.core.runs import on_run_end
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM
@@ -67,6 +67,6 @@ def state_precision(lm: LM, tokens: int) -> None:
     base: Any = getattr(lm, "_base", None)
     if base is None or half_precision(lm) is None:  # type: ignore[arg-type]
         return
-    stated = at_end(("precision", base), lambda: _Stated(lm))  # type: ignore[arg-type]
+    stated = on_run_end(("precision", base), lambda: _Stated(lm))  # type: ignore[arg-type]
     if stated is not None:
         stated.longest = max(stated.longest, tokens)

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.lm.leaning import Leaning
 from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.lm.transfer import CPU, Resident, upload
-from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
     from ppl_align.constraints.base import Reader
     from ppl_align.lm.base import Ids
+    from ppl_align.lm.decoding import Rows
     from ppl_align.lm.distribution import CompletionDistribution
 
 _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the text must be acceptable with it
@@ -97,14 +98,7 @@ class Restriction:
         left = self.max_new_tokens - len(prefixes[0]) if prefixes else 0
         return torch.stack([reader.viable(prefixes, left) for reader in self.readers]).all(0)
 
-    def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
-        """``[rows, V]`` nats: what particles are drawn from where nobody proposes anything better."""
-        return self.confine(log_probs, allowed)
-
-    def confine(self, log_probs: Tensor, allowed: Tensor) -> Tensor:
-        """``[rows, V]`` nats: log-probabilities on ``allowed`` [rows, V] only, normalised again.
-
-        A row with nothing left stays as it is: a dead end is drawn from like any other, and its weight is 0."""
-        confined = log_probs.masked_fill(~allowed.to(log_probs.device), -torch.inf)
-        dead = confined.isneginf().all(-1, keepdim=True)
-        return log_normalise(torch.where(dead, log_probs, confined))
+    def leaning(self, rows: Rows) -> Leaning:
+        """What particles are drawn from is confined to what is allowed."""
+        assert rows.ids is not None
+        return Leaning(allowed=self.allowed(rows.ids))

@@ -20,19 +20,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK, am_i_wrapped
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, RewardError
-from ppl_align.core.runs import aside, at_end
+from ppl_align.core.pyro_stack import apart
+from ppl_align.core.runs import nested_run, on_run_end
 from ppl_align.core.seeds import mix
 from ppl_align.core.text import Texts
-from ppl_align.engines.base import Engine, at_least
+from ppl_align.core.validation import at_least
+from ppl_align.engines.base import Engine
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.lm.completions import Completion
 from ppl_align.moments.fit import MomentFit, fit
 from ppl_align.posterior import Posterior
-from ppl_align.program import Program
+from ppl_align.program.compiled import running
 from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
@@ -131,18 +133,18 @@ class MomentConstraint:
         """lambda, where the constraint stands now."""
         if self._off:
             return dict.fromkeys(self.features, 0.0)
-        program = _program()
+        program = running()
         if program is not None:
             key = _key(program.model, program.args, program.kwargs)
             if key not in self._fits and self._anywhere is None:
-                with _apart():
+                with apart(), torch.enable_grad():
                     self.fit(program.model, *program.args, **program.kwargs)
             self.fitted = self._fits.get(key, self._anywhere)
         if self.fitted is None:
             raise InputError(f"moment constraint on {', '.join(self.features)}: fit it first, constraint.fit(model)")
         few = self.fitted.few_draws
         if few is not None:  # whichever run uses it
-            at_end(("moment constraint", id(self)), lambda: lambda: few)
+            on_run_end(("moment constraint", id(self)), lambda: lambda: few)
         return {name: estimate.value for name, estimate in self.fitted.weights.items()}
 
     # -- fitting ------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class MomentConstraint:
         if pool is None:
             assert model is not None
             chosen = engine or ImportanceSampling(num_particles=self.num_pool, num_replicates=1)
-            with self._switched_off(), aside():
+            with self._switched_off(), nested_run():
                 pool = chosen.run(model, *args, seed=mix(self.seed, "moments"), **kwargs)
             missing = [name for name in self.features if name not in pool.rewards]
             if missing:
@@ -229,12 +231,6 @@ def _batch(completion: What) -> torch.Size:
     return torch.Size() if isinstance(completion, str) else completion.shape
 
 
-def _program() -> Program | None:
-    """The program that an engine is running right now."""
-    found = (getattr(handler, "program", None) for handler in reversed(_PYRO_STACK))
-    return next((program for program in found if isinstance(program, Program)), None)
-
-
 def _key(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     """Equal for the same program with the same arguments, however they were given."""
     try:
@@ -244,17 +240,3 @@ def _key(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, 
     except (TypeError, ValueError):  # the engine will say what is wrong with them
         pass
     return identity(model), content(list(args)), content(dict(kwargs))
-
-
-@contextmanager
-def _apart() -> Iterator[None]:
-    """A run within a run: no handler, no plate and no gradient mode of the outer program reaches the inner one."""
-    handlers, plates = _PYRO_STACK[:], _DIM_ALLOCATOR._stack[:]
-    _PYRO_STACK.clear()
-    _DIM_ALLOCATOR._stack.clear()
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        _PYRO_STACK[:] = handlers
-        _DIM_ALLOCATOR._stack[:] = plates

@@ -150,3 +150,8 @@ CONDITIONAL: dict[str, Resampler] = {
     "residual": conditional_residual,
     "multinomial": conditional_multinomial,
 }
+
+
+def draw_by(log_weight: Tensor) -> Tensor:
+    """One index per row in proportion to exp(log_weight): ``[P, A] -> [P]``."""
+    return torch.multinomial((log_weight - log_weight.amax(-1, keepdim=True)).exp(), 1)[:, 0]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.printed import with_error
-from ppl_align.core.runs import speaking
+from ppl_align.core.runs import is_top_level
+from ppl_align.particles.per_particle import said
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.totals import log_likelihood
 from ppl_align.posterior.truncation import cut_short
-from ppl_align.program.per_particle import said
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -89,13 +89,13 @@ def _span(log_factor: Tensor) -> float:
 def note_findings(posterior: Posterior, proposal: Any = None) -> None:
     """Log what a run shows, and leave it in its history: ``posterior.warnings``.
 
-    Logged only by a run that the user asked for; whoever runs an engine :func:`~ppl_align.core.runs.aside` reads them.
+    Logged only by a run that the user asked for; whoever starts a :func:`~ppl_align.core.runs.nested_run` reads them.
     What the engine itself left there is kept.
 
     ``proposal``: what the engine was given to draw from, where it did not train a guide of its own."""
     found = [*posterior.warnings, *findings(posterior), *hidden_warps(posterior, posterior.guide or proposal)]
     found += broken_promises(posterior)
-    for line in found if speaking() else ():
+    for line in found if is_top_level() else ():
         log.warning(line)
     if found:
         posterior.history = {**posterior.history, "warnings": found}

@@ -5,6 +5,7 @@ Seen on draws of the prior: by the lint, and for free in a finished run whose pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -44,7 +45,7 @@ def cut_off(tokens: Tensor, source: CompletionDistribution) -> Tensor:
 
 
 def turned_down(
-    site: str, source: CompletionDistribution, cut: Tensor, factors: dict[str, Tensor], rewards: dict[str, Tensor]
+    site: str, source: CompletionDistribution, cut: Tensor, factors: Mapping[str, Tensor], rewards: Mapping[str, Tensor]
 ) -> str | None:
     """What the first factor that wants endings does to draws that have none. All tensors [P]."""
     share = float(cut.double().mean())

@@ -22,9 +22,9 @@ from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, RunError
-from ppl_align.core.seeds import mix
-from ppl_align.engines.base import isolated, one_of
-from ppl_align.preferences.outside import outside
+from ppl_align.core.pyro_stack import apart
+from ppl_align.core.seeds import isolated, mix
+from ppl_align.core.validation import one_of
 from ppl_align.program.observe import prefers
 
 METHODS = ("laplace", "svi", "nuts")
@@ -54,7 +54,7 @@ def infer(differences: Tensor, prior_scale: float, method: str, seed: int) -> Be
     one_of("method", method, list(METHODS))
     if not 0 < prior_scale < math.inf:
         raise InputError(f"prior_scale must be positive and finite, got {prior_scale!r}")
-    with outside(), isolated(mix(seed, f"preferences, {method}")), torch.enable_grad():
+    with apart(), isolated(mix(seed, f"preferences, {method}")), torch.enable_grad():
         unit = {"laplace": _laplace, "svi": _svi, "nuts": _nuts}[method](differences * prior_scale)
     draws = None if unit.draws is None else unit.draws * prior_scale
     return Belief(unit.mean * prior_scale, unit.covariance * prior_scale**2, draws)

@@ -12,8 +12,8 @@ import torch
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import generator
+from ppl_align.core.validation import at_least
 from ppl_align.data.packages import REVIEWS
-from ppl_align.engines.base import at_least
 from ppl_align.preferences.pairs import Pairs
 
 HELD_OUT = 0.25  # share of the films that no training pair is about

@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import generator
-from ppl_align.engines.base import at_least, one_of
+from ppl_align.core.validation import at_least, one_of
 from ppl_align.preferences.features import Features, Remembered
 from ppl_align.preferences.pairs import Pairs
 from ppl_align.preferences.posterior import RewardPosterior

@@ -25,8 +25,8 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.core.runs import at_end
-from ppl_align.engines.base import one_of
+from ppl_align.core.runs import on_run_end
+from ppl_align.core.validation import one_of
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.preferences.posterior import RewardPosterior
@@ -122,7 +122,7 @@ class _Tally:
 
 def _tell(posterior: RewardPosterior, beta: float, bonus: Tensor) -> None:
     """Once per run, at its end; outside of any run, now."""
-    tally = at_end(("optimism", id(posterior), beta), lambda: _Tally(beta))
+    tally = on_run_end(("optimism", id(posterior), beta), lambda: _Tally(beta))
     told = tally or _Tally(beta)
     told.parts.append(bonus)
     if tally is None:

@@ -1,6 +1,7 @@
 """The Pyro side: what a user writes (``completion``, ``reward``, ...) and what an engine sees (``Program``)."""
 
-from ppl_align.program.compiled import Execution, Program, Site
+from ppl_align.particles.particles import Site
+from ppl_align.program.compiled import Program
 from ppl_align.program.completion import choose, completion
 from ppl_align.program.constrain import constrain
 from ppl_align.program.environment import environment
@@ -10,7 +11,6 @@ from ppl_align.program.reward import reward
 from ppl_align.program.reward_funcs import reward_funcs
 
 __all__ = [
-    "Execution",
     "Program",
     "Site",
     "choose",

@@ -35,7 +35,7 @@ from ppl_align.core.text import Texts
 from ppl_align.lm.base import LM
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.compiled import note_answers
+from ppl_align.program.execute import note_answers
 from ppl_align.program.names import take_name
 from ppl_align.program.sketch import sketching, stand_in
 from ppl_align.rewards.cache import content, identity

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from ppl_align.core.errors import ModelError, PplAlignError, RunError
+from ppl_align.program.plates import PARTICLES
 
-PARTICLE_PLATE = "ppl_align_particles"
-"""The plate of an engine's particles."""
 ROOM = "outside of a plate values are [particles, 1], inside [particles, size]: index from the right"
 STATIC = (
     "Every particle must run the same sites: the program asks for the truth of a batch, or branches on a drawn value. "
@@ -61,7 +60,7 @@ def _plate_mismatch(said: str) -> ModelError | None:
     if found is None:
         return None
     plate, site, dim, size, got = found.groups()
-    if plate == PARTICLE_PLATE:
+    if plate == PARTICLES:
         return ModelError(
             f"site {site!r} is a batch of {got}, but no plate says so: write pyro.plate(..., {got}) around it"
         )

@@ -10,12 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
 from pyro.poutine.util import site_is_subsample
 
 from ppl_align.core.errors import ModelError
+from ppl_align.core.pyro_stack import handlers
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.compiled import PARTICLES, is_bookkeeping, is_environment
+from ppl_align.program.execute import is_bookkeeping, is_environment
+from ppl_align.program.plates import PARTICLES
 
 WORLD = "an environment"
 TAKEN = (PARTICLES, "_INPUT", "_RETURN", "num_particles_vectorized")
@@ -58,7 +59,7 @@ def refuse_name(name: Any, kind: str) -> None:
 
 def take_name(name: str) -> None:
     """Tell the execution that is under way, if there is one, that the world answers here without a site of Pyro's."""
-    for handler in reversed(_PYRO_STACK):
+    for handler in handlers():
         if isinstance(handler, Names):
             handler.take(name, WORLD)
             return

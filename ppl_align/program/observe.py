@@ -17,15 +17,15 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.runtime import _PYRO_STACK, am_i_wrapped
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_align.constraints.unfinished import Unfinished
 from ppl_align.core.errors import InputError, RewardError
+from ppl_align.core.pyro_stack import plates
 from ppl_align.lm.completions import Completion
-from ppl_align.program.compiled import PARTICLES
 from ppl_align.program.constrain import constrain
+from ppl_align.program.plates import PARTICLES
 from ppl_align.program.scale import HOW, positive
 from ppl_align.rewards.answers import shorten
 
@@ -149,9 +149,9 @@ def _observe(what: str, name: str, likelihood: Callable[..., Any], parts: Mappin
     each plate, the particles' included; of what was seen, whatever is left after the plates of the program."""
     if not am_i_wrapped():  # run by hand, outside any inference: there is nobody to tell
         return
-    plates = {frame.name: -frame.dim for frame in _PYRO_STACK if isinstance(frame, IndepMessenger) and frame.dim}
-    batch = max(plates.values(), default=0)
-    own = max((dim for frame, dim in plates.items() if frame not in _PARTICLE_PLATES), default=0)
+    around = {frame.name: -frame.dim for frame in plates() if frame.dim}
+    batch = max(around.values(), default=0)
+    own = max((dim for frame, dim in around.items() if frame not in _PARTICLE_PLATES), default=0)
     given = {part: torch.as_tensor(value, dtype=torch.float64) for part, value in parts.items()}
     for part, value in given.items():
         if not own and 0 < value.dim() < batch and value.numel() > 1:

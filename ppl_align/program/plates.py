@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-Plates = tuple[str | None, ...]
-"""The plates of a site by dimension, leftmost first; None where a dimension of size 1 lies between two plates."""
+from ppl_align.particles.particles import Plates
+
+PARTICLES = "ppl_align_particles"
+"""The name of the plate under which engines run a program."""
 
 
-def plates_of(msg: Any, particles: str) -> Plates:
+def plates_of(msg: Any) -> Plates:
     """The plates that a site of a program stands in, apart from the one of the particles."""
-    named = {f.dim: f.name for f in msg["cond_indep_stack"] if f.dim is not None and f.name != particles}
+    named = {f.dim: f.name for f in msg["cond_indep_stack"] if f.dim is not None and f.name != PARTICLES}
     return tuple(named.get(dim) for dim in range(min(named, default=0), 0))
 
 

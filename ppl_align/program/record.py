@@ -6,7 +6,8 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
-from ppl_align.program.compiled import PARTICLES, is_bookkeeping
+from ppl_align.program.execute import is_bookkeeping
+from ppl_align.program.plates import PARTICLES
 
 
 class Record(Messenger):

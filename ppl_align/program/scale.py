@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from pyro.ops.provenance import detach_provenance
-from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
+from ppl_align.core.pyro_stack import plates
 
 Scale = float | Tensor
 """Nats per unit of reward; a tensor broadcasts with the batch of rewards."""
@@ -84,8 +83,8 @@ def positive(what: str, value: Any) -> Scale:
 def _fits(shape: torch.Size, batch: torch.Size) -> bool:
     """Is every dimension that of the batch, or of a plate around it? (A sequential plate has no dimension.)"""
     room = list(batch)
-    for handler in _PYRO_STACK:
-        if isinstance(handler, IndepMessenger) and handler.dim is not None:
+    for handler in plates():
+        if handler.dim is not None:
             room = [1] * (-handler.dim - len(room)) + room
             if room[handler.dim] == 1:
                 room[handler.dim] = _size(handler)

@@ -7,6 +7,7 @@ single particle whose completions are empty. Rewards are not asked, nothing is s
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,8 @@ from pyro.poutine.messenger import Messenger
 from ppl_align.core.runs import remembered
 from ppl_align.core.seeds import cuda_devices
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.compiled import Program, is_bookkeeping
+from ppl_align.program.compiled import Program
+from ppl_align.program.execute import is_bookkeeping, make_room
 from ppl_align.program.names import SameNameError
 
 if TYPE_CHECKING:
@@ -79,10 +81,10 @@ def _sketch(program: Program) -> Sketch:
 
 def _look(program: Program, answer: str | int) -> tuple[list[tuple[str, Reader]], Exception | None, int]:
     """The constraints that were met, by site; what stopped the program, if anything; and its plates."""
-    single, seen = program.with_particles(1), list[tuple[str, "Reader"]]()
+    single, seen = copy.copy(program), list[tuple[str, "Reader"]]()
     with torch.random.fork_rng(devices=cuda_devices()), looking(answer):
         try:
-            single.execute(lambda: _Look(single, seen))
+            single.execute(lambda nesting: _Look(nesting, seen), 1)
         except SameNameError:
             raise
         except Exception as error:
@@ -103,15 +105,15 @@ def looking(answer: str | int) -> Iterator[None]:
 class _Look(Messenger):
     """Completions are empty, other latents are drawn, observed sites are left alone."""
 
-    def __init__(self, program: Program, constraints: list[tuple[str, Reader]]) -> None:
+    def __init__(self, nesting: int, constraints: list[tuple[str, Reader]]) -> None:
         super().__init__()
-        self.program, self.constraints = program, constraints
+        self.nesting, self.constraints = nesting, constraints
         self.constraints.clear()  # the program is run again from its beginning when it turns out to have plates
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg):
             return
-        self.program.make_room(msg)
+        make_room(msg, self.nesting)
         notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
         everywhere = msg["mask"] is None or msg["mask"] is True  # a masked constraint holds for some draws only
         if "constrains" in notes and everywhere:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.compiled import Execution, Program, _Execute
+from ppl_align.particles.particles import Particles
+from ppl_align.program.compiled import Program
+from ppl_align.program.execute import Execute
 from ppl_align.program.sketch import STAND_INS, looking
 
 
-def survey(program: Program, values: Mapping[str, Tensor]) -> Execution:
-    """What the rewards of a program on these latents say of ``log_upper`` and ``scales``; their values are not known.
+def survey(program: Program, particles: Particles) -> Particles:
+    """What the rewards of a program with these latents say of ``log_upper`` and ``scales``; their values are not known.
 
     Stops (``pending``) at the first latent without a value that is no completion."""
     try:
         with looking(STAND_INS[0]):
-            return _run(program, values)
+            return _run(program, particles)
     except (TypeError, ValueError):  # as where the program computes with an answer of the world
         with looking(STAND_INS[1]):
-            return _run(program, values)
+            return _run(program, particles)
 
 
-def _run(program: Program, values: Mapping[str, Tensor]) -> Execution:
-    return program.execute(lambda: _Survey(program, dict(values), False, None, ())).result
+def _run(program: Program, particles: Particles) -> Particles:
+    return program.execute(lambda nesting: _Survey(particles, nesting, False, None, ()), particles.size).particles
 
 
-class _Survey(_Execute):
+class _Survey(Execute):
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if not msg["is_observed"] and isinstance(fn, CompletionDistribution):

@@ -10,13 +10,12 @@ from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
-from pyro.poutine.indep_messenger import IndepMessenger
-from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
 from ppl_align.core.cost import count
 from ppl_align.core.errors import InputError, PplAlignError, RewardError
-from ppl_align.core.runs import at_end, remembered, speaking
+from ppl_align.core.pyro_stack import plates
+from ppl_align.core.runs import is_top_level, on_run_end, remembered
 from ppl_align.core.seeds import generators
 from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
@@ -112,14 +111,14 @@ class _Question:
         """A reward that drew random numbers (or loaded a network, which does so too), or that shows another sign that
         it answers one text in two ways (:mod:`ppl_align.rewards.signs`): the run says so at its end."""
         drew = self.drew
-        looked_at: dict[Hashable, bool] | None = remembered("do rewards vary?", dict) if speaking() else None
+        looked_at: dict[Hashable, bool] | None = remembered("do rewards vary?", dict) if is_top_level() else None
         if looked_at is None:
             return
         which = (self.name, identity(self.fn))
         if which not in looked_at:
             looked_at[which] = may_vary(self.fn)
         if drew or looked_at[which]:
-            at_end(("a reward that may vary", self.name), lambda: lambda: _varies(self.name, drew))
+            on_run_end(("a reward that may vary", self.name), lambda: lambda: _varies(self.name, drew))
 
     def _call(self, at: Sequence[int]) -> Any:
         return start_call(self.fn, {**self.seen.take(at), **services(self.name, [self.seen.texts[i] for i in at])})
@@ -236,4 +235,4 @@ def _describe(value: Tensor) -> str:
 
 def _inside_a_plate() -> bool:
     """Is there a batch at all? Then a reward without one has mixed its elements."""
-    return any(isinstance(handler, IndepMessenger) for handler in _PYRO_STACK)
+    return bool(plates())

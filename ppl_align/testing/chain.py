@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_align.core import seeds
 from ppl_align.core.errors import AllDeadError, InputError, ModelError
-from ppl_align.engines.base import at_least
+from ppl_align.core.validation import at_least
 from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
@@ -26,7 +26,7 @@ from ppl_align.testing.chain_program import ChainProgram, read, run_on
 from ppl_align.testing.recursion import NEVER, LogMatrix, Marginals, TiltedChain
 
 if TYPE_CHECKING:
-    from ppl_align.engines.twists import Prefixes
+    from ppl_align.twists.twist import Prefixes
 
 _CHECKED = 32  # posterior draws on which the program itself is asked again
 

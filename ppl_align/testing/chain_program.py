@@ -10,11 +10,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_align.core.errors import ModelError
-from ppl_align.engines.base import isolated
+from ppl_align.core.seeds import isolated
 from ppl_align.lm import MarkovLM
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
-from ppl_align.program.compiled import PARTICLES
+from ppl_align.program.execute import is_bookkeeping
+from ppl_align.program.plates import PARTICLES
 from ppl_align.rewards.automaton import Accepts
 from ppl_align.rewards.tokens import LastToken, TokenSum
 
@@ -34,8 +36,8 @@ class ChainProgram(NamedTuple):
 def read(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ChainProgram:
     """Run the program on a few arbitrary sequences and note its sites. Raises ``ModelError`` for what is no chain."""
     with isolated(0):
-        program = Program(model, args, kwargs, _ROWS)
-        pending = program.run({}, draw=False).pending
+        program = Program(model, args, kwargs)
+        pending = program.run(Particles(_ROWS), draw=False).pending
         if pending is None:
             raise ModelError("ChainOracle needs a program with one completion, this one has none")
         if not pending.is_completion:
@@ -51,7 +53,7 @@ def run_on(
 ) -> dict[str, tuple[TokenReward, float]]:
     """The rewards of the program, after checking that they say of ``tokens [P, T]`` what their functions say."""
     with isolated(0), _Observed() as observed:
-        pending = program.with_particles(len(tokens)).run({site: tokens}, draw=False).pending
+        pending = program.run(Particles(len(tokens), {site: tokens}), draw=False).pending
     if pending is not None:
         what = "is a second completion" if pending.is_completion else "is a latent"
         raise _refuse(pending.name, f"{what}: only one completion may be random")
@@ -82,8 +84,7 @@ class _Observed(Messenger):
         return super().__enter__()
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        bookkeeping = type(msg["fn"]).__name__ == "_Subsample" or msg["infer"].get("_deterministic")
-        if msg["is_observed"] and not bookkeeping:
+        if msg["is_observed"] and not is_bookkeeping(msg):
             self.sites[msg["name"]] = dict(msg)
 
 

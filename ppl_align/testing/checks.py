@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_align.core.cost import Cost
 from ppl_align.core.printed import say_z
 from ppl_align.lm.completions import Completion, tensor_of
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
@@ -123,8 +124,8 @@ def _scores(case: Case, posterior: Posterior) -> Iterator[str]:
         return value.reshape(-1, *value.shape[2:])[:size]
 
     values = {name: flat(tensor_of(value)) for name, value in posterior.particles.items()}
-    program = Program(case.oracle.model, case.oracle.args, case.oracle.kwargs, size)
-    execution = program.run(values, draw=False, score=set(values))
+    program = Program(case.oracle.model, case.oracle.args, case.oracle.kwargs)
+    execution = program.run(Particles(size, values), draw=False, score=set(values))
     if execution.pending is not None:
         yield f"expected a value for every latent, got none for {execution.pending.name!r}"
         return

@@ -20,7 +20,8 @@ from torch import Tensor
 from ppl_align.core.cost import Cost, measure
 from ppl_align.core.errors import AllDeadError, InputError, RunError
 from ppl_align.core.seeds import seed_all
-from ppl_align.engines.base import Engine, at_least
+from ppl_align.core.validation import at_least
+from ppl_align.engines.base import Engine
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
 from ppl_align.testing.checks import CHECKS, STATISTICAL

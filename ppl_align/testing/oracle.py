@@ -15,12 +15,12 @@ from torch import Tensor
 from ppl_align.core import seeds
 from ppl_align.core.errors import InputError
 from ppl_align.engines import Exact
-from ppl_align.engines.twists import Prefixes
 from ppl_align.lm.completions import tensor_of
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
 from ppl_align.testing.policies import score
+from ppl_align.twists.twist import Prefixes
 
 NEVER = -torch.inf
 

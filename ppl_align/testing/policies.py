@@ -15,6 +15,7 @@ from ppl_align.guides.program import ProgramGuide
 from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Rows
+from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.program.plates import all_with_room
 
@@ -58,11 +59,11 @@ class _FromFunction(TokenGuide):
 def _score_program(oracle: Oracle, guide: AutoGuide | ProgramGuide) -> Tensor:
     """Run the guide with every latent held at its value, and add up what its sites say."""
     size = len(oracle.log_prior)
-    program = Program(oracle.model, oracle.args, oracle.kwargs, size)
-    execution = program.run(oracle.values, draw=False)  # finds out how many plates the program has
+    program = Program(oracle.model, oracle.args, oracle.kwargs)
+    execution = program.run(Particles(size, oracle.values), draw=False)  # finds out how many plates the program has
     values = all_with_room(oracle.values, execution.plates, execution.nesting)
     with guide.trained() if isinstance(guide, ProgramGuide) else pyro.get_param_store().scope():
-        with program.plate():
+        with program.plate(size):
             held = poutine.condition(guide, data=values)
             trace = poutine.trace(held).get_trace(*oracle.args, **oracle.kwargs)
         trace.compute_log_prob()

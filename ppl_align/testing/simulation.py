@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -18,14 +18,14 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from ppl_align.core.errors import InputError
-from ppl_align.core.seeds import mix
-from ppl_align.engines.base import isolated
-from ppl_align.engines.proposals import FromPrior
-from ppl_align.engines.sweep import Sweep, assemble
+from ppl_align.core.seeds import isolated, mix
 from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.of_particles import of_particles
 from ppl_align.program import Program
+from ppl_align.runner.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,19 @@ def simulate(
     """
     with isolated(mix(seed, "simulate")), torch.no_grad():
         free = _Free(model)
-        program = Program(free, args, kwargs, num_simulations)
-        sweep = Sweep(program, 1, num_simulations, FromPrior(), lambda done, total, note: None)
-        execution = sweep.run()
+        drawn = Runner(Program(free, args, kwargs)).finish(Particles(num_simulations))
     if not free.observed:
         raise InputError("simulate() needs a program with observed sites: nothing was observed")
     arguments = _arguments(model, observed or {}, free.observed)
     found = []
     for i in range(num_simulations):
-        data = {arguments[site]: _datum(execution.sources.get(site), sweep.values[site][i]) for site in free.observed}
+        data = {arguments[site]: _datum(drawn.sources.get(site), drawn.values[site][i]) for site in free.observed}
         given = {**_bound(model, args, kwargs), **data}
-        latents = {name: value[i : i + 1] for name, value in sweep.values.items() if name not in free.observed}
+        latents = {name: value[i : i + 1] for name, value in drawn.values.items() if name not in free.observed}
         with isolated(0):
-            again = Program(model, (), given, 1).run(latents, draw=False, score=tuple(latents))
-        posterior = assemble(again, latents, again.log_potential[None], again.log_prior, again.log_prior)
-        posterior.log_proposal, posterior.draws_are_exact = None, True
-        posterior.engine, posterior.seed = "simulate", seed
-        posterior.model = getattr(model, "__name__", type(model).__name__)
+            again = Program(model, (), given).run(Particles(1, latents), draw=False, score=tuple(latents))
+        posterior = of_particles(again, again.log_potential[None], log_proposal=None, draws_are_exact=True, seed=seed)
+        posterior = replace(posterior, engine="simulate", model=getattr(model, "__name__", type(model).__name__))
         found.append(Simulation(given, posterior))
     return found
 

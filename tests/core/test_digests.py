@@ -22,5 +22,6 @@ def test_every_room_of_the_package_is_a_library(room):
 
 
 def test_code_of_the_caller_is_not_a_library():
-    assert _is_library(pytest.raises) and _is_library(import_module)
+    assert _is_library(pytest.raises)
+    assert _is_library(import_module)
     assert not _is_library(test_code_of_the_caller_is_not_a_library)

@@ -12,11 +12,10 @@ import numpy as np
 from ppl_align.core.errors import PplAlignError
 from ppl_align.core.estimate import Estimate
 from ppl_align.core.runs import run_memory
-from ppl_align.core.seeds import mix
+from ppl_align.core.seeds import isolated, mix
 from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.advisor import advise, best_run
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
-from ppl_align.engines.base import isolated
 from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength

@@ -66,10 +66,4 @@ def replicates(run: Posterior, first: int, last: int) -> Posterior:
 def pools(drawn: Pool, size: int) -> Iterator[Pool]:
     """Pools of ``size`` draws each, in order, without the texts."""
     for first in range(0, drawn.num_draws - size + 1, size):
-        part = slice(first, first + size)
-
-        def each(values: Mapping[str, Any], part: slice = part) -> dict[str, Any]:
-            return {name: value[part] if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-
-        cut: dict[str, Any] = {name: each(getattr(drawn, name)) for name in _BY_DRAW}
-        yield replace(drawn, program=drawn.program.with_particles(size), written={}, **cut)
+        yield replace(drawn, particles=drawn.particles.take(torch.arange(first, first + size)))

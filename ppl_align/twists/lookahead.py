@@ -11,7 +11,7 @@ tokens and weighs the prefixes:
 
 where psi_l(s), without v, is the same with the mean P(s -> s'). Both are learned from a small pool of draws, in which
 the word itself may not occur once: the LM's next-token *mass* that moves the automaton is seen on every prefix
-(:mod:`ppl_align.engines.moves`).
+(:mod:`ppl_align.twists.moves`).
 
 Any psi that is positive where success is possible leaves E[Zhat] = Z; the pool only decides how much Zhat varies. But
 prefixes whose psi is far too small are given up, Zhat becomes heavy-tailed, and that looks like a bias until the rare
@@ -39,27 +39,26 @@ from torch import Tensor
 from ppl_align.constraints.automata import AutomatonReader
 from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
-from ppl_align.core.seeds import mix
-from ppl_align.engines.base import isolated
-from ppl_align.engines.moves import observe, outcomes
-from ppl_align.engines.stop_states import StoppingReader, stop_strings_of, with_stop_strings
+from ppl_align.core.seeds import isolated, mix
 from ppl_align.lm.base import LM, Ids
+from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.spelling import goes_on_from
 from ppl_align.lm.transfer import CPU, Resident, upload
-from ppl_align.lm.warp import log_normalise
 from ppl_align.program.constrain import compiled
+from ppl_align.twists.hard_constraint import per_particle, running_texts
+from ppl_align.twists.moves import observe, outcomes
+from ppl_align.twists.stop_states import StoppingReader, stop_strings_of, with_stop_strings
+from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
 RELATIVE_FLOOR = 0.05  # the same, as a share of what it is worth at the start
 DEFENSIVE = 0.1  # share of the tokens drawn from the confined prior
-TINY = 1e-37  # float32: what a mass is divided by where it is 0
 SHARE = 0.05  # of a state's success: what a move must contribute for its last token to be looked at
 
 
 @dataclass(eq=False)
-class LookAhead:
+class LookAhead(Twist):
     """psi of one automaton.
 
     ``success``   [T + 1, S] psi_l(s): proposes tokens     ``careful``   [T + 1, S] psi+_l(s): weighs prefixes
@@ -84,6 +83,14 @@ class LookAhead:
         self._moves = torch.tensor(list(self.by_token), dtype=torch.long).reshape(-1, 2)
         self._surplus = Resident(torch.stack([torch.zeros(vocab_size).double(), *self.by_token.values()])[1:])
         self._after: tuple[int, Tensor] | None = None
+        self._log_after: tuple[Tensor, Tensor] | None = None
+
+    def at(self, scene: Scene) -> Twist | None:
+        """Where the constraint that it was made for stands."""
+        readers = () if scene.restriction is None else scene.restriction.readers
+        if not any(reader is self.constraint for reader in readers):
+            return None
+        return AtSite(self.checked(scene.site.fn), scene.site.fn.max_new_tokens)
 
     def checked(self, source: CompletionDistribution) -> LookAhead:
         """The same for a completion with its own stop tokens; raises ``InputError`` unless it reaches as far, and for
@@ -115,8 +122,11 @@ class LookAhead:
         return self._bounded(psi, states, self.weighs[left], left, CPU).log()
 
     def then(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
-        """psi after each next token, when ``left`` more may follow, ``[m, V]`` float32 on the device."""
-        return self.after(left, device)[upload(self.reader.states(prefixes), device)]
+        """log psi after each next token, when ``left`` more may follow, ``[m, V]`` float32 on the device."""
+        after = self.after(left, device)
+        if self._log_after is None or self._log_after[0] is not after:
+            self._log_after = after, after.log()  # one row for each state, of which each prefix copies one
+        return self._log_after[1][upload(self.reader.states(prefixes), device)]
 
     def after(self, left: int, device: torch.device = CPU) -> Tensor:
         """psi_l(state after v, v) in each state, ``[S, V]`` float32 on the device; of an end: is it a good one?"""
@@ -192,31 +202,35 @@ def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int
     return LookAhead(reader, torch.stack(psi), by_token, torch.stack(careful), source.stop_ids)
 
 
-class LookingAhead(Restriction):
-    """A restriction whose draws lean towards success; ``looks``: for the readers that can look ahead."""
+class LearnedLookAhead(Twist):
+    """The twist ``"lookahead"``: psi is learned by ``num_pool`` draws, for each constraint that can look ahead."""
 
-    def __init__(self, base: Restriction, looks: Sequence[LookAhead]) -> None:
-        super().__init__(base.readers, base.max_new_tokens, base.eos_ids, base.stop_ids, base.device, base.silent)
-        self.looks = tuple(looks)
+    def __init__(self, num_pool: int = 64) -> None:
+        self.num_pool = num_pool
 
-    def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
-        """(1 - d) p0 psi / A + d p0 1[allowed] / B, each normalised; a dead end is drawn from like any other prefix."""
-        left = self.max_new_tokens - len(prefixes[0]) - 1
-        allowed = allowed.to(log_probs.device)
-        confined = log_probs.masked_fill(~allowed, -torch.inf)
-        best = confined.amax(-1, keepdim=True)
-        confined = confined - torch.where(best.isneginf(), 0.0, best)  # exp(-104) is 0 in float32
-        safe = confined.exp()
-        psi = allowed.to(log_probs.dtype)
-        for look in self.looks:
-            psi = psi.mul_(look.then(prefixes, left, log_probs.device))
-        total, room = (safe * psi).sum(-1, keepdim=True), safe.sum(-1, keepdim=True)
-        leaning = torch.where(total > 0, 1 - DEFENSIVE, 0.0) / total.clamp_min(TINY)
-        rest = torch.where(total > 0, DEFENSIVE, 1.0) / room.clamp_min(TINY)
-        log_q = psi.mul_(leaning).add_(rest).log_().add_(confined)
-        return log_normalise(torch.where(best.isneginf(), log_probs, log_q))
+    def at(self, scene: Scene) -> Twist | None:
+        readers = [] if scene.restriction is None else scene.restriction.readers
+        looks = [learn(scene.site.fn, r, self.num_pool) for r in readers if isinstance(r, AutomatonReader)]
+        return Sum([AtSite(look, scene.site.fn.max_new_tokens) for look in looks]) if looks else None
 
-    def log_success(self, prefixes: Sequence[Ids]) -> Tensor:
-        """log psi+ of running prefixes of one length, ``[m]`` nats."""
-        left = self.max_new_tokens - len(prefixes[0])
-        return torch.stack([look.now(prefixes, left) for look in self.looks]).sum(0)
+
+class AtSite(Twist):
+    """A look ahead in one completion of at most ``max_new_tokens`` tokens."""
+
+    defensive = DEFENSIVE
+    of_constraints = True
+
+    def __init__(self, look: LookAhead, max_new_tokens: int) -> None:
+        self.look, self.max_new_tokens = look, max_new_tokens
+
+    def next_token(self, rows: Rows) -> Tensor:
+        assert rows.ids is not None
+        return self.look.then(rows.ids, self.max_new_tokens - len(rows.ids[0]) - 1, rows.log_probs.device)
+
+    def prefix(self, prefixes: Prefixes) -> Tensor:
+        """log psi+; a text that has ended, where a plate holds several, is judged by the program."""
+        running, texts = running_texts(prefixes)
+        log_psi = torch.zeros(len(running), dtype=torch.float64)
+        if texts:
+            log_psi[running] = self.look.now(texts, self.max_new_tokens - len(texts[0]))
+        return per_particle(log_psi, prefixes).sum(-1)

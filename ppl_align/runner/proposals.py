@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.guides.program import ProgramGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import TokenProposal
+from ppl_align.program.compiled import Program
 
 
 @runtime_checkable
@@ -23,6 +23,15 @@ class Proposal(Protocol):
 
     def latent(self, site: str, prior: Any) -> Any:
         """For any other latent: the distribution to draw from, given its prior."""
+        ...
+
+
+@runtime_checkable
+class ProposesValues(Protocol):
+    """A proposal that draws whole values before the program runs; what it leaves out is drawn as it comes."""
+
+    def draw(self, program: Program, size: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values [P, ...] and log q [P] by site, for P = ``size`` particles."""
         ...
 
 
@@ -79,8 +88,8 @@ class _Held:
 
 def as_proposal(proposal: Any) -> Proposal:
     """``None`` (the prior), a trained guide, another LM over the same vocabulary, or ``Rows -> log_q [rows, V]``."""
-    if proposal is None or isinstance(proposal, ProgramGuide):
-        return FromPrior()  # a program proposes whole values before the sweep; what it leaves out comes from the prior
+    if proposal is None:
+        return FromPrior()
     if isinstance(proposal, Proposal) and not isinstance(proposal, LM):
         return proposal
     if isinstance(proposal, LM) or callable(proposal):

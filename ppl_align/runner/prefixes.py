@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,28 +10,29 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import PartialTextError
-from ppl_align.program import Execution, Program, Site
+from ppl_align.particles.particles import Particles, Site
+from ppl_align.program.compiled import Program
 
 REMEDY = "let it read a beginning of any length (x.tokens[..., :n], x.lengths), or use twist=None, or a larger every="
 
 
-def run_on_prefixes(program: Program, values: Mapping[str, Tensor], site: Site) -> Execution:
-    """Run the program on texts of ``site`` that are not finished yet (among ``values``).
+def run_on_prefixes(program: Program, particles: Particles, site: Site) -> Particles:
+    """Run the program on particles whose text of ``site`` is not finished yet.
 
     Raises ``PartialTextError`` for whatever the user's code raises there and does not raise when the same texts are
     padded to their full length; what fails on whole texts as well is raised as it is."""
     try:
-        return program.run(values, draw=False)
+        return program.run(particles, draw=False)
     except Exception as error:
-        tokens = values[site.name]
-        if _fails_on_whole_texts(program, values, site, tokens, error):
+        tokens = particles.values[site.name]
+        if _fails_on_whole_texts(program, particles, site, tokens, error):
             raise
         raise PartialTextError(_line(site, tokens.shape[-1], error)) from error
 
 
 @contextmanager
 def asked_about_prefixes(site: str, length: int, who: str) -> Iterator[None]:
-    """Around a call of the user's own function of prefixes."""
+    """Around a call of the user's own function of prefixes, of ``length`` tokens at ``site``."""
     try:
         yield
     except PartialTextError:
@@ -41,15 +42,14 @@ def asked_about_prefixes(site: str, length: int, who: str) -> Iterator[None]:
         raise PartialTextError(f"{who} failed on unfinished texts of {site!r} {at}: {_said(error)}") from error
 
 
-def _fails_on_whole_texts(
-    program: Program, values: Mapping[str, Tensor], site: Site, tokens: Tensor, error: Exception
-) -> bool:
+def _fails_on_whole_texts(program: Program, particles: Particles, site: Site, tokens: Tensor, error: Exception) -> bool:
     missing = site.fn.max_new_tokens - tokens.shape[-1]
     if missing <= 0:
         return True
     rest = torch.full((*tokens.shape[:-1], missing), site.fn.pad_id, dtype=tokens.dtype, device=tokens.device)
     try:
-        program.run({**values, site.name: torch.cat([tokens, rest], -1)}, draw=False)
+        whole = {**particles.values, site.name: torch.cat([tokens, rest], -1)}
+        program.run(particles.replace(values=whole), draw=False)
     except Exception as other:
         return _kind(other) is _kind(error)
     return False

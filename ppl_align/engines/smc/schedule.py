@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppl_align.core.errors import InputError
-from ppl_align.engines.base import at_least, one_of
+from ppl_align.core.validation import at_least, one_of
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.spelling import Spelling

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ppl_align.core.errors import ModelError
-from ppl_align.core.runs import at_end
+from ppl_align.core.runs import on_run_end
 from ppl_align.lm.restriction import Restriction
-from ppl_align.program import Execution, Program, Site
+from ppl_align.particles.particles import Particles, Site
+from ppl_align.program.compiled import Program
 from ppl_align.program.sketch import sketch
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class KnownConstraints:
     """``readers``: the constraints on each completion site.  ``stopped``: what ended the look at the program before its
     end, None if nothing did; a constraint after that still holds, as a rejection at the end."""
 
@@ -29,9 +30,9 @@ class Foreseen:
         readers = None if site.environment else self.readers.get(site.name)
         return Restriction.of(readers, site.fn) if readers else None
 
-    def late(self, execution: Execution) -> str | None:
-        """What there is to say of a constraint that the program has and that was not foreseen; None: there is none."""
-        sites = sorted(set(execution.constraints) - set(self.readers))
+    def unknown(self, particles: Particles) -> str | None:
+        """What there is to say of a constraint that the program has and that was not known; None: there is none."""
+        sites = sorted(set(particles.constraints) - set(self.readers))
         if not sites or self.stopped is None:
             return None
         return (
@@ -39,35 +40,35 @@ class Foreseen:
             f"stops before it, at {self.stopped}"
         )
 
-    def hint(self, execution: Execution) -> str:
+    def hint(self, particles: Particles) -> str:
         """The same for the end of an error that may come of it; else empty."""
-        said = self.late(execution)
+        said = self.unknown(particles)
         return "" if said is None else f" ({said})"
 
 
-def foreseen(program: Program) -> Foreseen:
+def known_constraints(program: Program) -> KnownConstraints:
     """The constraints on each completion, by a look at the program before anything is drawn."""
     found = sketch(program)
     if found.stopped is None:
-        return Foreseen(found.readers)
-    return Foreseen(found.readers, f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0])
+        return KnownConstraints(found.readers)
+    return KnownConstraints(found.readers, f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0])
 
 
-def hold(expected: Foreseen, execution: Execution) -> None:
+def validate_constraints(known: KnownConstraints, particles: Particles) -> None:
     """Are the constraints that engines drew within those of the program, now that it has run to its end?
 
     Raises ``ModelError`` where one is not: it hangs on something drawn, and what was drawn is confined to the wrong
-    texts. One that was not foreseen is remarked on: it costs draws, not correctness."""
-    for site, readers in expected.readers.items():
-        met = execution.constraints.get(site, ())
+    texts. One that was not known is remarked on: it costs draws, not correctness."""
+    for site, readers in known.readers.items():
+        met = particles.constraints.get(site, ())
         if any(all(not _same(reader, other) for other in met) for reader in readers):
             raise ModelError(
                 f"the constraint on {site!r} changes with what was drawn before it (a latent, or an answer of the "
                 f"world): a constraint is one for all draws; write what differs between them as a reward with -inf"
             )
-    remark = expected.late(execution)
+    remark = known.unknown(particles)
     if remark is not None:
-        at_end(remark, lambda: lambda: remark)
+        on_run_end(remark, lambda: lambda: remark)
 
 
 def _same(reader: Reader, other: Reader) -> bool:

@@ -19,7 +19,6 @@ error, and then scaled so that its mean over the pool is the observed mean. Pred
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,13 +26,13 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.automata import AutomatonReader
-from ppl_align.engines.stop_states import ending_tokens
 from ppl_align.lm.base import Ids
-from ppl_align.lm.decoding import Population
+from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.leaning import Leaning
 from ppl_align.lm.transfer import Resident, upload
 from ppl_align.particles.weights import kish
+from ppl_align.twists.stop_states import ending_tokens
 
 ELSEWHERE = 0.5
 FEWEST = 32  # different last tokens, below which only the mean is used
@@ -108,7 +107,8 @@ def _pool(
     settled = _settled(reader)
     flat = source.index.reshape(-1)
     spread = torch.linspace(0, len(flat) - 1, num_pool).round().long()
-    population = Population(source.with_index(flat[spread.to(flat.device)]).within(_Explore(reader, source, led)))
+    start = source.with_index(flat[spread.to(flat.device)])
+    population = Population(start, lean=_Explore(reader, source, led))
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while not population.done:
         running = torch.from_numpy(np.flatnonzero(population.alive))
@@ -137,29 +137,24 @@ def _summed(p: Tensor, columns: Tensor, size: int) -> Tensor:
     return masses.index_put_((rows, columns), p, accumulate=True)  # its order, unlike scatter_add's, is always the same
 
 
-class _Explore(Restriction):
+class _Explore:
     """Forbids nothing; steps into other states are drawn more often than the prior would. ``led``: :func:`outcomes`."""
 
     def __init__(self, reader: AutomatonReader, source: CompletionDistribution, led: Resident) -> None:
-        super().__init__([reader], source.max_new_tokens, source.lm.eos_ids, source.stop_ids, source.lm.device)
-        self.reader, self.led = reader, led
+        self.reader, self.max_new_tokens, self.led = reader, source.max_new_tokens, led
 
-    def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
-        return torch.ones(len(prefixes), self.reader.automaton.vocab_size, dtype=torch.bool, device=self.device)
-
-    def support(self, log_probs: Tensor, prefixes: Sequence[Ids], allowed: Tensor) -> Tensor:
-        automaton, device = self.reader.automaton, log_probs.device
-        states = upload(self.reader.states(prefixes), device)
+    def leaning(self, rows: Rows) -> Leaning:
+        automaton, device = self.reader.automaton, rows.log_probs.device
+        assert rows.ids is not None
+        states = upload(self.reader.states(rows.ids), device)
         to = self.led.on(device)[states]
-        p = log_probs.double().exp()
-        mass = _summed(p, to, automaton.num_states + 2)
+        mass = _summed(rows.log_probs.double().exp(), to, automaton.num_states + 2)
         there = (mass > 1e-12).scatter(1, states[:, None], False)
         there[:, automaton.num_states :] = False  # an end shows nothing more
         share = torch.where(states == automaton.start, min(ELSEWHERE, 1 / self.max_new_tokens), ELSEWHERE)
         share = torch.where(there.any(-1), share, 0.0).double()[:, None]
         gain = torch.where(there, share / (there.sum(-1, keepdim=True).clamp_min(1) * mass.clamp_min(1e-12)), 0.0)
-        q = p * (1 - share + gain.gather(1, to))
-        return (q / q.sum(-1, keepdim=True)).log().to(log_probs)
+        return Leaning(log_psi=(1 - share + gain.gather(1, to)).log())
 
 
 def _predict(features: Tensor, last: Tensor, log_mass: Tensor, weights: Tensor) -> Tensor:

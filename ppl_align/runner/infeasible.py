@@ -1,4 +1,4 @@
-"""What ends dead is written again: a policy that keeps to a hard constraint for certain.
+"""Resampling of infeasible completions: a policy that keeps to a hard constraint for certain.
 
 A guide that is kept to a constraint token by token can still run into a dead end. As a policy it would break the
 constraint now and then, and its J = E[log-likelihood] - KL(policy || p0) would be -inf. So the agent writes such a
@@ -18,36 +18,36 @@ from torch import Tensor
 from ppl_align.core.errors import RunError
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Population
-from ppl_align.program import Site
+from ppl_align.particles.particles import Site
 
-PATIENCE = 100
+MAX_TRIES = 100
 """Tries in a row: half of the draws may end dead, and one text in 1e30 would not be written by then."""
 
 
-def write_again(site: Site, population: Population) -> None:
+def resample_infeasible(site: Site, population: Population) -> None:
     """Replace the texts of a finished population that do not meet its restriction, in place.
 
-    Raises ``RunError`` where a text ends dead ``PATIENCE`` times in a row."""
+    Raises ``RunError`` where a text ends dead ``MAX_TRIES`` times in a row."""
     source = population.source
-    lanes = _dead(population)
+    texts = _infeasible(population)
     index = source.index.reshape(-1)
     tries = 1
-    while len(lanes):
-        if tries == PATIENCE:
+    while len(texts):
+        if tries == MAX_TRIES:
             raise RunError(
-                f"{site.name!r} ended without meeting its hard constraints {PATIENCE} times in a row: raise "
+                f"{site.name!r} ended without meeting its hard constraints {MAX_TRIES} times in a row: raise "
                 f"max_new_tokens, or train longer"
             )
-        new = Population(source.with_index(index[lanes.to(index.device)]), population.proposal).run()
-        where = lanes.to(population.tokens.device)
+        new = Population(source.with_index(index[texts.to(index.device)]), population.proposal).run()
+        where = texts.to(population.tokens.device)
         population.tokens[where], population.log_p[where] = new.tokens, new.log_p
         harmonic = sum(1 / k for k in range(1, tries + 1))
         population.log_q[where] = new.log_q + harmonic
-        lanes = lanes[_dead(new)]
+        texts = texts[_infeasible(new)]
         tries += 1
 
 
-def _dead(population: Population) -> Tensor:
-    """The lanes whose text does not meet the restriction."""
+def _infeasible(population: Population) -> Tensor:
+    """Which texts do not meet the restriction."""
     restriction, texts = population.source.restriction, Completion(population.tokens, population.source).ids
     return torch.arange(0) if restriction is None else (~restriction.accepts(texts)).nonzero()[:, 0]

@@ -1,0 +1,5 @@
+"""Sequential Monte Carlo, twisted or not."""
+
+from ppl_align.engines.smc.smc import SMC
+
+__all__ = ["SMC"]

@@ -1,0 +1,113 @@
+"""Sequential Monte Carlo: importance sampling that notices on the way which prefixes are worth continuing."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ppl_align.core.errors import InputError
+from ppl_align.core.runs import is_top_level
+from ppl_align.core.validation import at_least, one_of
+from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.smc.schedule import check_schedule
+from ppl_align.engines.smc.twisted import TwistedSMC
+from ppl_align.particles.particles import Particles
+from ppl_align.particles.resampling import SCHEMES
+from ppl_align.posterior import Posterior
+from ppl_align.posterior.of_particles import of_particles
+from ppl_align.runner.proposals import ProposesValues, as_proposal
+from ppl_align.twists.lookahead import LearnedLookAhead, LookAhead
+from ppl_align.twists.prefix_reward import PrefixReward
+from ppl_align.twists.twist import Twist, parts_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SMC(Engine):
+    """Particles that are weighed while they grow, and resampled when few of them carry the weight.
+
+    ``num_particles``   particles of each population, N       ``num_replicates``  independent populations, R
+    ``ess_threshold``   resample a population when its ESS falls below this share of N (0: never, 1: always)
+    ``resampling``      "systematic" (default), "stratified", "residual", "multinomial"
+    ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program),
+                        "prefix": what the rest of the program says of the text so far, "lookahead": how likely
+                        constraints such as ``Contains`` are still to be met (:mod:`ppl_align.twists.lookahead`;
+                        a ``LookAhead`` that was made before is used as it is), a function ``Prefixes -> log psi [m]``:
+                        what the program is expected to say of the finished text, or a
+                        :class:`~ppl_align.twists.Twist` of your own, which may know a value for each next token and
+                        then proposes as well. A tuple is their sum: ``("prefix", "lookahead")``, where a program has
+                        rewards and such a constraint
+    ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
+    ``every``           when psi is refreshed: a number of tokens, or where a "word" or "sentence" of the particle ends
+                        (the others keep their last one, or count as the average before they have had any)
+    ``proposal``        as for importance sampling
+    ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
+                        eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat
+
+    Weights: increment psi_t - psi_{t-1} + log p - log q; a finished particle has its final potential and increment 0.
+    Never resamples after the last step, so the weights returned are honest. E[Zhat] = Z for every setting.
+    Sources: Naesseth et al. 2019 (arXiv:1903.04797); Lew et al. 2023 (arXiv:2306.03081); Zhao et al. 2024
+    (arXiv:2404.17546).
+    """
+
+    num_particles: int = 64
+    num_replicates: int = 4
+    ess_threshold: float = 0.5
+    resampling: str = "systematic"
+    twist: Any = None
+    every: int | str = 1
+    num_pool: int = 64
+    proposal: Any = None
+    prefix_floor: float = -2.0
+
+    name: ClassVar[str] = "smc"
+
+    def __post_init__(self) -> None:
+        at_least(1, num_particles=self.num_particles, num_replicates=self.num_replicates, num_pool=self.num_pool)
+        if not 0 <= self.ess_threshold <= 1:
+            raise InputError(f"ess_threshold is a share of the particles, between 0 and 1; got {self.ess_threshold}")
+        if not np.isfinite(self.prefix_floor):
+            raise InputError(f"prefix_floor must be finite, got {self.prefix_floor}")
+        one_of("resampling", self.resampling, list(SCHEMES))
+        self._twists()
+        check_schedule(self.every)
+        if isinstance(as_proposal(self.proposal), ProposesValues):
+            raise InputError("this guide proposes whole values, not tokens: SMC cannot steer with it; use importance")
+
+    def _twists(self) -> list[Twist]:
+        named = {
+            "prefix": lambda: PrefixReward(self.prefix_floor),
+            "lookahead": lambda: LearnedLookAhead(self.num_pool),
+        }
+        return parts_of(self.twist, named)
+
+    def _infer(self, task: Task) -> Posterior:
+        runner = task.runner(as_proposal(self.proposal), self.num_particles)
+        smc = TwistedSMC(self, runner, self._twists())
+        particles = runner.finish(Particles(self.num_replicates * self.num_particles), smc)
+        log_weight = smc.log_weight + smc.log_evidence[:, None]
+        if bool(log_weight.isneginf().all()):
+            raise all_dead("at the end of the program", particles, runner.constraints.hint(particles))
+        if is_top_level():
+            self._say_what_had_no_effect(smc)
+        return of_particles(particles, log_weight, independent=not smc.resampled, history=smc.history())
+
+    def _say_what_had_no_effect(self, smc: TwistedSMC) -> None:
+        """A warning where there was nothing to look ahead to, or nothing to resample on."""
+        instead = "goes on without it" if smc.events else "is importance sampling"
+        for i, part in enumerate(smc.parts):
+            if isinstance(part, LearnedLookAhead) and i not in smc.known:
+                wanted = "Contains, EndsWith or AcceptedBy"
+                text = 'twist="lookahead": no completion has a constraint (%s) to look ahead to; SMC %s'
+                return log.warning(text, wanted, instead)
+            if isinstance(part, LookAhead) and i not in smc.known:
+                text = "twist=LookAhead(...): no completion has the constraint that it was made for; SMC %s"
+                return log.warning(text, instead)
+        if not smc.events:
+            why = "twist=None" if not smc.parts else "too few tokens"
+            log.warning("SMC had no weights before the end (%s): this run %s", why, instead)

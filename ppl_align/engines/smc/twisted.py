@@ -1,0 +1,217 @@
+"""What SMC does while particles move: judge prefixes by a twist, bring weights up to date, resample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.core.errors import RunError
+from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.smc.schedule import Schedule
+from ppl_align.engines.smc.state import State
+from ppl_align.lm.restriction import Restriction
+from ppl_align.particles.particles import Particles, Site
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
+from ppl_align.particles.weights import effective_sample_size, log_mean_exp
+from ppl_align.runner.decode import Decode
+from ppl_align.runner.prefixes import run_on_prefixes
+from ppl_align.runner.runner import Observer, Runner
+from ppl_align.twists.hard_constraint import HardConstraint
+from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist, evaluate
+
+if TYPE_CHECKING:
+    from ppl_align.engines.smc.smc import SMC
+
+
+class TwistedSMC(Observer):
+    """R replicates of N particles. ``state`` [P], ``log_evidence`` [R] of the populations already resampled, and
+    ``events``: what was seen each time the weights were looked at."""
+
+    def __init__(self, config: SMC, runner: Runner, parts: list[Twist]) -> None:
+        self.config, self.runner, self.parts = config, runner, parts
+        self.shape = (config.num_replicates, config.num_particles)
+        self.state = State.start(*self.shape)
+        self.log_evidence = torch.zeros(self.shape[0], dtype=torch.float64)
+        self.evidence = self.log_evidence  # when the weights were last looked at
+        self.events: list[dict[str, Any]] = []
+        self.known: set[int] = set()  # parts that knew something of a completion
+        self.twist: Twist | None = None
+        self.schedule: Schedule | None = None
+        self.step = 0
+
+    # -- as an observer of the runner ----------------------------------------------------------------------------------
+
+    def executed(self, particles: Particles) -> None:
+        """The true potential of what is written so far."""
+        self.state = self.state.reweight(particles.log_potential, particles.log_ratio)
+
+    def before_decoding(self, particles: Particles) -> Particles:
+        """Factors met so far may already tell particles apart."""
+        self.schedule = None
+        self.state = self.state.at_a_new_completion()
+        if not bool((self.state.log_weight != self.state.log_weight[0]).any()):
+            return particles
+        index = self._ancestors("before the first token", particles)
+        return particles if index is None else particles.take(index)
+
+    def lean(self, site: Site, restriction: Restriction | None) -> Twist | None:
+        """All that is known of a completion: its hard constraints and, of the twist, what has to do with it."""
+        asks = any(part.asks_program for part in self.parts)  # then the program itself judges its constraints
+        scene = Scene(site, restriction)
+        found = [part.at(scene) for part in (HardConstraint(weighs=not asks), *self.parts)]
+        self.known |= {i for i, one in enumerate(found[1:]) if one is not None}
+        known = [one for one in found if one is not None]
+        self.twist = Sum(known) if known else None
+        return self.twist
+
+    def drew(self, decode: Decode) -> None:
+        """Refresh the potentials of the particles that are due, then maybe resample."""
+        if self.twist is None:
+            return  # nothing is known of a prefix: weights wait for the end
+        self.step += 1
+        self.schedule = self.schedule or Schedule(self.config.every, decode.site.fn.lm)
+        size, state = decode.particles.size, self.state
+        alive = torch.from_numpy(decode.alive)
+        due = torch.from_numpy(self.schedule.due(decode.population).reshape(size, -1).any(-1)) & alive
+        due = due | (~alive & state.needs_refresh)
+        if not bool(due.any()):
+            return
+        judged = state.has_potential | due
+        chosen = due.nonzero()[:, 0]
+        psi = state.psi.clone()
+        psi[chosen] = self._potential(decode, chosen, alive[chosen])
+        start = decode.particles.log_potential
+        psi = torch.where(judged, psi, start + self._mean_gain(psi, start, judged))
+        state = replace(state, has_potential=judged, needs_refresh=alive)
+        self.state = state.reweight(psi, decode.particles.log_ratio + decode.log_ratio)
+        index = self._ancestors(f"after {decode.t} tokens of {decode.site.name!r}", decode.particles, decode)
+        if index is not None:
+            decode.take(index)
+
+    # -- potentials ----------------------------------------------------------------------------------------------------
+
+    def _potential(self, decode: Decode, chosen: Tensor, running: Tensor) -> Tensor:
+        """psi of the chosen particles, [m] nats: of prefixes by the twist, of what has ended the true one."""
+        assert self.twist is not None
+        twist, upstream, width = self.twist, decode.particles.take(chosen), decode.site.fn.max_new_tokens
+        site, psi, said = upstream.pending, upstream.log_potential, None
+        assert site is not None
+        if twist.asks_program:
+            decode.leave_scores(decode.t)
+            said = run_on_prefixes(self.runner.program, _with(upstream, decode.prefix(decode.t), chosen), site)
+            psi = torch.where(running, psi, said.log_potential)
+        elif not twist.of_constraints and not bool(running.all()):
+            ended = (~running).nonzero()[:, 0]
+            whole = _with(upstream.take(ended), decode.prefix(width), chosen[ended])  # padded to its full length
+            psi = psi.index_copy(0, ended, self.runner.program.run(whole, draw=False).log_potential)
+        if bool(running.any()):
+            now = running.nonzero()[:, 0]
+            judged = self._judged(decode, upstream.take(now), chosen[now], None if said is None else said.take(now))
+            psi = psi.index_add(0, now, judged)
+        return psi
+
+    def _judged(self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None) -> Tensor:
+        """log psi of prefixes, [m] nats."""
+        assert self.twist is not None
+        assert upstream.pending is not None
+        source, tokens = upstream.pending.fn, decode.prefix(decode.t)
+        prefixes = Prefixes(
+            decode.site.name,
+            tokens[chosen.to(tokens.device)],
+            source.prompt_rows(source.batch_shape),
+            upstream.values,
+            upstream.log_potential,
+            said,
+            torch.from_numpy(decode.population.alive).reshape(decode.particles.size, -1)[chosen],
+        )
+        log_psi = evaluate(self.twist, prefixes)
+        if self.twist.table_weighs:
+            log_psi = log_psi + decode.per_particle(decode.population.log_psi)[chosen]
+        return log_psi
+
+    def _mean_gain(self, psi: Tensor, start: Tensor, judged: Tensor) -> Tensor:
+        """What the judged particles of a replicate have gained or lost in this completion, the log of their mean, [P].
+
+        A potential is compared with potentials, so one that is not judged yet counts as the average of those that are:
+        a constant added to a reward then says nothing for or against it. (E[Zhat] = Z whatever psi is made of, as long
+        as it is known when it is used.)"""
+        gain = torch.where(judged & psi.isfinite(), psi - start, -torch.inf).reshape(self.shape)
+        count = gain.isfinite().sum(-1, keepdim=True)
+        mean = gain.logsumexp(-1, keepdim=True) - count.clamp_min(1).log()
+        return torch.where(count > 0, mean, 0.0).expand(self.shape).reshape(-1)
+
+    # -- resampling ----------------------------------------------------------------------------------------------------
+
+    @property
+    def log_weight(self) -> Tensor:
+        """[R, N] nats, since the last resampling of each replicate."""
+        return self.state.log_weight.reshape(self.shape)
+
+    def _ancestors(self, where: str, particles: Particles, decode: Decode | None = None) -> Tensor | None:
+        """Look at the weights: whose copies go on, flat [P], once ``state`` is theirs; None: everybody stays."""
+        log_weight, config = self.log_weight, self.config
+        best = log_weight.amax(-1, keepdim=True)
+        if bool(best.isneginf().all()):
+            values = dict(particles.values)
+            if decode is not None:
+                values[decode.site.name] = decode.prefix(decode.site.fn.max_new_tokens)
+            dead = self.runner.program.run(particles.replace(values=values), draw=False)
+            raise all_dead(where, dead, self.runner.constraints.hint(dead))
+        if self.runner.retained is not None and bool(log_weight[:, 0].isneginf().any()):
+            raise RunError(f"a retained draw has weight zero {where}: it is not a draw of this program's posterior")
+        weights = (log_weight - best.clamp_min(-1e300)).exp()
+        total = weights.sum(-1, keepdim=True)
+        weights = weights / total.clamp_min(1e-300)
+        ess = effective_sample_size(weights)
+        resampled = (ess < config.ess_threshold * config.num_particles) & (total[:, 0] > 0)
+        own = torch.arange(config.num_particles).expand(self.shape)
+        ancestors, evidence = own, self.log_evidence + log_mean_exp(log_weight)
+        index = None
+        if bool(resampled.any()):
+            scheme = (SCHEMES if self.runner.retained is None else CONDITIONAL)[config.resampling]
+            drawn = scheme(torch.where(resampled[:, None], weights, torch.ones(())), None)
+            ancestors = torch.where(resampled[:, None], drawn, own)
+            index = (ancestors + torch.arange(self.shape[0])[:, None] * config.num_particles).reshape(-1)
+            self.log_evidence = torch.where(resampled, evidence, self.log_evidence)
+            anew = torch.where(resampled[:, None], torch.zeros_like(log_weight), log_weight)
+            self.state = replace(self.state.take(index), log_weight=anew.reshape(-1))
+        self.events.append(
+            {
+                "step": self.step,
+                "ess": ess,
+                "resampled": resampled,
+                "log_evidence_increment": evidence - self.evidence,
+                "ancestors": ancestors,
+            }
+        )
+        self.evidence = evidence
+        return index
+
+    @property
+    def resampled(self) -> bool:
+        return any(bool(event["resampled"].any()) for event in self.events)
+
+    def history(self) -> dict[str, Any]:
+        """Stacked over the S times the weights were looked at: see ``Posterior.history``."""
+        replicates, particles = self.shape
+        names = {"ess": (replicates,), "resampled": (replicates,), "log_evidence_increment": (replicates,)}
+        stacked: dict[str, Any] = {
+            name: torch.stack([event[name] for event in self.events]) if self.events else torch.zeros(0, *shape)
+            for name, shape in {**names, "ancestors": (replicates, particles)}.items()
+        }
+        stacked["step"] = torch.tensor([event["step"] for event in self.events], dtype=torch.long)
+        stacked["lineage"] = self.state.lineage.reshape(self.shape)
+        return stacked
+
+
+def _with(upstream: Particles, tokens: Tensor, chosen: Tensor) -> Particles:
+    """The particles at ``chosen``, with their tokens at the site that they wait for."""
+    assert upstream.pending is not None
+    values = {**upstream.values, upstream.pending.name: tokens[chosen.to(tokens.device)]}
+    return upstream.replace(values=values)
+
+
+__all__ = ["TwistedSMC"]

@@ -1,0 +1,209 @@
+"""One execution of a program: the handler that gives values to its latents and collects what its sites say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_align.core.errors import ModelError
+from ppl_align.core.pyro_stack import handlers
+from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.particles.particles import Particles, Plates, Site
+from ppl_align.particles.per_particle import PerParticle
+from ppl_align.program.explain import ROOM
+from ppl_align.program.log_bounds import log_lower_of, log_upper_of
+from ppl_align.program.plates import PARTICLES, plates_of, with_room
+from ppl_align.program.refusals import (
+    refuse_changed_prior,
+    refuse_no_density,
+    refuse_no_number,
+    refuse_subsample,
+    refuse_unconditioned_factor,
+)
+
+if TYPE_CHECKING:
+    from ppl_align.constraints.base import Reader
+
+LatentProposal = Callable[[str, Any], Any]
+"""``(name, prior) -> distribution`` to draw an ordinary latent from."""
+
+
+class Stop(BaseException):
+    """Unwinds the user's program; a BaseException, so that ``except Exception`` in it does not swallow us."""
+
+
+class Deeper(BaseException):
+    """The program has more plates than the particle plate leaves room for."""
+
+
+class Execute(Messenger):
+    """Gives values to latents, collects what observed sites and factors say."""
+
+    def __init__(
+        self, given: Particles, nesting: int, draw: bool, propose: LatentProposal | None, score: Collection[str]
+    ) -> None:
+        super().__init__()
+        self.given, self.nesting, self.draw, self.propose, self.score = given, nesting, draw, propose, score
+        self.values = given.values
+        self.order: list[str] = []
+        self.drawn: dict[str, Tensor] = {}
+        self.log_prior: dict[str, Tensor] = {}
+        self.log_proposal: dict[str, Tensor] = {}
+        self.factors: dict[str, Tensor] = {}
+        self.log_upper: dict[str, PerParticle | None] = {}
+        self.log_lower: dict[str, float | None] = {}
+        self.rewards: dict[str, Tensor] = {}
+        self.scales: dict[str, PerParticle] = {}
+        self.targets: dict[str, float] = {}
+        self.prefix_closed: dict[str, bool] = {}
+        self.sources: dict[str, CompletionDistribution] = {}
+        self.environment: list[str] = []
+        self.answers: dict[str, list[Any]] = {}
+        self.constraints: dict[str, list[Reader]] = {}
+        self.plates: dict[str, Plates] = {}
+        self.pending: Site | None = None
+
+    @property
+    def particles(self) -> Particles:
+        """The given ones, with what was drawn and what the program says now."""
+        return Particles(
+            self.given.size,
+            {**self.given.values, **self.drawn},
+            {**self.given.log_prior, **self.log_prior},
+            {**self.given.log_proposal, **self.log_proposal},
+            factors=self.factors,
+            log_upper=self.log_upper,
+            rewards=self.rewards,
+            scales=self.scales,
+            sources=self.sources,
+            answers=self.answers,
+            log_lower=self.log_lower,
+            targets=self.targets,
+            prefix_closed=self.prefix_closed,
+            environment=tuple(self.environment),
+            constraints=self.constraints,
+            plates=self.plates,
+            nesting=self.nesting,
+            pending=self.pending,
+        )
+
+    def _pyro_sample(self, msg: Any) -> None:
+        refuse_subsample(msg)
+        if is_bookkeeping(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        make_room(msg, self.nesting)
+        if isinstance(fn, CompletionDistribution):
+            self._check_batch(msg)
+        self.order.append(name)
+        if msg["is_observed"]:
+            return
+        refuse_unconditioned_factor(msg)
+        refuse_changed_prior(msg)
+        self.plates[name] = plates_of(msg)
+        world = is_environment(msg)
+        if world:
+            self.environment.append(name)
+        if name in self.values:
+            msg["value"] = with_room(self.values[name], len(fn.batch_shape) + len(fn.event_shape))
+            if isinstance(fn, CompletionDistribution):
+                self.sources[name] = fn
+            if name in self.score:
+                self.log_prior[name] = self._log_prior(msg, msg["value"])
+        elif isinstance(fn, CompletionDistribution) or not self.draw:
+            self.pending = Site(name, fn, world)
+            raise Stop
+        else:
+            proposal = fn if self.propose is None else self.propose(name, fn)
+            value = proposal.sample().detach()
+            msg["value"] = self.drawn[name] = value
+            self.log_prior[name] = self._log_prior(msg, value)
+            self.log_proposal[name] = self._per_particle(msg, proposal.log_prob(value))
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_bookkeeping(msg) or not msg["is_observed"]:
+            return
+        notes = msg["infer"].get("ppl_align", {})
+        log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
+        if msg["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
+        refuse_no_number(msg["name"], log_prob)
+        self.factors[msg["name"]] = self._per_particle(msg, log_prob)
+        upper = log_upper_of(msg, log_prob.shape, self.nesting)
+        self.log_upper[msg["name"]] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
+        lanes = log_prob.shape[-self.nesting :] if self.nesting else ()
+        self.log_lower[msg["name"]] = log_lower_of(msg, math.prod(lanes))
+        self.prefix_closed[msg["name"]] = notes.get("prefix_closed", False)
+        if "reward" in notes:
+            self.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
+            scale = notes["scale"]
+            self.scales[msg["name"]] = self._lanes(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
+        if "target" in notes:
+            self.targets[msg["name"]] = notes["target"]
+        if "constrains" in notes:
+            self.constraints.setdefault(notes["constrains"], []).extend(notes["reader"].parts)
+
+    def _check_batch(self, msg: Any) -> None:
+        """Every dimension of a completion's batch is a plate's."""
+        shape, plates = msg["fn"].batch_shape, {frame.dim for frame in msg["cond_indep_stack"]}
+        stray = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in plates]
+        if stray:
+            what = f"completion {msg['name']!r} is a batch of {list(shape)}"
+            surplus = len(shape) > 1 + self.nesting
+            remedy = ROOM if surplus else f"write it under pyro.plate(..., {shape[stray[0]]})"
+            raise ModelError(f"{what}, but no plate declares its dimension {stray[0]}: {remedy}")
+
+    def _log_prior(self, msg: Any, value: Tensor) -> Tensor:
+        log_p = msg["fn"].log_prob(value)
+        refuse_no_density(msg["name"], log_p)
+        return self._per_particle(msg, log_p)
+
+    def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
+        """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
+        return self._lanes(msg, value).sum(-1)
+
+    def _lanes(self, msg: Any, value: Tensor) -> Tensor:
+        """[P, plates...] (or less) -> [P, K], float64 on the CPU."""
+        size, nesting = self.given.size, self.nesting
+        value = value.detach().double().cpu()
+        plates = {frame.dim for frame in msg["cond_indep_stack"]}
+        stray = [d for d in range(-value.dim(), 0) if value.shape[d] != 1 and d not in plates]
+        if stray:
+            raise ModelError(
+                f"site {msg['name']!r} has shape {list(value.shape)}, but no plate declares its dimension {stray[0]}: "
+                f"sum it out, or keep a dimension of size 1 for each of the {nesting} plate(s) of the program"
+            )
+        if value.dim() != 1 + nesting or value.shape[0] != size:
+            value = value.expand(torch.broadcast_shapes(value.shape, (size, *(1,) * nesting)))
+        return value.reshape(size, -1)
+
+
+def make_room(msg: Any, nesting: int) -> None:
+    """Start anew (:class:`Deeper`) if a site lies in more plates than there is room for."""
+    if any(f.dim is not None and f.dim < -nesting for f in msg["cond_indep_stack"] if f.name != PARTICLES):
+        raise Deeper
+
+
+def is_bookkeeping(msg: Any) -> bool:
+    """Sites of Pyro's own: subsampling of plates, deterministic values."""
+    return site_is_subsample(msg) or bool(msg["infer"].get("_deterministic"))
+
+
+def note_answers(name: str, answers: list[Any]) -> None:
+    """Tell the execution that is under way, if there is one, what the world said to each particle."""
+    for handler in handlers():
+        if isinstance(handler, Execute) and handler.given.size == len(answers):
+            handler.answers[name] = answers
+            return
+
+
+def is_environment(msg: Any) -> bool:
+    """The world answers at this site, nobody chooses."""
+    return bool(msg["infer"].get("ppl_align", {}).get("environment", False))

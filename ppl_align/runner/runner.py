@@ -1,0 +1,197 @@
+"""The one driver: whatever moves a program forward calls it.
+
+A program is executed anew on what its particles hold, until it stops at a completion that has no value yet; that is
+decoded; and so on to its end (:meth:`Runner.finish`). :meth:`Runner.redraw` goes back to a site, or to a token of it,
+keeps all that is before and draws the rest anew. What engines do on the way (reweighting, resampling) they do as an
+:class:`Observer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_align.core.errors import InputError
+from ppl_align.core.progress import Report
+from ppl_align.lm.decoding import Population
+from ppl_align.lm.leaning import Lean
+from ppl_align.lm.restriction import Restriction
+from ppl_align.particles.particles import Particles, Site
+from ppl_align.program.compiled import Program
+from ppl_align.runner.decode import Decode
+from ppl_align.runner.known_constraints import KnownConstraints, validate_constraints
+from ppl_align.runner.proposals import FromPrior, Proposal, ProposesValues, Retaining
+
+
+class Observer:
+    """What an engine does while particles move; as it stands, nothing (importance sampling)."""
+
+    def executed(self, particles: Particles) -> None:
+        """The program has been executed on these: their factors are those of all that is written so far."""
+
+    def before_decoding(self, particles: Particles) -> Particles:
+        """A completion is about to be decoded; what is returned takes part."""
+        return particles
+
+    def lean(self, site: Site, restriction: Restriction | None) -> Lean | None:
+        """What the tokens of a completion lean to; None: to its hard constraints only."""
+        return None
+
+    def drew(self, decode: Decode) -> None:
+        """A token of each unfinished text was drawn, and the network has not read it yet."""
+
+
+class Redrawn(NamedTuple):
+    """``particles`` at their end; ``log_prior``, ``log_proposal`` [P] nats: of what was drawn anew, and of that only.
+
+    What was kept is in the totals of the particles: where one proposal drew both, it cancels between old and new."""
+
+    particles: Particles
+    log_prior: Tensor
+    log_proposal: Tensor
+
+
+class Runner:
+    """Moves particles through one program.
+
+    ``proposal``     what values are drawn from      ``constraints``  hard constraints, which draws are confined to
+    ``progress``     called as tokens are drawn
+    ``retained``     values by site [R, ...] that the first of every ``num_particles`` must have (conditional runs)
+    ``keep_scores``  log p0 of what is drawn is kept for a power prior that asks for it; else the LM is asked
+    ``post_decode``  called with the texts of a completion once they are written
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        proposal: Proposal = FromPrior(),
+        constraints: KnownConstraints = KnownConstraints(),
+        progress: Report = lambda done, total, note: None,
+        retained: Mapping[str, Tensor] | None = None,
+        num_particles: int = 0,
+        keep_scores: bool = True,
+        post_decode: Callable[[Site, Population], None] | None = None,
+    ) -> None:
+        self.program, self.constraints, self.progress = program, constraints, progress
+        self.proposal = proposal if retained is None else Retaining(proposal, retained, num_particles)
+        self.retained, self.num_particles = retained, num_particles
+        self.keep_scores, self.post_decode = keep_scores, post_decode
+
+    # -- forward -------------------------------------------------------------------------------------------------------
+
+    def start(self, size: int) -> Particles:
+        """``size`` particles before the program has begun; a proposal of whole values has drawn those."""
+        if not isinstance(self.proposal, ProposesValues):
+            return Particles(size)
+        values, log_proposal = self.proposal.draw(self.program, size)
+        return Particles(size, values, log_proposal=log_proposal)
+
+    def look(self, particles: Particles) -> Particles:
+        """Execute the program on what there is, and draw nothing: what it says, and which site comes next."""
+        return self._checked(self.program.run(particles, draw=False))
+
+    def advance(self, particles: Particles) -> Particles:
+        """Execute the program and draw ordinary latents on the way, to the next completion or to its end."""
+        unscored = set(particles.log_proposal) - set(particles.log_prior)
+        return self._checked(self.program.run(particles, draw=True, propose=self.proposal.latent, score=unscored))
+
+    def decode(
+        self,
+        particles: Particles,
+        observer: Observer = Observer(),
+        beginning: Tensor | None = None,
+        length: Tensor | int = 0,
+    ) -> tuple[Particles, Decode]:
+        """Write the pending completion, ``length`` tokens of each as ``beginning [P, plates..., T]`` has them."""
+        assert particles.pending is not None
+        site, observes = particles.pending, not particles.pending.environment  # the world is drawn as it is
+        restriction = self.constraints.restriction(site)
+        lean = observer.lean(site, restriction) if observes else None
+        decode = Decode(particles, restriction, self.proposal.tokens(site.name) if observes else None, lean)
+        if self.retained is not None:
+            first = torch.arange(0, particles.size, self.num_particles)
+            decode.begin_with(first, self.retained[site.name], site.fn.max_new_tokens)
+        if beginning is not None:
+            decode.begin_with(torch.arange(particles.size), beginning, length)
+        population = decode.population
+        while not population.done:
+            population.step()
+            if observes and not population.done:
+                observer.drew(decode)
+            population.advance()
+            self.progress(population.t, site.fn.max_new_tokens, site.name)
+        if self.post_decode is not None:
+            self.post_decode(site, population)
+        if self.keep_scores:
+            decode.leave_scores(site.fn.max_new_tokens)
+        return decode.written(), decode
+
+    def finish(self, particles: Particles, observer: Observer = Observer()) -> Particles:
+        """To the end of the program."""
+        particles = self.advance(particles)
+        observer.executed(particles)
+        while particles.pending is not None:
+            particles, _ = self.decode(observer.before_decoding(particles), observer)
+            particles = self.advance(particles)
+            observer.executed(particles)
+        return particles
+
+    def turn(self, particles: Particles) -> Particles:
+        """Draw the sites of the next turn, whosever it is: the world's, or of whoever decides."""
+        particles = self.look(particles)
+        turn = particles.pending
+        while (site := particles.pending) is not None and turn is not None and site.environment == turn.environment:
+            particles = self.look(self.decode(particles)[0] if site.is_completion else self._drawn(particles, site))
+        return particles
+
+    def turns(self, particles: Particles) -> Particles:
+        """To the end of the program, turn by turn."""
+        while (particles := self.look(particles)).pending is not None:
+            particles = self.turn(particles)
+        return particles
+
+    # -- and back ------------------------------------------------------------------------------------------------------
+
+    def redraw(self, particles: Particles, site: str, token: Tensor | int = 0) -> Redrawn:
+        """Draw anew from ``site`` on, or from token ``token`` ([P], or the same for all) of that completion on.
+
+        All that is before is kept, and so is a text that had ended by then. Particles with the same prefix share a row
+        of the network. Raises ``InputError`` for a site that is none of their latents."""
+        if site not in particles.values:
+            raise InputError(
+                f"redraw from {site!r}: the latents are {', '.join(map(repr, particles.values)) or 'none'}"
+            )
+        latents = [name for name in self.program.order if name in particles.values]
+        after = latents[latents.index(site) :]
+        kept = particles.before(after)
+        moved = self.advance(kept)
+        held_prior = held_proposal = torch.zeros(particles.size, dtype=torch.float64)
+        if moved.pending is not None and moved.pending.name == site and bool((torch.as_tensor(token) > 0).any()):
+            moved, decode = self.decode(moved, beginning=particles.values[site], length=token)
+            held_prior = decode.per_particle(decode.population.held_log_p)
+            held_proposal = decode.per_particle(decode.population.held_log_q)
+        moved = self.finish(moved)
+        return Redrawn(
+            moved,
+            moved.total_log_prior - kept.total_log_prior - held_prior,
+            moved.total_log_proposal - kept.total_log_proposal - held_proposal,
+        )
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _checked(self, particles: Particles) -> Particles:
+        if particles.pending is not None:
+            return particles
+        validate_constraints(self.constraints, particles)
+        # In the order of the program, which a guide that proposes whole values need not follow.
+        met = {name: particles.values[name] for name in self.program.order if name in particles.values}
+        return particles.replace(values={**met, **particles.values})
+
+    def _drawn(self, particles: Particles, site: Site) -> Particles:
+        """An ordinary latent, from its prior."""
+        value = site.fn.sample().detach()
+        log_p = site.fn.log_prob(value).detach().double().cpu().reshape(particles.size, -1).sum(-1)
+        return particles.write(site.name, value, log_p, log_p)
