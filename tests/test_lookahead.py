@@ -218,7 +218,7 @@ def test_the_two_parts_of_a_twist_are_added(soft, monkeypatch):
         for ids, value, over in zip(tokens, psi.tolist(), ended.tolist(), strict=True):
             prefix = tuple(ids.tolist())
             ahead = 0.0 if over else look.now([prefix], 7 - len(prefix)).item()
-            if over:  # the program sees what has ended as it will be: padded to its full length
+            if over and callable(soft):  # the program sees what has ended as it will be: padded to its full length
                 ids = torch.cat([ids, ids.new_full((7 - len(ids),), LM.eos_id)])
             liking = taste(ids).item() * (scale if over or soft == "prefix" else 1.0)
             seen.append((over, value - liking - ahead))

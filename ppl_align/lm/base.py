@@ -13,6 +13,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
+    from ppl_align.lm.blocks import Block
     from ppl_align.lm.distribution import CompletionDistribution
     from ppl_align.lm.stopping import StopIds
 
@@ -78,9 +79,41 @@ class LM(ABC):
         """What :meth:`decode` leaves out, EOS apart: how a completion shows it in the middle of its text."""
         return {}
 
-    @abstractmethod
+    # -- stepping: next-token probabilities --------------------------------------------------------------------
+
     def start(self, prompts: Sequence[Ids]) -> Decoder:
-        """A decoder whose row i stands after ``prompts[i]``."""
+        """A decoder whose row i stands after ``prompts[i]``. An LM that has none draws blocks only."""
+        raise InputError(self.cannot_step("enumeration, a guide or a hard constraint"))
+
+    @property
+    def steps(self) -> bool:
+        """Does it show the probabilities of next tokens?"""
+        return type(self).start is not LM.start
+
+    def cannot_step(self, what: str) -> str:
+        """What there is to say where ``what`` needs them and it does not."""
+        return (
+            f"{self.name} draws blocks of tokens and shows no next-token probabilities, which {what} needs: use "
+            f'ImportanceSampling, Rejection or SMC(twist="prefix") without it, or a prior that has them'
+        )
+
+    # -- every LM: draw blocks, score texts --------------------------------------------------------------------
+
+    def draw_block(self, prefixes: Sequence[Ids], length: int, source: CompletionDistribution) -> Block:
+        """At most ``length`` tokens after each of ``prefixes`` (prompt and text so far; equal ones are drawn for each),
+        by the global random numbers of torch. ``source``: temperature, top-k, top-p and what ends a text.
+
+        Whatever comes after the end of a text is not read. LMs that do not step override it."""
+        from ppl_align.lm.blocks import stepped
+
+        return stepped(prefixes, length, source)
+
+    def score_block(
+        self, prefixes: Sequence[Ids], tokens: Tensor, source: CompletionDistribution
+    ) -> tuple[Tensor, Tensor]:
+        """``(log p, log q)`` [m, k] of given tokens, q being what :meth:`draw_block` draws from (p, by default)."""
+        log_p = self.token_log_probs(prefixes, tokens, source.warp).double()
+        return log_p, log_p
 
     @abstractmethod
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:

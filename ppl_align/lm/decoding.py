@@ -28,6 +28,8 @@ from torch import Tensor
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import on_run_end
 from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.blocks import BlockPopulation
+from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean, confine
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.sampling import cumulative, sample_rows
@@ -87,14 +89,8 @@ class _Missed:
         )
 
 
-class Population:
-    """``M`` particles decoding from one :class:`CompletionDistribution`.
-
-    ``tokens``  [M, T] ids so far, padded          ``t``      tokens drawn so far
-    ``log_p``   [M] log-probability under the prior ``log_q``  [M] under the proposal (float64)
-    ``alive``   [M] still running                 ``last``   [M] the newest token of each running particle
-    ``log_psi`` [M] what a twist with a table says of the prefix, nats
-    """
+class Population(Growing):
+    """``M`` particles decoding token by token; ``row`` [M]: the row of the network at which each of them stands."""
 
     def __init__(
         self,
@@ -112,43 +108,18 @@ class Population:
             )
         index = source.index.reshape(-1)
         used, row = torch.unique(index, return_inverse=True)
-        self.source = source
+        super().__init__(source, len(index))
         self.lean: Lean | None = source.restriction if lean is None else lean
         self.proposal = None if isinstance(proposal, LM) else proposal
         self.generator = generator
         self.prompts: list[Ids] = [source.prompts[i] for i in used.tolist()]
         self.row: np.ndarray = row.cpu().numpy()
         self.row_prompt = np.arange(len(self.prompts))
-        size = len(self.row)
-        self.tokens = torch.full((size, source.max_new_tokens), source.pad_id, dtype=torch.long, device=lm.device)
-        self.written = np.zeros((size, source.max_new_tokens), dtype=np.int64)  # the same, on the CPU
-        self.log_p = torch.zeros(size, dtype=torch.float64, device=lm.device)
-        self.log_q = torch.zeros(size, dtype=torch.float64, device=lm.device)
-        self.log_psi = torch.zeros(size, dtype=torch.float64, device=lm.device)
         self._weighs: Tensor | None = None
-        self.alive = np.ones(size, dtype=bool)
-        self.last = np.zeros(size, dtype=np.int64)
         self.scratch: Tensor | None = None  # fresh memory for the CDF at every step would cost as much as the CDF
-        self.held: tuple[Tensor, Tensor, Tensor] | None = None
-        self.held_log_p, self.held_log_q = torch.zeros_like(self.log_p), torch.zeros_like(self.log_q)
-        self.t = 0
-        self.terminal = np.zeros(lm.vocab_size, dtype=bool)
-        self.terminal[list(source.terminal)] = True
-        self.stop_text = source.terminal.text
-        self.read = np.full(size, 0 if self.stop_text is None else self.stop_text.start)  # where it stands, by particle
         state_precision(lm, source.max_new_tokens)
         self.decoder: Decoder = lm.start(self.prompts)
         self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
-
-    def hold(self, where: Tensor, tokens: Tensor, length: Tensor | int | None = None) -> None:
-        """Particles ``where [m]`` write the first ``length`` [m] tokens (all of them) of ``tokens [m, T]`` instead of
-        drawing. They are scored like any draw; ``held_log_p``, ``held_log_q`` are their part of it."""
-        longest = tokens.shape[1] if length is None else length
-        self.held = where, tokens.cpu(), torch.as_tensor(longest).expand(len(where)).clamp_max(tokens.shape[1])
-
-    @property
-    def done(self) -> bool:
-        return self.t == self.source.max_new_tokens or not self.alive.any()
 
     def step(self) -> None:
         """Draw one token for every running particle and add its log-probabilities."""
@@ -174,15 +145,8 @@ class Population:
         self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
         if self._weighs is not None:
             self.log_psi[moved] = self._weighs[at, drawn].double()
-        self.last[running] = drawn.cpu().numpy()  # the one wait of a step
-        self.written[running, self.t] = self.last[running]
-        self.alive[running] = ~self.terminal[self.last[running]]
-        if self.stop_text is not None:
-            self.read[running] = self.stop_text.after(self.read[running], self.last[running])
-            self.alive[running] &= self.read[running] != self.stop_text.end
-        if held is not None:
-            where = held[0].to(self.log_p.device)
-            self.held_log_p[where], self.held_log_q[where] = self.log_p[where], self.log_q[where]
+        self._note(running, drawn.cpu().numpy(), self.t)  # the one wait of a step
+        self._note_held()
         self.t += 1
 
     def _held_now(self) -> tuple[Tensor, Tensor] | None:
@@ -240,13 +204,9 @@ class Population:
         return first
 
     def resample(self, ancestors: Tensor) -> None:
-        """Particle i becomes a copy of particle ``ancestors[i]``; the network's rows are only re-addressed."""
-        where = ancestors.to(self.tokens.device)
-        self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
-        self.log_psi = self.log_psi[where]
-        at = ancestors.cpu().numpy()
-        self.row, self.alive, self.last, self.written = self.row[at], self.alive[at], self.last[at], self.written[at]
-        self.read = self.read[at]
+        """The network's rows are only re-addressed."""
+        super().resample(ancestors)
+        self.row = self.row[ancestors.cpu().numpy()]
 
     def advance(self) -> None:
         """One forward over the distinct (prefix, token) pairs of the running particles."""
@@ -262,9 +222,25 @@ class Population:
         if self.proposal_decoder is not None:
             self.proposal_decoder = self.proposal_decoder.extend(*step)
 
-    def run(self) -> Population:
-        """Draw to the end, with nothing in between: ancestral sampling."""
-        while not self.done:
-            self.step()
-            self.advance()
-        return self
+
+def population(
+    source: CompletionDistribution,
+    proposal: TokenProposal | LM | None = None,
+    lean: Lean | None = None,
+    block: int | None = None,
+) -> Population | BlockPopulation:
+    """The texts of a completion, about to be written: token by token if its LM steps, else ``block`` tokens at once.
+
+    Raises ``InputError`` where something needs the probabilities of next tokens, and the LM has none to show."""
+    lm = source.lm
+    if lm.steps:
+        return Population(source, proposal, lean=lean)
+    needs = {
+        "a hard constraint": source.restriction is not None,
+        "a proposal or guide": proposal is not None,
+        "a twist that values next tokens": lean is not None and lean.proposes,
+    }
+    for what, needed in needs.items():
+        if needed:
+            raise InputError(lm.cannot_step(what))
+    return BlockPopulation(source, block)

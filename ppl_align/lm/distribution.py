@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import SCORING_ELEMENTS
 from ppl_align.lm.completions import sequence_lengths
-from ppl_align.lm.decoding import Population
+from ppl_align.lm.decoding import population
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.score_cache import note_gradient, recall
 from ppl_align.lm.stopping import StopIds, sequence_ends
@@ -110,8 +110,8 @@ class CompletionDistribution(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = torch.Size()) -> Tensor:
         """Ancestral sampling with the global torch RNG: ids ``[*sample_shape, *batch_shape, T]``."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        population = Population(self.expand(shape)).run()
-        return population.tokens.reshape(*shape, self.max_new_tokens)
+        texts = population(self.expand(shape)).run()
+        return texts.tokens.reshape(*shape, self.max_new_tokens)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p0 in nats, ``[*batch]``. A value of fewer than T tokens is scored as a prefix."""

@@ -57,7 +57,10 @@ def _normalise(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Lean(Protocol):
-    """Who knows something of next tokens: a restriction, a twist."""
+    """Who knows something of next tokens: a restriction, a twist. ``proposes``: does it?"""
+
+    @property
+    def proposes(self) -> bool: ...
 
     def leaning(self, rows: Rows) -> Leaning: ...
 

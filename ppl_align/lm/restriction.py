@@ -98,6 +98,8 @@ class Restriction:
         left = self.max_new_tokens - len(prefixes[0]) if prefixes else 0
         return torch.stack([reader.viable(prefixes, left) for reader in self.readers]).all(0)
 
+    proposes = True
+
     def leaning(self, rows: Rows) -> Leaning:
         """What particles are drawn from is confined to what is allowed."""
         assert rows.ids is not None

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.lm.base import LM
-from ppl_align.lm.decoding import Population, TokenProposal
-from ppl_align.lm.leaning import Lean
-from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.growing import Growing
 from ppl_align.lm.score_cache import leave_scores
 from ppl_align.particles.particles import Particles, Site
 
@@ -18,19 +15,14 @@ from ppl_align.particles.particles import Particles, Site
 class Decode:
     """``particles`` [P] whose pending site is decoded, K = 1 or more texts each (plates of the program).
 
-    ``population``  the P * K texts; whoever observes the decoding reads it, and changes it by :meth:`take` only"""
+    ``population``  what decodes the P * K texts, from number ``first`` on: those of other programs may be in it, too.
+    Whoever observes the decoding reads it, and changes it by :meth:`take` only"""
 
-    def __init__(
-        self,
-        particles: Particles,
-        restriction: Restriction | None = None,
-        proposal: TokenProposal | LM | None = None,
-        lean: Lean | None = None,
-    ) -> None:
+    def __init__(self, particles: Particles, population: Growing, first: int = 0) -> None:
         assert particles.pending is not None
-        self.particles = particles
-        self.population = Population(particles.pending.fn.within(restriction), proposal, lean=lean)
-        self.texts = len(self.population.row) // particles.size
+        self.particles, self.population = particles, population
+        self.texts = particles.pending.fn.index.numel() // particles.size
+        self._here = slice(first, first + particles.size * self.texts)
 
     @property
     def site(self) -> Site:
@@ -40,14 +32,20 @@ class Decode:
 
     def begin_with(self, where: Tensor, tokens: Tensor, length: Tensor | int) -> None:
         """Particles ``where [m]`` write the first ``length`` (of each, [m]) of ``tokens [m, plates..., T]``."""
-        texts = (where[:, None] * self.texts + torch.arange(self.texts)).reshape(-1)
+        texts = self._texts_of(where)
         first = torch.as_tensor(length).expand(len(where)).repeat_interleave(self.texts)
         self.population.hold(texts, tokens.reshape(len(texts), -1), first)
 
     def take(self, index: Tensor) -> None:
         """Go on with the particles at ``index [P]``: resampling."""
         self.particles = self.particles.take(index)
-        self.population.resample((index[:, None] * self.texts + torch.arange(self.texts)).reshape(-1))
+        everybody = torch.arange(len(self.population.alive))
+        everybody[self._here] = self._texts_of(index)
+        self.population.resample(everybody)
+
+    def _texts_of(self, particles: Tensor) -> Tensor:
+        """Their numbers in the population, [m * K]."""
+        return self._here.start + (particles[:, None] * self.texts + torch.arange(self.texts)).reshape(-1)
 
     @property
     def t(self) -> int:
@@ -57,34 +55,58 @@ class Decode:
     @property
     def alive(self) -> Any:
         """bool [P]: some of its texts are still being written."""
-        return self.population.alive.reshape(self.particles.size, -1).any(-1)
+        return self.running_texts.any(-1)
+
+    @property
+    def running_texts(self) -> Any:
+        """bool [P, K]: those that are still being written."""
+        return self.population.alive[self._here].reshape(self.particles.size, -1)
+
+    @property
+    def last(self) -> Any:
+        """int [P, K]: the newest token of each running text."""
+        return self.population.last[self._here].reshape(self.particles.size, -1)
+
+    @property
+    def done(self) -> bool:
+        return self.t == self.site.fn.max_new_tokens or not self.alive.any()
 
     @property
     def log_prior(self) -> Tensor:
         """log p of the tokens so far, [P] nats."""
-        return self.per_particle(self.population.log_p)
+        return self._sum(self.population.log_p)
 
     @property
     def log_proposal(self) -> Tensor:
         """log q of the tokens so far, [P] nats."""
-        return self.per_particle(self.population.log_q)
+        return self._sum(self.population.log_q)
 
     @property
     def log_ratio(self) -> Tensor:
         """log p - log q of the tokens so far, [P] nats."""
-        return self.per_particle(self.population.log_p - self.population.log_q)
+        return self._sum(self.population.log_p - self.population.log_q)
 
-    def per_particle(self, value: Tensor) -> Tensor:
-        """Sums over the texts of each particle: [P * K] -> [P]."""
-        return value.reshape(self.particles.size, -1).sum(-1).cpu()
+    @property
+    def log_psi(self) -> Tensor:
+        """What a twist with a table says of the tokens so far, [P] nats."""
+        return self._sum(self.population.log_psi)
+
+    @property
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """log p and log q of what was given and not drawn, [P] nats each."""
+        return self._sum(self.population.held_log_p), self._sum(self.population.held_log_q)
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over the texts of each particle: [M] -> [P]."""
+        return value[self._here].reshape(self.particles.size, -1).sum(-1).cpu()
 
     def prefix(self, width: int) -> Tensor:
         """The tokens drawn so far as the program sees them: [P, plates..., width], padded."""
-        return self.population.tokens[:, :width].reshape(*self.site.fn.batch_shape, width)
+        return self.population.tokens[self._here, :width].reshape(*self.site.fn.batch_shape, width)
 
     def leave_scores(self, width: int) -> None:
         """log p0 of what was drawn, for a power prior that asks for it."""
-        log_p = self.population.log_p.reshape(self.site.fn.batch_shape)
+        log_p = self.population.log_p[self._here].reshape(self.site.fn.batch_shape)
         leave_scores(self.site.name, self.site.fn, self.prefix(width), log_p)
 
     def written(self) -> Particles:

@@ -18,17 +18,18 @@ from torch import Tensor
 from ppl_align.core.errors import RunError
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Population
+from ppl_align.lm.growing import Growing
 from ppl_align.particles.particles import Site
 
 MAX_TRIES = 100
 """Tries in a row: half of the draws may end dead, and one text in 1e30 would not be written by then."""
 
 
-def resample_infeasible(site: Site, population: Population) -> None:
+def resample_infeasible(site: Site, population: Growing) -> None:
     """Replace the texts of a finished population that do not meet its restriction, in place.
 
     Raises ``RunError`` where a text ends dead ``MAX_TRIES`` times in a row."""
-    source = population.source
+    source, proposal = population.source, getattr(population, "proposal", None)
     texts = _infeasible(population)
     index = source.index.reshape(-1)
     tries = 1
@@ -38,7 +39,7 @@ def resample_infeasible(site: Site, population: Population) -> None:
                 f"{site.name!r} ended without meeting its hard constraints {MAX_TRIES} times in a row: raise "
                 f"max_new_tokens, or train longer"
             )
-        new = Population(source.with_index(index[texts.to(index.device)]), population.proposal).run()
+        new = Population(source.with_index(index[texts.to(index.device)]), proposal).run()
         where = texts.to(population.tokens.device)
         population.tokens[where], population.log_p[where] = new.tokens, new.log_p
         harmonic = sum(1 / k for k in range(1, tries + 1))
@@ -47,7 +48,7 @@ def resample_infeasible(site: Site, population: Population) -> None:
         tries += 1
 
 
-def _infeasible(population: Population) -> Tensor:
+def _infeasible(population: Growing) -> Tensor:
     """Which texts do not meet the restriction."""
     restriction, texts = population.source.restriction, Completion(population.tokens, population.source).ids
     return torch.arange(0) if restriction is None else (~restriction.accepts(texts)).nonzero()[:, 0]

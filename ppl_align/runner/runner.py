@@ -8,19 +8,20 @@ keeps all that is before and draws the rest anew. What engines do on the way (re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report
-from ppl_align.lm.decoding import Population
+from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
+from ppl_align.runner.batch import Request, decode
 from ppl_align.runner.decode import Decode
 from ppl_align.runner.known_constraints import KnownConstraints, validate_constraints
 from ppl_align.runner.proposals import FromPrior, Proposal, ProposesValues, Retaining
@@ -42,6 +43,11 @@ class Observer:
 
     def drew(self, decode: Decode) -> None:
         """A token of each unfinished text was drawn, and the network has not read it yet."""
+
+    @property
+    def block(self) -> int | None:
+        """Tokens between two calls of :meth:`drew` where an LM draws blocks; None: it need not be called."""
+        return None
 
 
 class Redrawn(NamedTuple):
@@ -73,7 +79,7 @@ class Runner:
         retained: Mapping[str, Tensor] | None = None,
         num_particles: int = 0,
         keep_scores: bool = True,
-        post_decode: Callable[[Site, Population], None] | None = None,
+        post_decode: Callable[[Site, Growing], None] | None = None,
     ) -> None:
         self.program, self.constraints, self.progress = program, constraints, progress
         self.proposal = proposal if retained is None else Retaining(proposal, retained, num_particles)
@@ -106,28 +112,35 @@ class Runner:
         length: Tensor | int = 0,
     ) -> tuple[Particles, Decode]:
         """Write the pending completion, ``length`` tokens of each as ``beginning [P, plates..., T]`` has them."""
-        assert particles.pending is not None
-        site, observes = particles.pending, not particles.pending.environment  # the world is drawn as it is
+        request = self.request(particles, observer)
+        if beginning is not None:
+            request.given = [*request.given, (torch.arange(particles.size), beginning, length)]
+        site = particles.pending
+        assert site is not None
+        (one,) = decode([request], lambda t: self.progress(t, site.fn.max_new_tokens, site.name))
+        return self.written(one), one
+
+    def request(self, particles: Particles, observer: Observer) -> Request:
+        """The pending completion, as it is to be drawn."""
+        site = particles.pending
+        assert site is not None
         restriction = self.constraints.restriction(site)
-        lean = observer.lean(site, restriction) if observes else None
-        decode = Decode(particles, restriction, self.proposal.tokens(site.name) if observes else None, lean)
+        request = Request(particles, restriction)
+        if not site.environment:  # the world is drawn as it is, not steered
+            request.proposal, request.lean = self.proposal.tokens(site.name), observer.lean(site, restriction)
+            request.block, request.drew = observer.block, observer.drew
         if self.retained is not None:
             first = torch.arange(0, particles.size, self.num_particles)
-            decode.begin_with(first, self.retained[site.name], site.fn.max_new_tokens)
-        if beginning is not None:
-            decode.begin_with(torch.arange(particles.size), beginning, length)
-        population = decode.population
-        while not population.done:
-            population.step()
-            if observes and not population.done:
-                observer.drew(decode)
-            population.advance()
-            self.progress(population.t, site.fn.max_new_tokens, site.name)
+            request.given = [(first, self.retained[site.name], site.fn.max_new_tokens)]
+        return request
+
+    def written(self, decoded: Decode) -> Particles:
+        """The particles with the completion among their values."""
         if self.post_decode is not None:
-            self.post_decode(site, population)
+            self.post_decode(decoded.site, decoded.population)
         if self.keep_scores:
-            decode.leave_scores(site.fn.max_new_tokens)
-        return decode.written(), decode
+            decoded.leave_scores(decoded.site.fn.max_new_tokens)
+        return decoded.written()
 
     def finish(self, particles: Particles, observer: Observer = Observer()) -> Particles:
         """To the end of the program."""
@@ -170,9 +183,8 @@ class Runner:
         moved = self.advance(kept)
         held_prior = held_proposal = torch.zeros(particles.size, dtype=torch.float64)
         if moved.pending is not None and moved.pending.name == site and bool((torch.as_tensor(token) > 0).any()):
-            moved, decode = self.decode(moved, beginning=particles.values[site], length=token)
-            held_prior = decode.per_particle(decode.population.held_log_p)
-            held_proposal = decode.per_particle(decode.population.held_log_q)
+            moved, decoded = self.decode(moved, beginning=particles.values[site], length=token)
+            held_prior, held_proposal = decoded.kept
         moved = self.finish(moved)
         return Redrawn(
             moved,
@@ -195,3 +207,31 @@ class Runner:
         value = site.fn.sample().detach()
         log_p = site.fn.log_prob(value).detach().double().cpu().reshape(particles.size, -1).sum(-1)
         return particles.write(site.name, value, log_p, log_p)
+
+
+def finish_together(
+    runners: Sequence[Runner], particles: Sequence[Particles], observers: Sequence[Observer] | None = None
+) -> list[Particles]:
+    """Several programs to their ends, a completion at a time: what one LM writes alike is decoded as one batch.
+
+    ``particles[i]``, ``observers[i]`` are those of ``runners[i]``."""
+    observing = [Observer() for _ in runners] if observers is None else list(observers)
+    current = list(particles)
+
+    def advance(which: Sequence[int]) -> None:
+        for i in which:
+            current[i] = runners[i].advance(current[i])
+            observing[i].executed(current[i])
+
+    advance(range(len(runners)))
+    while waiting := [i for i, one in enumerate(current) if one.pending is not None]:
+        requests = {i: runners[i].request(observing[i].before_decoding(current[i]), observing[i]) for i in waiting}
+        kinds: dict[Any, list[int]] = {}
+        for i, request in requests.items():
+            kinds.setdefault(request.kind, []).append(i)
+        for which in kinds.values():
+            decoded = decode([requests[i] for i in which], lambda t: None)
+            for i, one in zip(which, decoded, strict=True):
+                current[i] = runners[i].written(one)
+        advance(waiting)
+    return current

@@ -143,6 +143,8 @@ class _Explore:
     def __init__(self, reader: AutomatonReader, source: CompletionDistribution, led: Resident) -> None:
         self.reader, self.max_new_tokens, self.led = reader, source.max_new_tokens, led
 
+    proposes = True
+
     def leaning(self, rows: Rows) -> Leaning:
         automaton, device = self.reader.automaton, rows.log_probs.device
         assert rows.ids is not None

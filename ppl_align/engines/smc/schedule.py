@@ -9,8 +9,8 @@ import numpy as np
 from ppl_align.core.errors import InputError
 from ppl_align.core.validation import at_least, one_of
 from ppl_align.lm.base import LM
-from ppl_align.lm.decoding import Population
 from ppl_align.lm.spelling import Spelling
+from ppl_align.runner.decode import Decode
 
 _SENTENCE_ENDS = (".", "!", "?", "…", "。")
 _CLOSERS = "\"'”’)]*"
@@ -36,11 +36,11 @@ class Schedule:
                 cache[every] = np.array([_BOUNDARY[every](text) for text in _within(lm)])
             self.closes = cache[every]
 
-    def due(self, population: Population) -> Any:
-        """bool [M]: the newest token closes a unit of text, or (fixed schedule) k more tokens were drawn."""
+    def due(self, decode: Decode) -> Any:
+        """bool [P]: the newest token closes a unit of text, or (fixed schedule) k more tokens were drawn."""
         if self.closes is None:
-            return np.full(len(population.row), population.t % int(self.every) == 0)
-        return self.closes[population.last]
+            return np.full(decode.particles.size, decode.t % int(self.every) == 0)
+        return self.closes[decode.last].any(-1)
 
 
 def _within(lm: LM) -> list[str]:

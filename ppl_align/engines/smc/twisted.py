@@ -67,15 +67,21 @@ class TwistedSMC(Observer):
         self.twist = Sum(known) if known else None
         return self.twist
 
+    @property
+    def block(self) -> int | None:
+        """As often as potentials are refreshed; where words and sentences end is known token by token."""
+        every = self.config.every
+        return None if self.twist is None else every if isinstance(every, int) else 1
+
     def drew(self, decode: Decode) -> None:
         """Refresh the potentials of the particles that are due, then maybe resample."""
         if self.twist is None:
             return  # nothing is known of a prefix: weights wait for the end
         self.step += 1
         self.schedule = self.schedule or Schedule(self.config.every, decode.site.fn.lm)
-        size, state = decode.particles.size, self.state
+        state = self.state
         alive = torch.from_numpy(decode.alive)
-        due = torch.from_numpy(self.schedule.due(decode.population).reshape(size, -1).any(-1)) & alive
+        due = torch.from_numpy(self.schedule.due(decode)) & alive
         due = due | (~alive & state.needs_refresh)
         if not bool(due.any()):
             return
@@ -125,11 +131,11 @@ class TwistedSMC(Observer):
             upstream.values,
             upstream.log_potential,
             said,
-            torch.from_numpy(decode.population.alive).reshape(decode.particles.size, -1)[chosen],
+            torch.from_numpy(decode.running_texts)[chosen],
         )
         log_psi = evaluate(self.twist, prefixes)
         if self.twist.table_weighs:
-            log_psi = log_psi + decode.per_particle(decode.population.log_psi)[chosen]
+            log_psi = log_psi + decode.log_psi[chosen]
         return log_psi
 
     def _mean_gain(self, psi: Tensor, start: Tensor, judged: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""Decoding with a language model that draws several tokens at once and shows no next-token probabilities.
+
+Every LM draws *blocks*: given whole prefixes it returns at most k tokens for each, with log p and log q of every token,
+and it scores given ones. That is all that importance sampling, rejection and SMC with a twist that judges prefixes
+need. What looks at each next token (hard constraints, twists with a table, guides) needs an LM that *steps*:
+:mod:`ppl_align.lm.decoding`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_align.lm.growing import Growing
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import Ids
+    from ppl_align.lm.distribution import CompletionDistribution
+
+
+class Block(NamedTuple):
+    """``tokens [m, k]`` ids; ``log_p``, ``log_q`` [m, k] nats of each token (after the end of a text: not read)."""
+
+    tokens: Tensor
+    log_p: Tensor
+    log_q: Tensor
+
+
+class BlockPopulation(Growing):
+    """``M`` texts that grow by at most ``block`` tokens at a step (None: to their end at once)."""
+
+    def __init__(self, source: CompletionDistribution, block: int | None = None) -> None:
+        index = source.index.reshape(-1)
+        super().__init__(source, len(index))
+        self.prompt = index.cpu().numpy()
+        self.block = source.max_new_tokens if block is None else block
+
+    def step(self) -> None:
+        running = np.flatnonzero(self.alive)
+        width = min(self.block, self.source.max_new_tokens - self.t)
+        held, tokens = self._held_now()
+        if held is not None:
+            width = min(width, int(held[held > 0].min(initial=width)))  # what is held ends where a block does
+            drawn = self._filled(running, held, tokens, width)
+        else:
+            drawn = self.source.lm.draw_block(self._prefixes(running), width, self.source)
+        self._write(running, drawn)
+
+    def advance(self) -> None:
+        """The prefixes are given whole each time: there is nothing to read ahead."""
+
+    def _prefixes(self, which: np.ndarray) -> list[Ids]:
+        prompts = self.source.prompts
+        return [(*prompts[self.prompt[i]], *self.written[i, : self.t].tolist()) for i in which]
+
+    def _held_now(self) -> tuple[np.ndarray | None, np.ndarray]:
+        """For each text, how many of its next tokens are given, [M], and those, [M, T]."""
+        if self.held is None:
+            return None, self.written
+        where, tokens, length = (part.cpu().numpy() for part in self.held)
+        left, given = np.zeros(len(self.alive), dtype=np.int64), np.zeros_like(self.written)
+        left[where] = np.maximum(length - self.t, 0)
+        given[where] = tokens
+        return (left if left.any() else None), given
+
+    def _filled(self, running: np.ndarray, held: np.ndarray, tokens: np.ndarray, width: int) -> Block:
+        """A block in which some texts are given and scored, and the others drawn."""
+        lm, device = self.source.lm, self.tokens.device
+        given, free = np.flatnonzero(held[running] > 0), np.flatnonzero(held[running] == 0)
+        parts = torch.zeros(len(running), width, dtype=torch.long, device=device)
+        log_p, log_q = (torch.zeros(len(running), width, dtype=torch.float64, device=device) for _ in range(2))
+        if len(given):
+            ids = torch.as_tensor(tokens[running[given], self.t : self.t + width], device=device)
+            parts[given] = ids
+            log_p[given], log_q[given] = lm.score_block(self._prefixes(running[given]), ids, self.source)
+        if len(free):
+            drawn = lm.draw_block(self._prefixes(running[free]), width, self.source)
+            parts[free], log_p[free], log_q[free] = drawn.tokens, drawn.log_p.double(), drawn.log_q.double()
+        return Block(parts, log_p, log_q)
+
+    def _write(self, running: np.ndarray, drawn: Block) -> None:
+        ids = drawn.tokens.cpu().numpy()
+        for j in range(ids.shape[1]):
+            on = np.flatnonzero(self.alive[running])  # the others have ended within this block
+            if not len(on):
+                break
+            texts = running[on]
+            self.tokens[texts, self.t] = drawn.tokens[on, j].to(self.tokens)
+            self.log_p[texts] += drawn.log_p[on, j].double()
+            self.log_q[texts] += drawn.log_q[on, j].double()
+            self._note(texts, ids[on, j], self.t)
+            self._note_held()
+            self.t += 1
+
+    def resample(self, ancestors: Tensor) -> None:
+        super().resample(ancestors)
+        self.prompt = self.prompt[ancestors.cpu().numpy()]
+
+
+def stepped(prefixes: Sequence[Ids], length: int, source: CompletionDistribution) -> Block:
+    """A block by an LM that steps: token by token, prefixes shared."""
+    from ppl_align.lm.decoding import Population
+
+    distinct = {prefix: i for i, prefix in enumerate(dict.fromkeys(prefixes))}
+    index = torch.tensor([distinct[prefix] for prefix in prefixes], device=source.index.device)
+    texts = Population(type(source)(source.lm, tuple(distinct), index, length, source.warp, source.stop_ids))
+    log_p, log_q = (torch.zeros(len(index), length, dtype=torch.float64, device=texts.log_p.device) for _ in range(2))
+    while not texts.done:
+        before = texts.log_p.clone(), texts.log_q.clone()
+        texts.step()
+        log_p[:, texts.t - 1], log_q[:, texts.t - 1] = texts.log_p - before[0], texts.log_q - before[1]
+        texts.advance()
+    return Block(texts.tokens, log_p, log_q)

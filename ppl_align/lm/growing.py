@@ -1,0 +1,95 @@
+"""Texts that grow together: what decoding token by token and decoding in blocks have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ppl_align.lm.distribution import CompletionDistribution
+
+
+class Growing(ABC):
+    """``M`` texts of one :class:`CompletionDistribution`.
+
+    ``tokens``  [M, T] ids so far, padded          ``t``      tokens drawn so far
+    ``log_p``   [M] log-probability under the prior ``log_q``  [M] under the proposal (float64)
+    ``alive``   [M] still running                 ``last``   [M] the newest token of each running text
+    ``log_psi`` [M] what a twist with a table says of the prefix, nats
+    ``written`` [M, T] ``tokens`` on the host, not padded
+    """
+
+    def __init__(self, source: CompletionDistribution, size: int) -> None:
+        lm = source.lm
+        self.source = source
+        self.tokens = torch.full((size, source.max_new_tokens), source.pad_id, dtype=torch.long, device=lm.device)
+        self.written = np.zeros((size, source.max_new_tokens), dtype=np.int64)
+        self.log_p = torch.zeros(size, dtype=torch.float64, device=lm.device)
+        self.log_q = torch.zeros_like(self.log_p)
+        self.log_psi = torch.zeros_like(self.log_p)
+        self.alive = np.ones(size, dtype=bool)
+        self.last = np.zeros(size, dtype=np.int64)
+        self.t = 0
+        self.held: tuple[Tensor, Tensor, Tensor] | None = None
+        self.held_log_p, self.held_log_q = torch.zeros_like(self.log_p), torch.zeros_like(self.log_q)
+        self.terminal = np.zeros(lm.vocab_size, dtype=bool)
+        self.terminal[list(source.terminal)] = True
+        self.stop_text = source.terminal.text
+        self.read = np.full(size, 0 if self.stop_text is None else self.stop_text.start)  # where it stands, by text
+
+    @abstractmethod
+    def step(self) -> None:
+        """Draw what comes next in every running text, and add its log-probabilities."""
+
+    @abstractmethod
+    def advance(self) -> None:
+        """Let the language model read what was drawn, once it is known who goes on."""
+
+    @property
+    def done(self) -> bool:
+        return self.t == self.source.max_new_tokens or not self.alive.any()
+
+    def run(self) -> Self:
+        """Draw to the end, with nothing in between: ancestral sampling."""
+        while not self.done:
+            self.step()
+            self.advance()
+        return self
+
+    def hold(self, where: Tensor, tokens: Tensor, length: Tensor | int | None = None) -> None:
+        """Texts ``where [m]`` write the first ``length`` [m] tokens (all of them) of ``tokens [m, T]`` instead of
+        drawing. They are scored like any draw; ``held_log_p``, ``held_log_q`` are their part of it."""
+        longest = tokens.shape[1] if length is None else length
+        many = torch.as_tensor(longest).expand(len(where)).clamp_max(tokens.shape[1])
+        if self.held is not None:
+            held = self.held
+            where, tokens, many = (torch.cat(pair) for pair in zip(held, (where, tokens.cpu(), many), strict=True))
+        self.held = where, tokens.cpu(), many
+
+    def resample(self, ancestors: Tensor) -> None:
+        """Text i becomes a copy of text ``ancestors[i]``."""
+        where = ancestors.to(self.tokens.device)
+        self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
+        self.log_psi = self.log_psi[where]
+        at = ancestors.cpu().numpy()
+        self.alive, self.last, self.written, self.read = self.alive[at], self.last[at], self.written[at], self.read[at]
+
+    def _note(self, running: np.ndarray, drawn: np.ndarray, at: int) -> None:
+        """On the host: the running texts have drawn these tokens at place ``at``; who has ended with them?"""
+        self.last[running] = drawn
+        self.written[running, at] = drawn
+        self.alive[running] = ~self.terminal[drawn]
+        if self.stop_text is not None:
+            self.read[running] = self.stop_text.after(self.read[running], drawn)
+            self.alive[running] &= self.read[running] != self.stop_text.end
+
+    def _note_held(self) -> None:
+        """The score of what is held, as long as it is."""
+        if self.held is not None:
+            where, _, length = self.held
+            now = where[length > self.t].to(self.log_p.device)
+            self.held_log_p[now], self.held_log_q[now] = self.log_p[now], self.log_q[now]

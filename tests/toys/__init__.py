@@ -1,0 +1,1 @@
+"""Language models and programs that tests share, each of them once."""
