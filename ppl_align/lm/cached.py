@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -20,11 +21,26 @@ if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
 
 
+class Kept(NamedTuple):
+    """Rows that have been taken out of a cache: keys and values ``[rows, heads, width, d]`` of each layer, padded on
+    the left; ``lengths``: tokens of each row."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    lengths: list[int]
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.numel() * part.element_size() for layer in self.layers for part in layer)
+
+
 class CausalDecoder:
     """Rows of a KV cache. Rows are moved only when they branch or when some are dropped.
 
     ``padded``: rows of different lengths stand in one cache, filled up on the left and masked; else all prompts are of
     one length, and the network is told of neither a mask nor positions."""
+
+    logits: Tensor
+    hidden: Tensor | None
 
     def __init__(self, lm: CausalLM, prompts: Sequence[Ids], padded: bool = True) -> None:
         self.lm = lm
@@ -42,6 +58,96 @@ class CausalDecoder:
         count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
         self._show(logits, hidden)
 
+    def keep(self, rows: Tensor) -> Kept | None:
+        """A copy of these rows; None where the cache holds something else than keys and values of every token."""
+        if not self.padded or any(type(layer) is not DynamicLayer for layer in self.cache.layers):
+            return None
+        at = rows.to(self.lm.device)
+        lengths = self.lengths[at].tolist()
+        layers: Any = self.cache.layers
+        cut = [
+            tuple(part.index_select(0, at)[:, :, -max(lengths) :] for part in (one.keys, one.values)) for one in layers
+        ]
+        return Kept([(keys, values) for keys, values in cut], lengths)
+
+    @classmethod
+    @torch.no_grad()
+    def resumed(
+        cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], prompts: Sequence[Ids], known: Sequence[int]
+    ) -> CausalDecoder:
+        """A decoder after ``prompts``, of which the first ``known`` ids of each are kept in ``places`` (which, row).
+
+        Rows with equally many ids to come are read together; pads stay on the left, as in any cache of ours."""
+        known = [min(n, len(prompt) - 1) for n, prompt in zip(known, prompts, strict=True)]  # something is read
+        rest = [len(prompt) - n for n, prompt in zip(known, prompts, strict=True)]
+        parts, order = [], []
+        for width in dict.fromkeys(rest):
+            rows = [i for i, n in enumerate(rest) if n == width]
+            part = cls._with_rows(lm, [places[i] for i in rows], [known[i] for i in rows])
+            ids = torch.tensor([prompts[i][known[i] :] for i in rows], device=lm.device)
+            part._show(*(found[:, -1:] for found in part.read(ids)))
+            count(prompt_tokens=ids.numel(), lm_forwards=1)
+            parts.append(part)
+            order += rows
+        whole = parts[0] if len(parts) == 1 else cls._joined(lm, parts)
+        return whole._in_order(torch.tensor(order).argsort())
+
+    @classmethod
+    def _with_rows(cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], known: Sequence[int]) -> CausalDecoder:
+        width = max(known)
+        decoder = cls._bare(lm, torch.tensor(known))
+
+        def row(layer: int, which: int, kept: Kept, at: int, n: int) -> Tensor:
+            part = kept.layers[layer][which][at]
+            end = part.shape[1] - (kept.lengths[at] - n)
+            return functional.pad(part[:, end - n : end], (0, 0, width - n, 0))
+
+        for layer in range(len(places[0][0].layers)):
+            keys, values = (
+                torch.stack([row(layer, which, *place, n) for place, n in zip(places, known, strict=True)])
+                for which in (0, 1)
+            )
+            decoder.cache.update(keys, values, layer)
+        decoder._mask_pads(width)
+        return decoder
+
+    @classmethod
+    def _joined(cls, lm: CausalLM, parts: Sequence[CausalDecoder]) -> CausalDecoder:
+        decoder = cls._bare(lm, torch.cat([part.lengths for part in parts]))
+        width = int(decoder.lengths.max())
+        caches: Any = [part.cache.layers for part in parts]
+
+        def wide(part: Tensor) -> Tensor:
+            return functional.pad(part, (0, 0, width - part.shape[2], 0)) if part.shape[2] < width else part
+
+        for layer in range(len(caches[0])):
+            keys = torch.cat([wide(cache[layer].keys[:, :, -width:]) for cache in caches])
+            values = torch.cat([wide(cache[layer].values[:, :, -width:]) for cache in caches])
+            decoder.cache.update(keys, values, layer)
+        decoder._mask_pads(width)
+        decoder.logits = torch.cat([part.logits for part in parts])
+        decoder.hidden = torch.cat([part.hidden for part in parts if part.hidden is not None])
+        return decoder
+
+    @classmethod
+    def _bare(cls, lm: CausalLM, lengths: Tensor) -> CausalDecoder:
+        decoder = cls.__new__(cls)
+        decoder.lm, decoder.padded, decoder.mask = lm, True, None
+        decoder.cache, decoder.lengths = DynamicCache(config=lm.model.config), lengths.to(lm.device)
+        return decoder
+
+    def _mask_pads(self, width: int) -> None:
+        if int(self.lengths.min()) < width:
+            at = torch.arange(width, device=self.lengths.device)
+            self.mask = (at >= (width - self.lengths)[:, None]).long()
+
+    def _in_order(self, rows: Tensor) -> CausalDecoder:
+        if not torch.equal(rows, torch.arange(len(rows))):
+            at = rows.to(self.lm.device)
+            self.select(at)
+            self.logits, self.hidden = self.logits[at], None if self.hidden is None else self.hidden[at]
+        return self
+
     def forward(self, ids: Tensor, positions: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if not self.padded:
             return call(self.lm, ids, keep, past_key_values=self.cache, use_cache=True)
@@ -50,7 +156,7 @@ class CausalDecoder:
 
     def _show(self, logits: Tensor, hidden: Tensor) -> None:
         self.logits = logits[:, -1].float()
-        self.hidden: Tensor | None = hidden[:, -1]
+        self.hidden = hidden[:, -1]
 
     @property
     def log_probs(self) -> Tensor:

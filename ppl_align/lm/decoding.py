@@ -32,6 +32,7 @@ from ppl_align.lm.blocks import BlockPopulation
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean, confine
 from ppl_align.lm.precision import state_precision
+from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.sampling import cumulative, sample_rows
 from ppl_align.lm.transfer import upload
 
@@ -98,8 +99,12 @@ class Population(Growing):
         proposal: TokenProposal | LM | None = None,
         generator: torch.Generator | None = None,
         lean: Lean | None = None,
+        kept: PrefixCache | None = None,
+        keep: bool = False,
     ) -> None:
-        """``lean``: what next tokens lean to (a twist); by default the restriction of ``source``, if it has one."""
+        """``lean``: what next tokens lean to (a twist); by default the restriction of ``source``, if it has one.
+
+        ``kept``: what the prompts may go on from; ``keep``: texts that end are kept there."""
         lm = source.lm
         if isinstance(proposal, LM) and proposal.vocab_size != lm.vocab_size:
             raise InputError(
@@ -111,6 +116,7 @@ class Population(Growing):
         super().__init__(source, len(index))
         self.lean: Lean | None = source.restriction if lean is None else lean
         self.proposal = None if isinstance(proposal, LM) else proposal
+        self.proposal_lm = proposal if isinstance(proposal, LM) else lm
         self.generator = generator
         self.prompts: list[Ids] = [source.prompts[i] for i in used.tolist()]
         self.row: np.ndarray = row.cpu().numpy()
@@ -118,8 +124,10 @@ class Population(Growing):
         self._weighs: Tensor | None = None
         self.scratch: Tensor | None = None  # fresh memory for the CDF at every step would cost as much as the CDF
         state_precision(lm, source.max_new_tokens)
-        self.decoder: Decoder = lm.start(self.prompts)
-        self.proposal_decoder = proposal.start(self.prompts) if isinstance(proposal, LM) else None
+        self.kept, self.keep = kept, keep and kept is not None
+        start = kept.start if kept is not None else type(lm).start
+        self.decoder: Decoder = start(lm, self.prompts)
+        self.proposal_decoder = start(proposal, self.prompts) if isinstance(proposal, LM) else None
 
     def step(self) -> None:
         """Draw one token for every running particle and add its log-probabilities."""
@@ -210,6 +218,8 @@ class Population(Growing):
 
     def advance(self) -> None:
         """One forward over the distinct (prefix, token) pairs of the running particles."""
+        if self.keep:
+            self._keep_ended()
         if self.done:
             return
         vocab = self.source.lm.vocab_size
@@ -222,19 +232,38 @@ class Population(Growing):
         if self.proposal_decoder is not None:
             self.proposal_decoder = self.proposal_decoder.extend(*step)
 
+    def _keep_ended(self) -> None:
+        """The rows that are not continued from here, without their newest tokens, which nobody has read."""
+        assert self.kept is not None
+        newest = self.lengths == self.t
+        ended = np.flatnonzero(newest & (~self.alive | self.done))
+        rows, first = np.unique(self.row[ended], return_index=True)
+        if not len(rows):
+            return
+        prompts = [self.prompts[self.row_prompt[row]] for row in rows]
+        texts = self.written[ended[first], : self.t - 1].tolist()
+        ids = [(*prompt, *text) for prompt, text in zip(prompts, texts, strict=True)]
+        self.kept.keep(self.source.lm, self.decoder, rows, ids)
+        if self.proposal_decoder is not None:
+            self.kept.keep(self.proposal_lm, self.proposal_decoder, rows, ids)
+
 
 def population(
     source: CompletionDistribution,
     proposal: TokenProposal | LM | None = None,
     lean: Lean | None = None,
     block: int | None = None,
+    kept: PrefixCache | None = None,
+    keep: bool = False,
 ) -> Population | BlockPopulation:
     """The texts of a completion, about to be written: token by token if its LM steps, else ``block`` tokens at once.
+
+    ``kept``, ``keep``: see :class:`Population`.
 
     Raises ``InputError`` where something needs the probabilities of next tokens, and the LM has none to show."""
     lm = source.lm
     if lm.steps:
-        return Population(source, proposal, lean=lean)
+        return Population(source, proposal, None, lean, kept, keep)
     needs = {
         "a hard constraint": source.restriction is not None,
         "a proposal or guide": proposal is not None,

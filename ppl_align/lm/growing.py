@@ -20,7 +20,7 @@ class Growing(ABC):
     ``log_p``   [M] log-probability under the prior ``log_q``  [M] under the proposal (float64)
     ``alive``   [M] still running                 ``last``   [M] the newest token of each running text
     ``log_psi`` [M] what a twist with a table says of the prefix, nats
-    ``written`` [M, T] ``tokens`` on the host, not padded
+    ``written`` [M, T] ``tokens`` on the host, not padded      ``lengths`` [M] tokens of each text so far
     """
 
     def __init__(self, source: CompletionDistribution, size: int) -> None:
@@ -33,6 +33,7 @@ class Growing(ABC):
         self.log_psi = torch.zeros_like(self.log_p)
         self.alive = np.ones(size, dtype=bool)
         self.last = np.zeros(size, dtype=np.int64)
+        self.lengths = np.zeros(size, dtype=np.int64)
         self.t = 0
         self.held: tuple[Tensor, Tensor, Tensor] | None = None
         self.held_log_p, self.held_log_q = torch.zeros_like(self.log_p), torch.zeros_like(self.log_q)
@@ -77,10 +78,12 @@ class Growing(ABC):
         self.log_psi = self.log_psi[where]
         at = ancestors.cpu().numpy()
         self.alive, self.last, self.written, self.read = self.alive[at], self.last[at], self.written[at], self.read[at]
+        self.lengths = self.lengths[at]
 
     def _note(self, running: np.ndarray, drawn: np.ndarray, at: int) -> None:
         """On the host: the running texts have drawn these tokens at place ``at``; who has ended with them?"""
         self.last[running] = drawn
+        self.lengths[running] = at + 1
         self.written[running, at] = drawn
         self.alive[running] = ~self.terminal[drawn]
         if self.stop_text is not None:

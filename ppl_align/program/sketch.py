@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,12 +45,22 @@ def stand_in() -> str | int:
 
 @dataclass(frozen=True)
 class Sketch:
-    """``readers``: the constraints on each completion site.  ``nesting``: plates inside one another.  ``stopped``: what
-    the program raised on the made-up values, None if it ran to its end; what it says after that is not known."""
+    """``readers``: the constraints on each completion site.  ``completions``: these, as far as they were met, in order.
+    ``nesting``: plates inside one another.  ``stopped``: what the program raised on the made-up values, None if it ran
+    to its end; what it says after that is not known."""
 
     readers: Mapping[str, tuple[Reader, ...]]
+    completions: tuple[str, ...]
     nesting: int
     stopped: Exception | None
+
+
+@dataclass
+class _Seen:
+    constraints: list[tuple[str, Reader]] = field(default_factory=list)
+    completions: list[str] = field(default_factory=list)
+    nesting: int = 0
+    stopped: Exception | None = None
 
 
 def sketch(program: Program) -> Sketch:
@@ -68,28 +78,28 @@ def sketch(program: Program) -> Sketch:
 
 
 def _sketch(program: Program) -> Sketch:
-    constraints, stopped, nesting = _look(program, STAND_INS[0])
-    for answer in STAND_INS[1:] if stopped is not None else ():
+    seen = _look(program, STAND_INS[0])
+    for answer in STAND_INS[1:] if seen.stopped is not None else ():
         other = _look(program, answer)
-        if other[1] is None or len(other[0]) > len(constraints):
-            constraints, stopped, nesting = other
+        if other.stopped is None or len(other.constraints) > len(seen.constraints):
+            seen = other
     readers: dict[str, tuple[Reader, ...]] = {}
-    for site, reader in constraints:
+    for site, reader in seen.constraints:
         readers[site] = (*readers.get(site, ()), reader)
-    return Sketch(readers, nesting, stopped)
+    return Sketch(readers, tuple(seen.completions), seen.nesting, seen.stopped)
 
 
-def _look(program: Program, answer: str | int) -> tuple[list[tuple[str, Reader]], Exception | None, int]:
-    """The constraints that were met, by site; what stopped the program, if anything; and its plates."""
-    single, seen = copy.copy(program), list[tuple[str, "Reader"]]()
+def _look(program: Program, answer: str | int) -> _Seen:
+    single, seen = copy.copy(program), _Seen()
     with torch.random.fork_rng(devices=cuda_devices()), looking(answer):
         try:
             single.execute(lambda nesting: _Look(nesting, seen), 1)
         except SameNameError:
             raise
         except Exception as error:
-            return seen, error, single.nesting
-    return seen, None, single.nesting
+            seen.stopped = error
+    seen.nesting = single.nesting
+    return seen
 
 
 @contextmanager
@@ -105,10 +115,11 @@ def looking(answer: str | int) -> Iterator[None]:
 class _Look(Messenger):
     """Completions are empty, other latents are drawn, observed sites are left alone."""
 
-    def __init__(self, nesting: int, constraints: list[tuple[str, Reader]]) -> None:
+    def __init__(self, nesting: int, seen: _Seen) -> None:
         super().__init__()
-        self.nesting, self.constraints = nesting, constraints
-        self.constraints.clear()  # the program is run again from its beginning when it turns out to have plates
+        self.nesting, self.seen = nesting, seen
+        seen.constraints.clear()  # the program is run again from its beginning when it turns out to have plates
+        seen.completions.clear()
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg):
@@ -117,10 +128,11 @@ class _Look(Messenger):
         notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
         everywhere = msg["mask"] is None or msg["mask"] is True  # a masked constraint holds for some draws only
         if "constrains" in notes and everywhere:
-            self.constraints += [(notes["constrains"], part) for part in notes["reader"].parts]
+            self.seen.constraints += [(notes["constrains"], part) for part in notes["reader"].parts]
         if not msg["is_observed"]:
             fn = msg["fn"]
             if isinstance(fn, CompletionDistribution):
+                self.seen.completions.append(msg["name"])
                 msg["value"] = torch.full(fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device)
             else:
                 msg["value"] = fn.sample().detach()

@@ -19,6 +19,7 @@ from ppl_align.lm.decoding import Population, Rows, TokenProposal, population
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean, Leaning
+from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles
 from ppl_align.runner.decode import Decode
@@ -29,7 +30,8 @@ class Request:
     """Particles that wait for a completion, and how it is to be drawn.
 
     ``drew``: called after every token, None: nobody looks. ``given``: ``(where, tokens, length)`` as of
-    :meth:`Decode.begin_with`"""
+    :meth:`Decode.begin_with`. ``kept``: caches that prompts may go on from; ``keep``: of these texts as
+    well"""
 
     particles: Particles
     restriction: Restriction | None = None
@@ -38,6 +40,8 @@ class Request:
     block: int | None = None
     drew: Callable[[Decode], None] | None = None
     given: Sequence[tuple[Tensor, Tensor, Tensor | int]] = ()
+    kept: PrefixCache | None = None
+    keep: bool = False
 
     @property
     def source(self) -> CompletionDistribution:
@@ -74,7 +78,7 @@ def _population(requests: Sequence[Request]) -> tuple[Growing, list[int]]:
     first = requests[0]
     if len(requests) == 1:
         source = first.source.within(first.restriction)
-        return population(source, first.proposal, first.lean, first.block), [0]
+        return population(source, first.proposal, first.lean, first.block, first.kept, first.keep), [0]
     sizes = [request.source.index.numel() for request in requests]
     counts = [len(request.source.prompts) for request in requests]
     starts, offsets = _before(sizes), _before(counts)
@@ -86,7 +90,8 @@ def _population(requests: Sequence[Request]) -> tuple[Growing, list[int]]:
     leans = [request.restriction if request.lean is None else request.lean for request in requests]
     blocks = [request.block for request in requests if request.block is not None]
     each = None if all(lean is None for lean in leans) else _Each(leans, offsets)
-    texts = population(source, first.proposal, each, min(blocks, default=None))
+    keep = any(request.keep for request in requests)
+    texts = population(source, first.proposal, each, min(blocks, default=None), first.kept, keep)
     if each is not None and isinstance(texts, Population):
         each.attach(texts, index)
     return texts, starts

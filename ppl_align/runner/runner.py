@@ -18,9 +18,11 @@ from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean
+from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
+from ppl_align.program.sketch import sketch
 from ppl_align.runner.batch import Request, decode
 from ppl_align.runner.decode import Decode
 from ppl_align.runner.known_constraints import KnownConstraints, validate_constraints
@@ -85,6 +87,7 @@ class Runner:
         self.proposal = proposal if retained is None else Retaining(proposal, retained, num_particles)
         self.retained, self.num_particles = retained, num_particles
         self.keep_scores, self.post_decode = keep_scores, post_decode
+        self.kept = PrefixCache()
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class Runner:
         site = particles.pending
         assert site is not None
         restriction = self.constraints.restriction(site)
-        request = Request(particles, restriction)
+        request = Request(particles, restriction, kept=self.kept, keep=self._goes_on_after(site))
         if not site.environment:  # the world is drawn as it is, not steered
             request.proposal, request.lean = self.proposal.tokens(site.name), observer.lean(site, restriction)
             request.block, request.drew = observer.block, observer.drew
@@ -133,6 +136,11 @@ class Runner:
             first = torch.arange(0, particles.size, self.num_particles)
             request.given = [(first, self.retained[site.name], site.fn.max_new_tokens)]
         return request
+
+    def _goes_on_after(self, site: Site) -> bool:
+        """Is there a completion after this one, as far as is known? Its prompt may go on from it."""
+        later = sketch(self.program).completions
+        return site.name in later[:-1]
 
     def written(self, decoded: Decode) -> Particles:
         """The particles with the completion among their values."""
@@ -217,6 +225,8 @@ def finish_together(
     ``particles[i]``, ``observers[i]`` are those of ``runners[i]``."""
     observing = [Observer() for _ in runners] if observers is None else list(observers)
     current = list(particles)
+    for runner in runners:
+        runner.kept = runners[0].kept
 
     def advance(which: Sequence[int]) -> None:
         for i in which:
