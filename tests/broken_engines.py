@@ -161,7 +161,7 @@ class OnlyTheMode(Broken):
 
 class PassesForExact(Broken):
     def broken(self, posterior):
-        return dataclasses.replace(posterior, exact=True)
+        return dataclasses.replace(posterior, kind="enumeration")
 
 
 class Raises(Broken):

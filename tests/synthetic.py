@@ -97,7 +97,7 @@ def weigh(engine: str, index: Tensor, log_q: Tensor | None, scale: float, **opti
 def exact(scale: float = SCALE) -> Posterior:
     sequences, log_p0 = law()
     joint = log_p0 + scale * praise(sequences) + math.log(len(sequences))
-    return weigh("exact", torch.arange(len(sequences))[None], None, scale, log_weight=joint[None], exact=True)
+    return weigh("exact", torch.arange(len(sequences))[None], None, scale, log_weight=joint[None], kind="enumeration")
 
 
 def importance(seed: int = 0, replicates: int = 4, particles: int = 64, scale: float = SCALE) -> Posterior:
@@ -121,7 +121,7 @@ def smc(seed: int = 0, replicates: int = 6, particles: int = 64, scale: float = 
         "lineage": ancestors,
     }
     even = log_evidence[:, None].expand(-1, particles).clone()
-    options = {"log_weight": even, "independent": False, "history": history, "seed": seed}
+    options = {"log_weight": even, "kind": "resampled", "history": history, "seed": seed}
     return weigh("smc", index.gather(1, ancestors), None, scale, **options)
 
 
@@ -131,4 +131,4 @@ LEAN = (0.0, 1.0, -0.5, 0.0, 0.0)
 def svi(seed: int = 0, replicates: int = 4, particles: int = 64, scale: float = SCALE) -> Posterior:
     """A guide that leans towards "good"."""
     index, log_q = sample(seed, (replicates, particles), *LEAN)
-    return weigh("svi", index, log_q, scale, history={"loss": torch.linspace(0.5, -1.0, 30)}, seed=seed)
+    return weigh("svi", index, log_q, scale, history={"loss": torch.linspace(0.5, -1.0, 30)}, seed=seed, steered=True)

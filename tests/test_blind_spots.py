@@ -140,7 +140,7 @@ def outside(run: Posterior, name: str, value: float) -> Posterior:
     offset = torch.arange(len(run.log_weight))[:, None] * run.log_weight.shape[1]
     weight = torch.cat([torch.full_like(run.log_weight, -torch.inf), run.log_weight + math.log(2)], -1)
     r = torch.cat([torch.full_like(run.log_weight, value), run.rewards[name]], -1)
-    twice = run.take(wider + offset, log_weight=weight, independent=True)
+    twice = run.take(wider + offset, log_weight=weight)
     twice.rewards = {**twice.rewards, name: r}
     return twice
 

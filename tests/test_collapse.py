@@ -13,7 +13,6 @@ from synthetic import exact, importance, svi
 from torch import Tensor
 
 from ppl_align import SVI, CausalLM, Exact, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
-from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.collapse import (
     below_a_bound,
     collapsed,
@@ -22,6 +21,7 @@ from ppl_align.diagnostics.collapse import (
     one_draw,
     worse_than_it_began,
 )
+from ppl_align.posterior import evidence
 from ppl_align.testing.oracle import Oracle
 
 Program = Callable[[], None]
@@ -204,5 +204,5 @@ def accused(beta: float, seeds: Iterable[int]) -> dict[str, list[str]]:
 def test_exact_answers_exact_draws_and_decisions_are_left_alone(broken: Posterior) -> None:
     assert collapsed(exact(), {"exact": exact()}) == []
     assert collapsed(importance(), {"is": importance()}) == []
-    deciding = replace(broken, target="decision")
+    deciding = replace(broken, kind="policy")
     assert collapsed(deciding, {"svi": deciding}) == []

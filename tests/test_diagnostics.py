@@ -11,9 +11,10 @@ from synthetic import LEAN, SCALE, exact, importance, law, praise, smc, svi
 
 from ppl_align.core.cost import Cost
 from ppl_align.core.errors import InputError
-from ppl_align.diagnostics import compare, diversity, evidence, prior
+from ppl_align.diagnostics import compare
 from ppl_align.diagnostics.advisor import advise, best_run, complaints, completions_carrying
-from ppl_align.posterior import weights
+from ppl_align.diagnostics.prior import best_view_of_prior
+from ppl_align.posterior import diversity, evidence, prior, weights
 from ppl_align.posterior.prior import drew_from_prior
 
 
@@ -166,13 +167,13 @@ def test_every_kind_of_run_knows_the_prior(target):
         assert prior.prior_mean(run, run.rewards["praise"]) == pytest.approx(mean, abs=0.1)
     assert drew_from_prior(importance())
     assert not drew_from_prior(svi())
-    assert prior.best_view_of_prior([svi(), importance()]).engine == "importance"
+    assert best_view_of_prior([svi(), importance()]).engine == "importance"
 
 
 def test_steered_particles_do_not_speak_of_the_prior():
     """What was resampled away is in no weight, however large their ESS for the prior."""
-    assert prior.best_view_of_prior([smc(particles=2000)]) is None
-    assert prior.best_view_of_prior([smc(particles=2000), importance()]).engine == "importance"
+    assert best_view_of_prior([smc(particles=2000)]) is None
+    assert best_view_of_prior([smc(particles=2000), importance()]).engine == "importance"
 
 
 def test_entropy_of_the_posterior(target):

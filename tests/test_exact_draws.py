@@ -13,10 +13,10 @@ from scipy import stats
 from synthetic import SCALE, exact, importance, law, praise, smc, svi, weigh
 
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, compare, completion, reward
-from ppl_align.diagnostics import evidence, exact_draws
+from ppl_align.diagnostics import exact_draws
 from ppl_align.diagnostics.advisor import advise, best_run, complaints
 from ppl_align.diagnostics.exact_draws import SURPRISING, evidence_bounds, unseen
-from ppl_align.posterior import weights
+from ppl_align.posterior import evidence, weights
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import FIXED, LADDER
 
@@ -40,7 +40,7 @@ def rejection(seed: int = 0, replicates: int = 4, particles: int = 16, scale: fl
         scale,
         log_weight=log_weight[:, None].expand(-1, particles).clone(),
         history={"num_draws": num_draws, "acceptance": acceptance, "acceptance_se": 0.01},
-        draws_are_exact=True,
+        kind="exact draws",
     )
 
 
@@ -55,7 +55,7 @@ def gaussian(log_weight: torch.Tensor, log_likelihood: torch.Tensor, **fields: o
 def test_unseen_counts_what_weighs_more_than_anything_visited():
     visited = torch.tensor([[0.0, 1.0], [0.5, -torch.inf]]).double()
     drawn = torch.tensor([[2.0, 1.0, 1.0 + 1e-5, 0.3, 1.4, 1.01, -3.0, 1.0]]).double()
-    missed = unseen(gaussian(visited, visited), gaussian(torch.zeros(1, 8), drawn, draws_are_exact=True))
+    missed = unseen(gaussian(visited, visited), gaussian(torch.zeros(1, 8), drawn, kind="exact draws"))
     assert (missed.count, missed.total, missed.share) == (3, 8, 3 / 8)  # 2.0, 1.4, 1.01; 1e-5 more is rounding
     largest = math.exp(1.0) / (1 + math.exp(1.0) + math.exp(0.5))
     assert missed.chance == pytest.approx((1 + 1 / (2 * 8 * largest)) ** -3)

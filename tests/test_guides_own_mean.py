@@ -13,7 +13,7 @@ from worlds import game
 
 from ppl_align import SVI, CausalLM, ImportanceSampling, MarkovLM, Posterior, compare, completion, constrain, reward
 from ppl_align.constraints import Contains
-from ppl_align.diagnostics import policy
+from ppl_align.posterior import policy
 from ppl_align.report.html import render
 from ppl_align.testing.oracle import Oracle
 

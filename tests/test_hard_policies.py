@@ -12,7 +12,7 @@ import torch
 from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, completion, constrain, environment, reward
 from ppl_align.constraints import Regex
 from ppl_align.core.errors import AllDeadError, ModelError, RunError
-from ppl_align.diagnostics import decisions
+from ppl_align.posterior.decision import decision_value
 
 LETTERS = ["a", "b", "c"]
 FIRST = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]], dtype=torch.float64)  # p0(letter | previous)
@@ -68,7 +68,7 @@ def test_a_policy_writes_again_what_ended_dead_and_the_world_is_left_alone(untra
         here = [text for text, m in zip(texts, moods.tolist(), strict=True) if m == mood]
         for text, p in zip(MET, law[mood].tolist(), strict=True):
             assert abs(here.count(text) / len(here) - p) < 4 * math.sqrt(p * (1 - p) / len(here))
-    found, error = decisions.value(run)
+    found, error = decision_value(run)
     assert error < 0.02
     assert abs(found - j) < 4 * error, "tries that were thrown away are paid for"
 
@@ -90,7 +90,7 @@ def test_a_policy_that_meets_a_likelihood_of_zero_has_no_finite_value(untrained)
 
     run = SVI(num_particles=200).run(harsh)
     assert run.log_weight.eq(0).all()
-    assert decisions.value(run).value == -math.inf
+    assert decision_value(run).value == -math.inf
     (line,) = run.warnings
     assert "(at 'safe'): its J is -inf" in line
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
-from ppl_align.diagnostics import evidence
+from ppl_align.posterior import evidence
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 from ppl_align.posterior.unstated import unstated
 
@@ -74,4 +74,4 @@ def test_draws_of_the_prior_and_even_weights_are_not_asked() -> None:
 def test_draws_from_within_a_constraint_are_not_asked(narrow: list[Posterior]) -> None:
     """Nobody's guide drew them: what is missing is no tail."""
     heavy = next(run for run in narrow if heavy_tail(run) is not None)
-    assert heavy_tail(replace(heavy, config={**heavy.config, "proposal": None})) is None
+    assert heavy_tail(replace(heavy, steered=False)) is None

@@ -37,8 +37,6 @@ ORDER = (
 """The rooms of the house: each knows those before it, and none after it."""
 NOT_YET = {
     ("lm", "constraints"),
-    ("posterior", "diagnostics"),
-    ("inspection", "diagnostics"),
 }
 RENDERERS = {"report"}
 """May be imported by what prints itself (``__str__``, ``_repr_html_``), inside of functions."""

@@ -16,10 +16,10 @@ from ppl_align.core.errors import InputError
 from ppl_align.core.estimate import Estimate, critical, exceeds, of_influence
 from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated
-from ppl_align.diagnostics import evidence
-from ppl_align.diagnostics.bounded import log_evidence_upper, upper_mean
-from ppl_align.diagnostics.doubts import doubts
 from ppl_align.inspection.pool import draw_pool
+from ppl_align.posterior import evidence
+from ppl_align.posterior.bounded import log_evidence_upper, upper_mean
+from ppl_align.posterior.doubts import doubts
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.testing.honesty import greens
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
@@ -94,7 +94,7 @@ def test_what_is_stated_by_each_engine() -> None:
     run = SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model)
     ancestors = sum(ancestors_by_replicate(run) or [])
     assert run.mean("r").dof == 3 + ancestors / 10, "what replicates tell, and what ancestors do"
-    del run.history["lineage"]
+    run.history = {name: value for name, value in run.history.items() if name != "lineage"}
     assert run.mean("r").dof == 3, "of a file that has none"
 
 

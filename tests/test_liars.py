@@ -11,7 +11,7 @@ from scipy import stats
 
 from ppl_align import SMC, SVI, Exact, ImportanceSampling
 from ppl_align.core.errors import AllDeadError
-from ppl_align.diagnostics import diversity, evidence
+from ppl_align.posterior import diversity, evidence
 from ppl_align.testing import (
     Oracle,
     all_dead,

@@ -15,7 +15,7 @@ from ppl_align.claims import interaction, optimism
 from ppl_align.claims._turns import Turns
 from ppl_align.constraints import Contains
 from ppl_align.core.errors import AllDeadError, InputError
-from ppl_align.diagnostics import decisions
+from ppl_align.posterior.decision import decision_value
 from ppl_align.program import constrain
 from ppl_align.testing import Oracle
 from ppl_align.testing.programs import two_completions
@@ -34,7 +34,7 @@ def test_the_choice_of_the_claim():
     agree(run.mean(lambda p: risky(p) * p["outcome"]), 0.1 * chosen.value)
     gets = 1 + (0.4 - 1) * chosen.value
     agree(run.mean("pay"), gets)
-    value, error = decisions.value(run)
+    value, error = decision_value(run)
     assert abs(value - 0.744341) < 4 * error + 0.02
     assert value - 4 * error < 0.744341
     assert run.target == "decision"
@@ -60,7 +60,7 @@ def test_the_dialogue_of_the_claim():
     noise = math.sqrt(27 / run.log_weight.numel()) / 2
     assert (played - best).abs().sum() < noise + 0.1
     assert (played - best).abs().sum() < (played - conditioned).abs().sum()
-    assert decisions.value(run).value - 4 * decisions.value(run).standard_error < oracle.posterior.optimism.best
+    assert decision_value(run).value - 4 * decision_value(run).standard_error < oracle.posterior.optimism.best
     moods = torch.stack([run.particles["first"].tokens[..., 0].reshape(-1), run.particles["mood"].reshape(-1)], 1)
     world = interaction.hand_made()[1]["mood"].exp()
     for word in range(3):
@@ -81,7 +81,7 @@ def test_more_outcomes_more_sober():
         shares.append(run.mean(risky).value)
     assert shares[0] > shares[1] + 0.05 > shares[2] + 0.08
     optimistic = Nested(16, 1, num_particles=400, max_histories=10**7).run(game)
-    assert optimistic.history["planned"].mean() > decisions.value(optimistic).value + 0.5, "its plans promise too much"
+    assert optimistic.history["planned"].mean() > decision_value(optimistic).value + 0.5, "its plans promise too much"
 
 
 def test_the_value_is_that_of_the_episodes():
@@ -92,7 +92,7 @@ def test_the_value_is_that_of_the_episodes():
     agree(run.mean(risky), float(picked))
     share = torch.softmax(v, 0)
     bound = float((share * (2 * share).log()).sum()) / 2  # KL of the plan; nothing where both actions are the same
-    agree(decisions.value(run), 1 - 0.6 * float(picked) - bound)
+    agree(decision_value(run), 1 - 0.6 * float(picked) - bound)
 
 
 def test_a_simulated_user():
@@ -100,7 +100,7 @@ def test_a_simulated_user():
     best = oracle.posterior.optimism.best
     run = Nested(num_actions=6, num_outcomes=24, num_particles=100, max_histories=10**6).run(talk)
     agree(run.mean(lambda p: (p["heard"].tokens == 1).double().mean(-1)), 0.7)
-    assert decisions.value(run).value < best + 4 * decisions.value(run).standard_error
+    assert decision_value(run).value < best + 4 * decision_value(run).standard_error
 
 
 def test_the_world_may_speak_first_and_turns_may_have_several_sites():
@@ -117,7 +117,7 @@ def test_the_world_may_speak_first_and_turns_may_have_several_sites():
     exact = Exact().run(program).optimism
     run = Nested(num_actions=24, num_outcomes=8, num_particles=50, max_histories=10**6).run(program)
     agree(run.mean(lambda p: p["asked"].double().reshape(4, 50)), 0.7)
-    value, error = decisions.value(run)
+    value, error = decision_value(run)
     assert exact.best - 0.15 - 4 * error < value < exact.best + 4 * error
 
 
@@ -131,7 +131,7 @@ def test_constraints_confine_the_agent():
     exact = Exact().run(program).optimism
     run = Nested(num_actions=16, num_outcomes=32, num_particles=100, max_histories=10**6).run(program)
     assert (run.particles["said"].tokens == 1).any(-1).all()
-    value, error = decisions.value(run)
+    value, error = decision_value(run)
     assert abs(value - exact.best) < 4 * error + 0.02
 
 
@@ -151,7 +151,7 @@ def test_a_constraint_on_a_later_turn_is_paid_for_in_the_plan():
     assert best == pytest.approx(math.log(0.5 * 0.01 + 0.5 * 0.99) + 0.5)
     run = Nested(num_actions=16, num_outcomes=8, num_particles=20, max_histories=10**6).run(program)
     agree(run.mean(lambda p: (p["opening"].tokens[..., 0] == 1).double()), 0.99)
-    value, error = decisions.value(run)
+    value, error = decision_value(run)
     assert abs(value - best) < 4 * error + 0.02
     assert run.history["planned"].mean() < best + 0.1, "plans promise no more than there is"
 

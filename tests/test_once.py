@@ -1,16 +1,17 @@
-"""What is told of a run is computed once within ``told_once``, and anew outside it."""
+"""What is told of a run is computed once, and anew when somebody changes the run."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from synthetic import importance
 
 from ppl_align import compare
-from ppl_align.diagnostics import evidence
-from ppl_align.posterior import weights
-from ppl_align.posterior.once import once, told_once
+from ppl_align.posterior import evidence, weights
+from ppl_align.posterior.once import forget, once
+from ppl_align.posterior.run_summary import summary_of
 
 
 def counted() -> tuple[list[object], object]:
@@ -25,35 +26,42 @@ def counted() -> tuple[list[object], object]:
     return calls, told
 
 
-def test_once_inside_anew_outside() -> None:
+def test_once_for_each_run_and_each_argument() -> None:
     calls, told = counted()
     a, b = SimpleNamespace(), SimpleNamespace()
-    assert [told(a), told(a)] == [1, 2]
-    with told_once():
-        assert [told(a), told(a), told(b), told(a, 1), told(a, more=1), told(a, 1)] == [3, 3, 4, 5, 6, 5]
-        with told_once():  # within another, it is that one
-            assert told(a) == 3
-        assert told(b) == 4
-    assert told(a) == 7
-    assert len(calls) == 7
+    assert [told(a), told(a), told(b), told(a, 1), told(a, more=1), told(a, 1)] == [1, 1, 2, 3, 4, 3]
+    assert len(calls) == 4
+    forget(a)
+    assert [told(a), told(b)] == [5, 2]
 
 
 def test_runs_that_are_gone_lend_nobody_their_answers() -> None:
     _, told = counted()
-    with told_once():
-        assert len({told(SimpleNamespace()) for _ in range(100)}) == 100
+    assert len({told(SimpleNamespace()) for _ in range(100)}) == 100
 
 
 def test_nothing_is_kept_after_an_error() -> None:
-    calls, told = counted()
+    calls: list[int] = []
+
+    @once
+    def fails(run: object) -> float:
+        calls.append(1)
+        raise KeyError
+
     a = SimpleNamespace()
-    try:
-        with told_once():
-            told(a)
-            raise KeyError
-    except KeyError:
-        told(a)
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            fails(a)
     assert len(calls) == 2
+
+
+def test_what_is_kept_goes_into_no_copy_and_no_file() -> None:
+    run = importance()
+    evidence.log_z(run)
+    assert "_told" not in replace(run).__dict__
+    assert "_told" not in run.__getstate__()
+    changed = replace(run, log_weight=run.log_weight + 1)
+    assert evidence.log_z(changed).value == pytest.approx(evidence.log_z(run).value + 1)
 
 
 def test_a_run_that_changed_between_two_comparisons_is_told_anew() -> None:
@@ -71,3 +79,6 @@ def test_a_comparison_says_what_is_said_of_each_run_alone() -> None:
     assert (row["log_evidence"], row["se[log Z]"]) == tuple(evidence.log_z(run))
     assert (row["E[praise]"], row["se[praise]"]) == tuple(run.mean("praise"))
     assert row["largest_weight"] == weights.largest(run)
+    told = summary_of(run)
+    assert told is summary_of(run)
+    assert row["log_evidence"] == told.log_z.value

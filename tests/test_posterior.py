@@ -191,7 +191,7 @@ def test_a_saved_posterior_comes_back(engine, tmp_path):
     path = run.save(tmp_path / "deep" / "run.nc")
     assert [p.name for p in path.parent.iterdir()] == ["run.nc"]
     back = Posterior.load(path)
-    for name in ("engine", "config", "seed", "model", "lm", "cost", "drawn_scales", "independent", "exact"):
+    for name in ("engine", "config", "seed", "model", "lm", "cost", "drawn_scales", "kind", "steered"):
         assert getattr(back, name) == getattr(run, name), name
     assert torch.equal(back.log_weight, run.log_weight)
     assert torch.equal(back.particles["review"].tokens, run.particles["review"].tokens)

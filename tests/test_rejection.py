@@ -12,8 +12,8 @@ import torch
 from conftest import SEED
 
 from ppl_align import CallableLM, Exact, ImportanceSampling, Posterior, Rejection, completion, reward
-from ppl_align.diagnostics import evidence
 from ppl_align.particles.particles import Particles
+from ppl_align.posterior import evidence
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.program import Program
 from ppl_align.runner.runner import Runner
@@ -261,7 +261,7 @@ def test_its_draws_do_not_depend_on_those_of_other_engines():
 def test_it_does_not_pass_for_draws_of_the_prior(drawn):
     """Yet it knows the prior: p0 / p* is proportional to exp(-psi)."""
     assert not any(drew_from_prior(run) for run in drawn.values())
-    from ppl_align.diagnostics.prior import prior_mean
+    from ppl_align.posterior.prior import prior_mean
 
     run = drawn["text_reward"]
     plain = ImportanceSampling(4000, 1).run(PROGRAMS["text_reward"])

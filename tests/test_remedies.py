@@ -30,7 +30,7 @@ from ppl_align import (
     reward,
 )
 from ppl_align.core.errors import InputError
-from ppl_align.diagnostics import evidence, policy
+from ppl_align.posterior import evidence, policy
 from ppl_align.posterior.unstated import unstated
 
 FLAT = MarkovLM(torch.zeros(3, 3, dtype=torch.float64))

@@ -24,7 +24,8 @@ from ppl_align import (
     reward,
 )
 from ppl_align.core.text import Texts
-from ppl_align.diagnostics import diversity
+from ppl_align.posterior import diversity
+from ppl_align.posterior.kind import Kind
 
 COIN = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2, dtype=torch.float64), tokens=["a", "b"])
 WORDS = CallableLM(64, lambda prefix: torch.zeros(len(prefix), 64, dtype=torch.float64))
@@ -159,7 +160,7 @@ def test_without_a_completion_nothing_is_counted() -> None:
 
 def test_decisions_have_no_entropy_of_a_posterior() -> None:
     run = ImportanceSampling(64).run(plain)
-    run.target = "decision"
+    run.kind = Kind.POLICY
     assert diversity.posterior_entropy(run) is None
 
 

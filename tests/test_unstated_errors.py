@@ -99,7 +99,7 @@ def test_one_effective_draw_of_a_real_run():
 
 def test_a_single_episode():
     index = torch.zeros(1, 1, dtype=torch.long)
-    decided = weigh("svi", index, torch.zeros(1, 1), 0.8, target="decision", log_weight=torch.zeros(1, 1))
+    decided = weigh("svi", index, torch.zeros(1, 1), 0.8, kind="policy", log_weight=torch.zeros(1, 1))
     assert any("of J: a single episode" in line for line in unstated(decided))
 
 

@@ -46,8 +46,7 @@ from torch import Tensor
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
 from ppl_align.claims.drawing import PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.diagnostics import evidence
-from ppl_align.posterior import weights
+from ppl_align.posterior import evidence, weights
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.oracle import Oracle
 

@@ -40,7 +40,7 @@ from ppl_align import SMC, SVI, Engine, Exact, ImportanceSampling, Rejection, ch
 from ppl_align.claims._toys import CRITIC, RAMBLER, praise
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.diagnostics import evidence
+from ppl_align.posterior import evidence
 
 ENGINES: dict[str, Engine] = {
     "exact": Exact(),

@@ -7,7 +7,7 @@
 4. support: how many draws, and how many first ancestors, the answer rests on;
 5. exact draws of another run (Rejection): do they reach where this one has never been?
 6. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
-7. a run is called sound only if it has seen enough (:mod:`ppl_align.diagnostics.doubts`), and if something independent
+7. a run is called sound only if it has seen enough (:mod:`ppl_align.posterior.doubts`), and if something independent
    confirms it: enough replicates, or another sound engine. The replicates of a trained guide, or of any proposal,
    confirm nothing, nor does another run with a proposal: what a proposal never writes, none of them sees.
 """
@@ -25,16 +25,17 @@ import torch
 from ppl_align.core.arviz_adapter import GOOD_K
 from ppl_align.core.estimate import Estimate, critical, exceeds
 from ppl_align.core.printed import is_rounding, say_z
-from ppl_align.diagnostics import decisions, evidence, exact_draws
+from ppl_align.diagnostics import decisions, exact_draws
 from ppl_align.diagnostics.blind_spots import blind_spot
 from ppl_align.diagnostics.collapse import collapsed
-from ppl_align.diagnostics.doubts import doubts
 from ppl_align.diagnostics.remedies import what_to_do, what_would_confirm, what_would_tell, what_would_vouch
-from ppl_align.posterior import weights
+from ppl_align.posterior import evidence
 from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def best_run(runs: Mapping[str, Posterior]) -> str:
     candidates = {name: run for name, run in candidates.items() if not collapsed(run, runs)} or candidates
 
     def rank(name: str) -> tuple[float, float]:
-        error = evidence.standard_error(candidates[name])
-        return (math.inf if error is None else error, -evidence.log_evidence(candidates[name]))
+        error = summary_of(candidates[name]).standard_error
+        return (math.inf if error is None else error, -summary_of(candidates[name]).log_evidence)
 
     return min(candidates, key=rank)
 
@@ -120,7 +121,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
         remedy = what_to_do(runs[best])
         verdict = f"No run can be trusted: {first} ({best}, the best of them)."
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unsound")
-    doubted = {name: doubts(runs[name]) for name in sound}
+    doubted = {name: summary_of(runs[name]).doubts for name in sound}
     reasons += [f"{name}: {doubted[name][0].reason}." for name in sound if doubted[name]]
     believed = [name for name in sound if not doubted[name]]
     confirmed = [name for name in believed if _is_confirmed(runs[name], sound, runs)]
@@ -145,6 +146,8 @@ def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior
     """By its own replicates, or by a sound run of another engine (sound runs agree on log Z within their errors)."""
     if run.draws_are_exact:  # nothing could confirm it better
         return True
+    if run.kind is Kind.CHAIN:  # chains that started alike may all be on their way still
+        return any(runs[name].kind is not Kind.CHAIN for name in sound)
     steered = has_proposal(run)
     if not steered and len(run.log_weight) >= MIN_REPLICATES:
         return True
@@ -154,7 +157,7 @@ def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior
 
 def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
     """Which run to use, and why."""
-    precision = {name: evidence.precision_per_1000_tokens(runs[name]) or 0.0 for name in sound}
+    precision = {name: summary_of(runs[name]).precision or 0.0 for name in sound}
     leader = max(sound, key=lambda name: precision[name])
     plain = [name for name in sound if drew_from_prior(runs[name])]
     drawn = [name for name in sound if runs[name].draws_are_exact]
@@ -181,7 +184,7 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
         return [problem for problem in found if problem is not None]
     found = [_shortfall(run, runs), *collapsed(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs)]
     found += [_unseen(run, runs), _few_draws(run), _replicates(run)]
-    k = weights.pareto_k(run) if run.independent else None
+    k = summary_of(run).pareto_k if run.independent else None
     if k is not None and k > GOOD_K:
         found.append(f"k-hat {k:.2f} is above {GOOD_K}, its error bars are too small")
     if not run.independent and len(run.log_weight) < MIN_REPLICATES:
@@ -192,10 +195,10 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
 def _shortfall(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
     """Is there a run whose log Z lies significantly above this one's? If one is exact, it alone decides."""
     others = {name: other for name, other in runs.items() if other.exact} or runs
-    own, own_error = evidence.log_evidence(run), _error(run)
+    own, own_error = summary_of(run).log_evidence, _error(run)
     worst: tuple[float, str] | None = None
     for name, other in others.items():
-        gap = evidence.log_evidence(other) - own
+        gap = summary_of(other).log_evidence - own
         noise = critical(own_error, _error(other), errors=SIGNIFICANT)
         if other is not run and gap > max(noise, NEGLIGIBLE) and (worst is None or gap > worst[0]):
             worst = gap, name
@@ -206,7 +209,7 @@ def _shortfall(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
 
 def _error(run: Posterior) -> Estimate:
     """log Z with its standard error, and the degrees of freedom that go with it."""
-    found = evidence.log_z(run)
+    found = summary_of(run).log_z
     if math.isnan(found.standard_error):
         return Estimate(found.value, UNKNOWN_ERROR)
     return found if found.stated else Estimate(found.value, found.standard_error)
@@ -221,7 +224,7 @@ def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> s
     exact = next((other for other in runs.values() if other.exact), None)
     if exact is None:
         return None
-    gap = evidence.log_evidence(run) - evidence.log_evidence(exact)
+    gap = summary_of(run).log_evidence - summary_of(exact).log_evidence
     if gap > max(critical(_error(run), errors=SIGNIFICANT), NEGLIGIBLE):
         return f"log Z is {gap:.2g} nats above the exact one"
     for name in run.rewards:
@@ -268,7 +271,7 @@ def _few_draws(run: Posterior) -> str | None:
 
 def _effective(run: Posterior) -> float:
     """Effective draws of all replicates together."""
-    return float(run.importance_weights.pooled.ess)
+    return summary_of(run).effective_draws
 
 
 def completions_carrying(run: Posterior, share: float) -> int:
@@ -280,7 +283,7 @@ def completions_carrying(run: Posterior, share: float) -> int:
 
 
 def _wide_spread(run: Posterior) -> str | None:
-    spread = evidence.spread(run)
+    spread = summary_of(run).spread
     if spread is not None and spread > WIDE_SPREAD:
         return f"log Z spreads by {spread:.2g} nats over its {len(run.log_weight)} replicates"
     return None

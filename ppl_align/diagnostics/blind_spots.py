@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ppl_align.diagnostics import evidence
 from ppl_align.particles.weights import effective_sample_size
 from ppl_align.posterior.constant import constant_reward, same
 from ppl_align.posterior.estimates import mean
+from ppl_align.posterior.run_summary import summary_of
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -76,10 +76,10 @@ def _log_odds(run: Posterior, other: Posterior, reward: str, value: float) -> fl
     """log s / (1 - s) of the module's docstring: the least that ``other`` saw of other values, -inf for nothing."""
     elsewhere = ~same(other.rewards[reward].double(), torch.tensor(value, dtype=torch.float64))
     seen, error = mean(other, lambda particles: elsewhere.double())
-    noise = evidence.standard_error(run), evidence.standard_error(other)
+    noise = summary_of(run).standard_error, summary_of(other).standard_error
     if None in noise or not seen > 0 or math.isnan(error):  # it saw nothing, or nobody knows how much
         return -math.inf
-    gap = evidence.log_evidence(other) - evidence.log_evidence(run)
+    gap = summary_of(other).log_evidence - summary_of(run).log_evidence
     return math.log(seen) + gap - SIGNIFICANT * math.hypot(error / seen, *(each or 0.0 for each in noise))
 
 
@@ -91,7 +91,7 @@ def _softplus(x: float) -> float:
 def _effective_draws(run: Posterior) -> float:
     """1 / sum_i W_i^2 over all replicates; what descends from one first particle (SMC) is one draw."""
     weights = run.weights
-    lineage = run.history.get("lineage")
+    lineage = run.lineage
     if lineage is not None:
         weights = torch.zeros_like(weights).scatter_add_(1, torch.as_tensor(lineage), weights)
     return float(effective_sample_size(weights.reshape(-1)))

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from ppl_align.core.estimate import critical, of_draws, standard_error
-from ppl_align.diagnostics import evidence
 from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity, site_texts
 from ppl_align.posterior.totals import log_likelihood, log_prior
 
@@ -107,7 +107,7 @@ def first_elbo(run: Posterior) -> Estimate | None:
 
 def below_a_bound(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
     """log Z lies significantly below something that it cannot lie below: the highest of these."""
-    own = evidence.log_z(run)
+    own = summary_of(run).log_z
     if not math.isfinite(own.value):
         return None
     own = Estimate(own.value, own.standard_error if math.isfinite(own.standard_error) else 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ppl_align.core.errors import InputError
-from ppl_align.core.estimate import Estimate
-from ppl_align.diagnostics import decisions, diversity, evidence, exact_draws, policy
+from ppl_align.diagnostics import decisions, exact_draws
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, guide_column, is_missing, reward_column
-from ppl_align.diagnostics.prior import best_view_of_prior, prior_mean
+from ppl_align.diagnostics.prior import best_view_of_prior
 from ppl_align.diagnostics.scales import differing_scales, scales
-from ppl_align.posterior import Posterior, weights
-from ppl_align.posterior.estimates import RETAINING
-from ppl_align.posterior.once import told_once
+from ppl_align.posterior import Posterior, diversity, evidence
+from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.prior import prior_mean
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.program.provenance import differences
 
 if TYPE_CHECKING:
@@ -127,7 +127,6 @@ class Comparison:
         return [csv, text, html]
 
 
-@told_once()
 def compare(runs: Runs) -> Comparison:
     """Set several posteriors of *one* target beside each other.
 
@@ -170,60 +169,15 @@ def compare(runs: Runs) -> Comparison:
     }
     rows = {}
     for name, run in named.items():
-        deciding = run.target == "decision"
-        rows[name] = _row(run, rewards, top) | (dict.fromkeys(own) if deciding else own)
-        rows[name]["unseen"] = None if deciding else _unseen(run, conditioned)
+        told, of_posterior = summary_of(run), run.kind.of_posterior
+        rows[name] = told.row() | (own if of_posterior else dict.fromkeys(own))
+        rows[name]["elbo_gap"] = None if told.elbo is None else top - told.elbo
+        rows[name]["unseen"] = _unseen(run, conditioned) if of_posterior else None
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "run"
     numbers = table.columns.drop(["engine", "kl_is_lower_bound"])
     table[numbers] = table[numbers].astype(float)
     return Comparison(named, table, reference, advise(named, best))
-
-
-def _row(run: Posterior, rewards: Sequence[str], best_log_evidence: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"engine": run.engine}
-    for name in rewards:
-        row |= _with_bar(f"E[{name}]", f"se[{name}]", run.mean(name))
-        row[f"E_q[{name}]"], row[f"se_q[{name}]"] = policy.own_mean(run, name) or (None, None)
-    kl = evidence.kl_to_prior(run)
-    elbo, precision = evidence.elbo(run), evidence.precision_interval(run) or (None, None)
-    rhats = [r for r in (evidence.rhat(run, name) for name in rewards) if r is not None]
-    sampled, weighted = not run.exact, not run.exact and run.target == "posterior"
-    row["decision_value"], row["decision_value_error"] = decisions.value(run) or (None, None)
-    return row | {
-        **_with_bar("log_evidence", "se[log Z]", evidence.log_z(run)),
-        "log_evidence_spread": evidence.spread(run),
-        **_with_bar("kl_to_prior", "se[KL]", evidence.kl(run)),
-        "kl_is_lower_bound": kl.lower_bound,
-        "elbo": elbo,
-        "elbo_gap": None if elbo is None else best_log_evidence - elbo,
-        "num_replicates": run.log_weight.shape[0] if sampled else None,
-        "num_particles": run.log_weight.shape[1] if sampled else None,
-        "unique_ancestors": diversity.unique_ancestors(run) if weighted else None,
-        "distinct_completions": diversity.distinct_completions(run),
-        "ess": weights.ess(run) if weighted else None,
-        "khat": weights.pareto_k(run),
-        "largest_weight": weights.largest(run) if weighted else None,
-        "rhat": max(rhats, default=None),
-        "entropy": diversity.entropy_of_draws(run),
-        "distinct2": diversity.distinct_ngrams(run),
-        "lm_tokens": run.cost.lm_tokens,
-        "scored_tokens": run.cost.scored_tokens,
-        "lm_forwards": run.cost.lm_forwards,
-        "reward_calls": run.cost.reward_calls,
-        "environment_calls": run.cost.environment_calls,
-        "seconds": run.cost.seconds,
-        "precision_per_1000_tokens": evidence.precision_per_1000_tokens(run),
-        "precision_per_1000_tokens_low": precision[0],
-        "precision_per_1000_tokens_high": precision[1],
-    }
-
-
-def _with_bar(key: str, error: str, estimate: Estimate) -> dict[str, float]:
-    """A number, its standard error where one can be stated, and its 95% interval."""
-    low, high = estimate.interval()
-    stated = estimate.standard_error if estimate.stated else math.nan
-    return {key: estimate.value, error: stated, f"{key}_low": low, f"{key}_high": high}
 
 
 def _unseen(run: Posterior, named: Mapping[str, Posterior]) -> float | None:
@@ -273,7 +227,7 @@ def _named(runs: Runs) -> dict[str, Posterior]:
 
 def _no_retained_draws(named: Mapping[str, Posterior]) -> None:
     for name, run in named.items():
-        if run.engine == RETAINING:
+        if run.kind is Kind.CONDITIONAL:
             raise InputError(
                 f"{name!r} is a conditional run: a draw of the posterior was put among its particles, so it bounds "
                 "log Z from above and is no run to compare; see evidence_bounds(engine, model, exact=...)"

@@ -74,7 +74,7 @@ def unseen(run: Posterior, exact: Posterior) -> Unseen:
 def _largest_weight(run: Posterior) -> float:
     """W, all replicates pooled. What descends from one first particle (SMC) is one draw, and adds up its weight."""
     pooled = run.weights
-    lineage = run.history.get("lineage")
+    lineage = run.lineage
     if lineage is None:
         return float(pooled.max())
     shared = torch.zeros_like(pooled).scatter_add_(1, torch.as_tensor(lineage), pooled)

@@ -1,22 +1,15 @@
-"""Which run represents the prior best, and what it says of it."""
+"""Which run represents the prior best."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ppl_align.particles.weights import Weights
-from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.prior import ENOUGH, prior_log_weight
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
-
-
-ENOUGH = 10.0
-"""Effective draws of the prior below which a run does not speak of it."""
 
 
 def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:
@@ -34,13 +27,3 @@ def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:
         if effective > most:
             best, most = posterior, effective
     return best
-
-
-def prior_mean(posterior: Posterior, values: Tensor) -> float | None:
-    """E_p0[values] as this run sees it; None where a value is infinite (a rejection has no mean)."""
-    w = torch.softmax(prior_log_weight(posterior).reshape(-1), 0)
-    f = values.double().reshape(-1)
-    if bool((f.isinf() & (w > 0)).any()):
-        return None
-    keep = f.isfinite() & (w > 0)
-    return float((w[keep] * f[keep]).sum() / w[keep].sum()) if bool(keep.any()) else None

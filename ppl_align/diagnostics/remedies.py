@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ppl_align.core.estimate import FEWEST_EXACT
-from ppl_align.diagnostics import decisions, evidence
-from ppl_align.diagnostics.doubts import Doubt, more
+from ppl_align.diagnostics import decisions
+from ppl_align.posterior import evidence
+from ppl_align.posterior.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.prior import has_proposal
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
@@ -24,7 +25,7 @@ def what_to_do(best: Posterior) -> str:
     replicates, particles = best.log_weight.shape
     if best.draws_are_exact:
         return f"Draw more: it takes {FEWEST_EXACT} exact draws for error bars (num_particles times num_replicates)."
-    if "loss" in best.history:
+    if best.losses is not None:
         return (
             f"Train it longer than num_steps={len(best.history['loss'])}, or with a lower learning_rate, and draw more "
             f"than num_particles={particles}; or run importance sampling or SMC beside it."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -17,8 +17,8 @@ from ppl_align.core.seeds import isolated, mix
 from ppl_align.engines import optimism
 from ppl_align.engines.steadiness import refuse_undeclared
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.findings import note_findings
-from ppl_align.posterior.origin import note_provenance
+from ppl_align.posterior.findings import with_findings
+from ppl_align.posterior.origin import with_provenance
 from ppl_align.program.compiled import Program
 from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.runner.proposals import FromPrior, Proposal
@@ -87,22 +87,19 @@ class Engine(ABC):
             return self._run(Task(model, args, dict(kwargs), report), seed)
 
     def _run(self, task: Task, seed: int) -> Posterior:
-        with run_memory() as remarks:
-            with measure() as cost, isolated(mix(seed, self.name)):
+        with run_memory() as remarks, measure() as cost:
+            with isolated(mix(seed, self.name)):
                 posterior = self._infer(task)
                 if is_top_level():
                     refuse_undeclared(task.model, task.args, task.kwargs, posterior)
-            posterior.cost = cost
-            posterior.engine, posterior.seed, posterior.model = self.name, seed, task.name
-            posterior.config = self.describe()
-            note_provenance(posterior, task.model, task.args, task.kwargs)
-            note_findings(posterior, getattr(self, "proposal", None))
-            if is_top_level() and posterior.environment and posterior.target == "posterior":
+            posterior = replace(posterior, engine=self.name, seed=seed, model=task.name, config=self.describe())
+            posterior = with_provenance(posterior, task.model, task.args, task.kwargs)
+            posterior = with_findings(posterior, getattr(self, "proposal", None))
+            if is_top_level() and posterior.environment and posterior.kind.of_posterior:
                 with isolated(mix(seed, "optimism")):
-                    optimism.warn(task, posterior)
-        if remarks:
-            posterior.history = {**posterior.history, "warnings": [*posterior.warnings, *remarks]}
-        return posterior
+                    posterior = replace(posterior, optimism=optimism.measured(task, posterior))
+        history = {**posterior.history, "warnings": [*posterior.warnings, *remarks]} if remarks else posterior.history
+        return replace(posterior, cost=cost, history=history)
 
     @abstractmethod
     def _infer(self, task: Task) -> Posterior:

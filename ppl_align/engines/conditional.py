@@ -32,6 +32,7 @@ from ppl_align.engines.smc import SMC
 from ppl_align.lm.completions import tensor_of
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.runner.proposals import ProposesValues, as_proposal
 
 
@@ -59,8 +60,7 @@ class Conditional(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         values = _first_draws(self.retained, self.engine.num_replicates)
-        # One of the particles came from elsewhere.
-        return replace(self.engine._infer(replace(task, retained=values)), independent=False)
+        return replace(self.engine._infer(replace(task, retained=values)), kind=Kind.CONDITIONAL)
 
     def describe(self) -> dict[str, Any]:
         return {"engine": self.engine.name, **self.engine.describe(), "retained": self.retained.engine}

@@ -19,6 +19,7 @@ from ppl_align.lm.base import Ids
 from ppl_align.lm.tree import as_sequence, enumerate_completions, score_completions
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.program.refusals import refuse_no_density
 from ppl_align.runner.runner import Runner
@@ -62,7 +63,7 @@ class Exact(Engine):
         if bool(joint.isneginf().all()):
             raise all_dead("in the whole support", particles)
         log_weight = (joint + math.log(particles.size))[None]
-        return of_particles(particles, log_weight, independent=False, exact=True, log_proposal=None)
+        return of_particles(particles, log_weight, Kind.ENUMERATION, log_proposal=None)
 
     def _expand(self, site: Site, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Every value of the site for every assignment: ``(parent [P'], value [P', ...], log_prior [P'])``."""

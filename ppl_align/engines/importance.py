@@ -10,6 +10,7 @@ from ppl_align.core.validation import at_least
 from ppl_align.engines.all_dead import all_dead
 from ppl_align.engines.base import Engine, Task
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.proposals import as_proposal
 
@@ -44,4 +45,4 @@ class ImportanceSampling(Engine):
         log_weight = particles.log_weight.reshape(shape)
         if bool(log_weight.isneginf().all()):
             raise all_dead("at the end of the program", particles, runner.constraints.hint(particles))
-        return of_particles(particles, log_weight, independent=True)
+        return of_particles(particles, log_weight, Kind.WEIGHTED, steered=self.proposal is not None)

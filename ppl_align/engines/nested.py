@@ -29,6 +29,7 @@ from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import draw_by
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.runner.runner import Runner
@@ -97,7 +98,7 @@ class Nested(Engine):
         shape = (self.num_replicates, self.num_particles)
         history = {} if planned is None else {"planned": planned.reshape(shape)}
         log_weight = torch.zeros(shape, dtype=torch.float64)
-        return of_particles(runner.look(played), log_weight, independent=True, target="decision", history=history)
+        return of_particles(runner.look(played), log_weight, Kind.POLICY, history=history)
 
     def _decide(self, runner: Runner, played: Particles, turns: Sequence[bool]) -> tuple[Particles, Tensor]:
         """The agent's turn in each episode: one turn longer, and the values [P] of the plans."""

@@ -63,14 +63,15 @@ NUM_CONTINUATIONS = 8  # of each: together about what a run of importance sampli
 FAITHFUL = 1.0  # nats of that bound, over all turns: it counts what K tries miss from both sides, so about half is KL
 
 
-def warn(task: Task, posterior: Posterior) -> None:
-    """Measure the optimism of a run that conditioned, keep it on the posterior, and say it in one line."""
-    posterior.optimism = exact(posterior) if posterior.exact else sampled(task, posterior)
+def measured(task: Task, posterior: Posterior) -> Optimism:
+    """The optimism of a run that conditioned; said in one line, too."""
+    found = exact(posterior) if posterior.exact else sampled(task, posterior)
     log.warning(
         "%s conditions the world as well as the text: %s. To decide instead, use SVI or Nested",
         posterior.engine,
-        posterior.optimism,
+        found,
     )
+    return found
 
 
 # -- exact -------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from ppl_align.lm.fingerprint import used_lms
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.per_particle import said
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.runner import Runner
 
@@ -134,9 +135,8 @@ class Rejection(Engine):
         return of_particles(
             stream.accepted(self._wanted),
             log_weight,
+            Kind.EXACT_DRAWS,
             log_proposal=None,
-            independent=True,
-            draws_are_exact=True,
             history=history,
         )
 

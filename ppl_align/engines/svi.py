@@ -24,6 +24,7 @@ from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.program.explain import explaining
 from ppl_align.program.record import Record
@@ -121,10 +122,10 @@ class SVI(Engine):
         if bool(log_weight.isneginf().all()):
             raise all_dead("at the end of the program", drawn, constraints.hint(drawn))
         if not drawn.environment:
-            return of_particles(drawn, log_weight, independent=True, history=history, guide=guide)
+            return of_particles(drawn, log_weight, Kind.WEIGHTED, steered=True, history=history, guide=guide)
         # The guide left the world alone: what it maximised is J, and q is the answer.
         policy = of_particles(
-            drawn, torch.zeros_like(log_weight), independent=True, target="decision", history=history, guide=guide
+            drawn, torch.zeros_like(log_weight), Kind.POLICY, steered=True, history=history, guide=guide
         )
         return _noting_failures(policy, log_weight)
 

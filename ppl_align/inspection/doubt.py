@@ -1,7 +1,7 @@
 """Will importance sampling do? What keeps the draws of a pool from being believed, by the measures of comparisons.
 
 A pool is a run of importance sampling that nobody has paid for yet, so it has to pass what a run has to
-(:mod:`ppl_align.diagnostics.doubts`): every reward has varied, bars of log Z and of each E[r] are small, weights are
+(:mod:`ppl_align.posterior.doubts`): every reward has varied, bars of log Z and of each E[r] are small, weights are
 not too skewed for them, and declared bounds leave no room for more. Where rewards hardly move the target at all, how
 far they move E[r] is not asked: it would take thousands of draws to see, and more engines would see no more.
 """
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from ppl_align.diagnostics.doubts import LOG_Z, OF_THE_SHIFT, ROOM, shift_level, skewed, too_wide
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.strengths import Strength
+from ppl_align.posterior.doubts import LOG_Z, OF_THE_SHIFT, ROOM, shift_level, skewed, too_wide
 
 UNNOTICED = 0.05  # nats
 

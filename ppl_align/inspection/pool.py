@@ -19,13 +19,13 @@ from torch import Tensor
 
 from ppl_align.core.cost import Cost, measure
 from ppl_align.core.errors import InputError, ModelError
-from ppl_align.diagnostics.bounded import upper_mean
 from ppl_align.engines.ceiling import ceiling, is_known
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.per_particle import PerParticle
+from ppl_align.posterior.bounded import upper_mean
 from ppl_align.program.compiled import Program
 from ppl_align.program.record import Record
 from ppl_align.runner.known_constraints import KnownConstraints

@@ -34,6 +34,7 @@ from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.lm.completions import Completion
 from ppl_align.moments.fit import MomentFit, fit
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.program.compiled import running
 from ppl_align.program.factor import factor
 from ppl_align.program.sketch import sketching
@@ -207,7 +208,8 @@ class MomentConstraint:
                     )
                 (site,) = pool.completions.values()
                 rewards[name] = self._of_pool(name, site)
-        return replace(pool, log_weight=log_weight, rewards=rewards, draws_are_exact=False)
+        kind = Kind.WEIGHTED if pool.kind is Kind.EXACT_DRAWS else pool.kind  # their weights are no longer equal
+        return replace(pool, log_weight=log_weight, rewards=rewards, kind=kind)
 
     def _of_pool(self, name: str, site: Completion) -> Tensor:
         return self._ask(name, site.reshape(-1)).reshape(site.shape)

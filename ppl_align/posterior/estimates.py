@@ -19,6 +19,7 @@ from ppl_align.core.estimate import (
 )
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior.constant import unmet
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 MIN_EFFECTIVE_DRAWS = 2.0
-RETAINING = "conditional"
-"""The engine whose runs hold a draw of the posterior that it was given."""
 
 
 @once
@@ -72,7 +71,7 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
         return True
     if posterior.draws_are_exact:
         return posterior.log_weight.numel() >= FEWEST_EXACT
-    if posterior.engine == RETAINING:  # one of its particles was not drawn by the engine: log Z lies too high
+    if posterior.kind is Kind.CONDITIONAL:  # one of its particles was not drawn by the engine: log Z lies too high
         return False
     if unmet(posterior):
         return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,7 +87,7 @@ def _span(log_factor: Tensor) -> float:
     return high - low
 
 
-def note_findings(posterior: Posterior, proposal: Any = None) -> None:
+def with_findings(posterior: Posterior, proposal: Any = None) -> Posterior:
     """Log what a run shows, and leave it in its history: ``posterior.warnings``.
 
     Logged only by a run that the user asked for; whoever starts a :func:`~ppl_align.core.runs.nested_run` reads them.
@@ -97,8 +98,7 @@ def note_findings(posterior: Posterior, proposal: Any = None) -> None:
     found += broken_promises(posterior)
     for line in found if is_top_level() else ():
         log.warning(line)
-    if found:
-        posterior.history = {**posterior.history, "warnings": found}
+    return replace(posterior, history={**posterior.history, "warnings": found}) if found else posterior
 
 
 def broken_promises(posterior: Posterior) -> list[str]:

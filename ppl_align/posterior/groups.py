@@ -80,6 +80,8 @@ def _provenance(posterior: Posterior) -> dict[str, Any]:
         "plates": text({name: list(plates) for name, plates in posterior.plates.items()}),
         "drawn_scales": text(list(posterior.drawn_scales)),
         "targets": text(dict(posterior.targets)),
+        "kind": str(posterior.kind),
+        "steered": int(posterior.steered),
         "independent": int(posterior.independent),
         "exact": int(posterior.exact),
         "draws_are_exact": int(posterior.draws_are_exact),
@@ -202,13 +204,16 @@ def _constants(posterior: Posterior) -> xr.Dataset:
 
 
 def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
-    """Shuffled equal-weight draws of every replicate; a replicate that died has none and is left out."""
+    """Shuffled equal-weight draws of every replicate (a chain as it is); one that died has none and is left out."""
     replicates, particles = posterior.log_weight.shape
     generator = np.random.default_rng(posterior.seed)
     chains = [r for r in range(replicates) if bool(posterior.log_weight[r].isfinite().any())]
     weights = torch.softmax(posterior.log_weight, -1).numpy()
     n = EXACT_DRAWS if posterior.exact else particles
-    index = np.stack([systematic(weights[r], n, generator) for r in chains])
+    if posterior.kind.is_ordered:  # a chain is what its draws are, one after the other
+        index = np.tile(np.arange(n), (len(chains), 1))
+    else:
+        index = np.stack([systematic(weights[r], n, generator) for r in chains])
     rows = np.array(chains)[:, None]
     coords = {"chain": chains, "draw": np.arange(n)}
 

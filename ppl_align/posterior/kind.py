@@ -11,7 +11,7 @@ class Kind(StrEnum):
     ``resampled``    populations whose members share ancestors; replicates are independent
     ``conditional``  populations that hold a draw of the posterior which was given: their log Z lies too high
     ``exact draws``  independent draws of the posterior itself
-    ``chain``        Markov chains that leave the posterior invariant, one for each replicate: their order means something
+    ``chain``        Markov chains that leave the posterior invariant, one a replicate: their order means something
     ``policy``       independent draws of a policy, chosen for its J = E[r] - beta KL in a world left as it is
     """
 

@@ -37,7 +37,7 @@ ANCESTORS_PER_DOF = 10.0
 @once
 def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     """How many of the first particles have living descendants, per replicate. None where nothing descends."""
-    lineage = posterior.history.get("lineage")
+    lineage = posterior.lineage
     if lineage is None:
         return None
     lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
@@ -47,7 +47,7 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
 def error_by_ancestry(posterior: Posterior, parts: Tensor, expected: float = 0.0) -> tuple[float, float] | None:
     """``(standard error, skewness)`` of an estimate to which each particle adds ``parts [R, N]``, and each first
     particle with its descendants ``expected`` on average. None where nothing descends."""
-    lineage = posterior.history.get("lineage")
+    lineage = posterior.lineage
     if lineage is None:
         return None
     psi = torch.zeros_like(parts).scatter_add_(1, torch.as_tensor(lineage), parts) - expected

@@ -10,11 +10,12 @@ from ppl_align.core.errors import ModelError
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.per_particle import differing, for_each
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.result import Posterior
 from ppl_align.program.plates import as_written
 
 
-def of_particles(particles: Particles, log_weight: Tensor, **fields: Any) -> Posterior:
+def of_particles(particles: Particles, log_weight: Tensor, kind: Kind = Kind.WEIGHTED, **fields: Any) -> Posterior:
     """R replicates of N particles that have run to the end of their program, with ``log_weight [R, N]``.
 
     ``fields``: those of the result that particles do not know. Raises ``ModelError`` for a program without latents."""
@@ -43,6 +44,7 @@ def of_particles(particles: Particles, log_weight: Tensor, **fields: Any) -> Pos
     return Posterior(
         engine="",
         log_weight=log_weight,
+        kind=kind,
         particles=sites,
         rewards={k: view(v) for k, v in particles.rewards.items()},
         scales={k: view(for_each(v, log_weight.numel())) for k, v in particles.scales.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ppl_align.lm.fingerprint import used_lms
@@ -12,11 +13,12 @@ if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
 
-def note_provenance(
+def with_provenance(
     posterior: Posterior, model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
+) -> Posterior:
     """Inside the run's memory, so that every LM that the program asked is known, and not only those that wrote."""
     wrote = [site.source.lm for site in posterior.completions.values() if site.source is not None]
-    posterior.provenance = Provenance.of(model, args, kwargs, posterior.seed, [*wrote, *used_lms()])
+    provenance = Provenance.of(model, args, kwargs, posterior.seed, [*wrote, *used_lms()])
     if posterior.guide is not None:
-        posterior.guide.provenance = posterior.provenance
+        posterior.guide.provenance = provenance
+    return replace(posterior, provenance=provenance)

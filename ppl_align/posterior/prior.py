@@ -13,6 +13,9 @@ from ppl_align.posterior.totals import log_likelihood, log_prior
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
+ENOUGH = 10.0
+"""Effective draws of the prior below which a run does not speak of it."""
+
 
 @once
 def prior_log_weight(posterior: Posterior) -> Tensor:
@@ -41,4 +44,14 @@ def has_proposal(posterior: Posterior) -> bool:
     """Were the particles drawn from a guide of their own run, or from a ``proposal=``?
 
     What is left is drawn from the prior, or from the prior within hard constraints: neither can collapse."""
-    return "loss" in posterior.history or posterior.config.get("proposal") is not None
+    return posterior.steered
+
+
+def prior_mean(posterior: Posterior, values: Tensor) -> float | None:
+    """E_p0[values] as this run sees it; None where a value is infinite (a rejection has no mean)."""
+    w = torch.softmax(prior_log_weight(posterior).reshape(-1), 0)
+    f = values.double().reshape(-1)
+    if bool((f.isinf() & (w > 0)).any()):
+        return None
+    keep = f.isfinite() & (w > 0)
+    return float((w[keep] * f[keep]).sum() / w[keep].sum()) if bool(keep.any()) else None

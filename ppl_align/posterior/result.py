@@ -13,8 +13,9 @@ from torch import Tensor
 from ppl_align.core.cost import Cost
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.weights import Weights
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.naming import columns
-from ppl_align.posterior.once import once
+from ppl_align.posterior.once import forget, once
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
@@ -44,10 +45,8 @@ class Posterior:
                      ancestors [S, R, N], lineage [R, N]; SVI: loss [K] and loss_error [K], its standard error;
                      Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; what functions of the
                      world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
-    ``draws_are_exact``  particles are independent draws of the posterior itself (Rejection, an oracle's sample)
-    ``independent``  particles of a replicate are i.i.d. draws (IS, SVI), or the whole support (``exact``)
-    ``target``       "posterior", or "decision": draws of a policy that was chosen for its J = E[r] - beta KL in a world
-                     left as it is. Then all weights are equal and there is no log evidence (NaN)
+    ``kind``         what the particles are (:class:`~ppl_align.posterior.kind.Kind`), with all that follows from it
+    ``steered``      drawn from a proposal: a guide of the run's own, or ``proposal=``
     ``environment``  the sites among ``particles`` at which the world answers
     ``optimism``     of a run that conditioned them: what it believes and what it would get
     ``provenance``   versions, language models (fingerprints), digests of program and arguments, seed, command; None in
@@ -70,10 +69,8 @@ class Posterior:
     lm: str = ""
     cost: Cost = field(default_factory=Cost)
     history: Mapping[str, Any] = field(default_factory=dict)
-    independent: bool = True
-    exact: bool = False
-    draws_are_exact: bool = False
-    target: Literal["posterior", "decision"] = "posterior"
+    kind: Kind = Kind.WEIGHTED
+    steered: bool = False
     environment: tuple[str, ...] = ()
     optimism: Optimism | None = None
     provenance: Provenance | None = None
@@ -84,6 +81,51 @@ class Posterior:
 
     def __post_init__(self) -> None:
         self.scales = {name: _each(scale, self.log_weight.shape) for name, scale in self.scales.items()}
+        self.kind = Kind(self.kind)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A run is finished when it is constructed. Who changes it all the same is told everything anew."""
+        forget(self)
+        object.__setattr__(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        forget(self)
+        return self.__dict__
+
+    @property
+    def exact(self) -> bool:
+        """Is it the whole support, weighed exactly?"""
+        return self.kind is Kind.ENUMERATION
+
+    @property
+    def independent(self) -> bool:
+        """Are the particles of a replicate independent draws?"""
+        return self.kind.independent
+
+    @property
+    def draws_are_exact(self) -> bool:
+        """Are they independent draws of the posterior itself?"""
+        return self.kind is Kind.EXACT_DRAWS
+
+    @property
+    def target(self) -> Literal["posterior", "decision"]:
+        """``"decision"``: draws of a policy that was chosen for its J = E[r] - beta KL in a world left as it is."""
+        return "posterior" if self.kind.of_posterior else "decision"
+
+    @property
+    def losses(self) -> Tensor | None:
+        """-ELBO of each step of a guide that the run has trained, [K]; None where it has trained none."""
+        return self.history.get("loss")
+
+    @property
+    def lineage(self) -> Tensor | None:
+        """Which of the first particles each one descends from, [R, N]; None where none was ever resampled."""
+        return self.history.get("lineage")
+
+    @property
+    def tries(self) -> Tensor | None:
+        """Draws that it took to accept the particles of each replicate, [R]; None where none was rejected."""
+        return self.history.get("num_draws")
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -98,8 +140,8 @@ class Posterior:
 
     @property
     def log_evidence(self) -> Tensor:
-        """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a decision, which estimates no Z."""
-        if self.target == "decision":
+        """log Zhat of each replicate, [R] nats; E[Zhat] = Z. NaN for a policy or a chain, which estimate no Z."""
+        if not self.kind.has_evidence:
             return torch.full_like(self.log_weight[:, 0], torch.nan)
         return self.importance_weights.log_mean
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_align.core.cost import Cost
 from ppl_align.lm.completions import Completion
+from ppl_align.posterior.kind import Kind
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
     """Draws at ``index [R', N']`` (flat over replicates and particles); every weight is the pooled Zhat.
 
-    The draws are independent if the indices were drawn independently; ``fields`` overrides those of the result."""
+    The draws are independent if the indices were drawn independently; ``fields`` overrides those of the result.
+    ``draws_are_exact=True``: they are draws of the posterior itself."""
 
     def pick(value: Tensor) -> Tensor:
         flat = value.reshape(-1, *value.shape[2:])
@@ -34,7 +36,7 @@ def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
             chosen[which] = None if texts is None else texts.reshape(-1)[index.numpy()]
         return Completion(pick(site.tokens), None, terminal=site._terminal, **chosen)
 
-    each = torch.zeros(1) if posterior.target == "decision" else posterior.log_evidence
+    each = torch.zeros(1) if not posterior.kind.has_evidence else posterior.log_evidence
     pooled = torch.logsumexp(each, 0) - torch.log(torch.tensor(float(len(each))))
     particles = {
         name: pick_completion(value) if isinstance(value, Completion) else pick(value)
@@ -50,7 +52,8 @@ def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
         "log_proposal": None if posterior.log_proposal is None else pick(posterior.log_proposal),
         "history": {},
         "cost": Cost(),
-        "exact": False,
-        "independent": True,
+        "kind": Kind.POLICY if posterior.kind is Kind.POLICY else Kind.WEIGHTED,
     }
+    if fields.pop("draws_are_exact", False):
+        fields["kind"] = Kind.EXACT_DRAWS
     return replace(posterior, **(defaults | by_name | fields))

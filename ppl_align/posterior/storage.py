@@ -21,6 +21,7 @@ from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
+from ppl_align.posterior.kind import Kind, kind_of_flags
 from ppl_align.posterior.optimism import Optimism
 from ppl_align.program.provenance import Provenance
 
@@ -129,14 +130,26 @@ def _rebuild(attrs: Mapping[str, Any], weighted: xr.Dataset, steps: xr.Dataset |
         lm=str(attrs["lm"]),
         cost=Cost(**json.loads(attrs["cost"])),
         history=history,
-        independent=bool(attrs["independent"]),
-        exact=bool(attrs["exact"]),
-        draws_are_exact=bool(attrs.get("draws_are_exact", False)),  # files of older versions do not say
-        target="decision" if attrs.get("target") == "decision" else "posterior",
+        kind=_kind(attrs),
+        steered=_steered(attrs, history),
         environment=tuple(json.loads(attrs.get("environment", "[]"))),
         optimism=Optimism.from_json(optimism) if optimism else None,
         provenance=Provenance.from_json(made) if (made := str(attrs.get("provenance", ""))) else None,
     )
+
+
+def _kind(attrs: Mapping[str, Any]) -> Kind:
+    if "kind" in attrs:
+        return Kind(str(attrs["kind"]))
+    draws_are_exact = bool(attrs.get("draws_are_exact", False))  # the oldest files do not say
+    flags = bool(attrs["exact"]), bool(attrs["independent"]), draws_are_exact, str(attrs.get("target", "posterior"))
+    return kind_of_flags(*flags, str(attrs["engine"]))
+
+
+def _steered(attrs: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
+    if "steered" in attrs:
+        return bool(attrs["steered"])
+    return "loss" in history or json.loads(attrs["engine_config"]).get("proposal") is not None
 
 
 def _completion(weighted: xr.Dataset, name: str, terminal: list[int]) -> Completion:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.particles.resampling import comb, invert
+from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.once import once
 
@@ -126,8 +127,7 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
 
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
-    from ppl_align.diagnostics import decisions, diversity, evidence, policy
-    from ppl_align.posterior import weights
+    from ppl_align.posterior import diversity, evidence, policy, weights
     from ppl_align.posterior.unstated import unstated
 
     replicates, particles = posterior.log_weight.shape
@@ -139,7 +139,7 @@ def paragraph(posterior: Posterior) -> str:
     parts = [
         f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
         f"{'episodes' if deciding else 'weighted draws'} of {what}{by}.",
-        f"J = {decisions.value(posterior)} nats, the world as it is."
+        f"J = {decision_value(posterior)} nats, the world as it is."
         if deciding
         else f"log Z = {evidence.log_evidence(posterior):.4g}"
         + ("." if spread is None else f", spread {spread:.2g} over replicates."),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from ppl_align.core.estimate import FEWEST_EXACT, FEWEST_PREDICTED
 from ppl_align.core.printed import say_draws
 from ppl_align.posterior.constant import unmet
-from ppl_align.posterior.estimates import MIN_REPLICATES, RETAINING, Estimate
+from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 
 if TYPE_CHECKING:
@@ -38,10 +40,10 @@ def unstated_of(runs: Mapping[str, Posterior]) -> list[str]:
 
 def _estimates(posterior: Posterior) -> dict[str, Estimate]:
     """What is printed with an error, by the name it is printed under."""
-    from ppl_align.diagnostics import decisions, evidence
+    from ppl_align.posterior import evidence
 
     found = {f"E[{name}]": posterior.mean(name) for name in posterior.rewards}
-    j = decisions.value(posterior)
+    j = decision_value(posterior)
     if j is not None:
         return found | {"J": j}
     if all(estimate.stated for estimate in found.values()):  # else they say it
@@ -59,7 +61,7 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         return "a single episode says nothing of its own spread; num_replicates=4 gives one"
     if estimate.standard_error == 0:
         return "it is the same on all draws, which says nothing of draws that were not made"
-    if posterior.engine == RETAINING:
+    if posterior.kind is Kind.CONDITIONAL:
         return "a draw of the posterior was put among its particles, so its log Z lies too high: it is a bound"
     never = [] if posterior.draws_are_exact else unmet(posterior)
     if never and math.isfinite(estimate.standard_error):

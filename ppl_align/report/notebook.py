@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ppl_align.diagnostics import decisions, diversity, evidence
 from ppl_align.diagnostics.columns import BLOCKS, fixed, number, whole
-from ppl_align.posterior import weights
+from ppl_align.posterior import diversity, weights
+from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.unstated import unstated
 from ppl_align.report.terminal import cell, headline, visible
 
@@ -68,10 +69,10 @@ def comparison_html(compared: Comparison) -> str:
 def _numbers(posterior: Posterior, deciding: bool) -> dict[str, Any]:
     cells: dict[str, str] = {}
     if deciding:
-        cells["J"] = str(decisions.value(posterior))
+        cells["J"] = str(decision_value(posterior))
     else:
-        cells["log Z"] = fixed(3)(evidence.log_evidence(posterior))
-        spread = evidence.spread(posterior)
+        cells["log Z"] = fixed(3)(summary_of(posterior).log_evidence)
+        spread = summary_of(posterior).spread
         if spread is not None:
             cells["spread"] = number(2)(spread)
     cells |= {f"E[{name}]": str(posterior.mean(name)) for name in posterior.rewards}

@@ -11,10 +11,10 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.prior import best_view_of_prior
 from ppl_align.posterior import weights
 from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.run_summary import summary_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,13 +99,13 @@ def plot_evidence(compared: Comparison) -> Figure | None:
         rng = np.random.default_rng(0)
         for i, (name, run) in enumerate(runs.items()):
             each = run.log_evidence[run.log_evidence.isfinite()].numpy()
-            spread, pooled = evidence.spread(run), evidence.log_evidence(run)
+            spread, pooled = summary_of(run).spread, summary_of(run).log_evidence
             if spread is not None:
                 axes.plot([each.mean() - spread, each.mean() + spread], [i, i], color=colour[name], lw=6, alpha=0.22)
             if not run.exact:
                 axes.scatter(each, i + rng.uniform(-0.16, 0.16, len(each)), s=16, color=colour[name], alpha=0.65, lw=0)
             axes.scatter([pooled], [i], marker="D", s=46, color=colour[name], edgecolor="white", zorder=3)
-            elbo = evidence.elbo(run)
+            elbo = summary_of(run).elbo
             if elbo is not None:
                 axes.scatter([elbo], [i], marker="|", s=160, color=colour[name], zorder=3)
                 axes.annotate(
@@ -207,7 +207,7 @@ def plot_cost(compared: Comparison) -> Figure | None:
     """Precision of Zhat against LM tokens, per replicate; along a dashed line a run is as good per token."""
     points: dict[str, tuple[float, float]] = {}
     for name, run in compared.runs.items():
-        per_1000 = evidence.precision_per_1000_tokens(run)
+        per_1000 = summary_of(run).precision
         if per_1000 is not None:
             tokens = (run.cost.lm_tokens + run.cost.scored_tokens) / len(run.log_weight)
             points[name] = tokens, per_1000 * tokens / 1000

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
-from ppl_align.diagnostics.diversity import NUM_DRAWS
+from ppl_align.posterior.diversity import NUM_DRAWS
 from ppl_align.posterior.unstated import unstated_of
 
 if TYPE_CHECKING:

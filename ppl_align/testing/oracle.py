@@ -19,6 +19,7 @@ from ppl_align.lm.completions import tensor_of
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.testing.policies import score
 from ppl_align.twists.twist import Prefixes
 
@@ -151,7 +152,7 @@ class Oracle:
         generator = seeds.generator(seed, "oracle")
         size = num_replicates * num_particles
         index = torch.multinomial(self.log_target.exp(), size, replacement=True, generator=generator)
-        fields = {"engine": "oracle", "config": {}, "seed": seed, "draws_are_exact": True}
+        fields = {"engine": "oracle", "config": {}, "seed": seed, "kind": Kind.EXACT_DRAWS}
         log_q = self.log_target[index].reshape(num_replicates, num_particles)
         return self.posterior.take(index.reshape(num_replicates, num_particles), log_proposal=log_q, **fields)
 

@@ -23,6 +23,7 @@ from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.program import Program
 from ppl_align.runner.runner import Runner
@@ -67,7 +68,7 @@ def simulate(
         latents = {name: value[i : i + 1] for name, value in drawn.values.items() if name not in free.observed}
         with isolated(0):
             again = Program(model, (), given).run(Particles(1, latents), draw=False, score=tuple(latents))
-        posterior = of_particles(again, again.log_potential[None], log_proposal=None, draws_are_exact=True, seed=seed)
+        posterior = of_particles(again, again.log_potential[None], Kind.EXACT_DRAWS, log_proposal=None, seed=seed)
         posterior = replace(posterior, engine="simulate", model=getattr(model, "__name__", type(model).__name__))
         found.append(Simulation(given, posterior))
     return found

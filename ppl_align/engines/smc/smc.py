@@ -18,6 +18,7 @@ from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import SCHEMES
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.proposals import ProposesValues, as_proposal
 from ppl_align.twists.lookahead import LearnedLookAhead, LookAhead
@@ -95,7 +96,9 @@ class SMC(Engine):
             raise all_dead("at the end of the program", particles, runner.constraints.hint(particles))
         if is_top_level():
             self._say_what_had_no_effect(smc)
-        return of_particles(particles, log_weight, independent=not smc.resampled, history=smc.history())
+        kind = Kind.RESAMPLED if smc.resampled else Kind.WEIGHTED
+        steered = self.proposal is not None
+        return of_particles(particles, log_weight, kind, steered=steered, history=smc.history())
 
     def _say_what_had_no_effect(self, smc: TwistedSMC) -> None:
         """A warning where there was nothing to look ahead to, or nothing to resample on."""

@@ -9,11 +9,9 @@ from typing import Any
 from scipy import stats
 
 from ppl_align.core.errors import PplAlignError
-from ppl_align.diagnostics import evidence
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.engines.base import Engine
-from ppl_align.posterior import Posterior
-from ppl_align.posterior.once import told_once
+from ppl_align.posterior import Posterior, evidence
 from ppl_align.testing.honesty.groups import replicates
 from ppl_align.testing.honesty.problems import LONGEST, Kind, Problem, problem
 
@@ -116,8 +114,7 @@ def measure(name: str, engine: Engine, kind: Kind, seeds: int, seed: int) -> Cel
                 if run is None:
                     found.refused(size)
                     continue
-                with told_once():
-                    found.add(replicates(run, 0, size), size, truth, name == "rejection")
+                found.add(replicates(run, 0, size), size, truth, name == "rejection")
     return found
 
 

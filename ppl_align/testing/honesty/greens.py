@@ -13,14 +13,12 @@ from ppl_align.core.errors import PplAlignError
 from ppl_align.core.estimate import Estimate
 from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
-from ppl_align.diagnostics import evidence
 from ppl_align.diagnostics.advisor import advise, best_run
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
-from ppl_align.posterior import Posterior
-from ppl_align.posterior.once import told_once
+from ppl_align.posterior import Posterior, evidence
 from ppl_align.testing.honesty.coverage import BATCH, MANY, clopper_pearson
 from ppl_align.testing.honesty.groups import groups, pools
 from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
@@ -198,9 +196,8 @@ def _compared(
     batches = {name: _batch(name, truth, particles, replicates, seed) for name in needed}
     for at in range(_EACH):
         runs = {name: batch[at] for name, batch in batches.items()}
-        with told_once():
-            for diagnostic in diagnostics:
-                _judged(diagnostic, runs, truth, found)
+        for diagnostic in diagnostics:
+            _judged(diagnostic, runs, truth, found)
 
 
 def _batch(name: str, truth: Problem, particles: int, replicates: int, seed: int) -> Sequence[Posterior | None]:

@@ -13,6 +13,7 @@ from ppl_align.core.cost import Cost
 from ppl_align.inspection.pool import Pool
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 
 _BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]
 _BY_DRAW = ("values", "log_prior", "log_proposal", "factors", "rewards", "scales", "log_upper")  # of a pool, [N, ...]
@@ -42,9 +43,9 @@ def replicates(run: Posterior, first: int, last: int) -> Posterior:
     history = dict(run.history)
     history |= {key: torch.as_tensor(history[key])[:, part] for key in _BY_STEP if key in history}
     history |= {key: torch.as_tensor(history[key])[part] for key in _BY_REPLICATE if key in history}
-    independent = run.independent
+    kind = run.kind
     if "resampled" in history:
-        independent = not bool(np.asarray(history["resampled"]).any())
+        kind = Kind.RESAMPLED if bool(np.asarray(history["resampled"]).any()) else Kind.WEIGHTED
     ratio = (last - first) / len(run.log_weight)
     cost = Cost(**{f.name: type(v)(v * ratio) for f in fields(Cost) for v in [getattr(run.cost, f.name)]})
     return replace(
@@ -58,7 +59,7 @@ def replicates(run: Posterior, first: int, last: int) -> Posterior:
         log_prior=each(run.log_prior),
         log_proposal=None if run.log_proposal is None else run.log_proposal[part],
         history=history,
-        independent=independent,
+        kind=kind,
         cost=cost,
     )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ppl_align.diagnostics import evidence
+from ppl_align.posterior import evidence
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.table import draw_indices, flat_tokens, identity, systematic
 from ppl_align.posterior.totals import log_likelihood

@@ -25,14 +25,13 @@ import torch
 
 from ppl_align.core.estimate import LEVEL
 from ppl_align.core.printed import say_draws
-from ppl_align.diagnostics import evidence
-from ppl_align.diagnostics.bounded import log_evidence_upper
-from ppl_align.diagnostics.prior import ENOUGH, prior_mean
 from ppl_align.particles.weights import Weights
+from ppl_align.posterior import evidence
+from ppl_align.posterior.bounded import log_evidence_upper
 from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.prior import ENOUGH, prior_log_weight, prior_mean
 from ppl_align.posterior.tails import heavy_tail
 
 if TYPE_CHECKING:
@@ -62,7 +61,8 @@ def doubts(run: Posterior) -> list[Doubt]:
     if run.exact or run.target == "decision":
         return []
     found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
-    found += [_room(run), _log_z(run), *(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run)]
+    found += [_room(run), _log_z(run)] if run.kind.has_evidence else []
+    found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run)]
     return [doubt for doubt in found if doubt is not None]
 
 

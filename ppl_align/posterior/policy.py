@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def is_trained(posterior: Posterior) -> bool:
     """Are the particles draws of a guide that this run has trained?"""
-    return "loss" in posterior.history and posterior.independent
+    return posterior.losses is not None and posterior.independent
 
 
 def own_mean(posterior: Posterior, reward: str) -> Estimate | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_align.core.estimate import Estimate, of_influence
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, numbers_of_sites
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
@@ -50,11 +51,11 @@ def relative_variance(posterior: Posterior) -> float | None:
     Independent draws: Zhat_r is a mean of N weights, so it is the relative variance of a weight over N, estimated
     from all R * N weights. SMC: from the replicates, None below four. Underestimates where a tail was not visited.
     Rejection: its weights say nothing, the draws it took do."""
-    if posterior.exact or posterior.target == "decision":
+    if posterior.exact or not posterior.kind.has_evidence:
         return None
     replicates, particles = posterior.log_weight.shape
-    if "num_draws" in posterior.history:
-        return _relvar_of_waiting(torch.as_tensor(posterior.history["num_draws"]).double(), particles)
+    if posterior.tries is not None:
+        return _relvar_of_waiting(torch.as_tensor(posterior.tries).double(), particles)
     if posterior.independent:
         return None if posterior.log_weight.numel() < 2 else _relvar(posterior.log_weight.reshape(-1)) / particles
     return None if replicates < MIN_REPLICATES else _relvar(posterior.log_evidence)
@@ -92,12 +93,12 @@ def log_z(posterior: Posterior) -> Estimate:
     Independent draws: psi_i = W_i - 1 (:mod:`ppl_align.core.estimate`). Rejection: from the draws that it took.
     SMC: from replicates and ancestors (:mod:`ppl_align.posterior.lineage`); no error below four replicates."""
     value = log_evidence(posterior)
-    if posterior.target == "decision" or not math.isfinite(value):
+    if not posterior.kind.has_evidence or not math.isfinite(value):
         return Estimate(value, math.nan, math.nan)
     if posterior.exact or nothing_weighs(posterior):
         return Estimate(value, 0.0)
     stated = bar_can_be_stated(posterior)
-    if "num_draws" in posterior.history:
+    if posterior.tries is not None:
         return _or_unknown(value, standard_error(posterior), math.inf if stated else math.nan)
     if posterior.independent:
         psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
@@ -185,8 +186,8 @@ def elbo(posterior: Posterior) -> float | None:
     """E_q[log p0 + log-likelihood - log q] of a trained guide, the mean log-weight of its draws. None for others.
 
     A lower bound of log Z; times beta, the objective of KL-regularised RL (arXiv:2205.11275). None for a decision,
-    whose ELBO is J (:func:`ppl_align.diagnostics.decisions.value`) and approaches something else than log Z."""
-    if "loss" not in posterior.history or posterior.target == "decision":
+    whose ELBO is J (:func:`ppl_align.posterior.decision.decision_value`) and approaches something else than log Z."""
+    if posterior.losses is None or not posterior.kind.has_evidence:
         return None
     return float(posterior.log_weight.mean())
 
@@ -195,7 +196,7 @@ def best_log_evidence(posteriors: Iterable[Posterior]) -> float:
     """The exact log Z if one run has it, else the highest estimate: each is a lower bound in expectation.
 
     NaN if all of them are decisions, which estimate none."""
-    runs = [p for p in posteriors if p.target == "posterior"]
+    runs = [p for p in posteriors if p.kind.has_evidence]
     exact = [log_evidence(p) for p in runs if p.exact]
     return exact[0] if exact else max((log_evidence(p) for p in runs), default=math.nan)
 
@@ -214,7 +215,7 @@ def kl_to_prior(posterior: Posterior) -> KL:
     From n prior draws this is log n minus the entropy of the weights, so it can never exceed log n: once the
     weight sits on fewer than 10 draws (or descends from fewer than 10 ancestors) it is a lower bound. NaN for a
     decision, which is no estimate of p*."""
-    if posterior.target == "decision":
+    if not posterior.kind.has_evidence:
         return KL(math.nan, False)
     w = posterior.weights
     likelihood = torch.where(w > 0, log_likelihood(posterior), 0.0)
@@ -234,7 +235,7 @@ def kl(posterior: Posterior) -> Estimate:
 
     psi_i = W_i (l_i - E[l]) - (W_i - 1), l the log-likelihood. Exact draws know log Z from how long they waited."""
     value, lower_bound = kl_to_prior(posterior)
-    if posterior.exact or posterior.target == "decision":
+    if posterior.exact or not posterior.kind.has_evidence:
         return Estimate(value, 0.0 if posterior.exact else math.nan)
     if nothing_weighs(posterior):
         return Estimate(value, 0.0)
@@ -247,7 +248,7 @@ def kl(posterior: Posterior) -> Estimate:
     mean = float((w * likelihood).sum())
     psi = (count * w * (likelihood - mean)).reshape(-1)
     effective = float(posterior.importance_weights.pooled.ess)
-    if "num_draws" in posterior.history:
+    if posterior.tries is not None:
         found, waiting = of_influence(value, psi, math.inf, stated), log_z(posterior)
         error = math.hypot(found.standard_error, waiting.standard_error)
         share = (found.standard_error / error) ** 3 if error > 0 else 0.0  # third moments add up
@@ -262,9 +263,9 @@ def rhat(posterior: Posterior, name: str) -> float | None:
 
     Gelman & Rubin 1992, with weighted moments in place of a chain's. None for one replicate, for an exact run, for
     a trained guide (its replicates are draws of one guide and cannot disagree), a decision and for a constant."""
-    if posterior.target == "decision":
+    if posterior.kind is Kind.POLICY:
         return None
-    if posterior.exact or len(posterior.log_weight) < 2 or "loss" in posterior.history:
+    if posterior.exact or len(posterior.log_weight) < 2 or posterior.losses is not None:
         return None
     f = numbers_of_sites(posterior)[name]
     w = torch.where(f.isfinite(), posterior.importance_weights.normalised, 0.0)
