@@ -45,9 +45,24 @@ def test_docs_testing(capsys):
     assert "log Z between" in capsys.readouterr().out
 
 
-def test_the_engine_in_contributing(capsys):
-    (snippet,) = [s for s in snippets("CONTRIBUTING.md") if "class MyEngine" in s]
-    quick = snippet.replace("check_engine(MyEngine())", f"check_engine(MyEngine(64), {FEW}, num_replicates=50)")
+@pytest.mark.parametrize(
+    ("what", "engine", "more", "replicates"),
+    [
+        ("class MyEngine", "MyEngine()", "MyEngine(64)", 50),
+        ("class SuffixMH", "SuffixMH()", "SuffixMH(12)", 400),
+        (
+            "class LinearValue",
+            "SMC(num_particles=32, twist=LinearValue(), ess_threshold=0.9)",
+            "SMC(num_particles=32, twist=LinearValue(), ess_threshold=0.9)",
+            60,
+        ),
+    ],
+    ids=["engine", "chain", "twist"],
+)
+def test_what_contributing_adds(what, engine, more, replicates, capsys):
+    (snippet,) = [s for s in snippets("CONTRIBUTING.md") if what in s]
+    quick = snippet.replace(f"check_engine({engine})", f"check_engine({more}, {FEW}, num_replicates={replicates})")
+    assert quick != snippet
     run(quick, {"__name__": "reader", "PROGRAMS": PROGRAMS})
     said = capsys.readouterr().out
     assert "3 of 3 programs checked" in said

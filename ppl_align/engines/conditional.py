@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
@@ -29,10 +28,10 @@ from ppl_align.core.runs import nested_run
 from ppl_align.engines.base import Engine, Task
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.smc import SMC
-from ppl_align.lm.completions import tensor_of
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.selection import draws_of
 from ppl_align.runner.proposals import ProposesValues, as_proposal
 
 
@@ -59,26 +58,16 @@ class Conditional(Engine):
             raise InputError(f"retained= takes a Posterior of exact draws, got {type(self.retained).__name__}")
 
     def _infer(self, task: Task) -> Posterior:
-        values = _first_draws(self.retained, self.engine.num_replicates)
+        if not (self.retained.exact or self.retained.draws_are_exact):
+            raise InputError(
+                f"a run of {self.retained.engine!r} has no exact posterior draws to retain: take Exact, Rejection or "
+                "simulate()"
+            )
+        values = draws_of(self.retained, self.engine.num_replicates)
         return replace(self.engine._infer(replace(task, retained=values)), kind=Kind.CONDITIONAL)
 
     def describe(self) -> dict[str, Any]:
         return {"engine": self.engine.name, **self.engine.describe(), "retained": self.retained.engine}
-
-
-def _first_draws(exact: Posterior, count: int) -> dict[str, Tensor]:
-    """``count`` exact draws by site, [count, ...]."""
-    if exact.exact:  # the enumerated support: draw from it
-        weights = exact.weights.reshape(-1)
-        exact = exact.take(torch.multinomial(weights, count, replacement=True)[None], draws_are_exact=True)
-    elif not exact.draws_are_exact:
-        raise InputError(
-            f"a run of {exact.engine!r} has no exact posterior draws to retain: take Exact, Rejection or simulate()"
-        )
-    available = exact.log_weight.numel()
-    if available < count:
-        raise InputError(f"{count} replicates need {count} exact draws to retain, there are {available}")
-    return {name: tensor_of(value).flatten(0, 1)[:count] for name, value in exact.particles.items()}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The record that everything moves: P executions of one program, as far as it has run.
 
 Engines differ in which particles they keep, never in how: resampling, accepting, pooling, cutting into batches and
-going back to a site are :meth:`Particles.take`, :meth:`Particles.concat` and :meth:`Particles.before`. A new field is
-added here, and nowhere else.
+going back to a site are :meth:`Particles.take`, :meth:`Particles.where`, :meth:`Particles.concat` and
+:meth:`Particles.before`. A new field is added here, and nowhere else.
 """
 
 from __future__ import annotations
@@ -140,6 +140,11 @@ class Particles:
     def repeat(self, copies: int) -> Particles:
         """``copies`` of each, next to each other."""
         return self.take(torch.arange(self.size).repeat_interleave(copies))
+
+    def where(self, chosen: Tensor, other: Particles) -> Particles:
+        """These where ``chosen [P]`` (bool), else the ones of ``other``: accepting."""
+        own = torch.arange(self.size)
+        return Particles.concat([self, other]).take(torch.where(chosen, own, self.size + own))
 
     @classmethod
     def concat(cls, parts: Sequence[Particles]) -> Particles:

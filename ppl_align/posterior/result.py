@@ -255,7 +255,7 @@ class Posterior:
 
     def summary(self) -> str:
         """One paragraph: what it is, what it says, whether to believe it, what it cost."""
-        from ppl_align.posterior.table import paragraph
+        from ppl_align.posterior.paragraph import paragraph
 
         return paragraph(self)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.cost import Cost
-from ppl_align.lm.completions import Completion
+from ppl_align.core.errors import InputError
+from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.posterior.kind import Kind
 
 if TYPE_CHECKING:
@@ -57,3 +58,18 @@ def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
     if fields.pop("draws_are_exact", False):
         fields["kind"] = Kind.EXACT_DRAWS
     return replace(posterior, **(defaults | by_name | fields))
+
+
+def draws_of(posterior: Posterior, count: int) -> dict[str, Tensor]:
+    """``count`` draws of a posterior by latent site, [count, ...]: exact draws in their order, of any other run by
+    weight, with the global random numbers of torch.
+
+    Raises ``InputError`` where there are fewer exact draws than that: one that is used twice would tie what starts from
+    it."""
+    if posterior.kind is Kind.EXACT_DRAWS:
+        index = torch.arange(count)
+        if posterior.log_weight.numel() < count:
+            raise InputError(f"{count} replicates need {count} exact draws, there are {posterior.log_weight.numel()}")
+    else:
+        index = torch.multinomial(posterior.weights.reshape(-1), count, replacement=True)
+    return {name: tensor_of(value).flatten(0, 1)[index] for name, value in posterior.particles.items()}

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.particles.resampling import comb, invert
-from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.once import once
 
@@ -123,56 +122,3 @@ def draws(posterior: Posterior, n: int, seed: int = 0) -> TextFrame:
     sites = (*posterior.completions, *posterior.latents, *posterior.tools, *posterior.rewards)
     order = [*(column[name] for name in sites), "log_prior"]
     return TextFrame(frame.iloc[index][order].reset_index(drop=True))
-
-
-def paragraph(posterior: Posterior) -> str:
-    """See :meth:`ppl_align.Posterior.summary`."""
-    from ppl_align.posterior import diversity, evidence, policy, weights
-    from ppl_align.posterior.unstated import unstated
-
-    replicates, particles = posterior.log_weight.shape
-    what = ", ".join(posterior.completions) or "latents"
-    of = f" of {posterior.model}" if posterior.model else ""
-    by = f" ({posterior.lm})" if posterior.lm else ""
-    spread = evidence.spread(posterior)
-    deciding = posterior.target == "decision"
-    parts = [
-        f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
-        f"{'episodes' if deciding else 'weighted draws'} of {what}{by}.",
-        f"J = {decision_value(posterior)} nats, the world as it is."
-        if deciding
-        else f"log Z = {evidence.log_evidence(posterior):.4g}"
-        + ("." if spread is None else f", spread {spread:.2g} over replicates."),
-    ]
-    parts += [f"E[{name}] = {posterior.mean(name)}." for name in posterior.rewards]
-    if not deciding and policy.is_trained(posterior):
-        own = ", ".join(f"E[{name}] = {policy.own_mean(posterior, name)}" for name in posterior.rewards)
-        parts += [f"The guide by itself has {own}."] if own else []
-    distinct = diversity.distinct_completions(posterior)
-    if posterior.exact:
-        listed = posterior.config.get("candidates") is not None  # then the rest was not looked at
-        count = posterior.log_weight.isfinite().sum() if distinct is None else distinct
-        parts.append(
-            f"Exact: {'the' if listed else 'all'} {count:.0f} {'listed ' if listed else ''}"
-            f"{'values' if distinct is None else 'completions'} of positive probability."
-        )
-    elif deciding:
-        parts += [] if distinct is None else [f"{distinct:.1f} distinct completions per replicate."]
-    else:
-        parts.append(
-            f"Weight ESS {weights.ess(posterior):.1f} of {particles}, largest weight "
-            f"{weights.largest(posterior):.2g}"
-            + ("." if distinct is None else f", {distinct:.1f} distinct completions per replicate.")
-        )
-    parts += [f"± ?: {line}." for line in unstated(posterior)]
-    parts += [f"Warning: {line}." for line in posterior.warnings]
-    if posterior.optimism is not None:
-        parts.append(f"It conditions the world as well: {posterior.optimism}.")
-    cost = posterior.cost
-    parts.append(
-        f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "
-        f"{cost.reward_calls:,} reward calls, {cost.seconds:.1f} s."
-    )
-    if posterior.provenance is not None:
-        parts.append(f"Made with {posterior.provenance.line}.")
-    return " ".join(parts)

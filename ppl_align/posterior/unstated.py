@@ -46,7 +46,7 @@ def _estimates(posterior: Posterior) -> dict[str, Estimate]:
     j = decision_value(posterior)
     if j is not None:
         return found | {"J": j}
-    if all(estimate.stated for estimate in found.values()):  # else they say it
+    if posterior.kind.has_evidence and all(estimate.stated for estimate in found.values()):  # else they say it
         found["log Z"] = evidence.log_z(posterior)
     return found
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ppl_align.diagnostics.columns import BLOCKS, fixed, number, whole
-from ppl_align.posterior import diversity, weights
-from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.paragraph import draws_of
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.unstated import unstated
 from ppl_align.report.terminal import cell, headline, visible
@@ -38,10 +38,10 @@ def posterior_html(posterior: Posterior) -> str:
     made = [] if posterior.provenance is None else [("Provenance", str(posterior.provenance))]
     return _page(
         title=f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
-        f"{'episodes' if deciding else 'weighted draws'}{by}",
+        f"{draws_of(posterior.kind)}{by}",
         facts=facts,
         advice=None,
-        blocks=[_numbers(posterior, deciding), _texts(posterior)],
+        blocks=[_numbers(posterior), _texts(posterior)],
         more=[("Cost", paid), *made],
     )
 
@@ -66,22 +66,21 @@ def comparison_html(compared: Comparison) -> str:
     return _page(title=title, facts=facts, advice=compared.advice, blocks=blocks, more=made)
 
 
-def _numbers(posterior: Posterior, deciding: bool) -> dict[str, Any]:
+def _numbers(posterior: Posterior) -> dict[str, Any]:
+    told = summary_of(posterior)
     cells: dict[str, str] = {}
-    if deciding:
-        cells["J"] = str(decision_value(posterior))
-    else:
-        cells["log Z"] = fixed(3)(summary_of(posterior).log_evidence)
-        spread = summary_of(posterior).spread
-        if spread is not None:
-            cells["spread"] = number(2)(spread)
-    cells |= {f"E[{name}]": str(posterior.mean(name)) for name in posterior.rewards}
-    if not posterior.exact and not deciding:
-        cells["ESS"] = f"{fixed(1)(weights.ess(posterior))} of {whole(posterior.log_weight.shape[1])}"
-        cells["max w"] = number(2)(weights.largest(posterior))
-    distinct = diversity.distinct_completions(posterior)
-    if distinct is not None:
-        cells["distinct"] = whole(distinct)
+    if posterior.kind is Kind.POLICY:
+        cells["J"] = str(told.decision_value)
+    if posterior.kind.has_evidence:
+        cells["log Z"] = fixed(3)(told.log_evidence)
+    if told.spread is not None:
+        cells["spread"] = number(2)(told.spread)
+    cells |= {f"E[{name}]": str(mean) for name, mean in told.rewards.items()}
+    if told.ess is not None:
+        cells["ESS"] = f"{fixed(1)(told.ess)} of {whole(posterior.log_weight.shape[1])}"
+        cells["max w"] = number(2)(told.largest_weight)
+    if told.distinct_completions is not None:
+        cells["distinct"] = whole(told.distinct_completions)
     return {"title": "Estimates", "columns": [_right(name) for name in cells], "rows": [list(cells.values())]}
 
 

@@ -8,6 +8,7 @@ keeps all that is before and draws the rest anew. What engines do on the way (re
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -159,6 +160,14 @@ class Runner:
             particles = self.advance(particles)
             observer.executed(particles)
         return particles
+
+    def given(self, values: Mapping[str, Tensor]) -> Particles:
+        """Particles with these values by site [P, ...], at the end of the program: what they weigh under the proposal.
+
+        Every latent of the program needs one."""
+        held = copy.copy(self)
+        held.proposal, held.retained, held.num_particles = Retaining(self.proposal, values, 1), values, 1
+        return held.finish(Particles(len(next(iter(values.values())))))
 
     def turn(self, particles: Particles) -> Particles:
         """Draw the sites of the next turn, whosever it is: the world's, or of whoever decides."""

@@ -18,6 +18,7 @@ from ppl_align.core.printed import say_z
 from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.kind import Kind
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
 from ppl_align.testing.statistics import (
@@ -190,8 +191,11 @@ def _arviz(posterior: Posterior) -> Iterator[str]:
 
 
 def unbiased_evidence(case: Case) -> Finding:
-    """E[Zhat] = Z over replicates."""
+    """E[Zhat] = Z over replicates. A chain estimates no Z, and says so."""
     posterior, log_z = case.pooled, case.oracle.log_evidence
+    if not posterior.kind.has_evidence:
+        line = f"a run of kind {posterior.kind.value!r} estimates no Z: expected a log_evidence of NaN"
+        return ("passed", "", None) if bool(posterior.log_evidence.isnan().all()) else ("failed", line, None)
     if posterior.exact:
         off = float((posterior.log_evidence - log_z).abs().max())
         line = f"expected log Z = {log_z:.8g}, got {float(posterior.log_evidence[0]):.8g}"
@@ -210,7 +214,9 @@ def unbiased_evidence(case: Case) -> Finding:
 
 
 def proper_weighting(case: Case) -> Finding:
-    """E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x)."""
+    """E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x). Of a chain: begun in a draw of p*, each of its states is one."""
+    if case.first.posterior.kind is Kind.CHAIN:
+        return invariance(case)
     posterior, exact = case.pooled, case.oracle.posterior
     if posterior.exact:
         want, got = probabilities(exact), probabilities(posterior)
@@ -224,6 +230,27 @@ def proper_weighting(case: Case) -> Finding:
     line = (
         f"expected the posterior's probabilities, the worst of {cells} is off by {say_z(z)} over "
         f"{len(posterior.log_weight)} replicates, {say_p(p)}"
+    )
+    return ("failed" if p < case.level else "passed"), line, p
+
+
+def invariance(case: Case) -> Finding:
+    """Chains that begin in exact draws of p* are in draws of p* at their end."""
+    if case.from_exact_draws is None:
+        return "inconclusive", "give the engine a field init=, a posterior whose draws its chains begin in", None
+    last, exact = case.from_exact_draws, case.oracle.posterior
+    moved = any(bool((tensor_of(v)[:, 0] != tensor_of(v)[:, -1]).any()) for v in last.particles.values())
+    if not moved:
+        return "failed", "expected chains that move, every one is where it began", None
+    size = last.log_weight.shape[1]
+    ends = torch.arange(len(last.log_weight))[:, None] * size + size - 1
+    weighed = last.take(
+        ends, kind=Kind.EXACT_DRAWS, log_weight=torch.full(ends.shape, case.oracle.log_evidence).double()
+    )
+    z, cells, p = weighting_test(weighed, exact)
+    line = (
+        f"expected chains that begin in draws of the posterior to end in such, the worst of {cells} probabilities is "
+        f"off by {say_z(z)} over {len(ends)} chains, {say_p(p)}"
     )
     return ("failed" if p < case.level else "passed"), line, p
 

@@ -59,6 +59,9 @@ def check_engine(
     weights     E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x): properly weighted, for the most probable assignments
     ==========  ===================================================================================================
 
+    An engine whose runs are Markov chains (``Kind.CHAIN``) estimates no Z: its log_evidence is NaN. Its ``weights`` are
+    right if chains that begin in exact draws of the posterior (its field ``init``) are in draws of it at their end.
+
     The last two are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
     together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a pass: give the engine
     more particles. They see what the engine visits, so bring programs whose prior covers the posterior.
@@ -189,6 +192,16 @@ class Case:
             raise
         except (InputError, RunError) as error:
             raise _Refused(f"it ran with seed {self.seed}, but not with seed {seed}: {_one_line(error)}") from error
+
+    @cached_property
+    def from_exact_draws(self) -> Posterior | None:
+        """As many chains as replicates are wanted, begun in exact draws; None: the engine has no field ``init``."""
+        if "init" not in {field.name for field in dataclasses.fields(self.engine)}:
+            return None
+        exact = self.oracle.sample(1, self.num_replicates, seed=self.seed)
+        return watch(
+            dataclasses.replace(self.engine, init=exact), self.oracle, self.seed, self.num_replicates
+        ).posterior
 
     @cached_property
     def pooled(self) -> Posterior:
