@@ -77,8 +77,8 @@ def prefixes(t):
 @pytest.mark.parametrize("stops", [(), (5, 9)])
 def test_a_token_costs_no_row_of_the_vocabulary_and_no_wait(name, stops, lm, monkeypatch):
     """After the first token the copies are a quarter of a mask together, far from the limit and near it."""
-    readers = [compiled(constraint, lm) for constraint in CONSTRAINTS[name]]
-    restriction = Restriction(readers, LIMIT, lm.eos_ids, stops, META)
+    matchers = [compiled(constraint, lm) for constraint in CONSTRAINTS[name]]
+    restriction = Restriction(matchers, LIMIT, lm.eos_ids, stops, META)
     looks = [
         look_ahead(lm, c, [0], LIMIT, num_pool=8) for c in CONSTRAINTS[name] if isinstance(c, (Contains, EndsWith))
     ]
@@ -98,15 +98,15 @@ def test_a_token_costs_no_row_of_the_vocabulary_and_no_wait(name, stops, lm, mon
 
 def test_masks_of_a_state_are_made_once(lm):
     """Far from the limit the table of an automaton is one tensor, and rows are copies of its rows."""
-    reader = compiled(Contains("cab"), lm)
-    far = reader.permits(20, torch.device("cpu"))
-    assert reader.permits(10, torch.device("cpu")) is far
-    assert reader.permits(reader.reach, torch.device("cpu")) is far
-    near = reader.permits(0, torch.device("cpu"))
+    matcher = compiled(Contains("cab"), lm)
+    far = matcher.permits(20, torch.device("cpu"))
+    assert matcher.permits(10, torch.device("cpu")) is far
+    assert matcher.permits(matcher.reach, torch.device("cpu")) is far
+    near = matcher.permits(0, torch.device("cpu"))
     assert not torch.equal(near, far)
-    mask = reader.allowed([(0,), (2, 0), ()], 20)
+    mask = matcher.allowed([(0,), (2, 0), ()], 20)
     mask[:] = False
-    assert torch.equal(reader.permits(20, torch.device("cpu")), far), "a mask may be written to"
+    assert torch.equal(matcher.permits(20, torch.device("cpu")), far), "a mask may be written to"
 
 
 @pytest.mark.parametrize("size", [5, 32, 63, 64, 299])

@@ -69,8 +69,8 @@ REFUSED = [
 
 
 def accepted(pattern: str) -> list[str]:
-    reader = Regex(pattern).compile(LM)
-    return [text for text in TEXTS if reader.accepts([tuple(map(CHARS.index, text))])[0]]
+    matcher = Regex(pattern).compile(LM)
+    return [text for text in TEXTS if matcher.accepts([tuple(map(CHARS.index, text))])[0]]
 
 
 @pytest.mark.parametrize("pattern", READ)

@@ -21,7 +21,7 @@ from ppl_align.core.errors import InputError, WeightsNotFound
 from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.lm.names import smollm2_folder
 from ppl_align.rewards import Automaton
-from ppl_align.rewards.spelling import Spelling
+from ppl_align.tokens.regex import Spelling
 
 BROKEN = "\ufffd"
 SPACE = "▁"
@@ -76,20 +76,20 @@ CASES = {
 def test_sentencepiece_vocabularies_are_read_as_they_are_decoded(name, pieces):
     """Every short sequence, judged by its text; and what may come next, where nothing may follow."""
     constraint, judge = CASES[name]
-    reader, texts = constraint.compile(pieces), sequences(pieces, 3)
+    matcher, texts = constraint.compile(pieces), sequences(pieces, 3)
     truth = [judge(pieces.decode(one)) for one in texts]
     silent = [isinstance(constraint, Regex) and 1 in one for one in texts]  # what spells nothing has no place in it
     wrong = [
         (pieces.decode(one), good)
-        for one, got, good, never in zip(texts, reader.accepts(texts).tolist(), truth, silent, strict=True)
+        for one, got, good, never in zip(texts, matcher.accepts(texts).tolist(), truth, silent, strict=True)
         if got != (good and not never)
     ]
     assert not wrong
     assert any(truth)
     assert not all(truth)
-    known = dict(zip(texts, reader.accepts(texts).tolist(), strict=True))
+    known = dict(zip(texts, matcher.accepts(texts).tolist(), strict=True))
     for prefix in [one for one in texts if len(one) < 2]:
-        mask = reader.allowed([prefix], 0)[0]
+        mask = matcher.allowed([prefix], 0)[0]
         after = [(v, (*prefix, v)) for v in range(pieces.vocab_size) if (*prefix, v) in known and v != pieces.eos_id]
         assert [bool(mask[v]) for v, _ in after] == [known[one] for _, one in after]
         assert bool(mask[pieces.eos_id]) == known[prefix]
@@ -232,10 +232,10 @@ def test_words_of_many_bytes_are_counted_as_split_does(subwords):
     sample = noise(subwords, 1000)
     counts = [len(subwords.decode(ids).split()) for ids in sample]
     for n in range(5):
-        reader = Length(min_words=n, max_words=n).compile(subwords)
-        assert reader.accepts(sample).tolist() == [count == n for count in counts]
+        matcher = Length(min_words=n, max_words=n).compile(subwords)
+        assert matcher.accepts(sample).tolist() == [count == n for count in counts]
         for left in (1, 2):  # whatever may come next leads to what can still be met
             prefix = sample[n]
-            allowed = reader.allowed([prefix], left - 1)[0].nonzero()[:60, 0].tolist()
+            allowed = matcher.allowed([prefix], left - 1)[0].nonzero()[:60, 0].tolist()
             after = [(*prefix, v) for v in allowed if v != subwords.eos_id]
-            assert bool(reader.viable(after, left - 1).all()) if after else True
+            assert bool(matcher.viable(after, left - 1).all()) if after else True

@@ -121,21 +121,21 @@ class BruteForce:
 def test_a_reader_is_the_language(name, eos):
     constraint, tokens, length, accepts = CASES[name]
     tokens = tokens if eos else tokens[:-1]
-    reader, truth = constraint.compile(toy(tokens, eos)), BruteForce(tokens, length, accepts, eos)
+    matcher, truth = constraint.compile(toy(tokens, eos)), BruteForce(tokens, length, accepts, eos)
     for n in range(length + 1):
         prefixes = [ids for ids in sequences(truth.size, n) if len(ids) == n]
         good = [ids in truth.good for ids in prefixes]
-        assert reader.accepts(prefixes).tolist() == good
-        assert reader.viable(prefixes, 0).tolist() == good, "with nothing left to write, viable is acceptable"
+        assert matcher.accepts(prefixes).tolist() == good
+        assert matcher.viable(prefixes, 0).tolist() == good, "with nothing left to write, viable is acceptable"
         if n == length:
             continue
         left = length - n - 1
-        mask = reader.allowed(prefixes, left)
+        mask = matcher.allowed(prefixes, left)
         assert mask.shape == (len(prefixes), len(tokens))
         assert mask.dtype == torch.bool
         if eos:
             assert mask[:, -1].tolist() == good, "EOS where the text is acceptable, and nowhere else"
-        viable = reader.viable(prefixes, left + 1).tolist()
+        viable = matcher.viable(prefixes, left + 1).tolist()
         for prefix, row, can in zip(prefixes, mask[:, : truth.size].tolist(), viable, strict=True):
             exact = truth.allowed(prefix, left)
             assert all(m for m, e in zip(row, exact, strict=True) if e), f"{prefix}: forbids what is possible"
@@ -149,9 +149,9 @@ def test_a_reader_is_the_language(name, eos):
 @each_case
 def test_far_from_the_limit_only_what_is_hopeless_is_forbidden(name):
     constraint, tokens, length, accepts = CASES[name]
-    reader, truth = constraint.compile(toy(tokens)), BruteForce(tokens, length, accepts)
+    matcher, truth = constraint.compile(toy(tokens)), BruteForce(tokens, length, accepts)
     short = [ids for ids in sequences(truth.size, 1) if len(ids) == 1]
-    far = reader.viable(short, 50).tolist()
+    far = matcher.viable(short, 50).tolist()
     assert all(can for prefix, can in zip(short, far, strict=True) if truth.nearest(prefix) is not None)
     if name in ("regex (ab)+", "regex ab|abab", "json"):
         assert not all(far), "some first tokens lead nowhere, however many may follow"
@@ -159,29 +159,29 @@ def test_far_from_the_limit_only_what_is_hopeless_is_forbidden(name):
 
 def test_the_order_of_questions_does_not_matter():
     """Resampling brings back prefixes whose matchers were given up long ago."""
-    reader = Regex("(ab)+a?").compile(toy(LETTERS))
+    matcher = Regex("(ab)+a?").compile(toy(LETTERS))
     asked = [ids for ids in sequences(5, 4) if ids]
-    expected = {ids: reader.allowed([ids], 3)[0].tolist() for ids in asked}
+    expected = {ids: matcher.allowed([ids], 3)[0].tolist() for ids in asked}
     shuffled = random.Random(0).sample(asked, len(asked))
     for batch in itertools.batched(shuffled, 7) if hasattr(itertools, "batched") else [shuffled]:
-        reader.young, reader.old = {}, {}
-        assert [row.tolist() for row in reader.allowed(list(batch), 3)] == [expected[ids] for ids in batch]
-    reader.young, reader.old = {}, {}
-    assert reader.allowed(shuffled, 3).tolist() == [expected[ids] for ids in shuffled]
+        matcher.young, matcher.old = {}, {}
+        assert [row.tolist() for row in matcher.allowed(list(batch), 3)] == [expected[ids] for ids in batch]
+    matcher.young, matcher.old = {}, {}
+    assert matcher.allowed(shuffled, 3).tolist() == [expected[ids] for ids in shuffled]
 
 
 def test_memory_is_bounded():
     lm = toy(["a", "b", "</s>"])
-    reader = Regex("[ab]*").compile(lm)
+    matcher = Regex("[ab]*").compile(lm)
     for seed in range(10):
         rng = random.Random(seed)
-        assert reader.allowed([tuple(rng.choices((0, 1), k=20)) for _ in range(100)], 5).all()
-    assert len(reader.young) + len(reader.old) <= 2 * (1024 + 100 * 20), "two generations, of ten that were asked for"
+        assert matcher.allowed([tuple(rng.choices((0, 1), k=20)) for _ in range(100)], 5).all()
+    assert len(matcher.young) + len(matcher.old) <= 2 * (1024 + 100 * 20), "two generations, of ten that were asked for"
 
 
 def test_a_text_that_nothing_may_follow_allows_eos_only():
-    reader = Regex("ab").compile(toy(LETTERS))
-    assert reader.allowed([(2,), (0, 1)], 4).nonzero().tolist() == [[0, 5], [1, 5]]
+    matcher = Regex("ab").compile(toy(LETTERS))
+    assert matcher.allowed([(2,), (0, 1)], 4).nonzero().tolist() == [[0, 5], [1, 5]]
     without = Regex("ab").compile(toy(LETTERS[:-1], eos=False))
     assert not without.allowed([(2,)], 4).any()
     assert without.accepts([(2,)]).all()
@@ -190,35 +190,35 @@ def test_a_text_that_nothing_may_follow_allows_eos_only():
 
 def test_tokens_that_spell_nothing_are_not_written():
     lm = toy(["a", "", "b", "</s>"])
-    reader = Regex("ab*").compile(lm)
-    assert reader.allowed([(), (0,)], 3)[:, 1].tolist() == [False, False]
-    assert reader.accepts([(0, 1)]).tolist() == [False]
+    matcher = Regex("ab*").compile(lm)
+    assert matcher.allowed([(), (0,)], 3)[:, 1].tolist() == [False, False]
+    assert matcher.accepts([(0, 1)]).tolist() == [False]
 
 
 def test_the_text_of_eos_is_no_text():
     """EOS ends the text even if its name would be acceptable."""
-    reader = Regex("ab*").compile(toy(["a", "c", "b"]))  # EOS is called "b"
-    assert reader.allowed([(), (0,)], 3).tolist() == [[True, False, False], [False, False, True]]
+    matcher = Regex("ab*").compile(toy(["a", "c", "b"]))  # EOS is called "b"
+    assert matcher.allowed([(), (0,)], 3).tolist() == [[True, False, False], [False, False, True]]
 
 
 def test_length_counts_tokens():
-    reader = Length(min_tokens=2, max_tokens=3).compile(MarkovLM(torch.zeros(3, 3), eos_id=2))  # needs no text
-    assert reader.accepts([(), (0,), (0, 1), (1, 1, 1), (0,) * 4]).tolist() == [False, False, True, True, False]
-    assert reader.allowed([(0,)], 0).tolist() == [[True, True, False]]
-    assert reader.allowed([()], 0).tolist() == [[False, False, False]], "two do not fit any more"
-    assert reader.allowed([(0, 0, 0)], 5).tolist() == [[False, False, True]]
-    assert reader.viable([(), (0,)], 1).tolist() == [False, True]
+    matcher = Length(min_tokens=2, max_tokens=3).compile(MarkovLM(torch.zeros(3, 3), eos_id=2))  # needs no text
+    assert matcher.accepts([(), (0,), (0, 1), (1, 1, 1), (0,) * 4]).tolist() == [False, False, True, True, False]
+    assert matcher.allowed([(0,)], 0).tolist() == [[True, True, False]]
+    assert matcher.allowed([()], 0).tolist() == [[False, False, False]], "two do not fit any more"
+    assert matcher.allowed([(0, 0, 0)], 5).tolist() == [[False, False, True]]
+    assert matcher.viable([(), (0,)], 1).tolist() == [False, True]
 
 
 def test_length_counts_tokens_and_words_together():
     lm = toy(["a ", "b", " ", "</s>"])
-    reader = Length(min_tokens=4, max_words=1).compile(lm)
+    matcher = Length(min_tokens=4, max_words=1).compile(lm)
     for n in range(4):
         for prefix in itertools.product(range(3), repeat=n):
             ends = [prefix + rest for rest in itertools.product(range(3), repeat=4 - n)]
             possible = any(len("".join(lm.tokens[v] for v in ids).split()) <= 1 for ids in ends)
-            assert reader.viable([prefix], 4 - n).item() == possible
-    assert not reader.viable([()], 3).item()
+            assert matcher.viable([prefix], 4 - n).item() == possible
+    assert not matcher.viable([()], 3).item()
 
 
 # -- bad input, one line each ---------------------------------------------------------------------------------------

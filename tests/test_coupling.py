@@ -15,7 +15,7 @@ from worlds import dialogue, game, talk
 
 from ppl_align import CallableLM, Exact, ImportanceSampling, completion, constrain, environment, reward
 from ppl_align.constraints import Contains
-from ppl_align.engines import coupling, optimism
+from ppl_align.engines.environment import coupling, optimism
 from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.runner.known_constraints import known_constraints

@@ -175,8 +175,8 @@ def test_constraints_end_at_every_eos_id():
     lm = CausalLM(llama(len(tok), [tok.eos_token_id, tok.convert_tokens_to_ids("<|im_end|>")]), tok)
     a = lm.encode("a")[0]
     for constraint in (Contains("a"), EndsWith("a"), Regex("a"), Grammar('start: "a"')):
-        reader = constraint.compile(lm)
-        now = reader.allowed([(a,), (lm.encode("b")[0],)], 2)
+        matcher = constraint.compile(lm)
+        now = matcher.allowed([(a,), (lm.encode("b")[0],)], 2)
         assert now[0, list(lm.eos_ids)].all()
         assert not now[1, list(lm.eos_ids)].any()
 

@@ -283,7 +283,7 @@ def test_constraints_behind_a_world_that_answers_with_numbers_are_known():
         then = completion("then", HOST, choose(more, [" yes", " no"]), max_new_tokens=3)
         constrain("word", Contains("yes"), then)
 
-    assert list(sketch(Program(program)).readers) == ["then"]
+    assert list(sketch(Program(program)).matchers) == ["then"]
     run = ImportanceSampling(num_particles=32, num_replicates=1).run(program)
     assert not run.log_weight.isneginf().any(), "every draw is from within"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, Exact, ImportanceSampling, completion, environment, reward
-from ppl_align.engines import optimism
+from ppl_align.engines.environment import optimism
 from ppl_align.posterior.optimism import Optimism
 
 OPENS = torch.tensor(

@@ -117,7 +117,7 @@ def test_a_model_compiles_into_a_program(path, load):
     for factor in execution.factors.values():
         assert factor.shape == (PARTICLES,)
         assert factor.isfinite().all()
-        met = bool(known.readers) and bool((factor == 0).all())  # a constraint that every particle keeps
+        met = bool(known.matchers) and bool((factor == 0).all())  # a constraint that every particle keeps
         assert met or factor.unique().numel() > 1, "the particles differ"
 
 

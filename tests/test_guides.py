@@ -16,7 +16,7 @@ from ppl_align import SMC, SVI, CallableLM, CausalLM, Exact, ImportanceSampling,
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
-from ppl_align.engines.elbo import LeaveOneOutELBO
+from ppl_align.engines.svi.elbo import LeaveOneOutELBO
 from ppl_align.guides import AutoGuide, markov
 from ppl_align.guides.auto import BETWEEN
 from ppl_align.testing.oracle import Oracle

@@ -90,15 +90,15 @@ def test_every_psi_keeps_the_contract(engine):
 
 def test_any_given_psi_keeps_the_contract():
     """Deliberately wrong: success seems likely exactly where it is not."""
-    reader = compiled(Contains("ba"), LM)
-    size = reader.automaton.num_states
+    matcher = compiled(Contains("ba"), LM)
+    size = matcher.automaton.num_states
     wrong = torch.tensor([[0.9, 0.2, 0.5][s % 3] for s in range(size)]).double().expand(5, -1)
-    check_engine(SMC(num_particles=48, twist=LookAhead(reader, wrong)), {"word": word}).raise_if_failed()
+    check_engine(SMC(num_particles=48, twist=LookAhead(matcher, wrong)), {"word": word}).raise_if_failed()
 
 
-def success(lm: MarkovLM, reader, length: int) -> torch.Tensor:
+def success(lm: MarkovLM, matcher, length: int) -> torch.Tensor:
     """P(success | state s, last token v, l tokens left), [T + 1, S, V], by brute force over the next tokens."""
-    automaton, vocab = reader.automaton, lm.vocab_size
+    automaton, vocab = matcher.automaton, lm.vocab_size
     p = lm.start([(v,) for v in range(vocab)]).log_probs.exp()
     value = automaton.accepting.double()[:, None].expand(-1, vocab)
     found = [value]
@@ -115,9 +115,9 @@ def test_psi_is_learned_without_seeing_the_word():
     """A word of probability 1e-4 does not occur in a pool of 64 draws; its psi is right within a factor of two."""
     lm = chain(rare=6.5)
     look = look_ahead(lm, Contains("cba"), [0], 6, num_pool=64, seed=1)
-    reader = look.reader
-    exact = success(lm, reader, 6)
-    start = reader.automaton.start
+    matcher = look.matcher
+    exact = success(lm, matcher, 6)
+    start = matcher.automaton.start
     for left in (3, 4, 6):
         for token in (0, 3):
             learned = float(look.table(left)[start, token])
@@ -292,6 +292,6 @@ def test_each_part_of_a_conjunction_looks_ahead():
         x = completion("x", LM, [], max_new_tokens=4)
         constrain("both", Contains("ba") & Contains("c"), x)
 
-    found = sketch(Program(both)).readers["x"]
-    assert [type(reader).__name__ for reader in found] == ["AutomatonReader"] * 2
+    found = sketch(Program(both)).matchers["x"]
+    assert [type(matcher).__name__ for matcher in found] == ["AutomatonMatcher"] * 2
     check_engine(SMC(num_particles=32, twist="lookahead"), {"both": both}, num_replicates=150).raise_if_failed()

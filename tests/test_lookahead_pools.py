@@ -57,14 +57,14 @@ def ending(lm: MarkovLM, prompt=(), **declared):
 def test_the_moves_that_were_seen_are_the_exact_ones(declared, constraint):
     """Averaged over pools, the weighted mass from each state is that of the prior's prefixes; ends lead nowhere."""
     lm = CHAINS[7]
-    reader, source = compiled(constraint, lm), lm.completion([0], 3, **declared)
-    automaton, moves, size = reader.automaton, reader.automaton.transitions, reader.automaton.num_states
+    matcher, source = compiled(constraint, lm), lm.completion([0], 3, **declared)
+    automaton, moves, size = matcher.automaton, matcher.automaton.transitions, matcher.automaton.num_states
     expected = torch.zeros(size, size + 1, dtype=torch.float64)
     living: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(3):
         after: dict[tuple[int, ...], float] = {}
         for prefix, p in living.items():
-            state = int(reader.states([prefix])[0])
+            state = int(matcher.states([prefix])[0])
             if automaton.accepting[state] and bool((moves[state] == state).all()):
                 continue  # it has succeeded for good
             step = source.warp(lm.start([(0, *prefix)]).log_probs).exp()[0]
@@ -79,7 +79,7 @@ def test_the_moves_that_were_seen_are_the_exact_ones(declared, constraint):
     totals = []
     for seed in range(60):
         torch.manual_seed(seed)
-        found = observe(source.expand([8]), reader, 8)
+        found = observe(source.expand([8]), matcher, 8)
         total = torch.zeros_like(expected)
         totals.append(total.index_add_(0, found.states, found.weights[:, None] * found.masses) / 8)
     stack = torch.stack(totals)
@@ -96,7 +96,7 @@ def test_psi_knows_where_a_text_ends(stop, constraint):
     row = CHAINS[4].log_initial
     lm = MarkovLM(row.repeat(5, 1), row, eos_id=4, tokens=CHAINS[4].tokens)
     look = look_ahead(lm, constraint, [0], 4, num_pool=64, stop=list(stop))
-    automaton, accepting = look.reader.automaton, look.reader.automaton.accepting.double()
+    automaton, accepting = look.matcher.automaton, look.matcher.automaton.accepting.double()
     exact = [accepting]
     for _ in range(4):
         new = torch.zeros_like(accepting)
@@ -122,24 +122,24 @@ def test_psi_knows_where_a_text_ends_with_a_string(stop, constraint):
     lm = MarkovLM(row.repeat(5, 1), row, eos_id=4, tokens=tokens)
     source = lm.completion([0], 4, stop=stop)
     look = look_ahead(lm, constraint, [0], 4, num_pool=64, stop=stop)
-    assert stop_strings_of(look.reader) == source.stop_ids.text
-    reader = constraint.compile(lm)
+    assert stop_strings_of(look.matcher) == source.stop_ids.text
+    matcher = constraint.compile(lm)
 
     def success(prefix, left):
         """P(the text meets the constraint in the end | prefix, which has not ended)."""
         if left == 0:
-            return float(reader.accepts([prefix])[0])
-        total = float(row[4].exp()) * float(reader.accepts([prefix])[0])
+            return float(matcher.accepts([prefix])[0])
+        total = float(row[4].exp()) * float(matcher.accepts([prefix])[0])
         for v in range(4):
             text = (*prefix, v)
             over = bool(source.ended_before(torch.tensor([[*text, 0]]))[0, -1])
-            total += float(row[v].exp()) * (float(reader.accepts([text])[0]) if over else success(text, left - 1))
+            total += float(row[v].exp()) * (float(matcher.accepts([text])[0]) if over else success(text, left - 1))
         return total
 
     for prefix in [(), (0,), (1,), (2, 1), (1, 0)]:
         if prefix and bool(source.ended_before(torch.tensor([[*prefix, 0]]))[0, -1]):
             continue
-        state = int(look.reader.states([prefix])[0])
+        state = int(look.matcher.states([prefix])[0])
         for left in range(5 - len(prefix)):
             assert float(look.success[left, state]) == pytest.approx(success(prefix, left), abs=1e-9), (prefix, left)
 
@@ -183,8 +183,8 @@ def test_a_lookahead_made_for_other_ends_is_only_less_good():
     dot = lm.tokens.index(".")
     checked = look.checked(lm.completion([0], 4, stop="."))
     assert checked.stop_ids == (dot,)
-    assert checked.after(2)[look.reader.automaton.start, dot] == 0, "a text that ends with a dot alone has failed"
-    assert look.after(2)[look.reader.automaton.start, dot] > 0
+    assert checked.after(2)[look.matcher.automaton.start, dot] == 0, "a text that ends with a dot alone has failed"
+    assert look.after(2)[look.matcher.automaton.start, dot] > 0
 
 
 # -- what no draw of the pool has met -----------------------------------------------------------------------------
@@ -224,12 +224,12 @@ def test_what_is_unseen_weighs_and_does_not_propose():
     """psi+ counts UNSEEN prefixes more than the pool has: never much above psi where the pool says much."""
     lm = secret(1e-9)
     look = look_ahead(lm, Contains("ab"), [], 7, num_pool=64)
-    start = look.reader.automaton.start
+    start = look.matcher.automaton.start
     torch.manual_seed(0)
-    moves = observe(lm.completion([], 7).expand([64]), look.reader, 64)
+    moves = observe(lm.completion([], 7).expand([64]), look.matcher, 64)
     visits = float((moves.states != start).sum())
-    half = int(look.reader.states([(0,)])[0])
-    done = int(look.reader.states([(0, 1)])[0])
+    half = int(look.matcher.states([(0,)])[0])
+    done = int(look.matcher.states([(0, 1)])[0])
     assert look.success[7, start] < 1e-6
     assert look.careful[7, start] > UNSEEN / 1000
     assert UNSEEN / (4 * visits) < float(moves.careful[half, done]) < 3 * UNSEEN / visits
@@ -260,8 +260,8 @@ def test_tiny_masses_are_as_exact_as_any(cost):
 
 def test_a_dead_end_is_drawn_from_like_any_other():
     lm = MarkovLM(torch.zeros(2, 2), tokens=["a", "b"])
-    reader = compiled(Contains("b"), lm)
-    look = LookAhead(reader, torch.full((4, 2), 0.5).double())
+    matcher = compiled(Contains("b"), lm)
+    look = LookAhead(matcher, torch.full((4, 2), 0.5).double())
     log_p = torch.tensor([[0.3, 0.7], [0.3, 0.7], [1.0, 0.0]]).log()
     allowed = torch.tensor([[False, False], [False, True], [False, True]])
     q = Leaning(allowed, look.then([(0, 0)] * 3, 0), defensive=DEFENSIVE).support(log_p).exp()

@@ -33,7 +33,7 @@ def test_plain_pyro_after_a_fit():
         poutine.trace(program).get_trace()
     weight = wish.fit(program).fitted.weights["one"].value
     node = poutine.trace(program).get_trace().nodes["one"]
-    phi = node["infer"]["ppl_align"]["reward"]
+    phi = node["infer"]["ppl_align"].reward
     torch.testing.assert_close(node["fn"].log_prob(node["value"]), weight * (phi - 0.7))
 
 

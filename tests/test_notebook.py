@@ -13,7 +13,7 @@ EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7
 LM = CallableLM(5, lambda prefix: torch.zeros(len(prefix), 5), tokens=EVIL, name="<b>lm</b>")
 
 
-class Reader(HTMLParser):
+class Matcher(HTMLParser):
     """Tags, their attributes, and whether they are closed in order."""
 
     def __init__(self, text):
@@ -32,7 +32,7 @@ class Reader(HTMLParser):
 
 
 def check(text):
-    read = Reader(text)
+    read = Matcher(text)
     assert read.open == [], "every tag is closed"
     assert set(read.tags) <= {"div", "style", "b", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"} | {
         "details",

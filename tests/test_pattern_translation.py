@@ -40,10 +40,10 @@ def test_a_place_for_one_character_takes_what_re_takes(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", [p for p in PLACES if p != r"[\b]"])
 def test_the_engine_reads_the_translation_as_re_reads_the_pattern(pattern: str) -> None:
-    reader = Regex(pattern).compile(LM)
-    accepted = reader.accepts([(v,) for v in range(len(ODD))]).tolist()
+    matcher = Regex(pattern).compile(LM)
+    accepted = matcher.accepts([(v,) for v in range(len(ODD))]).tolist()
     assert accepted == [re.fullmatch(pattern, c) is not None for c in ODD]
-    mask = reader.allowed([()], 1)[0][: len(ODD)].tolist()
+    mask = matcher.allowed([()], 1)[0][: len(ODD)].tolist()
     assert mask == accepted
 
 
@@ -56,7 +56,7 @@ def test_an_anchor_inside_is_refused(pattern: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["^a$", "^a|b$", "(^a)|(b$)", r"\Aa", "^(?:a|b)+$", "a$|b", "(?i:a)b|^B"])
 def test_an_anchor_at_the_border_says_nothing(pattern: str) -> None:
-    reader = Regex(pattern).compile(LM)
+    matcher = Regex(pattern).compile(LM)
     for text in ("", "a", "b", "ab", "aB", "Ab", "B", "aa", "a\n", "\na", "bb"):
-        accepted = bool(reader.accepts([tuple(map(ODD.index, text))])[0])
+        accepted = bool(matcher.accepts([tuple(map(ODD.index, text))])[0])
         assert accepted == (re.fullmatch(pattern, text) is not None), text

@@ -12,7 +12,7 @@ import torch
 from ppl_align import Rejection, completion, reward
 from ppl_align.cli import main
 from ppl_align.core.errors import InputError, ModelError, RunError, TooManyDrawsError
-from ppl_align.engines.rejection import Forecast
+from ppl_align.engines.rejection.rejection import Forecast
 from ppl_align.testing.programs import EOS, FIXED, PROGRAMS, count_score
 
 

@@ -103,8 +103,8 @@ def plain(schema: dict[str, Any], text: str) -> bool:
 def test_what_is_accepted_meets_the_schema_and_what_is_plain_is_accepted(schema: dict[str, Any]) -> None:
     values = [v for v in (*schema.values(), *schema.get("enum", ())) if isinstance(v, (int, float))]
     texts = list(dict.fromkeys([*SHORT, *(text for value in values for text in around(value))]))
-    reader = JsonSchema(schema).compile(LM)
-    accepted = reader.accepts([tuple(map(CHARS.index, text)) for text in texts]).tolist()
+    matcher = JsonSchema(schema).compile(LM)
+    accepted = matcher.accepts([tuple(map(CHARS.index, text)) for text in texts]).tolist()
     known = {text: x for text in texts if (x := by_value(text)) is not None}
     right = [text in known and meets(schema, known[text]) for text in texts]
     assert [t for t, a, r in zip(texts, accepted, right, strict=True) if a and not r] == []
@@ -148,7 +148,7 @@ def test_wherever_it_stands_in_the_schema(where: str) -> None:
     lm = CallableLM(
         len(chars) + 1, lambda p: torch.zeros(len(p), len(chars) + 1), eos_id=len(chars), tokens=[*chars, "</s>"]
     )
-    reader = JsonSchema(WITHIN[where]).compile(lm)
+    matcher = JsonSchema(WITHIN[where]).compile(lm)
     for number, fits in (
         ("10.1", True),
         ("10.154", True),
@@ -158,4 +158,4 @@ def test_wherever_it_stands_in_the_schema(where: str) -> None:
         ("7", True),
     ):
         text = around_it.get(where, "%s") % number
-        assert bool(reader.accepts([tuple(map(chars.index, text))])[0]) == fits, text
+        assert bool(matcher.accepts([tuple(map(chars.index, text))])[0]) == fits, text

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_align import SMC, Exact, MarkovLM, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.rewards import Accepts, Automaton, LastToken, TokenSum, evaluate
-from ppl_align.rewards.spelling import regex_characters
+from ppl_align.tokens.regex import regex_characters
 
 SPELLED = ["a", "b", "ab", "ba\n", "é", "A1", "_.", "", "$"]
 

@@ -16,7 +16,7 @@ from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
 from ppl_align.engines.conditional import Conditional
-from ppl_align.engines.elbo import LeaveOneOutELBO
+from ppl_align.engines.svi.elbo import LeaveOneOutELBO
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.warp import Warp
 from ppl_align.testing.programs import EOS, count_score, markov

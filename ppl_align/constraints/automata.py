@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.transfer import CPU, Resident, upload
-from ppl_align.rewards.automaton import Automaton
+from ppl_align.tokens.automaton import Automaton
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
@@ -26,7 +27,7 @@ _FAR = torch.iinfo(torch.int32).max  # as a distance: no way
 _REMEMBERED = 1024  # prefixes whose states are kept, at least
 
 
-class AutomatonReader(Reader):
+class AutomatonMatcher(Matcher):
     """Reads tokens with an automaton; a prefix is viable if an accepting state is near enough.
 
     ``distance``     [S] the fewest tokens to an accepting state (more than any text has where there is no way)
@@ -107,8 +108,8 @@ class _HasText(Constraint):
         if not isinstance(self.text, str) or not self.text:
             raise InputError(f"{type(self).__name__} takes a text of at least one character, got {self.text!r}")
 
-    def compile(self, lm: LM) -> AutomatonReader:
-        return _reader(self.automaton(lm), lm, self)
+    def compile(self, lm: LM) -> AutomatonMatcher:
+        return _matcher(self.automaton(lm), lm, self)
 
 
 class Contains(_HasText):
@@ -141,17 +142,17 @@ class AcceptedBy(Constraint):
         if not isinstance(self.automaton, Automaton):
             raise InputError(f"AcceptedBy takes an Automaton, got {type(self.automaton).__name__}")
 
-    def compile(self, lm: LM) -> AutomatonReader:
+    def compile(self, lm: LM) -> AutomatonMatcher:
         if self.automaton.vocab_size != lm.vocab_size:
             raise InputError(
                 f"the automaton reads {self.automaton.vocab_size} tokens, but {lm.name} has {lm.vocab_size}: make it "
                 f"for this LM"
             )
-        return _reader(self.automaton, lm, self)
+        return _matcher(self.automaton, lm, self)
 
 
-def _reader(automaton: Automaton, lm: LM, constraint: Constraint) -> AutomatonReader:
-    reader = AutomatonReader(automaton, lm.eos_ids)
-    if int(reader.distance[automaton.start]) > automaton.num_states:
+def _matcher(automaton: Automaton, lm: LM, constraint: Constraint) -> AutomatonMatcher:
+    matcher = AutomatonMatcher(automaton, lm.eos_ids)
+    if int(matcher.distance[automaton.start]) > automaton.num_states:
         raise InputError(f"{constraint!r} is impossible: no sequence of tokens of {lm.name} meets it")
-    return reader
+    return matcher

@@ -17,16 +17,13 @@ it is acceptable as it stands, without EOS. A dead end, from which nothing accep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from ppl_align.lm.transfer import CPU
+from ppl_align.core.deprecation import deprecated
+from ppl_align.lm.matcher import Matcher
 
 if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
+    from ppl_align.lm.base import LM
 
 
 class Constraint(ABC):
@@ -35,7 +32,7 @@ class Constraint(ABC):
     Constraints are values: equal ones compare and hash equal, so that compiling happens once per LM."""
 
     @abstractmethod
-    def compile(self, lm: LM) -> Reader:
+    def compile(self, lm: LM) -> Matcher:
         """The constraint over the token ids of ``lm``. Raises ``InputError`` for one that cannot be met or read."""
 
     def __and__(self, other: Constraint) -> Constraint:
@@ -45,33 +42,8 @@ class Constraint(ABC):
         return Both(self, other)
 
 
-class Reader(ABC):
-    """A constraint over the ids of one LM. Prefixes are tuples of ids without EOS; stop tokens are text like any other.
-
-    Prefixes are read on the host, and verdicts on them stay there. Only masks over the vocabulary are made on the
-    device, from as little as says what is in them: copied whole, they would be the largest thing in a step.
-
-    ``allowed`` may err on the side of permitting (a token after which nothing acceptable fits into the tokens left),
-    never on the side of forbidding: what it permits in vain ends with weight 0."""
-
-    constraint: Constraint | None = None
-    """What it was compiled from (of a part of a conjunction: the whole)."""
-
-    @property
-    def parts(self) -> tuple[Reader, ...]:
-        """The readers it is the conjunction of; engines that look ahead ask each of them."""
-        return (self,)
-
-    @abstractmethod
-    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
-        """``[m, V]`` bool on ``device``: tokens that may come next, when ``left`` more may follow after them.
-
-        The caller may write to it. EOS where the text is acceptable as it is. A row without any True is a dead end."""
-
-    @abstractmethod
-    def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
-        """``[m]`` bool: is the text acceptable as it is?"""
-
-    @abstractmethod
-    def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
-        """``[m]`` bool: can it still become acceptable within ``left`` more tokens? (May err towards True.)"""
+def __getattr__(name: str) -> Any:
+    if name == "Reader":  # its name until 0.2.0
+        deprecated("ppl_align.constraints.base.Reader", "Matcher")
+        return Matcher
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.transfer import CPU
 
 if TYPE_CHECKING:
@@ -32,18 +33,18 @@ class Both(Constraint):
             if not isinstance(part, Constraint):
                 raise InputError(f"& joins constraints, such as Regex('[a-z ]+') & Contains('cat'); got {part!r}")
 
-    def compile(self, lm: LM) -> BothReader:
-        return BothReader(self.first.compile(lm), self.second.compile(lm))
+    def compile(self, lm: LM) -> BothMatcher:
+        return BothMatcher(self.first.compile(lm), self.second.compile(lm))
 
 
-class BothReader(Reader):
-    """The conjunction of two readers."""
+class BothMatcher(Matcher):
+    """The conjunction of two matchers."""
 
-    def __init__(self, first: Reader, second: Reader) -> None:
+    def __init__(self, first: Matcher, second: Matcher) -> None:
         self.first, self.second = first, second
 
     @property
-    def parts(self) -> tuple[Reader, ...]:
+    def parts(self) -> tuple[Matcher, ...]:
         return (*self.first.parts, *self.second.parts)
 
     def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:

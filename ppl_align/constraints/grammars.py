@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppl_align.constraints.base import Constraint
-from ppl_align.constraints.llg import GuidanceReader, check_grammar, llguidance
+from ppl_align.constraints.llg import GuidanceMatcher, check_grammar, llguidance
 from ppl_align.constraints.meaning import exact_float, no_constant, read_pattern, refuse_rounded_numbers
 from ppl_align.constraints.numbers import by_value
 from ppl_align.constraints.translation import translated
@@ -39,8 +39,8 @@ class _Lark(Constraint):
         (argument, *_) = vars(self).values()
         return f"{type(self).__name__}({_short(argument)})"
 
-    def compile(self, lm: LM) -> GuidanceReader:
-        return GuidanceReader(lm, self.lark, self._shown)
+    def compile(self, lm: LM) -> GuidanceMatcher:
+        return GuidanceMatcher(lm, self.lark, self._shown)
 
 
 @dataclass(frozen=True)

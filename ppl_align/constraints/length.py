@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.spelling import Machine, spell
 from ppl_align.lm.transfer import CPU, Resident, upload
 
@@ -67,11 +68,11 @@ class Length(Constraint):
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return f"Length({', '.join(f'{name}={bound}' for name, bound in given.items() if bound is not None)})"
 
-    def compile(self, lm: LM) -> LengthReader:
-        return LengthReader(self, lm)
+    def compile(self, lm: LM) -> LengthMatcher:
+        return LengthMatcher(self, lm)
 
 
-class LengthReader(Reader):
+class LengthMatcher(Matcher):
     """Counts tokens and words of prefixes. Tokens are of few kinds, as far as words are concerned:
 
     ``kind``    [V] the kind of each token; EOS is one of its own, the last

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.base import Reader
 from ppl_align.core.errors import InputError, RunError
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.spelling import Spelling, who_spells
 from ppl_align.lm.transfer import CPU, Resident, upload
 
@@ -191,7 +191,7 @@ class _Place:
         self.bits: np.ndarray | None = None
 
 
-class GuidanceReader(Reader):
+class GuidanceMatcher(Matcher):
     """A Lark grammar over the ids of ``lm``; ``what`` names the constraint in errors.
 
     In the last tokens before the length limit, what does not lead to an acceptable text in time is forbidden, as far

@@ -14,7 +14,7 @@ from re import _parser  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
 from ppl_align.core.errors import InputError
-from ppl_align.patterns import REFUSED, operations
+from ppl_align.tokens.patterns import REFUSED, operations
 
 EXACT_INTEGERS = 2**53
 """Beyond this llguidance, which computes in double precision, rounds an integer to another one."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.constraints.base import Constraint
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.stopping import StopIds, sequence_ends
 from ppl_align.lm.transfer import CPU, Resident
 
@@ -27,11 +28,11 @@ class Unfinished(Constraint):
     max_new_tokens: int
     stop_ids: tuple[int, ...] = ()
 
-    def compile(self, lm: LM) -> Reader:
+    def compile(self, lm: LM) -> Matcher:
         return _Unfinished(self, lm.vocab_size, lm.eos_ids)
 
 
-class _Unfinished(Reader):
+class _Unfinished(Matcher):
     def __init__(self, constraint: Unfinished, vocab_size: int, eos_ids: Ids) -> None:
         self.width, self.stop_ids = constraint.max_new_tokens, StopIds(constraint.stop_ids)
         mask = torch.ones(vocab_size, dtype=torch.bool)

@@ -2,12 +2,12 @@
 
 from ppl_align.engines.base import Engine
 from ppl_align.engines.conditional import Bounds, Conditional, evidence_bounds
-from ppl_align.engines.exact import Exact
+from ppl_align.engines.enumeration import Exact
+from ppl_align.engines.environment.tree_planner import Nested
 from ppl_align.engines.importance import ImportanceSampling
-from ppl_align.engines.nested import Nested
-from ppl_align.engines.rejection import Rejection
+from ppl_align.engines.rejection.rejection import Rejection
 from ppl_align.engines.smc import SMC
-from ppl_align.engines.svi import SVI
+from ppl_align.engines.svi.svi import SVI
 from ppl_align.twists.lookahead import LookAhead, look_ahead
 
 __all__ = [

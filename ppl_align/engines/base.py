@@ -14,8 +14,8 @@ from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report, reporting
 from ppl_align.core.runs import is_top_level, run_memory
 from ppl_align.core.seeds import isolated, mix
-from ppl_align.engines import optimism
-from ppl_align.engines.steadiness import refuse_undeclared
+from ppl_align.engines.environment import optimism
+from ppl_align.engines.rerun.undeclared import refuse_undeclared
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import with_findings
 from ppl_align.posterior.origin import with_provenance

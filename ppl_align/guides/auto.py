@@ -35,7 +35,7 @@ from ppl_align.lm.score_cache import remember
 from ppl_align.program.execute import is_bookkeeping, is_environment
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
+    from ppl_align.lm.matcher import Matcher
     from ppl_align.program.provenance import Provenance
 
 KINDS = ("auto", "head", "lora", "markov", "table")
@@ -55,7 +55,7 @@ class AutoGuide:
     def __init__(self, model: Callable[..., Any], kind: str = "auto", rank: int = 8) -> None:
         self.model, self.kind, self.rank = model, kind, rank
         self.nesting = 0  # plates of the program, found out by a pilot run
-        self.readers: Mapping[str, Sequence[Reader]] = {}  # hard constraints by site: q is confined to them
+        self.matchers: Mapping[str, Sequence[Matcher]] = {}  # hard constraints by site: q is confined to them
         self.sites: dict[str, nn.Module] = {}
         self.lms: dict[str, LM] = {}  # by completion site, whose LM its part was made for
         self.provenance: Provenance | None = None  # of the run that trained it
@@ -89,15 +89,15 @@ class AutoGuide:
 
     def restriction(self, name: str, source: CompletionDistribution) -> Restriction | None:
         """The hard constraints on a site, which the guide is confined to."""
-        readers = self.readers.get(name)
-        if not readers:
+        matchers = self.matchers.get(name)
+        if not matchers:
             return None
         if self.kind == "lora":
             raise InputError(
                 f'guide="lora" cannot be confined to the constraint on {name!r}, since it draws with a network of its '
                 f'own: use guide="head"'
             )
-        return Restriction.of(readers, source)
+        return Restriction.of(matchers, source)
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:
         kind = self.kind

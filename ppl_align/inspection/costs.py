@@ -25,7 +25,7 @@ from torch import Tensor
 from ppl_align.core.errors import InputError, PplAlignError
 from ppl_align.core.estimate import of_draws
 from ppl_align.engines import SVI, Exact, Rejection
-from ppl_align.engines.rejection import check_bounds
+from ppl_align.engines.rejection.rejection import check_bounds
 from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.inspection.trials import Trials
 from ppl_align.lm.distribution import CompletionDistribution

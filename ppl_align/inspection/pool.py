@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppl_align.core.cost import Cost, measure
 from ppl_align.core.errors import InputError, ModelError
-from ppl_align.engines.ceiling import ceiling, is_known
+from ppl_align.engines.rejection.ceiling import ceiling, is_known
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
@@ -27,6 +27,7 @@ from ppl_align.particles.particles import Particles
 from ppl_align.particles.per_particle import PerParticle
 from ppl_align.posterior.bounded import upper_mean
 from ppl_align.program.compiled import Program
+from ppl_align.program.notes import notes_of
 from ppl_align.program.record import Record
 from ppl_align.runner.known_constraints import KnownConstraints
 from ppl_align.runner.runner import Runner
@@ -138,7 +139,7 @@ class Pool:
     @property
     def confined(self) -> bool:
         """Are these draws from within hard constraints?"""
-        return bool(self.known.readers)
+        return bool(self.known.matchers)
 
     @property
     def total_log_prior(self) -> Tensor:
@@ -233,23 +234,19 @@ def draw_pool(
     parts: list[Particles] = []
     sites: dict[str, Any] = {}
     constraints: tuple[str, ...] = ()
-    what = "draws from within" if known.readers else "draws of the prior"
+    what = "draws from within" if known.matchers else "draws of the prior"
     with measure() as cost:
         for start in range(0, num_draws, at_once):
             with record:
                 drawn = runner.finish(Particles(min(at_once, num_draws - start)))
             if not parts:
                 sites = {name: record.nodes[name]["fn"] for name in drawn.values}
-                constraints = tuple(name for name in drawn.factors if "constrains" in _notes(record.nodes[name]))
+                constraints = tuple(name for name in drawn.factors if notes_of(record.nodes[name]).constrains)
             parts.append(drawn)
             progress(start + drawn.size, num_draws, what)
     if not sites:
         raise ModelError("the program has no latent site: there is nothing to inspect; add a completion(...)")
     return Pool(program, Particles.concat(parts), sites, constraints, known, cost)
-
-
-def _notes(node: Any) -> Any:
-    return node["infer"].get("ppl_align", {})
 
 
 def _texts(tokens: Tensor, source: CompletionDistribution) -> list[list[str]]:

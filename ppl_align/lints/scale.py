@@ -11,6 +11,7 @@ import torch
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.glance import Glance
 from ppl_align.posterior.findings import constant_reward, out_of_scale
+from ppl_align.program.notes import notes_of
 from ppl_align.program.sketch import sketch
 
 WIDE = 12.0  # nats from the typical draw to the best one: beyond this the prior hardly ever finds the posterior
@@ -57,9 +58,9 @@ def _all_rejected(glance: Glance) -> Finding:
 
 def _drawn_within(glance: Glance) -> list[str]:
     """The hard constraints that engines know before they write: on completions of the agent, and seen beforehand."""
-    readers, world = sketch(glance.program).readers, glance.particles.environment
-    notes = {name: node["infer"].get("ppl_align", {}).get("constrains") for name, node in glance.nodes.items()}
-    return [name for name, site in notes.items() if site in readers and site not in world]
+    matchers, world = sketch(glance.program).matchers, glance.particles.environment
+    notes = {name: notes_of(node).constrains for name, node in glance.nodes.items()}
+    return [name for name, site in notes.items() if site in matchers and site not in world]
 
 
 def nothing_to_infer(glance: Glance) -> Iterator[Finding]:

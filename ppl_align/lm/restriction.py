@@ -19,10 +19,10 @@ from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.lm.transfer import CPU, Resident, upload
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
     from ppl_align.lm.base import Ids
     from ppl_align.lm.decoding import Rows
     from ppl_align.lm.distribution import CompletionDistribution
+    from ppl_align.lm.matcher import Matcher
 
 _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the text must be acceptable with it
 
@@ -35,14 +35,14 @@ class Restriction:
 
     def __init__(
         self,
-        readers: Sequence[Reader],
+        matchers: Sequence[Matcher],
         max_new_tokens: int,
         eos_ids: Ids,
         stop_ids: Sequence[int] = (),
         device: torch.device = CPU,
         silent: Collection[int] = (),
     ) -> None:
-        self.readers, self.device = tuple(readers), device
+        self.matchers, self.device = tuple(matchers), device
         self.max_new_tokens, self.eos_ids, self.stop_ids = max_new_tokens, eos_ids, StopIds(stop_ids)
         self.silent = {stop for stop in self.stop_ids if stop in silent}
         few = len(self.stop_ids) <= _FEW
@@ -51,10 +51,10 @@ class Restriction:
         self.wordless = Resident(torch.tensor([stop in self.silent for stop in tried], dtype=torch.bool))
 
     @classmethod
-    def of(cls, readers: Sequence[Reader], source: CompletionDistribution) -> Restriction:
+    def of(cls, matchers: Sequence[Matcher], source: CompletionDistribution) -> Restriction:
         """The constraints on one completion site."""
         return cls(
-            readers,
+            matchers,
             source.max_new_tokens,
             source.lm.eos_ids,
             source.stop_ids,
@@ -65,9 +65,9 @@ class Restriction:
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m, V]`` bool, on the device: what may come next after running prefixes of one length."""
         left = self.max_new_tokens - len(prefixes[0]) - 1
-        mask = self.readers[0].allowed(prefixes, left, self.device)
-        for reader in self.readers[1:]:
-            mask = mask & reader.allowed(prefixes, left, self.device)
+        mask = self.matchers[0].allowed(prefixes, left, self.device)
+        for matcher in self.matchers[1:]:
+            mask = mask & matcher.allowed(prefixes, left, self.device)
         stops = self.tried.host.tolist()
         if stops:
             ends = self.accepts([(*prefix, stop) for prefix in prefixes for stop in stops])
@@ -91,12 +91,12 @@ class Restriction:
         """``[m]`` bool: finished texts (ids without EOS)."""
         if self.silent:
             texts = [text[:-1] if text and text[-1] in self.silent else text for text in texts]
-        return torch.stack([reader.accepts(texts) for reader in self.readers]).all(0)
+        return torch.stack([matcher.accepts(texts) for matcher in self.matchers]).all(0)
 
     def viable(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m]`` bool: unfinished texts of one length; a dead end is not viable."""
         left = self.max_new_tokens - len(prefixes[0]) if prefixes else 0
-        return torch.stack([reader.viable(prefixes, left) for reader in self.readers]).all(0)
+        return torch.stack([matcher.viable(prefixes, left) for matcher in self.matchers]).all(0)
 
     proposes = True
 

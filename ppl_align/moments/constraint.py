@@ -37,6 +37,7 @@ from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 from ppl_align.program.compiled import running
 from ppl_align.program.factor import factor
+from ppl_align.program.notes import Notes
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.cache import content, identity
@@ -112,8 +113,13 @@ class MomentConstraint:
     def _write(self, name: str, phi: Tensor, weight: float, completion: What) -> Tensor:
         target = self.targets[name]
         log_upper = self.bounds[name].log_upper(weight)
-        notes: dict[str, Any] = {"reward": phi, "scale": weight, "target": target, "fn": self.features[name]}
-        notes["log_upper"] = None if log_upper is None else max(0.0, log_upper - weight * target)
+        notes = Notes(
+            reward=phi,
+            scale=weight,
+            target=target,
+            fn=self.features[name],
+            log_upper=None if log_upper is None else max(0.0, log_upper - weight * target),
+        )
         depends_on = completion.tokens if isinstance(completion, Completion) else completion
         factor(name, weight * (phi.double() - target).nan_to_num(0.0), depends_on, notes)
         return phi

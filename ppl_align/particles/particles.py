@@ -18,7 +18,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.per_particle import PerParticle
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
+    from ppl_align.lm.matcher import Matcher
 
 Plates = tuple[str | None, ...]
 """The plates of a site by dimension, leftmost first; None where a dimension of size 1 lies between two plates."""
@@ -60,7 +60,7 @@ class Particles:
     ``targets``       the mean that a reward is to have, where one is promised (``moment_constraint``)
     ``prefix_closed``  by factor: a rejection of a prefix is one of the whole text
     ``environment``   the latents met, in order, at which the world answers
-    ``constraints``   the readers of the hard constraints met, by completion site
+    ``constraints``   the matchers of the hard constraints met, by completion site
     ``plates``        of every latent met, those that it stands in; ``nesting``: as of the program
     ``pending``       the site where the program stopped, or None if it ran to its end
     """
@@ -79,7 +79,7 @@ class Particles:
     targets: Mapping[str, float] = field(default_factory=dict)
     prefix_closed: Mapping[str, bool] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
-    constraints: Mapping[str, Sequence[Reader]] = field(default_factory=dict)
+    constraints: Mapping[str, Sequence[Matcher]] = field(default_factory=dict)
     plates: Mapping[str, Plates] = field(default_factory=dict)
     nesting: int = 0
     pending: Site | None = None

@@ -24,7 +24,7 @@ class Optimism:
     ``believes``  E_p*[r] by reward; ``gets``: E[r] when the agent follows its conditionals p*(action | history) and the
                   world answers by its own law; -inf where a reward of -inf is met, NaN where it is not known. Of a
                   sampled run both are estimates from its draws; what the agent says after the world has answered adds
-                  no bias to ``gets`` (:mod:`ppl_align.engines.coupling`)
+                  no bias to ``gets`` (:mod:`ppl_align.engines.environment.coupling`)
     ``value``     J of that agent, nats: E[log-likelihood] - KL(agent || p0); ``best``: the largest J of any agent that
                   sees all answers of the world, whose value ``SVI`` and ``Nested`` look for. Both are known to
                   ``Exact`` only, and -inf where the world can leave nothing to say that is not forbidden

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.base import Constraint, Reader
+from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM
 from ppl_align.lm.completions import Completion
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.spelling import goes_on_from
 from ppl_align.program.factor import factor
+from ppl_align.program.notes import Notes
 from ppl_align.program.sketch import sketching
 
 
@@ -43,32 +45,32 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
             f"constrain {name!r}: {completion.site!r} is known by its beginning only (starts_with=), and a constraint "
             f"is met by a whole text: give the whole as obs=, or make it a latent and constrain how it begins as well"
         )
-    reader = compiled(constraint, goes_on_from(completion.lm, completion.source.prompts))
+    matcher = compiled(constraint, goes_on_from(completion.lm, completion.source.prompts))
     limit = completion.source.max_new_tokens
-    if not bool(reader.viable([()], limit).all()):
+    if not bool(matcher.viable([()], limit).all()):
         raise InputError(f"constrain {name!r}: no text of at most {limit} tokens meets {constraint!r}")
-    meets = torch.ones(completion.shape, dtype=torch.bool) if sketching() else check(reader, completion)
+    meets = torch.ones(completion.shape, dtype=torch.bool) if sketching() else check(matcher, completion)
     log_factor = torch.where(meets, 0.0, -torch.inf).double()
-    notes = {"prefix_closed": True, "log_upper": 0.0, "constrains": completion.site, "reader": reader}
+    notes = Notes(prefix_closed=True, log_upper=0.0, constrains=completion.site, matcher=matcher)
     factor(name, log_factor, completion.tokens, notes)
     return meets
 
 
-def compiled(constraint: Constraint, lm: LM) -> Reader:
+def compiled(constraint: Constraint, lm: LM) -> Matcher:
     """The constraint over the ids of an LM, made once per LM."""
-    cache: dict[Constraint, Reader] = lm.__dict__.setdefault("_readers", {})
+    cache: dict[Constraint, Matcher] = lm.__dict__.setdefault("_readers", {})
     if constraint not in cache:
-        reader = cache[constraint] = constraint.compile(lm)
-        for part in reader.parts:
+        matcher = cache[constraint] = constraint.compile(lm)
+        for part in matcher.parts:
             part.constraint = constraint
     return cache[constraint]
 
 
-def check(reader: Reader, completion: Completion) -> Tensor:
+def check(matcher: Matcher, completion: Completion) -> Tensor:
     """Does each element meet it? bool ``[...]``; where a text is unfinished: can it still?"""
     source, tokens = completion.source, completion.tokens
     assert source is not None
-    restriction = Restriction.of([reader], source)
+    restriction = Restriction.of([matcher], source)
     width = tokens.shape[-1]
     ended = (completion.lengths.reshape(-1) < width) | source.ends_within(tokens).reshape(-1)
     finished = (ended | (width == source.max_new_tokens)).tolist()

@@ -37,6 +37,7 @@ from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.execute import note_answers
 from ppl_align.program.names import take_name
+from ppl_align.program.notes import Notes
 from ppl_align.program.sketch import sketching, stand_in
 from ppl_align.rewards.cache import content, identity
 
@@ -108,7 +109,7 @@ def environment(
 
 
 def _sample(name: str, source: Any) -> Any:
-    infer: Any = {"ppl_align": {"environment": True}}
+    infer: Any = Notes(environment=True).infer()
     return pyro.sample(name, source, infer=infer)
 
 

@@ -18,6 +18,7 @@ from ppl_align.particles.particles import Particles, Plates, Site
 from ppl_align.particles.per_particle import PerParticle
 from ppl_align.program.explain import ROOM
 from ppl_align.program.log_bounds import log_lower_of, log_upper_of
+from ppl_align.program.notes import notes_of
 from ppl_align.program.plates import PARTICLES, plates_of, with_room
 from ppl_align.program.refusals import (
     refuse_changed_prior,
@@ -28,7 +29,7 @@ from ppl_align.program.refusals import (
 )
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
+    from ppl_align.lm.matcher import Matcher
 
 LatentProposal = Callable[[str, Any], Any]
 """``(name, prior) -> distribution`` to draw an ordinary latent from."""
@@ -65,7 +66,7 @@ class Execute(Messenger):
         self.sources: dict[str, CompletionDistribution] = {}
         self.environment: list[str] = []
         self.answers: dict[str, list[Any]] = {}
-        self.constraints: dict[str, list[Reader]] = {}
+        self.constraints: dict[str, list[Matcher]] = {}
         self.plates: dict[str, Plates] = {}
         self.pending: Site | None = None
 
@@ -130,7 +131,7 @@ class Execute(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg) or not msg["is_observed"]:
             return
-        notes = msg["infer"].get("ppl_align", {})
+        notes = notes_of(msg)
         log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
@@ -140,15 +141,15 @@ class Execute(Messenger):
         self.log_upper[msg["name"]] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
         lanes = log_prob.shape[-self.nesting :] if self.nesting else ()
         self.log_lower[msg["name"]] = log_lower_of(msg, math.prod(lanes))
-        self.prefix_closed[msg["name"]] = notes.get("prefix_closed", False)
-        if "reward" in notes:
-            self.rewards[msg["name"]] = self._per_particle(msg, notes["reward"])
-            scale = notes["scale"]
+        self.prefix_closed[msg["name"]] = notes.prefix_closed
+        scale = notes.scale
+        if notes.reward is not None and scale is not None:
+            self.rewards[msg["name"]] = self._per_particle(msg, notes.reward)
             self.scales[msg["name"]] = self._lanes(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
-        if "target" in notes:
-            self.targets[msg["name"]] = notes["target"]
-        if "constrains" in notes:
-            self.constraints.setdefault(notes["constrains"], []).extend(notes["reader"].parts)
+        if notes.target is not None:
+            self.targets[msg["name"]] = notes.target
+        if notes.constrains is not None and notes.matcher is not None:
+            self.constraints.setdefault(notes.constrains, []).extend(notes.matcher.parts)
 
     def _check_batch(self, msg: Any) -> None:
         """Every dimension of a completion's batch is a plate's."""
@@ -206,4 +207,4 @@ def note_answers(name: str, answers: list[Any]) -> None:
 
 def is_environment(msg: Any) -> bool:
     """The world answers at this site, nobody chooses."""
-    return bool(msg["infer"].get("ppl_align", {}).get("environment", False))
+    return notes_of(msg).environment

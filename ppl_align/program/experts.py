@@ -25,6 +25,7 @@ from ppl_align.lm.fingerprint import note_use
 from ppl_align.lm.prompts import resolve_prompt
 from ppl_align.lm.score_cache import log_prob_of
 from ppl_align.program.factor import factor
+from ppl_align.program.notes import Notes
 from ppl_align.program.scale import Scale, check_fit, fixed, numbers
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import Bounds
@@ -98,7 +99,7 @@ def _scored(source: CompletionDistribution, completion: Completion) -> Tensor:
 def _tell(name: str, completion: Completion, log_p: Tensor, log_factor: Tensor, scale: Scale) -> Tensor:
     """A reward in nats, with its notes for the engines."""
     told = fixed(scale)
-    notes: dict[str, Any] = {"reward": log_p.detach(), "scale": told, "log_upper": Bounds(upper=0.0).log_upper(told)}
+    notes = Notes(reward=log_p.detach(), scale=told, log_upper=Bounds(upper=0.0).log_upper(told))
     factor(name, log_factor, completion.tokens, notes)
     return log_p
 

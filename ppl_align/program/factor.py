@@ -10,9 +10,11 @@ from pyro.ops.provenance import get_provenance, track_provenance
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
+from ppl_align.program.notes import Notes
 
-def factor(name: str, log_factor: Tensor, depends_on: Any, notes: dict[str, Any]) -> None:
-    """``pyro.factor(name, log_factor)`` that remembers ``notes`` (``infer["ppl_align"]`` of the site).
+
+def factor(name: str, log_factor: Tensor, depends_on: Any, notes: Notes) -> None:
+    """``pyro.factor(name, log_factor)`` that remembers ``notes`` (:mod:`ppl_align.program.notes`).
 
     ``depends_on``: the tensor that the factor was computed from. A value that leaves torch (ids -> text -> float) has
     lost the trace of it, and Pyro's TraceGraph_ELBO would then drop the factor without a word: its gradient is exactly
@@ -20,5 +22,5 @@ def factor(name: str, log_factor: Tensor, depends_on: Any, notes: dict[str, Any]
     if not am_i_wrapped():
         return
     unit = Unit(track_provenance(log_factor, get_provenance(depends_on)))
-    infer: Any = {"is_auxiliary": True, "ppl_align": notes}
+    infer: Any = notes.infer(is_auxiliary=True)
     pyro.sample(name, unit, obs=unit.sample(), infer=infer)

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align.program.notes import KEY, notes_of
+
 
 def log_upper_of(msg: Any, shape: torch.Size, nesting: int) -> float | Tensor | None:
     """The supremum of a log-factor of ``shape`` (particles, then ``nesting`` plates), one site of a program.
 
     A probability is at most 1, a density may be anything; of a reward its bounds say. Where they hold for one element
     each (a weight that is drawn), the result broadcasts with the shape, and whoever asks sums over the plates."""
-    each = msg["infer"].get("ppl_align", {}).get("log_upper", 0.0 if _is_discrete(msg["fn"]) else None)
+    noted = KEY in msg["infer"]
+    each = notes_of(msg).log_upper if noted else 0.0 if _is_discrete(msg["fn"]) else None
     if each is None:
         return None
     scale = msg["scale"]
@@ -38,7 +41,7 @@ def _is_discrete(fn: Any) -> bool:
 
 def log_lower_of(msg: Any, count: int) -> float | None:
     """The infimum of a reward's log-factor, a sum of ``count`` terms, rejections aside; None where it is not known."""
-    each, scale = msg["infer"].get("ppl_align", {}).get("log_lower"), msg["scale"]
+    each, scale = notes_of(msg).log_lower, msg["scale"]
     if each is None or (isinstance(scale, Tensor) and scale.dim()):
         return None
     return min(each, 0.0) * float(scale) * count

@@ -16,6 +16,7 @@ from ppl_align.core.errors import ModelError
 from ppl_align.core.pyro_stack import handlers
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.execute import is_bookkeeping, is_environment
+from ppl_align.program.notes import notes_of
 from ppl_align.program.plates import PARTICLES
 
 WORLD = "an environment"
@@ -66,12 +67,12 @@ def take_name(name: str) -> None:
 
 
 def _kind(msg: Any) -> str:
-    notes = msg["infer"].get("ppl_align", {})
+    notes = notes_of(msg)
     if is_environment(msg):
         return WORLD
-    if "constrains" in notes:
+    if notes.constrains is not None:
         return "a constraint"
-    if "reward" in notes:
+    if notes.reward is not None:
         return "a reward"
     if isinstance(msg["fn"], CompletionDistribution):
         return "a completion"

@@ -12,6 +12,7 @@ from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
 from ppl_align.program.factor import factor
+from ppl_align.program.notes import Notes
 from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
@@ -71,9 +72,14 @@ def reward(
     if not sketching():
         bounds.check(name, r, told, completion)
         _check_rejections(name, r, weight)
-    notes: Any = {"reward": r, "scale": told, "prefix_closed": prefix_closed, "fn": fn}
-    notes["log_upper"] = bounds.log_upper(told)
-    notes["log_lower"] = None if isinstance(told, Tensor) else bounds.log_lower(told)
+    notes = Notes(
+        reward=r,
+        scale=told,
+        prefix_closed=prefix_closed,
+        fn=fn,
+        log_upper=bounds.log_upper(told),
+        log_lower=None if isinstance(told, Tensor) else bounds.log_lower(told),
+    )
     factor(name, _weighed(r, scale), _tensor_of(completion), notes)
     return r
 

@@ -23,9 +23,10 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.compiled import Program
 from ppl_align.program.execute import is_bookkeeping, make_room
 from ppl_align.program.names import SameNameError
+from ppl_align.program.notes import notes_of
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
+    from ppl_align.lm.matcher import Matcher
 
 STAND_INS: tuple[str | int, ...] = ("", 0)
 """What the world may seem to answer; which of the two kinds it does is not known before it is asked."""
@@ -45,11 +46,11 @@ def stand_in() -> str | int:
 
 @dataclass(frozen=True)
 class Sketch:
-    """``readers``: the constraints on each completion site.  ``completions``: these, as far as they were met, in order.
+    """``matchers``: the constraints on each completion site.  ``completions``: these sites, as far as they were met.
     ``nesting``: plates inside one another.  ``stopped``: what the program raised on the made-up values, None if it ran
     to its end; what it says after that is not known."""
 
-    readers: Mapping[str, tuple[Reader, ...]]
+    matchers: Mapping[str, tuple[Matcher, ...]]
     completions: tuple[str, ...]
     nesting: int
     stopped: Exception | None
@@ -57,7 +58,7 @@ class Sketch:
 
 @dataclass
 class _Seen:
-    constraints: list[tuple[str, Reader]] = field(default_factory=list)
+    constraints: list[tuple[str, Matcher]] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
     nesting: int = 0
     stopped: Exception | None = None
@@ -83,10 +84,10 @@ def _sketch(program: Program) -> Sketch:
         other = _look(program, answer)
         if other.stopped is None or len(other.constraints) > len(seen.constraints):
             seen = other
-    readers: dict[str, tuple[Reader, ...]] = {}
-    for site, reader in seen.constraints:
-        readers[site] = (*readers.get(site, ()), reader)
-    return Sketch(readers, tuple(seen.completions), seen.nesting, seen.stopped)
+    matchers: dict[str, tuple[Matcher, ...]] = {}
+    for site, matcher in seen.constraints:
+        matchers[site] = (*matchers.get(site, ()), matcher)
+    return Sketch(matchers, tuple(seen.completions), seen.nesting, seen.stopped)
 
 
 def _look(program: Program, answer: str | int) -> _Seen:
@@ -125,10 +126,10 @@ class _Look(Messenger):
         if is_bookkeeping(msg):
             return
         make_room(msg, self.nesting)
-        notes: Mapping[str, Any] = msg["infer"].get("ppl_align", {})
+        notes = notes_of(msg)
         everywhere = msg["mask"] is None or msg["mask"] is True  # a masked constraint holds for some draws only
-        if "constrains" in notes and everywhere:
-            self.seen.constraints += [(notes["constrains"], part) for part in notes["reader"].parts]
+        if notes.constrains is not None and notes.matcher is not None and everywhere:
+            self.seen.constraints += [(notes.constrains, part) for part in notes.matcher.parts]
         if not msg["is_observed"]:
             fn = msg["fn"]
             if isinstance(fn, CompletionDistribution):

@@ -10,6 +10,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.program.compiled import Program
 from ppl_align.program.execute import Execute
+from ppl_align.program.notes import notes_of
 from ppl_align.program.sketch import STAND_INS, looking
 
 
@@ -38,5 +39,5 @@ class _Survey(Execute):
         super()._pyro_sample(msg)
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if "scale" in msg["infer"].get("ppl_align", {}):
+        if notes_of(msg).scale is not None:
             super()._pyro_post_sample(msg)

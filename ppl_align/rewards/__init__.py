@@ -1,7 +1,7 @@
 """Rewards: functions of a text that become likelihoods, in TRL's calling convention or as plain ``f(texts)``."""
 
+from ppl_align.rewards.accepts import Accepts
 from ppl_align.rewards.adapters import chat, columns, each
-from ppl_align.rewards.automaton import Accepts, Automaton
 from ppl_align.rewards.calling import evaluate
 from ppl_align.rewards.classifier import ClassifierReward, load_classifier
 from ppl_align.rewards.embedding import Embedder
@@ -14,6 +14,7 @@ from ppl_align.rewards.similarity import Similarity
 from ppl_align.rewards.tokens import LastToken, TokenSum
 from ppl_align.rewards.toxicity import Toxicity
 from ppl_align.rewards.vader import Vader
+from ppl_align.tokens.automaton import Automaton
 
 __all__ = [
     "Accepts",

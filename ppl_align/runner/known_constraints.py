@@ -14,25 +14,25 @@ from ppl_align.program.compiled import Program
 from ppl_align.program.sketch import sketch
 
 if TYPE_CHECKING:
-    from ppl_align.constraints.base import Reader
+    from ppl_align.lm.matcher import Matcher
 
 
 @dataclass(frozen=True)
 class KnownConstraints:
-    """``readers``: the constraints on each completion site.  ``stopped``: what ended the look at the program before its
-    end, None if nothing did; a constraint after that still holds, as a rejection at the end."""
+    """``matchers``: the constraints on each completion site.  ``stopped``: what ended the look at the program before
+    its end, None if nothing did; a constraint after that still holds, as a rejection at the end."""
 
-    readers: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
+    matchers: Mapping[str, tuple[Matcher, ...]] = field(default_factory=dict)
     stopped: str | None = None
 
     def restriction(self, site: Site) -> Restriction | None:
         """What the draws of a site are confined to; the world is not."""
-        readers = None if site.environment else self.readers.get(site.name)
-        return Restriction.of(readers, site.fn) if readers else None
+        matchers = None if site.environment else self.matchers.get(site.name)
+        return Restriction.of(matchers, site.fn) if matchers else None
 
     def unknown(self, particles: Particles) -> str | None:
         """What there is to say of a constraint that the program has and that was not known; None: there is none."""
-        sites = sorted(set(particles.constraints) - set(self.readers))
+        sites = sorted(set(particles.constraints) - set(self.matchers))
         if not sites or self.stopped is None:
             return None
         return (
@@ -50,8 +50,8 @@ def known_constraints(program: Program) -> KnownConstraints:
     """The constraints on each completion, by a look at the program before anything is drawn."""
     found = sketch(program)
     if found.stopped is None:
-        return KnownConstraints(found.readers)
-    return KnownConstraints(found.readers, f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0])
+        return KnownConstraints(found.matchers)
+    return KnownConstraints(found.matchers, f"{type(found.stopped).__name__}: {found.stopped}".splitlines()[0])
 
 
 def validate_constraints(known: KnownConstraints, particles: Particles) -> None:
@@ -59,9 +59,9 @@ def validate_constraints(known: KnownConstraints, particles: Particles) -> None:
 
     Raises ``ModelError`` where one is not: it hangs on something drawn, and what was drawn is confined to the wrong
     texts. One that was not known is remarked on: it costs draws, not correctness."""
-    for site, readers in known.readers.items():
+    for site, matchers in known.matchers.items():
         met = particles.constraints.get(site, ())
-        if any(all(not _same(reader, other) for other in met) for reader in readers):
+        if any(all(not _same(matcher, other) for other in met) for matcher in matchers):
             raise ModelError(
                 f"the constraint on {site!r} changes with what was drawn before it (a latent, or an answer of the "
                 f"world): a constraint is one for all draws; write what differs between them as a reward with -inf"
@@ -71,6 +71,6 @@ def validate_constraints(known: KnownConstraints, particles: Particles) -> None:
         on_run_end(remark, lambda: lambda: remark)
 
 
-def _same(reader: Reader, other: Reader) -> bool:
-    """The same constraint: an LM that a program makes anew at each execution has readers of its own."""
-    return reader is other or (reader.constraint is not None and reader.constraint == other.constraint)
+def _same(matcher: Matcher, other: Matcher) -> bool:
+    """The same constraint: an LM that a program makes anew at each execution has matchers of its own."""
+    return matcher is other or (matcher.constraint is not None and matcher.constraint == other.constraint)

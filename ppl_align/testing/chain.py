@@ -20,10 +20,11 @@ from ppl_align.core.validation import at_least
 from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.rewards.automaton import Accepts, Automaton
+from ppl_align.rewards.accepts import Accepts
 from ppl_align.rewards.tokens import LastToken, TokenSum
 from ppl_align.testing.chain_program import ChainProgram, read, run_on
 from ppl_align.testing.recursion import NEVER, LogMatrix, Marginals, TiltedChain
+from ppl_align.tokens.automaton import Automaton
 
 if TYPE_CHECKING:
     from ppl_align.twists.twist import Prefixes

@@ -16,8 +16,9 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.program.execute import is_bookkeeping
+from ppl_align.program.notes import notes_of
 from ppl_align.program.plates import PARTICLES
-from ppl_align.rewards.automaton import Accepts
+from ppl_align.rewards.accepts import Accepts
 from ppl_align.rewards.tokens import LastToken, TokenSum
 
 TokenReward = TokenSum | LastToken | Accepts
@@ -59,10 +60,10 @@ def run_on(
         raise _refuse(pending.name, f"{what}: only one completion may be random")
     rewards = {}
     for name, msg in observed.sites.items():
-        notes = msg["infer"].get("ppl_align", {})
-        fn = notes.get("fn")
-        if fn is None:
-            kind = "an observed site or a factor" if "reward" not in notes else "a reward"
+        notes = notes_of(msg)
+        fn, scale = notes.fn, notes.scale
+        if fn is None or scale is None:
+            kind = "an observed site or a factor" if notes.reward is None else "a reward"
             raise _refuse(name, f"is {kind}: only rewards of tokens are answered exactly")
         if not isinstance(fn, TokenReward):
             known = "TokenSum, LastToken or Accepts"
@@ -70,9 +71,9 @@ def run_on(
         if not _is_one(msg["scale"]) or msg["mask"] is not None or _plates(msg):
             raise _refuse(name, "is inside a plate, poutine.scale or mask: write it outside")
         _check_reward(name, fn, source)
-        if not torch.equal(notes["reward"], fn(tokens)):
+        if not torch.equal(torch.as_tensor(notes.reward), fn(tokens)):
             raise _refuse(name, f"does not read the tokens of {site!r} as they are: give reward() x.tokens")
-        rewards[name] = (fn, _one_scale(name, notes["scale"]))
+        rewards[name] = (fn, _one_scale(name, scale))
     return rewards
 
 

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.automata import AutomatonReader
+from ppl_align.constraints.automata import AutomatonMatcher
 from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated, mix
@@ -48,7 +48,7 @@ from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.program.constrain import compiled
 from ppl_align.twists.hard_constraint import per_particle, running_texts
 from ppl_align.twists.moves import observe, outcomes
-from ppl_align.twists.stop_states import StoppingReader, stop_strings_of, with_stop_strings
+from ppl_align.twists.stop_states import StoppingMatcher, stop_strings_of, with_stop_strings
 from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
@@ -70,7 +70,7 @@ class LookAhead(Twist):
     particles copy the number of their state; the psi of prefixes, a number each, is for weights and stays on the host.
     """
 
-    reader: AutomatonReader
+    matcher: AutomatonMatcher
     success: Tensor
     by_token: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
     careful: Tensor | None = None
@@ -78,8 +78,8 @@ class LookAhead(Twist):
 
     def __post_init__(self) -> None:
         self.weighs = self.success if self.careful is None else self.careful
-        self._outcomes = Resident(outcomes(self.reader, self.stop_ids))
-        vocab_size = self.reader.automaton.vocab_size
+        self._outcomes = Resident(outcomes(self.matcher, self.stop_ids))
+        vocab_size = self.matcher.automaton.vocab_size
         self._moves = torch.tensor(list(self.by_token), dtype=torch.long).reshape(-1, 2)
         self._surplus = Resident(torch.stack([torch.zeros(vocab_size).double(), *self.by_token.values()])[1:])
         self._after: tuple[int, Tensor] | None = None
@@ -87,21 +87,21 @@ class LookAhead(Twist):
 
     def at(self, scene: Scene) -> Twist | None:
         """Where the constraint that it was made for stands."""
-        readers = () if scene.restriction is None else scene.restriction.readers
-        if not any(reader is self.constraint for reader in readers):
+        matchers = () if scene.restriction is None else scene.restriction.matchers
+        if not any(matcher is self.constraint for matcher in matchers):
             return None
         return AtSite(self.checked(scene.site.fn), scene.site.fn.max_new_tokens)
 
     def checked(self, source: CompletionDistribution) -> LookAhead:
         """The same for a completion with its own stop tokens; raises ``InputError`` unless it reaches as far, and for
         other stop strings than those that were foreseen."""
-        foreseen = stop_strings_of(self.reader)
+        foreseen = stop_strings_of(self.matcher)
         if foreseen is not None and foreseen != getattr(source.stop_ids, "text", None):
             raise InputError(
                 f"this LookAhead foresees that {', '.join(map(repr, foreseen.strings))} ends a text, and here it does "
                 f"not: make it with the stop= of the completion"
             )
-        needed = (source.max_new_tokens + 1, self.reader.automaton.num_states)
+        needed = (source.max_new_tokens + 1, self.matcher.automaton.num_states)
         if self.success.shape[0] < needed[0] or self.success.shape[1:] != needed[1:]:
             raise InputError(
                 f"this LookAhead has success of shape {list(self.success.shape)}, but the completion needs "
@@ -110,13 +110,13 @@ class LookAhead(Twist):
         return self if self.stop_ids == source.stop_ids else replace(self, stop_ids=source.stop_ids)
 
     @property
-    def constraint(self) -> AutomatonReader:
-        """The reader that it was made for."""
-        return self.reader.inside if isinstance(self.reader, StoppingReader) else self.reader
+    def constraint(self) -> AutomatonMatcher:
+        """The matcher that it was made for."""
+        return self.matcher.inside if isinstance(self.matcher, StoppingMatcher) else self.matcher
 
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
         """log psi+ of prefixes of at least one token with ``left`` tokens to come, ``[m]`` nats on the host."""
-        states, last = self.reader.states(prefixes), torch.tensor([prefix[-1] for prefix in prefixes])
+        states, last = self.matcher.states(prefixes), torch.tensor([prefix[-1] for prefix in prefixes])
         gain = self._gain(self.weighs, left)[states]
         psi = self.weighs[left, states] + (gain * self._surplus.host[:, last].T).sum(-1)
         return self._bounded(psi, states, self.weighs[left], left, CPU).log()
@@ -126,7 +126,7 @@ class LookAhead(Twist):
         after = self.after(left, device)
         if self._log_after is None or self._log_after[0] is not after:
             self._log_after = after, after.log()  # one row for each state, of which each prefix copies one
-        return self._log_after[1][upload(self.reader.states(prefixes), device)]
+        return self._log_after[1][upload(self.matcher.states(prefixes), device)]
 
     def after(self, left: int, device: torch.device = CPU) -> Tensor:
         """psi_l(state after v, v) in each state, ``[S, V]`` float32 on the device; of an end: is it a good one?"""
@@ -138,14 +138,14 @@ class LookAhead(Twist):
 
     def table(self, left: int, device: torch.device = CPU) -> Tensor:
         """psi_l(s, v), ``[S, V]``; 0 exactly where no success is possible."""
-        states = torch.arange(self.reader.automaton.num_states)
+        states = torch.arange(self.matcher.automaton.num_states)
         usual = upload(self.success[left], device)[:, None]
         psi = usual + upload(self._gain(self.success, left), device) @ self._surplus.on(device)
         return self._bounded(psi, states[:, None], self.success[left], left, device)
 
     def _gain(self, success: Tensor, left: int) -> Tensor:
         """What the k-th move of ``by_token``, s -> s', is worth: psi_{l-1}(s') in the row of s, ``[S, K]``."""
-        gain = torch.zeros(self.reader.automaton.num_states, len(self._moves), dtype=torch.float64)
+        gain = torch.zeros(self.matcher.automaton.num_states, len(self._moves), dtype=torch.float64)
         if left > 0:
             source, target = self._moves.unbind(-1)
             gain[source, torch.arange(len(source))] = worth(success[left - 1])[target]
@@ -153,8 +153,8 @@ class LookAhead(Twist):
 
     def _bounded(self, psi: Tensor, states: Tensor, usual: Tensor, left: int, device: torch.device) -> Tensor:
         """Within (0, 1] where success is possible, and then not much less than is usual [S] at the start."""
-        floor = max(FLOOR, RELATIVE_FLOOR * float(usual[self.reader.automaton.start]))
-        possible = upload(self.reader.distance[states] <= left, device)
+        floor = max(FLOOR, RELATIVE_FLOOR * float(usual[self.matcher.automaton.start]))
+        possible = upload(self.matcher.distance[states] <= left, device)
         return torch.where(possible, psi.clamp(floor, 1.0), 0.0)
 
 
@@ -178,18 +178,18 @@ def look_ahead(
     Arguments as of ``completion``, ``temperature``, ``top_k``, ``top_p`` and ``stop`` included. Raises ``InputError``
     for a constraint that cannot look ahead."""
     source = lm.completion(prompt, max_new_tokens, **declared)
-    reader = compiled(constraint, goes_on_from(lm, source.prompts))
-    if not isinstance(reader, AutomatonReader):
+    matcher = compiled(constraint, goes_on_from(lm, source.prompts))
+    if not isinstance(matcher, AutomatonMatcher):
         raise InputError(f"{constraint!r} cannot look ahead: only Contains, EndsWith and AcceptedBy can")
     with isolated(mix(seed, "lookahead")):
-        return learn(source, reader, num_pool)
+        return learn(source, matcher, num_pool)
 
 
-def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> LookAhead:
+def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int) -> LookAhead:
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
-    reader = with_stop_strings(reader, source.stop_ids)
-    moves = observe(source, reader, num_pool)
-    psi, careful = ([reader.automaton.accepting.double()] for _ in range(2))
+    matcher = with_stop_strings(matcher, source.stop_ids)
+    moves = observe(source, matcher, num_pool)
+    psi, careful = ([matcher.automaton.accepting.double()] for _ in range(2))
     for _ in range(source.max_new_tokens):
         psi.append(moves.mean @ worth(psi[-1]))
         careful.append(moves.careful @ worth(careful[-1]))
@@ -199,7 +199,7 @@ def learn(source: CompletionDistribution, reader: AutomatonReader, num_pool: int
         surplus = None if features is None else moves.surplus(state, target, features)
         if surplus is not None:
             by_token[state, target] = surplus
-    return LookAhead(reader, torch.stack(psi), by_token, torch.stack(careful), source.stop_ids)
+    return LookAhead(matcher, torch.stack(psi), by_token, torch.stack(careful), source.stop_ids)
 
 
 class LearnedLookAhead(Twist):
@@ -209,8 +209,8 @@ class LearnedLookAhead(Twist):
         self.num_pool = num_pool
 
     def at(self, scene: Scene) -> Twist | None:
-        readers = [] if scene.restriction is None else scene.restriction.readers
-        looks = [learn(scene.site.fn, r, self.num_pool) for r in readers if isinstance(r, AutomatonReader)]
+        matchers = [] if scene.restriction is None else scene.restriction.matchers
+        looks = [learn(scene.site.fn, r, self.num_pool) for r in matchers if isinstance(r, AutomatonMatcher)]
         return Sum([AtSite(look, scene.site.fn.max_new_tokens) for look in looks]) if looks else None
 
 

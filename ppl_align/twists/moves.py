@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.automata import AutomatonReader
+from ppl_align.constraints.automata import AutomatonMatcher
 from ppl_align.lm.base import Ids
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
@@ -67,53 +67,53 @@ class Moves:
         return predicted - self.mean[state, target]
 
 
-def observe(source: CompletionDistribution, reader: AutomatonReader, num_pool: int) -> Moves:
+def observe(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int) -> Moves:
     """Draw the pool and look. A draw that has succeeded for good is not continued."""
-    size = reader.automaton.num_states
-    states, last, weights, masses = _pool(source, reader, num_pool)
+    size = matcher.automaton.num_states
+    states, last, weights, masses = _pool(source, matcher, num_pool)
     zeros = torch.zeros(size, dtype=torch.float64)
     weight, squares = (zeros.index_add(0, states, w)[:, None] for w in (weights, weights.square()))
     total = torch.zeros(size, size + 1, dtype=torch.float64).index_add_(0, states, weights[:, None] * masses)
-    possible = torch.zeros(size, size + 2, dtype=torch.float64).scatter_(1, outcomes(reader, source.stop_ids), 1.0)
+    possible = torch.zeros(size, size + 2, dtype=torch.float64).scatter_(1, outcomes(matcher, source.stop_ids), 1.0)
     even = (possible / possible.sum(-1, keepdim=True))[:, :-1]
     mean = torch.where(weight > 0, total / weight.clamp_min(1e-300), even)
     effective = kish(weight, squares)
     careful = (effective * mean + UNSEEN * even) / (effective + UNSEEN)
-    settled, stays = _settled(reader)[:, None], torch.eye(size, size + 1, dtype=torch.float64)
+    settled, stays = _settled(matcher)[:, None], torch.eye(size, size + 1, dtype=torch.float64)
     mean, careful = (torch.where(settled, stays, moves) for moves in (mean, careful))
     return Moves(states, last, weights, masses, mean, careful)
 
 
-def outcomes(reader: AutomatonReader, stop_ids: Ids) -> Tensor:
+def outcomes(matcher: AutomatonMatcher, stop_ids: Ids) -> Tensor:
     """Where each token leads from each state, ``[S, V]``: to a state, to S (a good end) or to S + 1 (a bad one)."""
-    automaton, to = reader.automaton, reader.automaton.transitions.clone()
+    automaton, to = matcher.automaton, matcher.automaton.transitions.clone()
     well, size = automaton.accepting, automaton.num_states
-    to = torch.where(ending_tokens(reader, stop_ids), torch.where(well[to], size, size + 1), to)
-    to[:, list(reader.eos_ids)] = torch.where(well, size, size + 1)[:, None]
+    to = torch.where(ending_tokens(matcher, stop_ids), torch.where(well[to], size, size + 1), to)
+    to[:, list(matcher.eos_ids)] = torch.where(well, size, size + 1)[:, None]
     return to
 
 
-def _settled(reader: AutomatonReader) -> Tensor:
+def _settled(matcher: AutomatonMatcher) -> Tensor:
     """Accepting states that nothing leads out of, ``[S]`` bool."""
-    automaton = reader.automaton
+    automaton = matcher.automaton
     return automaton.accepting & (automaton.transitions == torch.arange(automaton.num_states)[:, None]).all(-1)
 
 
 def _pool(
-    source: CompletionDistribution, reader: AutomatonReader, num_pool: int
+    source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every prefix of the pool: its state [n], last token [n], weight [n], and masses [n, S + 1]."""
-    size, led = reader.automaton.num_states, Resident(outcomes(reader, source.stop_ids))
-    settled = _settled(reader)
+    size, led = matcher.automaton.num_states, Resident(outcomes(matcher, source.stop_ids))
+    settled = _settled(matcher)
     flat = source.index.reshape(-1)
     spread = torch.linspace(0, len(flat) - 1, num_pool).round().long()
     start = source.with_index(flat[spread.to(flat.device)])
-    population = Population(start, lean=_Explore(reader, source, led))
+    population = Population(start, lean=_Explore(matcher, source, led))
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     while not population.done:
         running = torch.from_numpy(np.flatnonzero(population.alive))
         prefixes = population.row_prefixes()
-        states = reader.states(prefixes)
+        states = matcher.states(prefixes)
         p = source.warp(population.decoder.log_probs).double().exp()
         masses = _summed(p, led.on(p.device)[upload(states, p.device)], size + 2)[:, :-1].cpu()
         ratio = (population.log_p - population.log_q).cpu()[running].exp()
@@ -123,7 +123,7 @@ def _pool(
         last = torch.tensor([(*q[-1:], *x[-1:])[-1] if q or x else 0 for q, x in zip(before, prefixes, strict=True)])
         seen.append((states, last, weights, masses))
         population.step()
-        after = reader.states([tuple(row) for row in population.written[:, : population.t].tolist()])
+        after = matcher.states([tuple(row) for row in population.written[:, : population.t].tolist()])
         population.alive &= ~settled[after].numpy()
         population.advance()
     states, last, weights, masses = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -140,15 +140,15 @@ def _summed(p: Tensor, columns: Tensor, size: int) -> Tensor:
 class _Explore:
     """Forbids nothing; steps into other states are drawn more often than the prior would. ``led``: :func:`outcomes`."""
 
-    def __init__(self, reader: AutomatonReader, source: CompletionDistribution, led: Resident) -> None:
-        self.reader, self.max_new_tokens, self.led = reader, source.max_new_tokens, led
+    def __init__(self, matcher: AutomatonMatcher, source: CompletionDistribution, led: Resident) -> None:
+        self.matcher, self.max_new_tokens, self.led = matcher, source.max_new_tokens, led
 
     proposes = True
 
     def leaning(self, rows: Rows) -> Leaning:
-        automaton, device = self.reader.automaton, rows.log_probs.device
+        automaton, device = self.matcher.automaton, rows.log_probs.device
         assert rows.ids is not None
-        states = upload(self.reader.states(rows.ids), device)
+        states = upload(self.matcher.states(rows.ids), device)
         to = self.led.on(device)[states]
         mass = _summed(rows.log_probs.double().exp(), to, automaton.num_states + 2)
         there = (mass > 1e-12).scatter(1, states[:, None], False)

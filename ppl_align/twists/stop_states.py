@@ -11,39 +11,39 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppl_align.constraints.automata import AutomatonReader
+from ppl_align.constraints.automata import AutomatonMatcher
 from ppl_align.lm.base import Ids
 from ppl_align.lm.stopping import StopText
-from ppl_align.rewards.automaton import Automaton
+from ppl_align.tokens.automaton import Automaton
 
 
-class StoppingReader(AutomatonReader):
+class StoppingMatcher(AutomatonMatcher):
     """``ends`` [S, V] bool: tokens that complete a stop string; they lead to a state that is never left, and that
-    accepts where the constraint is met. ``inside``: the constraint's own reader."""
+    accepts where the constraint is met. ``inside``: the constraint's own matcher."""
 
-    def __init__(self, inside: AutomatonReader, text: StopText) -> None:
+    def __init__(self, inside: AutomatonMatcher, text: StopText) -> None:
         automaton, self.ends = _paired(inside.automaton, text)
         super().__init__(automaton, inside.eos_ids)
         self.inside, self.text = inside, text
 
 
-def with_stop_strings(reader: AutomatonReader, stop_ids: Sequence[int]) -> AutomatonReader:
-    """The reader itself where no string ends a text."""
+def with_stop_strings(matcher: AutomatonMatcher, stop_ids: Sequence[int]) -> AutomatonMatcher:
+    """The matcher itself where no string ends a text."""
     text = getattr(stop_ids, "text", None)
-    return reader if text is None else StoppingReader(reader, text)
+    return matcher if text is None else StoppingMatcher(matcher, text)
 
 
-def stop_strings_of(reader: AutomatonReader) -> StopText | None:
+def stop_strings_of(matcher: AutomatonMatcher) -> StopText | None:
     """Those that a reader follows."""
-    return reader.text if isinstance(reader, StoppingReader) else None
+    return matcher.text if isinstance(matcher, StoppingMatcher) else None
 
 
-def ending_tokens(reader: AutomatonReader, stop_ids: Ids) -> Tensor:
+def ending_tokens(matcher: AutomatonMatcher, stop_ids: Ids) -> Tensor:
     """Tokens that end a text in each state, EOS apart, ``[S, V]`` bool."""
-    automaton = reader.automaton
+    automaton = matcher.automaton
     ends = torch.zeros(automaton.num_states, automaton.vocab_size, dtype=torch.bool)
-    if isinstance(reader, StoppingReader):
-        ends |= reader.ends
+    if isinstance(matcher, StoppingMatcher):
+        ends |= matcher.ends
     ends[:, list(stop_ids)] = True
     return ends
 

@@ -17,6 +17,7 @@ from ppl_align.core.errors import ModelError
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
+from ppl_align.program.notes import notes_of
 
 _APART = 0.05
 """Relative, and nats: a network asked in half precision by the program rounds by some hundredths as its batch grows."""
@@ -45,8 +46,8 @@ def _is_the_programs_own(node: Any) -> bool:
     """Is it no score of a language model? Those round as the batch does, and are each row's own."""
     if node is None or isinstance(node["fn"], CompletionDistribution):
         return False
-    notes = node["infer"].get("ppl_align", {})
-    return "reward" not in notes or "fn" in notes
+    notes = notes_of(node)
+    return notes.reward is None or notes.fn is not None
 
 
 def _compare(name: str, before: Tensor, alone: Tensor) -> None:

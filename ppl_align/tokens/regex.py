@@ -9,7 +9,7 @@ import numpy as np
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm.spelling import Characters, Machine, Spelling, spell
-from ppl_align.patterns import REFUSED, operations
+from ppl_align.tokens.patterns import REFUSED, operations
 
 __all__ = ["Characters", "Machine", "Spelling", "regex_characters", "spell"]
 

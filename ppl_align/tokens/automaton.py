@@ -1,23 +1,21 @@
-"""Finite automata over token ids, and the reward that asks whether one accepts a completion."""
+"""Finite automata over token ids."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.spelling import Characters, Machine, spell
-from ppl_align.rewards.spelling import regex_characters
-from ppl_align.rewards.tokens import as_ids, checked_tokens, freeze
+from ppl_align.tokens.ids import checked_tokens, freeze
+from ppl_align.tokens.regex import regex_characters
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM
@@ -194,39 +192,3 @@ def _check_text_and_lm(method: str, text: object, lm: object) -> None:
     if not isinstance(text, str) or not isinstance(lm, LM):
         got = f"{type(text).__name__} and {type(lm).__name__}"
         raise InputError(f"Automaton.{method} takes a text and the LM whose tokens spell it, got {got}")
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Accepts:
-    """r = 0 if the automaton accepts the tokens of a sequence, terminal token included, else ``reject``.
-
-    ``reject``    reward units, at most 0; ``-inf`` makes it a hard constraint
-    ``terminal``  the ids that end a sequence: EOS and the stop tokens of the completion
-    ``upper``     the largest value that r can have
-
-    Compared and hashed by identity. Raises ``InputError`` for a ``reject`` above 0.
-
-    >>> r = Accepts(Automaton.contains([1], vocab_size=3), reject=-2.0, terminal=(2,))
-    >>> r, r(torch.tensor([[0, 1], [0, 2]])).tolist()
-    (Accepts(Automaton(2 states, V=3), reject=-2.0, terminal=(2,)), [0.0, -2.0])
-    """
-
-    automaton: Automaton
-    reject: float = -math.inf
-    terminal: tuple[int, ...] = ()
-
-    upper: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.reject <= 0:
-            raise InputError(f"Accepts: reject must be at most 0 (-inf: a hard constraint), got {self.reject}")
-        freeze(self, reject=float(self.reject), terminal=as_ids(self.terminal))
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """``[..., t] -> [...]`` float64, reward units."""
-        tokens = checked_tokens(self, tokens, self.automaton.vocab_size)
-        accepted = self.automaton.accepting[self.automaton.run(tokens, sequence_lengths(tokens, self.terminal))]
-        return torch.where(accepted, 0.0, self.reject).double()
-
-    def __repr__(self) -> str:
-        return f"Accepts({self.automaton}, reject={self.reject}, terminal={self.terminal})"

@@ -20,6 +20,7 @@ from ppl_align.core.errors import InputError, RunError
 from ppl_align.core.estimate import standard_error
 from ppl_align.program.compiled import refuse_change
 from ppl_align.program.execute import is_bookkeeping
+from ppl_align.program.notes import notes_of
 from ppl_align.program.refusals import refuse_no_density, refuse_no_number
 
 
@@ -110,7 +111,7 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
         if site["type"] == "sample" and "log_prob" in site and not bool(site["log_prob"].isfinite().all()):
             _refuse_nan(name, site)
             share = float((~site["log_prob"].isfinite()).double().mean())
-            constrained = site["infer"].get("ppl_align", {}).get("constrains")
+            constrained = notes_of(site).constrains
             if constrained in kept:
                 raise RunError(
                     f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they "

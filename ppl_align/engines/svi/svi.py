@@ -18,7 +18,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.core.validation import at_least, one_of
 from ppl_align.engines.all_dead import all_dead
 from ppl_align.engines.base import Engine, Task
-from ppl_align.engines.elbo import LeaveOneOutELBO
+from ppl_align.engines.svi.elbo import LeaveOneOutELBO
 from ppl_align.guides import markov
 from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
 from ppl_align.guides.program import ProgramGuide
@@ -83,7 +83,7 @@ class SVI(Engine):
         guide = self._guide(task)
         with whole_plates() as subsampled:
             nesting, environment, constraints = self._prepare(task, guide, subsampled)
-        kept = constraints.readers if isinstance(guide, AutoGuide) else ()
+        kept = constraints.matchers if isinstance(guide, AutoGuide) else ()
         errors: list[float] = []
         losses = self.train(task, guide, nesting, environment, kept, errors)
         history: dict[str, Any] = {"loss": torch.tensor(losses), "loss_error": torch.tensor(errors)}
@@ -98,7 +98,7 @@ class SVI(Engine):
         constraints = known_constraints(task.program())
         nesting, environment = self._pilot(task, constraints, subsampled)
         if isinstance(guide, AutoGuide):
-            guide.nesting, guide.readers = nesting, constraints.readers
+            guide.nesting, guide.matchers = nesting, constraints.matchers
         return nesting, environment, constraints
 
     def _weigh(

@@ -24,13 +24,14 @@ from torch import Tensor
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import ModelError
 from ppl_align.core.seeds import generators
-from ppl_align.engines.company import hangs_on_company, refuse_company
+from ppl_align.engines.rerun.company import hangs_on_company, refuse_company
 from ppl_align.lm.base import LM
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
 from ppl_align.program.compiled import Program
+from ppl_align.program.notes import notes_of
 from ppl_align.program.record import Record
 from ppl_align.program.subsamples import whole_plates
 
@@ -119,7 +120,7 @@ class _Speaker:
 
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     """What a site says, gravest first."""
-    fn, notes = node["fn"], node["infer"].get("ppl_align", {})
+    fn, notes = node["fn"], notes_of(node)
     yield "kind", type(fn).__name__
     if isinstance(fn, CompletionDistribution):
         yield "prompt", [fn.prompts[i] for i in fn.index.reshape(-1).tolist()]
@@ -127,11 +128,11 @@ def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
         yield "settings", (fn.max_new_tokens, fn.warp)
     if node["is_observed"] and type(fn).__name__ != "Unit":
         yield "observed value", node["value"]
-    if "reader" in notes:
-        yield "constraint", [repr(getattr(part, "constraint", part)) for part in notes["reader"].parts]
+    if notes.matcher is not None:
+        yield "constraint", [repr(getattr(part, "constraint", part)) for part in notes.matcher.parts]
     for what, key in (("reward", "reward"), ("weight / beta", "scale"), ("bound", "log_upper"), ("target", "target")):
-        if key in notes:
-            yield what, notes[key]
+        if getattr(notes, key) is not None:
+            yield what, getattr(notes, key)
     if not isinstance(fn, CompletionDistribution):  # prompt, settings and value say it, and scores cost forwards
         yield "log-factor" if node["is_observed"] else "prior", fn.log_prob(node["value"])
     yield "scale", node["scale"]

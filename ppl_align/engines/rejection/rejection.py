@@ -17,7 +17,7 @@ from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.core.validation import at_least
 from ppl_align.engines.base import Engine, Task
-from ppl_align.engines.ceiling import ceiling, drawn_bounds, is_known
+from ppl_align.engines.rejection.ceiling import ceiling, drawn_bounds, is_known
 from ppl_align.lm.fingerprint import used_lms
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.per_particle import said
@@ -39,7 +39,7 @@ class Rejection(Engine):
     x ~ p0 is accepted with probability exp(psi(x) - B), where psi is the sum of all log-factors and B the sum of
     their largest values: 0 for an observed site that is discrete, ``weight * upper / beta`` for a reward
     (``reward(..., upper=)``, or the function's own bounds); where the weight is drawn, the largest of these over
-    what it may be (:mod:`ppl_align.engines.ceiling`). Accepted draws have density proportional to
+    what it may be (:mod:`ppl_align.engines.rejection.ceiling`). Accepted draws have density proportional to
     p0 exp(psi): they are draws of p*, and the acceptance is a = Z / exp(B).
 
     A replicate draws until its N-th acceptance, which is the n_r-th of its draws, and Zhat_r = exp(B) (N-1)/(n_r-1):

@@ -22,8 +22,8 @@ and log E_p[S | h] = log(exp(U(h)) + Z / K) is bounded from above just as U(h) i
 What the agent gets is found by playing: it begins as a draw of the posterior does, the world answers afresh, and
 whatever the agent says after that is chosen by conditioning anew. Among K continuations, in proportion to exp(psi),
 that would be a draw from some q_K in place of p*(. | h); two chains that begin there take the difference away
-(:mod:`ppl_align.engines.coupling`), so that the mean is that of p*. They can do so only where K tries find now and
-then what conditioning would say. By Jensen's inequality
+(:mod:`ppl_align.engines.environment.coupling`), so that the mean is that of p*. They can do so only where K tries find
+now and then what conditioning would say. By Jensen's inequality
 
     KL(p* || q_K) <= E_p*[log mean of K exp(psi), the draw's own among them] - U(h),     U(h) >= E[log mean of K afresh]
 
@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.estimate import standard_error
-from ppl_align.engines.coupling import condition, ended_weight
+from ppl_align.engines.environment.coupling import condition, ended_weight
 from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.weights import log_mean_exp

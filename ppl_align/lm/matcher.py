@@ -1,0 +1,47 @@
+"""What reads token ids on behalf of a hard constraint: which may come next, and is the text acceptable?"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_align.lm.transfer import CPU
+
+if TYPE_CHECKING:
+    from ppl_align.lm.base import Ids
+
+
+class Matcher(ABC):
+    """A constraint over the ids of one LM. Prefixes are tuples of ids without EOS; stop tokens are text like any other.
+
+    Prefixes are read on the host, and verdicts on them stay there. Only masks over the vocabulary are made on the
+    device, from as little as says what is in them: copied whole, they would be the largest thing in a step.
+
+    ``allowed`` may err on the side of permitting (a token after which nothing acceptable fits into the tokens left),
+    never on the side of forbidding: what it permits in vain ends with weight 0."""
+
+    constraint: Any = None
+    """What it was compiled from (of a part of a conjunction: the whole)."""
+
+    @property
+    def parts(self) -> tuple[Matcher, ...]:
+        """The matchers it is the conjunction of; engines that look ahead ask each of them."""
+        return (self,)
+
+    @abstractmethod
+    def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
+        """``[m, V]`` bool on ``device``: tokens that may come next, when ``left`` more may follow after them.
+
+        The caller may write to it. EOS where the text is acceptable as it is. A row without any True is a dead end."""
+
+    @abstractmethod
+    def accepts(self, prefixes: Sequence[Ids]) -> Tensor:
+        """``[m]`` bool: is the text acceptable as it is?"""
+
+    @abstractmethod
+    def viable(self, prefixes: Sequence[Ids], left: int) -> Tensor:
+        """``[m]`` bool: can it still become acceptable within ``left`` more tokens? (May err towards True.)"""

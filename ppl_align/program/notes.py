@@ -1,0 +1,48 @@
+"""What the words of this library leave at their sites for engines to read: typed, in ``infer["ppl_align"]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ppl_align.lm.matcher import Matcher
+    from ppl_align.particles.per_particle import PerParticle
+
+KEY = "ppl_align"
+
+
+@dataclass(frozen=True, eq=False)
+class Notes:
+    """``environment``    the world answers here
+    ``reward``, ``scale``  of a reward: raw r, [...], and nats per unit      ``fn``  the function that was asked
+    ``log_upper``, ``log_lower``  the largest and smallest value of its log-factor, nats; None: not known
+    ``target``         the mean that it is to have, where one is promised
+    ``prefix_closed``  a rejection of a prefix is one of the whole text
+    ``constrains``     of a hard constraint: the completion that it is on     ``matcher``  what reads its tokens
+    """
+
+    environment: bool = False
+    reward: Tensor | None = None
+    scale: PerParticle | None = None
+    fn: Any = None
+    log_upper: PerParticle | None = None
+    log_lower: float | None = None
+    target: float | None = None
+    prefix_closed: bool = False
+    constrains: str | None = None
+    matcher: Matcher | None = None
+
+    def infer(self, **others: Any) -> dict[str, Any]:
+        """The ``infer=`` of a Pyro site with these notes."""
+        return {KEY: self, **others}
+
+
+NOTHING = Notes()
+
+
+def notes_of(msg: Any) -> Notes:
+    """What was noted at a site, by Pyro's message of it."""
+    return msg["infer"].get(KEY, NOTHING)
