@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ppl_align import CausalLM, Exact, MarkovLM, completion, constrain
+from ppl_align import CausalLM, Enumeration, MarkovLM, completion, constrain
 from ppl_align.constraints import Regex
 from ppl_align.guides.tokens import forced_rows
 from ppl_align.lm import LM
@@ -50,7 +50,7 @@ class Laws:
 
         source = lm.completion(prompt, max_new_tokens, stop=stop)
         restriction = Restriction([constraint.compile(lm)], max_new_tokens, lm.eos_id, source.stop_ids)
-        exact = Exact(candidates={"x": sentences(restriction, source.terminal)}).run(model)
+        exact = Enumeration(candidates={"x": sentences(restriction, source.terminal)}).run(model)
         tokens = exact.particles["x"].tokens.reshape(-1, max_new_tokens)
         self.texts = exact.particles["x"].texts()
         self.log_prior = exact.log_prior["x"].reshape(-1)

@@ -5,6 +5,6 @@ expectations come without error, and every other engine can be held against it. 
 one line as soon as it would go beyond `max_sequences`.
 """
 
-from ppl_align import Exact
+from ppl_align import Enumeration
 
-engine = Exact(max_sequences=100_000)
+engine = Enumeration(max_sequences=100_000)

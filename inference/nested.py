@@ -6,6 +6,6 @@ training and no gradient, and its price is a power of the number of turns: (num_
 histories for each episode. Where that is too many, `svi` trains a policy.
 """
 
-from ppl_align import Nested
+from ppl_align import TreePlanner
 
-engine = Nested(num_actions=4, num_outcomes=2, num_particles=4, num_replicates=4)
+engine = TreePlanner(num_actions=4, num_outcomes=2, num_particles=4, num_replicates=4)

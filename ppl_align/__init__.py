@@ -12,18 +12,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
+    from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, LengthLimit, Regex
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import (
         SMC,
         SVI,
-        Conditional,
+        ConditionalSMC,
         Engine,
-        Exact,
+        Enumeration,
         ImportanceSampling,
         LookAhead,
-        Nested,
         Rejection,
+        TreePlanner,
         evidence_bounds,
         look_ahead,
     )
@@ -55,16 +55,16 @@ _HOME = {
     "Contains": "ppl_align.constraints",
     "EndsWith": "ppl_align.constraints",
     "Regex": "ppl_align.constraints",
-    "Length": "ppl_align.constraints",
+    "LengthLimit": "ppl_align.constraints",
     "JsonSchema": "ppl_align.constraints",
     "Grammar": "ppl_align.constraints",
     "Completion": "ppl_align.lm.completions",
     "Comparison": "ppl_align.diagnostics.comparison",
     "compare": "ppl_align.diagnostics.comparison",
-    "Conditional": "ppl_align.engines",
+    "ConditionalSMC": "ppl_align.engines",
     "Engine": "ppl_align.engines",
-    "Exact": "ppl_align.engines",
-    "Nested": "ppl_align.engines",
+    "Enumeration": "ppl_align.engines",
+    "TreePlanner": "ppl_align.engines",
     "ImportanceSampling": "ppl_align.engines",
     "Rejection": "ppl_align.engines",
     "SMC": "ppl_align.engines",
@@ -108,26 +108,26 @@ __all__ = [
     "CausalLM",
     "Comparison",
     "Completion",
-    "Conditional",
+    "ConditionalSMC",
     "Contains",
     "EndsWith",
     "Engine",
-    "Exact",
+    "Enumeration",
     "Grammar",
     "ImportanceSampling",
     "Inspection",
     "JsonSchema",
-    "Length",
+    "LengthLimit",
     "LookAhead",
     "MarkovLM",
     "Mixture",
     "MomentConstraint",
-    "Nested",
     "Posterior",
     "Product",
     "Prompted",
     "Regex",
     "Rejection",
+    "TreePlanner",
     "choose",
     "compare",
     "completion",
@@ -149,7 +149,16 @@ __all__ = [
 ]
 
 
+_RENAMED = {"Conditional": "ConditionalSMC", "Exact": "Enumeration", "Length": "LengthLimit", "Nested": "TreePlanner"}
+"""Names until 0.3.0: the same classes."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from ppl_align.core.deprecation import deprecated
+
+        deprecated(f"ppl_align.{name}", _RENAMED[name])
+        return __getattr__(_RENAMED[name])
     if name not in _HOME:
         raise AttributeError(f"module 'ppl_align' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -16,14 +16,14 @@ import torch
 from ppl_align import (
     SMC,
     SVI,
-    Conditional,
+    ConditionalSMC,
     Contains,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
-    Nested,
     Posterior,
     Rejection,
+    TreePlanner,
     completion,
     constrain,
     environment,
@@ -71,7 +71,7 @@ def served() -> None:
 
 
 ENGINES = {
-    "exact": Exact(),
+    "exact": Enumeration(),
     "importance": ImportanceSampling(8, 4),
     "smc": SMC(8, 4, twist="prefix", ess_threshold=0.9),
     "svi": SVI(num_steps=3, num_particles=8),
@@ -84,11 +84,11 @@ def runs() -> dict[str, Posterior]:
     found = {f"wishes-{name}": engine.run(wishes, seed=3) for name, engine in ENGINES.items() if name != "exact"}
     found |= {f"told-{name}": ENGINES[name].run(told, seed=3) for name in ("exact", "importance", "smc")}
     found |= {f"served-{name}": engine.run(served, seed=3) for name, engine in ENGINES.items()}
-    found["served-nested"] = Nested(num_actions=2, num_outcomes=2, num_particles=2, num_replicates=4).run(
+    found["served-nested"] = TreePlanner(num_actions=2, num_outcomes=2, num_particles=2, num_replicates=4).run(
         served, seed=3
     )
     exact_draw = Rejection(2, 4).run(told, seed=4)
-    found["told-conditional"] = Conditional(ENGINES["importance"], exact_draw).run(told, seed=3)
+    found["told-conditional"] = ConditionalSMC(ENGINES["importance"], exact_draw).run(told, seed=3)
     return found
 
 
@@ -108,7 +108,7 @@ def facts(run: Posterior) -> dict[str, Any]:
         "cost": {k: getattr(run.cost, k) for k in ("lm_tokens", "scored_tokens", "prompt_tokens", "reward_calls")},
         "optimism": None
         if run.optimism is None
-        else {name: plain(e.value) for name, e in run.optimism.believes.items()},
+        else {name: plain(e.value) for name, e in run.optimism.posterior_mean.items()},
     }
 
 

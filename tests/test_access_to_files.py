@@ -14,7 +14,7 @@ import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from test_tokenizers_word import llama, words
 
-from ppl_align import CausalLM, Exact, MarkovLM, completion, reward
+from ppl_align import CausalLM, Enumeration, MarkovLM, completion, reward
 from ppl_align.core.errors import InputError, PplAlignError, WeightsNotFound
 from ppl_align.lm import names
 from ppl_align.rewards import load_classifier
@@ -163,7 +163,7 @@ def test_code_of_a_reward_model_is_not_run(tmp_path, marker):
     with pytest.raises(InputError, match="brings its own Python code"):
         load_classifier(at)
     lm = MarkovLM(torch.zeros(2, 2), tokens=["a", "b"])
-    not_run(lambda: Exact().run(lambda: reward("r", at, completion("x", lm, "a", max_new_tokens=1))), marker)
+    not_run(lambda: Enumeration().run(lambda: reward("r", at, completion("x", lm, "a", max_new_tokens=1))), marker)
 
 
 def test_no_loader_is_left_that_trusts_by_default(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import InputError, WeightsNotFound
 
 
@@ -81,7 +81,7 @@ def test_it_is_a_prior_like_any_other(trained, base):
         x = completion("x", lm, [1], max_new_tokens=2)
         reward("r", lambda t: 0.5 * (t == 3).sum(-1), x.tokens)
 
-    exact, sampled = Exact().run(program), ImportanceSampling(400, 4).run(program)
+    exact, sampled = Enumeration().run(program), ImportanceSampling(400, 4).run(program)
     assert float(sampled.log_evidence.mean()) == pytest.approx(float(exact.log_evidence), abs=0.05)
     assert sampled.lm.endswith("+praise")
     again = SVI(num_steps=2, num_particles=4, num_replicates=1, guide="lora").run(program)
@@ -133,7 +133,7 @@ def trainable(network):
 
 
 PRIORS = [
-    Exact(),
+    Enumeration(),
     ImportanceSampling(200, 8),
     SMC(200, num_replicates=8, twist="prefix"),
     SVI(num_steps=5, num_particles=200, num_replicates=8),
@@ -151,7 +151,7 @@ def test_a_network_in_training_is_a_prior_and_goes_on_training(student, engine):
 
     lm = CausalLM(student)
     run = engine.run(program)
-    exact = Exact().run(program).log_evidence.exp()
+    exact = Enumeration().run(program).log_evidence.exp()
     found = run.log_evidence.exp()
     error = float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1e-9
     assert abs(float(found.mean() - exact)) < 4 * error, "one network throughout, without dropout"

@@ -15,7 +15,7 @@ from ppl_align import (
     SMC,
     SVI,
     Contains,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Posterior,
     Rejection,
@@ -57,7 +57,7 @@ def blind(seed: int = 0, particles: int = 600) -> Posterior:
 
 
 def test_a_run_that_misses_part_of_the_target_is_named_and_not_recommended():
-    truth = Exact().run(two_words).mean("refuses").value
+    truth = Enumeration().run(two_words).mean("refuses").value
     assert 0.05 < truth < 0.15
     for seed in range(5):
         runs = {"blind": blind(seed + 100 * SEED), "is": ImportanceSampling(400, 4).run(two_words, seed=seed)}
@@ -76,7 +76,7 @@ def test_a_run_that_misses_part_of_the_target_is_named_and_not_recommended():
 def test_alone_it_looks_perfect_and_the_exact_answer_tells_too():
     run = blind()
     assert complaints(run, {"blind": run}) == []
-    exact = Exact().run(two_words)
+    exact = Enumeration().run(two_words)
     spot = blind_spot(run, {"blind": run, "exact": exact})
     assert spot is not None
     assert spot.witness == "exact"
@@ -108,7 +108,7 @@ def test_a_converged_run_beside_a_weighted_one(beta: float):
         runs = {engine.name: engine.run(converging, beta, seed=seed + 100 * SEED) for engine in engines}
         assert {name: blind_spot(run, runs) for name, run in runs.items()} == dict.fromkeys(runs)
         for name, run in runs.items():
-            assert blind_spot(run, {"exact": Exact().run(converging, beta), name: run}) is None
+            assert blind_spot(run, {"exact": Enumeration().run(converging, beta), name: run}) is None
     values = {name: run.rewards["kind"] for name, run in runs.items()}
     assert 0 < float(values["importance"].mean()) < 1
     if beta < 0.1:
@@ -128,7 +128,7 @@ def ruled_out():
 
 
 def test_what_the_posterior_conditions_on_is_rightly_constant():
-    runs = {e.name: e.run(ruled_out, seed=SEED) for e in (ImportanceSampling(64, 4), SMC(32, 4), Exact())}
+    runs = {e.name: e.run(ruled_out, seed=SEED) for e in (ImportanceSampling(64, 4), SMC(32, 4), Enumeration())}
     runs["from the prior"] = outside(runs["importance"], "kind", 0.0)
     assert len(runs["from the prior"].rewards["kind"].unique()) == 2
     assert {name: blind_spot(run, runs) for name, run in runs.items()} == dict.fromkeys(runs)
@@ -201,7 +201,7 @@ def test_a_reward_that_applies_to_nothing_one_run_saw():
 
     runs = {
         "blind": ImportanceSampling(200, 4, proposal=ProgramGuide(guide)).run(sometimes),
-        "exact": Exact().run(sometimes),
+        "exact": Enumeration().run(sometimes),
     }
     assert "the reward 'tone' does not apply to any of its draws" in str(blind_spot(runs["blind"], runs))
 

@@ -13,7 +13,7 @@ from chain_programs import EOS, PROGRAMS, REFUSED, THREE, chain, eos
 from scipy import stats
 from torch import Tensor
 
-from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import AllDeadError, InputError, ModelError, RewardError
 from ppl_align.rewards import Accepts, Automaton, TokenSum
 from ppl_align.testing.chain import ChainOracle
@@ -28,7 +28,7 @@ class Enumerated:
     """The whole support: tokens [S, T], log p0 [S], log w [S], and sums over the completions of a prefix."""
 
     def __init__(self, program: Callable[[], Any]) -> None:
-        self.posterior = Exact().run(program)
+        self.posterior = Enumeration().run(program)
         self.tokens: Tensor = self.posterior.particles["x"].tokens[0]  # type: ignore[union-attr]
         self.log_prior = self.posterior.log_prior["x"][0]
         self.log_joint = self.posterior.log_weight[0] - math.log(len(self.tokens))
@@ -126,7 +126,7 @@ def test_arguments_reach_the_model() -> None:
         x = completion("x", EOS, [0], max_new_tokens=length)
         reward("sum", TokenSum(THREE, 2), x.tokens, beta=beta)
 
-    exact = Exact().run(model, 0.5, length=3)
+    exact = Enumeration().run(model, 0.5, length=3)
     assert ChainOracle(model, 0.5, length=3).log_evidence == pytest.approx(float(exact.log_evidence), abs=1e-9)
 
 

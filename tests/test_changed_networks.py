@@ -221,11 +221,11 @@ def test_what_a_run_began_with_is_laid_out_anew_for_the_next_one():
         x = completion("x", lm, PROMPT, max_new_tokens=2)
         reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
 
-    from ppl_align import Exact
+    from ppl_align import Enumeration
 
     for _ in range(2):
-        found = Exact().run(program).log_evidence
-        torch.testing.assert_close(found, Exact().run(_over(CausalLM(copy.deepcopy(model)))).log_evidence)
+        found = Enumeration().run(program).log_evidence
+        torch.testing.assert_close(found, Enumeration().run(_over(CausalLM(copy.deepcopy(model)))).log_evidence)
         head(model).data[2, 3] += 30.0
     assert lm.packed_layers == CausalLM(model).packed_layers > 0
 

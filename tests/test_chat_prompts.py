@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SMC, Exact, ImportanceSampling, choose, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, choose, completion, reward
 from ppl_align.core.errors import PromptError
 from ppl_align.lm import CallableLM
 from ppl_align.testing.oracle import Oracle
@@ -52,7 +52,7 @@ def test_a_latent_inside_a_message():
             x = completion("x", LM_, list(ids), max_new_tokens=2)
             reward("r", lambda t: 1.2 * (t == 1).sum(-1), x.tokens)
 
-        total.append(Exact().run(alone).log_evidence + torch.tensor(p, dtype=torch.float64).log())
+        total.append(Enumeration().run(alone).log_evidence + torch.tensor(p, dtype=torch.float64).log())
     assert found.log_evidence == pytest.approx(float(torch.logsumexp(torch.stack(total), 0)), abs=1e-6)
 
 

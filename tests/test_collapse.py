@@ -12,7 +12,7 @@ from conftest import SEED
 from synthetic import exact, importance, svi
 from torch import Tensor
 
-from ppl_align import SVI, CausalLM, Exact, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
+from ppl_align import SVI, CausalLM, Enumeration, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
 from ppl_align.diagnostics.collapse import (
     below_a_bound,
     collapsed,
@@ -111,7 +111,7 @@ def test_where_one_text_is_all_there_is_another_run_vouches_for_it() -> None:
     guide = lambda rows: torch.tensor([[-200.0, 0, -200.0]]).double().expand(len(rows.prompts), -1)  # noqa: E731
     run = ImportanceSampling(8, 4, proposal=guide).run(chain, beta=0.02)
     assert one_draw(run, {"guided": run}) is not None
-    assert collapsed(run, {"guided": run, "exact": Exact().run(chain, beta=0.02)}) == []
+    assert collapsed(run, {"guided": run, "exact": Enumeration().run(chain, beta=0.02)}) == []
 
 
 @pytest.mark.parametrize(("lower", "weight", "upper"), [(0.0, 1.0, None), (None, -1.0, 5.0)])

@@ -15,7 +15,7 @@ from ppl_align import (
     SVI,
     Completion,
     Engine,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
     Rejection,
@@ -26,7 +26,7 @@ from ppl_align import (
 from ppl_align.core.errors import ModelError
 
 LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-ENGINES = [Exact(), ImportanceSampling(256, 4), SMC(128, 4, twist="prefix"), SVI(num_steps=2)]
+ENGINES = [Enumeration(), ImportanceSampling(256, 4), SMC(128, 4, twist="prefix"), SVI(num_steps=2)]
 
 
 def ones(tokens: Tensor) -> Tensor:

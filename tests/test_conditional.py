@@ -11,7 +11,7 @@ from conftest import SEED
 
 from ppl_align import SMC, SVI, ImportanceSampling
 from ppl_align.core.errors import InputError
-from ppl_align.engines.conditional import Bounds, Conditional, evidence_bounds
+from ppl_align.engines.conditional import Bounds, ConditionalSMC, evidence_bounds
 from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import PROGRAMS
@@ -58,7 +58,7 @@ def test_keeping_slot_0_after_a_plain_draw_is_caught(oracles, monkeypatch):
     monkeypatch.setitem(CONDITIONAL, "systematic", forced)
     oracle = oracles["with_eos"]
     engine = SMC(3, 40_000, twist="prefix", ess_threshold=1.0)
-    run = Conditional(engine, oracle.sample(1, 40_000, seed=SEED)).run(PROGRAMS["with_eos"], seed=SEED)
+    run = ConditionalSMC(engine, oracle.sample(1, 40_000, seed=SEED)).run(PROGRAMS["with_eos"], seed=SEED)
     assert abs(float(mean_z((oracle.log_evidence - run.log_evidence).exp(), 1.0))) > 5
 
 
@@ -95,7 +95,7 @@ def _counts(ancestors):
 @pytest.mark.parametrize("name", ["upstream_latent", "two_completions", "plated", "with_eos"])
 def test_the_retained_draw_is_there_at_the_end(name, oracles):
     exact = oracles[name].sample(1, 50, seed=SEED)
-    run = Conditional(SMC(4, 50, twist="prefix", ess_threshold=1.0), exact).run(PROGRAMS[name], seed=SEED)
+    run = ConditionalSMC(SMC(4, 50, twist="prefix", ess_threshold=1.0), exact).run(PROGRAMS[name], seed=SEED)
     for site, kept in exact.particles.items():
         kept, found = getattr(kept, "tokens", kept), getattr(run.particles[site], "tokens", run.particles[site])
         assert torch.equal(found[:, 0], kept[:, 0])
@@ -143,11 +143,11 @@ def test_an_order_that_can_only_be_noise_is_called_so():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda e: Conditional(SVI(), e), "only importance sampling and SMC"),
-        (lambda e: Conditional(SMC(), 3), "takes a Posterior"),
-        (lambda e: Conditional(ImportanceSampling(2, 9), e).run(PROGRAMS["with_eos"]), "need 9 exact draws"),
+        (lambda e: ConditionalSMC(SVI(), e), "only importance sampling and SMC"),
+        (lambda e: ConditionalSMC(SMC(), 3), "takes a Posterior"),
+        (lambda e: ConditionalSMC(ImportanceSampling(2, 9), e).run(PROGRAMS["with_eos"]), "need 9 exact draws"),
         (
-            lambda e: Conditional(SMC(2, 2), ImportanceSampling(2, 2).run(PROGRAMS["with_eos"])).run(
+            lambda e: ConditionalSMC(SMC(2, 2), ImportanceSampling(2, 2).run(PROGRAMS["with_eos"])).run(
                 PROGRAMS["with_eos"]
             ),
             "no exact posterior draws to retain",

@@ -1,7 +1,7 @@
 """Programs with hard constraints: every engine against enumeration, and enumeration against the text itself.
 
-``Exact`` and the oracle ask the same reader that the proposals are confined by. So the oracle is itself held to what
-Python says of the decoded text (``MEANS``), over all id sequences.
+``Enumeration`` and the oracle ask the same matcher that the proposals are confined by. So the oracle is itself held to
+what Python says of the decoded text (``MEANS``), over all id sequences.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ppl_align import (
     SMC,
     SVI,
     CallableLM,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Rejection,
     completion,
     constrain,
     reward,
 )
-from ppl_align.constraints import Length, Regex
+from ppl_align.constraints import LengthLimit, Regex
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.engines.conditional import evidence_bounds
 from ppl_align.testing.checks import CHECKS, STATISTICAL
@@ -100,7 +100,7 @@ def test_enumeration_is_what_the_text_says(name):
     """Finite weight if and only if the text is acceptable, and no factor but 0 and -inf nats."""
     site, accepts = MEANS[name]
     known = oracle(name)
-    run = Exact().run(PROGRAMS[name])
+    run = Enumeration().run(PROGRAMS[name])
     texts = run.particles[site].texts()
     good = torch.tensor([accepts(text) for text in texts])
     if name == "words":
@@ -126,7 +126,7 @@ def test_without_reward_the_evidence_is_a_probability():
     first = LETTERS.log_initial.exp()
     a, b, ab, eos = range(4)
     z = first[b] * p[b, eos] + first[a] * p[a, b] * p[b, eos] + first[ab] * p[ab, eos]
-    assert Exact().run(model).log_evidence.exp().item() == pytest.approx(z.item())
+    assert Enumeration().run(model).log_evidence.exp().item() == pytest.approx(z.item())
 
 
 def test_a_text_at_the_limit_needs_no_eos():
@@ -134,8 +134,8 @@ def test_a_text_at_the_limit_needs_no_eos():
         constrain("format", Regex("ab"), completion("x", LETTERS, [], max_new_tokens=limit))
 
     p, first = LETTERS.log_table.exp(), LETTERS.log_initial.exp()
-    one = Exact().run(model, 1).log_evidence.exp().item()
-    two = Exact().run(model, 2).log_evidence.exp().item()
+    one = Enumeration().run(model, 1).log_evidence.exp().item()
+    two = Enumeration().run(model, 2).log_evidence.exp().item()
     assert one == pytest.approx(first[2].item()), "one token: cut off where it is acceptable"
     assert two == pytest.approx((first[2] * p[2, 3] + first[0] * p[0, 1]).item())
 
@@ -223,7 +223,7 @@ def test_a_forced_text_has_one_weight():
 
     run = ImportanceSampling(8, 2).run(model, seed=SEED)
     assert run.log_weight.std() < 1e-12
-    assert run.log_weight[0, 0].item() == pytest.approx(Exact().run(model).log_evidence.item())
+    assert run.log_weight[0, 0].item() == pytest.approx(Enumeration().run(model).log_evidence.item())
 
 
 def test_importance_sampling_needs_fewer_draws_than_rejection():
@@ -233,7 +233,7 @@ def test_importance_sampling_needs_fewer_draws_than_rejection():
     def model():
         constrain("format", Regex("abcde"), completion("x", lm, [], max_new_tokens=6))
 
-    log_z = Exact().run(model).log_evidence.item()
+    log_z = Enumeration().run(model).log_evidence.item()
     assert log_z < -6
     assert ImportanceSampling(4, 1).run(model, seed=SEED).log_evidence.item() == pytest.approx(log_z)
 
@@ -257,7 +257,7 @@ def test_a_guide_is_confined_as_a_proposal_too():
 
 def test_lora_says_why_not(tiny_llama):
     def model():
-        constrain("short", Length(max_tokens=2), completion("x", tiny_llama, [0], max_new_tokens=3))
+        constrain("short", LengthLimit(max_tokens=2), completion("x", tiny_llama, [0], max_new_tokens=3))
 
     with pytest.raises(InputError, match=r'cannot be confined .* use guide="head"'):
         SVI(guide="lora", num_steps=1, num_particles=4).run(model, seed=SEED)
@@ -274,7 +274,7 @@ def test_on_a_transformer(engine, tiny_llama):
 
     def model():
         x = completion("x", tiny_llama, [0, 3], max_new_tokens=3)
-        constrain("short", Length(min_tokens=1, max_tokens=2), x)
+        constrain("short", LengthLimit(min_tokens=1, max_tokens=2), x)
         reward("taste", taste, x.tokens, beta=2.0, upper=3.0)
 
     chosen = SVI(num_steps=2, num_particles=32) if engine == "svi" else ENGINES[engine]
@@ -290,13 +290,13 @@ def test_on_a_transformer(engine, tiny_llama):
 
 def test_what_no_text_within_the_limit_can_be():
     def too_short():
-        constrain("long", Length(min_tokens=5), completion("x", LETTERS, [], max_new_tokens=3))
+        constrain("long", LengthLimit(min_tokens=5), completion("x", LETTERS, [], max_new_tokens=3))
 
     def too_long():
         constrain("format", Regex("aaaaab"), completion("x", LETTERS, [], max_new_tokens=3))
 
     for model in (too_short, too_long):
-        for engine in (ImportanceSampling(8), SMC(8, twist="prefix"), Exact(), SVI(num_steps=1)):
+        for engine in (ImportanceSampling(8), SMC(8, twist="prefix"), Enumeration(), SVI(num_steps=1)):
             with pytest.raises(InputError, match="no text of at most 3 tokens meets"):
                 engine.run(model, seed=SEED)
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ppl_align import Contains, EndsWith, MarkovLM, Mixture, Prompted, Regex
-from ppl_align.constraints import Length
+from ppl_align.constraints import LengthLimit
 from ppl_align.core.errors import InputError, WeightsNotFound
 from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.lm.names import smollm2_folder
@@ -68,7 +68,10 @@ CASES = {
         f"regex {p!r}": (Regex(p), lambda text, p=p: re.fullmatch(p, text) is not None)
         for p in ("yes", " yes", "(?s).*é.*", " ?a?(yes)*", "[^y]*")
     },
-    **{f"{n} words": (Length(min_words=n, max_words=n), lambda text, n=n: len(text.split()) == n) for n in (0, 1, 2)},
+    **{
+        f"{n} words": (LengthLimit(min_words=n, max_words=n), lambda text, n=n: len(text.split()) == n)
+        for n in (0, 1, 2)
+    },
 }
 
 
@@ -132,8 +135,8 @@ def test_a_tokenizer_that_spells_nothing_token_by_token():
     """One line, and a way out."""
     lm = sentencepiece("llama")
     lm.tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ay", "b")])
-    for constraint in (Contains("yes"), Regex("yes"), Length(max_words=2)):
-        with pytest.raises(InputError, match=r"constrain its ids \(AcceptedBy, Length\(max_tokens=\)\)") as caught:
+    for constraint in (Contains("yes"), Regex("yes"), LengthLimit(max_words=2)):
+        with pytest.raises(InputError, match=r"constrain its ids \(AcceptedBy, LengthLimit\(max_tokens=\)\)") as caught:
             constraint.compile(lm)
         assert "\n" not in str(caught.value)
 
@@ -160,7 +163,9 @@ def test_words_end_at_every_white_space_of_unicode():
     spaces = [chr(code) for code in range(2**16) if chr(code).isspace()]
     lm = toy(["a", *spaces, "\u3001", "\u200b"])  # the last two look like spaces, or nearly
     text = [(0, v, 0) for v in range(1, lm.vocab_size)]
-    assert Length(min_words=2).compile(lm).accepts(text).tolist() == [len(lm.decode(ids).split()) == 2 for ids in text]
+    assert LengthLimit(min_words=2).compile(lm).accepts(text).tolist() == [
+        len(lm.decode(ids).split()) == 2 for ids in text
+    ]
     assert len(spaces) > 20
 
 
@@ -232,7 +237,7 @@ def test_words_of_many_bytes_are_counted_as_split_does(subwords):
     sample = noise(subwords, 1000)
     counts = [len(subwords.decode(ids).split()) for ids in sample]
     for n in range(5):
-        matcher = Length(min_words=n, max_words=n).compile(subwords)
+        matcher = LengthLimit(min_words=n, max_words=n).compile(subwords)
         assert matcher.accepts(sample).tolist() == [count == n for count in counts]
         for left in (1, 2):  # whatever may come next leads to what can still be met
             prefix = sample[n]

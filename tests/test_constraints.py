@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ppl_align import CallableLM, MarkovLM, Mixture, Prompted
-from ppl_align.constraints import Both, Constraint, Contains, EndsWith, Grammar, JsonSchema, Length, Regex
+from ppl_align.constraints import Both, Constraint, Contains, EndsWith, Grammar, JsonSchema, LengthLimit, Regex
 from ppl_align.constraints.llg import Vocabulary
 from ppl_align.core.errors import InputError, PromptError
 
@@ -75,9 +75,9 @@ CASES: dict[str, tuple[Constraint, list[str], int, object]] = {
     },
     "grammar": (Grammar('start: "a" start "b" start | ""'), LETTERS, 4, balanced),
     "json": (JsonSchema(SCHEMA), SYMBOLS, 4, small_object),
-    "words": (Length(min_words=1, max_words=2), LETTERS, 4, words(1, 2)),
-    "words at least": (Length(min_words=3), LETTERS, 5, words(3, 99)),
-    "words of long tokens": (Length(min_words=4, max_words=4), ["a a a", " b", "", "</s>"], 4, words(4, 4)),
+    "words": (LengthLimit(min_words=1, max_words=2), LETTERS, 4, words(1, 2)),
+    "words at least": (LengthLimit(min_words=3), LETTERS, 5, words(3, 99)),
+    "words of long tokens": (LengthLimit(min_words=4, max_words=4), ["a a a", " b", "", "</s>"], 4, words(4, 4)),
     "both": (Regex("[ab]*") & Contains("bab"), LETTERS, 4, lambda t: matches("[ab]*")(t) and "bab" in t),
     "ends": (EndsWith("ba"), LETTERS, 4, lambda t: t.endswith("ba")),
 }
@@ -202,7 +202,7 @@ def test_the_text_of_eos_is_no_text():
 
 
 def test_length_counts_tokens():
-    matcher = Length(min_tokens=2, max_tokens=3).compile(MarkovLM(torch.zeros(3, 3), eos_id=2))  # needs no text
+    matcher = LengthLimit(min_tokens=2, max_tokens=3).compile(MarkovLM(torch.zeros(3, 3), eos_id=2))  # needs no text
     assert matcher.accepts([(), (0,), (0, 1), (1, 1, 1), (0,) * 4]).tolist() == [False, False, True, True, False]
     assert matcher.allowed([(0,)], 0).tolist() == [[True, True, False]]
     assert matcher.allowed([()], 0).tolist() == [[False, False, False]], "two do not fit any more"
@@ -212,7 +212,7 @@ def test_length_counts_tokens():
 
 def test_length_counts_tokens_and_words_together():
     lm = toy(["a ", "b", " ", "</s>"])
-    matcher = Length(min_tokens=4, max_words=1).compile(lm)
+    matcher = LengthLimit(min_tokens=4, max_words=1).compile(lm)
     for n in range(4):
         for prefix in itertools.product(range(3), repeat=n):
             ends = [prefix + rest for rest in itertools.product(range(3), repeat=4 - n)]
@@ -245,18 +245,18 @@ def test_length_counts_tokens_and_words_together():
         (lambda: Grammar('rule: "a"'), "no start rule"),
         (lambda: Grammar("start: ("), "Expected token"),
         (lambda: Grammar(b"start:"), "takes a grammar as text, got bytes"),
-        (lambda: Length(), "needs a bound"),
-        (lambda: Length(min_words=5, max_words=3), "min_words=5 is more than max_words=3"),
-        (lambda: Length(min_tokens=-1), "at least 0"),
-        (lambda: Length(max_words=1.5), "got 1.5"),
+        (lambda: LengthLimit(), "needs a bound"),
+        (lambda: LengthLimit(min_words=5, max_words=3), "min_words=5 is more than max_words=3"),
+        (lambda: LengthLimit(min_tokens=-1), "at least 0"),
+        (lambda: LengthLimit(max_words=1.5), "got 1.5"),
         (lambda: Regex("a") & "b", "joins constraints"),
         (lambda: Regex("c+").compile(toy(LETTERS)), "cannot be met: toy can write no such text"),
         (lambda: Regex("ac").compile(toy(["ac", "b"], eos=False)), None),
         (lambda: Grammar("X: /a/ & /b/\nstart: X").compile(toy(LETTERS)), "cannot be met"),
         (lambda: Regex("a").compile(MarkovLM(torch.zeros(2, 2))), "spell no text: give it tokens"),
         (
-            lambda: Length(max_words=2).compile(MarkovLM(torch.zeros(2, 2))),
-            "constrain its ids (AcceptedBy, Length(max_tokens=))",
+            lambda: LengthLimit(max_words=2).compile(MarkovLM(torch.zeros(2, 2))),
+            "constrain its ids (AcceptedBy, LengthLimit(max_tokens=))",
         ),
     ],
 )
@@ -273,14 +273,14 @@ def test_bad_input_is_one_line(make, says):
 def test_a_transformer_without_tokenizer(tiny_llama):
     with pytest.raises(InputError, match="spell no text"):
         Regex("1+").compile(tiny_llama)
-    assert Length(max_tokens=2).compile(tiny_llama).allowed([(0, 0)], 3).nonzero().tolist() == [[0, 6]]
+    assert LengthLimit(max_tokens=2).compile(tiny_llama).allowed([(0, 0)], 3).nonzero().tolist() == [[0, 6]]
 
 
 def test_without_llguidance(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(InputError, match=r"pip install ppl-align\[constraints\]"):
         Regex("a")
-    Length(max_words=2).compile(toy(LETTERS))
+    LengthLimit(max_words=2).compile(toy(LETTERS))
 
 
 @each_case
@@ -295,7 +295,7 @@ def test_constraints_are_values(name):
 def test_a_dict_and_its_text_are_one_schema():
     assert JsonSchema(SCHEMA) == JsonSchema(json.dumps(SCHEMA))
     assert JsonSchema(SCHEMA) != JsonSchema(SCHEMA, separators=None)
-    assert isinstance(Regex("a") & Length(max_words=1), Both)
+    assert isinstance(Regex("a") & LengthLimit(max_words=1), Both)
 
 
 def test_white_space_in_json():

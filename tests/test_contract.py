@@ -47,7 +47,7 @@ from broken_engines import (
 )
 from conftest import SEED
 
-from ppl_align import SMC, Engine, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, Engine, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import AllDeadError, InputError, RunError
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior.of_particles import of_particles
@@ -205,14 +205,14 @@ def test_programs_may_be_given_in_a_row_alone_or_as_oracles():
 
     oracle = Oracle(tilted, 0.7)
     for given in ([PROGRAMS["with_eos"], oracle], {"with_eos": PROGRAMS["with_eos"], "tilted": oracle}):
-        report = check_engine(Exact(), given)
+        report = check_engine(Enumeration(), given)
         assert report, str(report)
         assert {result.subject for result in report.results} == {"with_eos", "tilted"}
-    assert check_engine(Exact(), oracle)
+    assert check_engine(Enumeration(), oracle)
     with pytest.raises(
         InputError, match=r"'tilted' needs arguments \(missing .* 'beta'\): wrap it: Oracle\(tilted, ...\)"
     ):
-        check_engine(Exact(), [tilted])
+        check_engine(Enumeration(), [tilted])
 
 
 def test_an_engine_that_refuses_many_replicates_is_run_with_several_seeds():
@@ -279,9 +279,9 @@ def test_what_an_engine_says_in_every_run_is_shown_once(caplog):
     [
         (lambda: check_engine(ImportanceSampling), "takes an engine, such as .*got ImportanceSampling"),
         (lambda: check_engine("smc"), "takes an engine.*got str"),
-        (lambda: check_engine(Exact(), []), "at least one program"),
-        (lambda: check_engine(Exact(), [PROGRAMS["with_eos"]] * 2), "same name"),
-        (lambda: check_engine(Exact(), num_replicates=10), "num_replicates must be .* at least 50"),
+        (lambda: check_engine(Enumeration(), []), "at least one program"),
+        (lambda: check_engine(Enumeration(), [PROGRAMS["with_eos"]] * 2), "same name"),
+        (lambda: check_engine(Enumeration(), num_replicates=10), "num_replicates must be .* at least 50"),
         (lambda: check_reward(3), "a reward is a function"),
         (lambda: check_reward(len, "one text"), "takes a list of texts"),
         (lambda: check_reward(len, ["one"]), "at least two texts"),

@@ -12,7 +12,7 @@ import torch
 from conftest import SEED
 from scipy import stats
 
-from ppl_align import Completion, Exact, ImportanceSampling, Posterior
+from ppl_align import Completion, Enumeration, ImportanceSampling, Posterior
 from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.statistics import (
     RATE,
@@ -67,7 +67,7 @@ def test_skewness_is_corrected_for():
 
 
 def test_what_never_varies_must_agree_to_rounding():
-    posterior = Exact().run(PROGRAMS["with_eos"])
+    posterior = Enumeration().run(PROGRAMS["with_eos"])
     copies = dataclasses.replace(
         posterior,
         log_weight=posterior.log_weight.expand(60, -1).clone(),
@@ -93,7 +93,7 @@ def test_an_assignment_too_rare_to_be_visited_is_no_alarm():
 
 
 def test_g_test_knows_a_law_from_another():
-    exact = Exact().run(PROGRAMS["with_eos"])
+    exact = Enumeration().run(PROGRAMS["with_eos"])
     law = probabilities(exact)
     rows, _ = key_rows(exact)
     generator = torch.Generator().manual_seed(SEED)

@@ -13,7 +13,7 @@ from conftest import SEED
 from torch import Tensor
 from worlds import dialogue, game, talk
 
-from ppl_align import CallableLM, Exact, ImportanceSampling, completion, constrain, environment, reward
+from ppl_align import CallableLM, Enumeration, ImportanceSampling, completion, constrain, environment, reward
 from ppl_align.constraints import Contains
 from ppl_align.engines.environment import coupling, optimism
 from ppl_align.particles.particles import Particles
@@ -76,7 +76,7 @@ def test_a_turn_has_the_law_of_conditioning_in_the_mean(
 ) -> None:
     """Each statistic of what is said, against the table of the exact posterior; plain choice among K is far off."""
     monkeypatch.setattr(coupling, "PATIENCE", 1000)
-    exact, size = Exact().run(program), 3000
+    exact, size = Enumeration().run(program), 3000
     torch.manual_seed(SEED)
     said = coupling.condition(runner_of(program), Particles(size), tries)
     assert float(said.lost.double().mean()) < 0.03, "of the rejecting one, a few find nothing in seven tries"
@@ -150,27 +150,27 @@ def test_what_it_gets_is_unbiased(name: str, monkeypatch: pytest.MonkeyPatch) ->
     program, options = PROGRAMS[name]
     monkeypatch.setattr(optimism, "NUM_DRAWS", 200)
     monkeypatch.setattr(coupling, "PATIENCE", 500)
-    exact = Exact().run(program, **options).optimism
+    exact = Enumeration().run(program, **options).optimism
     found = ImportanceSampling(20_000, 1).run(program, seed=SEED, **options).optimism
     assert exact is not None
     assert found is not None
-    (reward_name,) = exact.gets
-    value, error = found.gets[reward_name]
-    assert abs(value - exact.gets[reward_name].value) < 4 * error
+    (reward_name,) = exact.executed_mean
+    value, error = found.executed_mean[reward_name]
+    assert abs(value - exact.executed_mean[reward_name].value) < 4 * error
     assert 0 < error < 0.23
 
 
 @pytest.mark.statistical
 def test_over_many_seeds_at_its_usual_size() -> None:
     """Thirty-two draws and eight tries: the mean of what is printed, and its bar."""
-    exact = Exact().run(two_turns).optimism
+    exact = Enumeration().run(two_turns).optimism
     assert exact is not None
     runs = [ImportanceSampling(250, 4).run(two_turns, seed=SEED + s).optimism for s in range(12)]
-    values = torch.tensor([run.gets["r"] for run in runs if run is not None], dtype=torch.float64)
-    off = values[:, 0] - exact.gets["r"].value
+    values = torch.tensor([run.executed_mean["r"] for run in runs if run is not None], dtype=torch.float64)
+    off = values[:, 0] - exact.executed_mean["r"].value
     assert abs(float(off.mean())) < 4 * float(off.std()) / math.sqrt(12)
     assert float((off.abs() < 1.96 * values[:, 1]).double().mean()) > 0.6
 
 
 def test_the_oracle_agrees_with_the_table_that_the_others_are_held_to() -> None:
-    assert Oracle(free).log_evidence == pytest.approx(float(Exact().run(free).log_evidence), abs=1e-6)
+    assert Oracle(free).log_evidence == pytest.approx(float(Enumeration().run(free).log_evidence), abs=1e-6)

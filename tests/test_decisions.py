@@ -14,11 +14,11 @@ from worlds import dialogue, game, risky, talk
 from ppl_align import (
     SMC,
     SVI,
-    Exact,
+    Enumeration,
     ImportanceSampling,
-    Nested,
     Posterior,
     Rejection,
+    TreePlanner,
     compare,
     completion,
     environment,
@@ -36,15 +36,15 @@ from ppl_align.testing import Oracle
 
 
 def test_exact_reproduces_the_numbers_of_the_claim():
-    found = Exact().run(game).optimism
+    found = Enumeration().run(game).optimism
     assert found.how == "exact"
     assert found.sites == ("outcome",)
-    assert round(found.believes["pay"].value, 3) == 2.705
-    assert round(found.gets["pay"].value, 5) == 0.57966
+    assert round(found.posterior_mean["pay"].value, 3) == 2.705
+    assert round(found.executed_mean["pay"].value, 5) == 0.57966
     assert math.isclose(found.best - found.value, 0.247445, abs_tol=1e-6)
     win, chosen = 0.858486, 0.700567  # KL(p*(outcome | risky) || (.9, .1)) times P(risky); safe says nothing of luck
     by_hand = chosen * (win * math.log(win / 0.1) + (1 - win) * math.log((1 - win) / 0.9))
-    assert math.isclose(found.tilt.value, by_hand, rel_tol=1e-4)
+    assert math.isclose(found.environment_tilt.value, by_hand, rel_tol=1e-4)
 
 
 def test_exact_agrees_with_backward_induction_over_two_turns():
@@ -53,10 +53,14 @@ def test_exact_agrees_with_backward_induction_over_two_turns():
     conditioning, found = turns.policy_of(oracle.log_target), oracle.posterior.optimism
     assert math.isclose(found.best, turns.soft_bellman()[1], rel_tol=1e-9)
     assert math.isclose(found.value, float(oracle.elbo(turns.play(conditioning))), rel_tol=1e-9)
-    assert math.isclose(found.gets["pay"].value, float(oracle.mean("pay", turns.play(conditioning))), rel_tol=1e-9)
+    assert math.isclose(
+        found.executed_mean["pay"].value, float(oracle.mean("pay", turns.play(conditioning))), rel_tol=1e-9
+    )
     acted = sum(_forward(turns, oracle, name) for name in ("first", "second"))
     total = float((oracle.log_target.exp() * (oracle.log_target - oracle.log_prior)).sum())
-    assert math.isclose(found.tilt.value + acted, total, rel_tol=1e-9), "agent's and world's share add up to KL(p*||p0)"
+    assert math.isclose(found.environment_tilt.value + acted, total, rel_tol=1e-9), (
+        "agent's and world's share add up to KL(p*||p0)"
+    )
 
 
 def _forward(turns, oracle, name):
@@ -72,17 +76,17 @@ ENGINES = [ImportanceSampling(num_particles=800), SMC(num_particles=800), Reject
 def test_draws_show_what_the_table_shows(engine, program, caplog):
     with caplog.at_level(logging.WARNING):
         run = engine.run(program)
-    exact, found = Exact().run(program).optimism, run.optimism
+    exact, found = Enumeration().run(program).optimism, run.optimism
     name = next(iter(run.rewards))
     assert found.how == "at least"
-    assert found.tilt.value < exact.tilt.value + 3 * found.tilt.standard_error
-    assert found.tilt.value > 3 * found.tilt.standard_error / 2, "there is something to see"
-    got, error = found.gets[name]
-    assert abs(got - exact.gets[name].value) < 4 * error
-    assert got + error < found.believes[name].value
+    assert found.environment_tilt.value < exact.environment_tilt.value + 3 * found.environment_tilt.standard_error
+    assert found.environment_tilt.value > 3 * found.environment_tilt.standard_error / 2, "there is something to see"
+    got, error = found.executed_mean[name]
+    assert abs(got - exact.executed_mean[name].value) < 4 * error
+    assert got + error < found.posterior_mean[name].value
     line = next(r.getMessage() for r in caplog.records if "conditions the world" in r.getMessage())
     assert found.sites[0] in line
-    assert "To decide instead, use SVI or Nested" in line
+    assert "To decide instead, use SVI or TreePlanner" in line
     assert "\n" not in line
 
 
@@ -167,7 +171,7 @@ def test_a_guide_may_not_touch_the_world():
 @pytest.fixture(scope="module")
 def runs():
     with torch.random.fork_rng():
-        engines = (Exact(), ImportanceSampling(), TRAINED, Nested(num_particles=40))
+        engines = (Enumeration(), ImportanceSampling(), TRAINED, TreePlanner(num_particles=40))
         return {engine.name: engine.run(game) for engine in engines}
 
 
@@ -176,7 +180,9 @@ def test_what_is_saved_comes_back(runs, tmp_path):
         back = Posterior.load(run.save(tmp_path / f"{name}.nc"))
         assert (back.target, back.environment, back.optimism) == (run.target, run.environment, run.optimism)
         assert back.summary() == run.summary()
-    believed = {name: run.optimism.believes["pay"].stated for name, run in runs.items() if run.optimism is not None}
+    believed = {
+        name: run.optimism.posterior_mean["pay"].stated for name, run in runs.items() if run.optimism is not None
+    }
     assert believed == {"exact": True, "importance": False}, "an error that is not stated is none after loading"
 
 
@@ -187,7 +193,7 @@ def test_two_questions_in_one_comparison(runs, tmp_path):
     assert table["decision_value"].isna().tolist() == [False, True, False, False]
     assert table.loc["svi", ["ess", "rhat", "khat", "largest_weight", "elbo_gap", "kl_to_prior"]].isna().all()
     assert compared.reference["best_run"] == "exact"
-    assert "its choices get 0.58" in text
+    assert "0.58 when executed" in text
     assert "Two questions: exact and importance condition" in " ".join(text.split())
     assert compared.advice.verdict.startswith("Act by ")
     assert max(map(len, text.splitlines())) <= 80
@@ -218,7 +224,10 @@ def test_a_promise_that_was_fitted_for_conditioning_is_not_kept_by_deciding():
         reward("pay", lambda tokens: optimism.PAY[tokens[..., 0], outcome], action.tokens)
         risk(action)
 
-    exact, decided = Exact().run(careful), Nested(num_particles=64, num_actions=8, num_outcomes=8).run(careful)
+    exact, decided = (
+        Enumeration().run(careful),
+        TreePlanner(num_particles=64, num_actions=8, num_outcomes=8).run(careful),
+    )
     # lambda is fitted on draws of the prior: E[risk] under it errs as a self-normalised mean over them does
     chosen, w = exact.rewards["risk"], exact.weights
     ratio = w / sum(exact.log_prior.values()).exp()

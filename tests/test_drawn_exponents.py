@@ -15,7 +15,18 @@ from contracts import contract_of
 from test_preferences import TOY_PAIRS, counts
 from torch.nn.functional import logsigmoid
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, Posterior, Rejection, completion, expert, inspect, power
+from ppl_align import (
+    SMC,
+    SVI,
+    Enumeration,
+    ImportanceSampling,
+    Posterior,
+    Rejection,
+    completion,
+    expert,
+    inspect,
+    power,
+)
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.lints import lint
 from ppl_align.lm import CallableLM
@@ -109,12 +120,12 @@ def scored(lm, prompt, x):
 
 @pytest.mark.parametrize("name", ["a_power", "an_expert"])
 def test_enumeration_is_the_sum_by_hand(name):
-    run = Exact().run(lambda: completion("x", EOS, [] if name == "a_power" else [1], max_new_tokens=3))
+    run = Enumeration().run(lambda: completion("x", EOS, [] if name == "a_power" else [1], max_new_tokens=3))
     x, log_p = run.particles["x"].tokens[0], run.log_prior["x"][0]
     strength, of = (ALPHAS - 1, log_p) if name == "a_power" else (VOTES, scored(OTHER, [0], x))
     joint = SHARES.double().log()[:, None] + log_p + strength.double()[:, None] * of
     log_z = joint.logsumexp((0, 1))
-    exact = Exact().run(PROGRAMS[name])
+    exact = Enumeration().run(PROGRAMS[name])
     site = "sharp" if name == "a_power" else "fit"
     assert float(exact.log_evidence) == pytest.approx(float(log_z), abs=1e-6)
     assert exact.mean(site).value == pytest.approx(float(((joint - log_z).exp() * of).sum()), abs=1e-6)
@@ -140,8 +151,8 @@ def test_noise_by_hand():
 
 @pytest.mark.parametrize(
     "engine",
-    [Exact(), ImportanceSampling(32), SMC(32, twist="prefix", ess_threshold=0.9), SVI(num_steps=2, num_particles=32),
-     Rejection(8, max_draws=1_000_000)],
+    [Enumeration(), ImportanceSampling(32), SMC(32, twist="prefix", ess_threshold=0.9),
+     SVI(num_steps=2, num_particles=32), Rejection(8, max_draws=1_000_000)],
     ids=lambda engine: engine.name,
 )  # fmt: skip
 def test_every_engine_against_enumeration(engine):
@@ -162,7 +173,7 @@ def test_a_continuous_exponent_by_quadrature():
         alpha = pyro.sample("alpha", dist.Uniform(1.0, 3.0))
         power("sharp", completion("x", FIXED, [0], max_new_tokens=2), alpha)
 
-    log_p = Exact().run(lambda: completion("x", FIXED, [0], max_new_tokens=2)).log_prior["x"][0]
+    log_p = Enumeration().run(lambda: completion("x", FIXED, [0], max_new_tokens=2)).log_prior["x"][0]
     grid = torch.linspace(1.0, 3.0, 4001, dtype=torch.float64)
     mass = (grid[:, None] * log_p).logsumexp(1).exp()  # sum over x of p^alpha
     z, mean = float(mass.mean()), float((grid * mass).mean() / mass.mean())
@@ -183,7 +194,7 @@ def test_it_comes_back_from_a_file(program, tmp_path):
 
 
 def test_inspect_and_lints_follow():
-    truth = Exact().run(a_power_above_one)
+    truth = Enumeration().run(a_power_above_one)
     found = inspect(a_power_above_one, num_draws=2000, seed=SEED)
     value, error = found.written.log_evidence
     assert abs(value - float(truth.log_evidence)) < 4.5 * error
@@ -230,7 +241,7 @@ def test_a_vote_of_zero_silences_an_impossible_text():
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
         expert("e", NEVER, completion("x", EOS, [1], max_new_tokens=2), z.double(), prompt=[0])
 
-    run = Exact().run(program)
+    run = Enumeration().run(program)
     silent = run.particles["z"] == 0
     assert bool((run.factors["e"][silent] == 0).all())
     assert bool(run.factors["e"][~silent].isneginf().any())

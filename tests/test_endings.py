@@ -16,7 +16,7 @@ from ppl_align import (
     CausalLM,
     Contains,
     EndsWith,
-    Exact,
+    Enumeration,
     Grammar,
     ImportanceSampling,
     MarkovLM,
@@ -86,7 +86,7 @@ def test_a_text_ends_once_it_contains_a_stop_string(stop):
     def program():
         completion("x", LM, [], 4, stop=stop)
 
-    posterior = Exact().run(program)
+    posterior = Enumeration().run(program)
     tokens = posterior.particles["x"].tokens.reshape(-1, 4)
     assert {tuple(row) for row in tokens.tolist()} == set(want)
     assert math.isclose(sum(map(math.exp, want.values())), 1, abs_tol=1e-6)
@@ -116,7 +116,7 @@ def test_engines_agree_on_stop_strings_and_constraints(constraint, stop):
     def program():
         constrain("c", constraint, completion("x", LM, [], 4, stop=stop))
 
-    assert math.isclose(Exact().run(program).log_evidence.item(), log_z, abs_tol=1e-5)
+    assert math.isclose(Enumeration().run(program).log_evidence.item(), log_z, abs_tol=1e-5)
     twists = (
         [None]
         if not isinstance(constraint, (Contains, EndsWith))
@@ -155,7 +155,7 @@ def test_every_eos_id_ends_a_text():
         x = completion("x", lm, [1, 2], max_new_tokens=3)
         reward("r", lambda tokens: (tokens == 3).sum(-1).double(), x.tokens)
 
-    tokens = Exact().run(program).particles["x"].tokens.reshape(-1, 3)
+    tokens = Enumeration().run(program).particles["x"].tokens.reshape(-1, 3)
     for eos in (5, 6, 7):
         assert int((tokens[:, 0] == eos).sum()) == 1
     assert [Completion(torch.tensor([3, eos, lm.eos_id]), lm.completion([1], 3)).ids for eos in (5, 6, 7)] == [
@@ -204,7 +204,7 @@ def test_a_special_token_inside_a_text_is_one_event():
         constrain("c", EndsWith("a"), completion("x", lm, "x", 1, stop="<|im_end|>"))
 
     log_p = lm.start([lm.begin(lm.encode("x"))]).log_probs[0].double()
-    assert math.isclose(Exact().run(program).log_evidence.item(), float(log_p[a]), abs_tol=1e-5)
+    assert math.isclose(Enumeration().run(program).log_evidence.item(), float(log_p[a]), abs_tol=1e-5)
 
 
 def test_observed_texts_end_where_they_contain_the_stop_string():

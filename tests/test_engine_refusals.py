@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import AllDeadError, InputError, RunError
 from ppl_align.testing.programs import FIXED, PROGRAMS
 
@@ -15,7 +15,7 @@ def impossible():
     reward("never", lambda t: torch.full(t.shape[:-1], -torch.inf), x.tokens)
 
 
-@pytest.mark.parametrize("engine", [Exact(), ImportanceSampling(8, 2), SMC(8, 2, twist="prefix")], ids=str)
+@pytest.mark.parametrize("engine", [Enumeration(), ImportanceSampling(8, 2), SMC(8, 2, twist="prefix")], ids=str)
 def test_all_dead_is_an_error_that_says_where(engine):
     with pytest.raises(AllDeadError, match=r"every particle has weight zero.*'never'.*Try"):
         engine.run(impossible)
@@ -50,8 +50,8 @@ def test_svi_refuses_hard_rejections():
         (lambda: SVI(num_particles=1), "num_particles"),
         (lambda: SVI(guide="haed"), "did you mean 'head'"),
         (lambda: SVI(learning_rate=-1.0), "learning_rate"),
-        (lambda: Exact(max_sequences=0), "max_sequences"),
-        (lambda: Exact(max_sequences=10).run(PROGRAMS["fixed_length"]), "more than 10"),
+        (lambda: Enumeration(max_sequences=0), "max_sequences"),
+        (lambda: Enumeration(max_sequences=10).run(PROGRAMS["fixed_length"]), "more than 10"),
         (lambda: ImportanceSampling().run("positive_review"), "a Pyro program"),
         (lambda: SVI(guide="head").run(PROGRAMS["with_eos"]), "no hidden states"),
         (lambda: SVI(guide="lora").run(PROGRAMS["with_eos"]), "no weights to adapt"),

@@ -13,7 +13,7 @@ import torch
 from conftest import SEED
 from oracles import canonical_sequences
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.particles.resampling import SCHEMES
 from ppl_align.testing.checks import CHECKS, STATISTICAL
@@ -32,7 +32,7 @@ from ppl_align.testing.statistics import (
 )
 
 SETTINGS = {
-    "exact": Exact(),
+    "exact": Enumeration(),
     "importance": ImportanceSampling(16),
     "prefix, every token": SMC(16, twist="prefix", ess_threshold=0.9),
     "prefix, always resample": SMC(16, twist="prefix", ess_threshold=1.0, resampling="stratified"),
@@ -172,7 +172,7 @@ def test_exact_on_a_transformer(tiny_llama):
         reward("r", lambda t: 0.5 * (t == 3).sum(-1), x.tokens, beta=0.6)
 
     with measure() as cost:
-        posterior = Exact().run(program)
+        posterior = Enumeration().run(program)
     want = brute_force(tiny_llama.completion([1, 2], 3), lambda t: 0.5 * (t == 3).sum(-1) / 0.6)
     assert posterior.log_evidence.item() == pytest.approx(want, abs=1e-5)
     assert cost.lm_tokens == 6 + 36  # each running prefix is read once
@@ -358,5 +358,5 @@ def test_resamplers_are_unbiased(scheme):
 def test_engines_print_as_they_are_written():
     assert repr(ImportanceSampling(8, 2)) == "ImportanceSampling(num_particles=8, num_replicates=2, proposal=None)"
     with pytest.raises(AttributeError):
-        Exact().max_sequences = 3
+        Enumeration().max_sequences = 3
     assert len({SETTINGS[setting].name for setting in ONE_OF_EACH}) == 4

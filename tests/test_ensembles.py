@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppl_align import CausalLM, Completion, Exact, ImportanceSampling, completion, reward
+from ppl_align import CausalLM, Completion, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError, PromptError, RunError
 from ppl_align.lm import CallableLM, Mixture, Product, Prompted
@@ -224,7 +224,7 @@ def test_networks_agree_with_enumeration_and_pay_for_each_member(tiny_llama: Cau
             x = completion("x", lm, [3], max_new_tokens=2)
             reward("r", lambda t: 0.7 * (t == 2).sum(-1), x.tokens)
 
-        log_z = float(Exact().run(program).log_evidence)
+        log_z = float(Enumeration().run(program).log_evidence)
         want = torch.logsumexp(decoded + 0.7 * (tokens == 2).sum(-1), 0)
         assert log_z == pytest.approx(float(want), abs=1e-5)
 
@@ -238,7 +238,7 @@ def test_guides_look_at_the_hidden_states_of_a_member(tiny_llama: CausalLM):
         x = completion("x", lm, [3], max_new_tokens=2)
         reward("r", lambda t: 1.5 * (t == 2).sum(-1), x.tokens)
 
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     posterior = SVI(num_steps=80, num_particles=32, guide="head", learning_rate=0.05).run(program, seed=0)
     assert posterior.history["loss"][-20:].mean() < posterior.history["loss"][:5].mean() - 0.1
     assert float(posterior.log_weight.mean()) > float(exact.log_evidence) - 0.2

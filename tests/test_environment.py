@@ -17,12 +17,12 @@ from ppl_align import (
     SVI,
     CallableLM,
     Contains,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Length,
-    Nested,
     Posterior,
     Rejection,
+    TreePlanner,
     choose,
     compare,
     completion,
@@ -72,7 +72,7 @@ def searching():
 
 
 def test_a_tool_without_randomness_is_part_of_the_program_and_nothing_else():
-    exact = Exact().run(searching)
+    exact = Enumeration().run(searching)
     assert exact.environment == ()
     assert exact.optimism is None
     # P(found, answer agree) under p0, by hand: first word yes -> no, no -> hm, hm -> yes
@@ -113,10 +113,12 @@ def noisy():
 
 
 def test_noise_with_few_values_can_be_enumerated():
-    exact = Exact().run(noisy)
+    exact = Enumeration().run(noisy)
     assert exact.environment == ("reply",)
     assert math.isclose(float(exact.log_evidence), math.log(1 + 0.5 * (2 / 3) * (math.e**2 - 1)), rel_tol=1e-6)
-    assert math.isclose(exact.optimism.gets["agrees"].value, (2 / 3) * float(exact.mean(_says_yes).value), rel_tol=1e-6)
+    assert math.isclose(
+        exact.optimism.executed_mean["agrees"].value, (2 / 3) * float(exact.mean(_says_yes).value), rel_tol=1e-6
+    )
     value, error = SMC(num_particles=300).run(noisy).mean("agrees")
     assert abs(value - exact.mean("agrees").value) < 4 * error
 
@@ -133,7 +135,7 @@ def test_inside_a_plate():
             mood = environment("mood", lambda a, b, z: float(a == b) + z, said, reply, noise=dist.Bernoulli(0.5))
             reward("r", lambda m: m[..., 0], mood[..., None], beta=0.7)
 
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     value, error = ImportanceSampling(num_particles=2000).run(program).mean("r")
     assert abs(value - exact.mean("r").value) < 4 * error
     for part in exact.log_prior.values():
@@ -147,7 +149,7 @@ def flattered():
     reward("well", lambda texts: [float(text.startswith("well")) for text in texts], reply, upper=1.0)
 
 
-ENGINES = (ImportanceSampling(), SMC(), SVI(num_steps=3), Nested(), Rejection(num_particles=8))
+ENGINES = (ImportanceSampling(), SMC(), SVI(num_steps=3), TreePlanner(), Rejection(num_particles=8))
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -235,7 +237,7 @@ def test_shapes_that_do_not_fit():
 @pytest.mark.parametrize("engine", [ImportanceSampling, SMC])
 def test_a_proposal_does_not_speak_for_the_world(engine):
     run = engine(num_particles=500, proposal=speaker(0.1, 0.1, 0.8)).run(talk)
-    exact = Exact().run(talk)
+    exact = Enumeration().run(talk)
     value, error = run.mean("mood")
     assert abs(value - exact.mean("mood").value) < 4 * error
     heard = run.particles["heard"].tokens
@@ -251,7 +253,7 @@ def test_a_run_tells_its_sites_in_the_order_of_the_program():
         completion("second", ASSISTANT, [0, 0], max_new_tokens=1)
 
     run = ImportanceSampling(num_particles=4, proposal=ProgramGuide(backwards)).run(dialogue)
-    assert list(run.particles) == list(Exact().run(dialogue).particles) == ["first", "mood", "second", "verdict"]
+    assert list(run.particles) == list(Enumeration().run(dialogue).particles) == ["first", "mood", "second", "verdict"]
 
 
 def test_a_forecast_asks_the_world_as_often_as_a_run():
@@ -272,7 +274,7 @@ def test_a_twist_does_not_steer_the_world(monkeypatch):
     monkeypatch.setattr(TwistedSMC, "drew", spy)
     value, error = original.run(talk).mean("mood")
     assert set(drawn) == {"said"}
-    assert abs(value - Exact().run(talk).mean("mood").value) < 4 * error
+    assert abs(value - Enumeration().run(talk).mean("mood").value) < 4 * error
 
 
 def test_constraints_behind_a_world_that_answers_with_numbers_are_known():
@@ -291,7 +293,7 @@ def test_constraints_behind_a_world_that_answers_with_numbers_are_known():
 three = CallableLM(3, lambda prefix: torch.tensor([0.4, 0.3, 0.3]).double().log().expand(len(prefix), -1), eos_id=2)
 
 
-ENGINES = [ImportanceSampling(64), SMC(64), SVI(num_steps=2), Rejection(16), Exact()]
+ENGINES = [ImportanceSampling(64), SMC(64), SVI(num_steps=2), Rejection(16), Enumeration()]
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -311,7 +313,9 @@ def test_a_constraint_that_the_world_sets_is_known_before_the_first_token(engine
         assert abs(z.mean() - (1 - 0.7**3)) < 4 * z.std() / len(z) ** 0.5
 
 
-@pytest.mark.parametrize("engine", [ImportanceSampling(4), SMC(4), SVI(num_steps=2), Nested()], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "engine", [ImportanceSampling(4), SMC(4), SVI(num_steps=2), TreePlanner()], ids=lambda e: e.name
+)
 def test_a_constraint_that_changes_with_what_was_drawn_is_refused(engine):
     """Engines confine what they draw before the constraint is known, so they would confine it to something else."""
 

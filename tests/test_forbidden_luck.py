@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import CallableLM, Exact, ImportanceSampling, completion, environment, reward
+from ppl_align import CallableLM, Enumeration, ImportanceSampling, completion, environment, reward
 from ppl_align.engines.environment import optimism
 from ppl_align.posterior.optimism import Optimism
 
@@ -35,13 +35,13 @@ def lock(opens=OPENS):
 def test_the_bound_holds_where_all_continuations_may_be_forbidden(monkeypatch):
     """Leaving out the draws none of whose continuations is allowed would give .42, more than there is."""
     monkeypatch.setattr(optimism, "NUM_DRAWS", 10_000)
-    exact = Exact().run(lock).optimism
+    exact = Enumeration().run(lock).optimism
     law = OPENS / OPENS.sum()
-    assert math.isclose(exact.tilt.value, float((law * (2 * law).log()).sum()), rel_tol=1e-9)
-    tilt, error = ImportanceSampling(num_particles=50_000, num_replicates=1).run(lock).optimism.tilt
-    assert tilt < exact.tilt.value + 3 * error
+    assert math.isclose(exact.environment_tilt.value, float((law * (2 * law).log()).sum()), rel_tol=1e-9)
+    tilt, error = ImportanceSampling(num_particles=50_000, num_replicates=1).run(lock).optimism.environment_tilt
+    assert tilt < exact.environment_tilt.value + 3 * error
     assert abs(tilt - statistic(optimism.NUM_CONTINUATIONS)) < 4 * error
-    assert tilt > exact.tilt.value / 2, "and it says something"
+    assert tilt > exact.environment_tilt.value / 2, "and it says something"
 
 
 def statistic(k):
@@ -60,11 +60,11 @@ def _binomial(k, p):
 def test_what_an_agent_gets_is_not_known_where_it_finds_nothing_to_say():
     """The lock can be opened; eight words are too few to be sure of finding the one that does."""
     found = ImportanceSampling(num_particles=400).run(lock).optimism
-    assert math.isnan(found.gets["opens"].value)
-    assert found.believes["opens"].value == 0
-    assert "what its choices get is not known" in str(found)
-    assert Exact().run(lock).optimism.gets["opens"].value == 0
-    assert math.isnan(Optimism.from_json(found.to_json()).gets["opens"].value)
+    assert math.isnan(found.executed_mean["opens"].value)
+    assert found.posterior_mean["opens"].value == 0
+    assert "not known when executed" in str(found)
+    assert Enumeration().run(lock).optimism.executed_mean["opens"].value == 0
+    assert math.isnan(Optimism.from_json(found.to_json()).executed_mean["opens"].value)
 
 
 FATE = torch.tensor([[1.0, 0.0], [0.5, 0.5]], dtype=torch.float64).log()  # of who dares not, and of who dares
@@ -86,20 +86,20 @@ def after_the_bet():
 
 @pytest.mark.parametrize("program", [bet, after_the_bet])
 def test_an_agent_that_dares_has_no_finite_value_and_the_best_does_not_dare(program):
-    found = Exact().run(program).optimism
-    assert found.gets["luck"].value == found.value == -math.inf
+    found = Enumeration().run(program).optimism
+    assert found.executed_mean["luck"].value == found.value == -math.inf
     assert math.isclose(found.best, math.log(0.5), rel_tol=1e-9), "not to dare: no likelihood, KL = log 2"
-    assert found.believes["luck"].value == 0
-    assert found.tilt.value > 0
-    assert "its choices get -inf" in str(found)
+    assert found.posterior_mean["luck"].value == 0
+    assert found.environment_tilt.value > 0
+    assert "-inf when executed" in str(found)
     assert Optimism.from_json(found.to_json()) == found
     json.loads(found.to_json())
 
 
 def test_a_reward_of_minus_infinity_is_what_it_gets():
     found = ImportanceSampling(num_particles=400).run(bet).optimism
-    assert found.gets["luck"] == (-math.inf, 0.0)
-    assert math.isfinite(found.tilt.value)
+    assert found.executed_mean["luck"] == (-math.inf, 0.0)
+    assert math.isfinite(found.environment_tilt.value)
 
 
 def test_what_the_prior_rules_out_does_not_count():
@@ -111,7 +111,7 @@ def test_what_the_prior_rules_out_does_not_count():
         word = completion("word", words(OPENS), (first % 2)[..., None], max_new_tokens=1)
         reward("opens", lambda tokens: tokens[..., 0], word.tokens, upper=1.0)
 
-    with_zero, without = (Exact().run(program, *law).optimism for law in ((0.5, 0.5, 0.0), (0.5, 0.5)))
+    with_zero, without = (Enumeration().run(program, *law).optimism for law in ((0.5, 0.5, 0.0), (0.5, 0.5)))
     assert math.isclose(with_zero.best, without.best, rel_tol=1e-9)
     assert math.isclose(with_zero.value, without.value, rel_tol=1e-9)
 
@@ -126,12 +126,12 @@ def test_what_an_agent_gets_is_not_known_where_few_tries_do_not_find_what_it_wou
         word = completion("word", fifty, [], max_new_tokens=1)
         reward("r", lambda tokens: 8.0 * (tokens[..., 0] == 7).double(), word.tokens, upper=8.0)
 
-    exact = Exact().run(program).optimism
-    assert exact.tilt.value == pytest.approx(0, abs=1e-6)
+    exact = Enumeration().run(program).optimism
+    assert exact.environment_tilt.value == pytest.approx(0, abs=1e-6)
     found = ImportanceSampling(num_particles=2000).run(program).optimism
-    assert math.isnan(found.gets["r"].value)
-    assert "what its choices get is not known" in str(found)
+    assert math.isnan(found.executed_mean["r"].value)
+    assert "not known when executed" in str(found)
     monkeypatch.setattr(optimism, "NUM_CONTINUATIONS", 2000)
     enough = ImportanceSampling(num_particles=2000).run(program).optimism
-    got, error = enough.gets["r"]
-    assert abs(got - exact.gets["r"].value) < 4 * error + 0.3, "of 32 draws perhaps none is the other word"
+    got, error = enough.executed_mean["r"]
+    assert abs(got - exact.executed_mean["r"].value) < 4 * error + 0.3, "of 32 draws perhaps none is the other word"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import PROMPT, TOKENS, everything, network
 
-from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.lm.decoding import Population
 
 pytestmark = [
@@ -69,7 +69,7 @@ def test_bfloat16_is_the_default_and_its_error_is_stated(tmp_path):
 
 
 ENGINES = [
-    Exact(),
+    Enumeration(),
     ImportanceSampling(200, 4),
     Rejection(num_particles=50, num_replicates=4),
     SMC(200, num_replicates=4, twist="prefix"),
@@ -82,7 +82,7 @@ ENGINES = [
 def test_every_engine_agrees_with_enumeration_on_the_cpu(engine):
     model = network()
     run = engine.run(program_over(CausalLM(model, device="cuda")))
-    exact = Exact().run(program_over(CausalLM(model)))
+    exact = Enumeration().run(program_over(CausalLM(model)))
     found = run.log_evidence.double().cpu().exp()
     error = float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 0.0
     want = float(exact.log_evidence.double().exp())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracles import canonical_sequences
 
-from ppl_align import SMC, SVI, CallableLM, CausalLM, Exact, ImportanceSampling, MarkovLM, completion, reward
+from ppl_align import SMC, SVI, CallableLM, CausalLM, Enumeration, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
@@ -38,7 +38,7 @@ def transformer_program(tiny_llama: CausalLM):
 
 def exact_gradient(program, guide, source):
     """d(-ELBO)/d(parameters) by enumeration: ELBO(q) = sum_x q(x) (log p(x, data) - log q(x))."""
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     tokens = exact.particles["x"].tokens[0]
     log_joint = (exact.log_weight[0] - math.log(len(tokens))).detach()
     log_q = guide.sites["x"].log_prob(source.expand([len(tokens)]), tokens)
@@ -144,10 +144,10 @@ def test_leave_one_out_has_less_variance_than_no_baseline():
 
 @pytest.mark.parametrize("kind", ["head", "lora"])
 def test_network_guides_move_towards_the_posterior(kind, tiny_llama, transformer_program):
-    exact = Exact().run(transformer_program)
+    exact = Enumeration().run(transformer_program)
     trained = SVI(num_steps=80, num_particles=16, num_replicates=60, guide=kind, rank=4, learning_rate=0.02)
     posterior = trained.run(transformer_program, seed=0)
-    prior_kl = exact.log_evidence.item() - Exact().run(transformer_program).factors["r"][0].dot(
+    prior_kl = exact.log_evidence.item() - Enumeration().run(transformer_program).factors["r"][0].dot(
         exact.log_prior["x"][0].exp()
     )
     gap = exact.log_evidence.item() - posterior.log_weight.mean().item()
@@ -226,7 +226,7 @@ def test_a_guide_of_ones_own():
         pyro.sample("x", WholeSequences(logits, sequences))
 
     program = PROGRAMS["raw_pyro"]
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     posterior = SVI(num_steps=200, num_particles=16, num_replicates=60, guide=guide).run(program, seed=0)
     assert exact.log_evidence.item() - posterior.log_weight.mean().item() < 0.02
     assert abs(evidence_z(posterior, exact.log_evidence.item())[0]) < Z
@@ -252,7 +252,7 @@ def test_continuous_latents_are_learned_with_pathwise_gradients():
         ones = (x.tokens == 1).sum(-1).double()
         pyro.sample("y", dist.Normal(z + ones, 0.8), obs=torch.tensor(1.7))
 
-    exact_x = Exact().run(lambda: completion("x", EOS, [], max_new_tokens=2))
+    exact_x = Enumeration().run(lambda: completion("x", EOS, [], max_new_tokens=2))
     ones = (exact_x.particles["x"].tokens[0] == 1).sum(-1).double()
     joint = exact_x.log_prior["x"][0] + dist.Normal(0.5 + ones, (1.2**2 + 0.8**2) ** 0.5).log_prob(torch.tensor(1.7))
     log_z = torch.logsumexp(joint, 0).item()
@@ -271,7 +271,7 @@ def test_continuous_latents_are_learned_with_pathwise_gradients():
         assert abs(float(mean_z(part, inside))) < Z
     assert log_z - trained.log_weight.mean() < 0.3 * (log_z - plain.log_weight.mean())
     with pytest.raises(InputError, match="cannot enumerate 'z'"):
-        Exact().run(program)
+        Enumeration().run(program)
 
 
 def test_pyros_trace_graph_elbo_sees_a_reward_that_left_torch():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import PROMPT, network
 
-from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, Posterior, compare, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Posterior, compare, completion, reward
 from ppl_align.lm.decoding import Population
 
 HALF = [torch.bfloat16, torch.float16]
@@ -60,7 +60,7 @@ def test_it_is_measured_once(net, monkeypatch):
 
 
 ENGINES = [
-    Exact(),
+    Enumeration(),
     ImportanceSampling(64, 4),
     SMC(64, num_replicates=4, twist="prefix"),
     SVI(num_steps=3, num_particles=16, num_replicates=4),
@@ -78,7 +78,7 @@ def test_every_run_states_it_once(net, engine, tmp_path):
     compared = compare({"one": run})
     assert said[0] in str(compared)
     assert Posterior.load(run.save(tmp_path / "run.nc")).warnings == run.warnings
-    exact = Exact().run(program_over(lm)).log_evidence.exp()
+    exact = Enumeration().run(program_over(lm)).log_evidence.exp()
     found = run.log_evidence.exp()
     error = float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1e-9
     assert abs(float(found.mean() - exact)) < 4 * error + 3 * lm.log_prob_error

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, completion, constrain, environment, reward
+from ppl_align import SVI, Enumeration, ImportanceSampling, MarkovLM, completion, constrain, environment, reward
 from ppl_align.constraints import Regex
 from ppl_align.core.errors import AllDeadError, ModelError, RunError
 from ppl_align.posterior.decision import decision_value
@@ -145,7 +145,7 @@ def test_a_constraint_that_was_not_foreseen_is_remarked_on_and_named_where_all_d
     run = ImportanceSampling(64, 16).run(unforeseen)
     assert any("constraint on 'said' acts only at the end, as a rejection" in line for line in run.warnings)
     z = run.log_evidence.exp()
-    assert abs(z.mean() - math.exp(Exact().run(unforeseen).log_evidence)) < 4 * z.std() / len(z) ** 0.5
+    assert abs(z.mean() - math.exp(Enumeration().run(unforeseen).log_evidence)) < 4 * z.std() / len(z) ** 0.5
 
     def hopeless(constrained):
         said = completion("said", ENDLESS, [], max_new_tokens=2)

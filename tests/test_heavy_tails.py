@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppl_align import SVI, Exact, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
+from ppl_align import SVI, Enumeration, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
 from ppl_align.posterior import evidence
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 from ppl_align.posterior.unstated import unstated
@@ -31,7 +31,7 @@ far = ones(0.5)
 
 @pytest.fixture(scope="module")
 def truth() -> Posterior:
-    return Exact().run(far)
+    return Enumeration().run(far)
 
 
 @pytest.fixture(scope="module")

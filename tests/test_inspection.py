@@ -14,7 +14,7 @@ import torch
 from conftest import SEED
 from torch import Tensor
 
-from ppl_align import Exact, ImportanceSampling, Rejection, completion, inspect, reward
+from ppl_align import Enumeration, ImportanceSampling, Rejection, completion, inspect, reward
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated
 from ppl_align.inspection.pool import Pool, draw_pool
@@ -281,7 +281,7 @@ def test_costs_are_what_engines_then_take() -> None:
         lines["rejection"].num_draws.standard_error, forecast.standard_error / forecast.acceptance**2 * 100
     )
     assert abs(lines["rejection"].num_draws.value - 100 / forecast.acceptance) < 4.5 * error
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     assert lines["exact"].num_draws.value == exact.log_weight.shape[1]
     assert lines["exact"].lm_tokens == exact.cost.lm_tokens
     assert lines["smc"].at_least

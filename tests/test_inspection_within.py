@@ -1,4 +1,4 @@
-"""``inspect`` where there are hard constraints: its draws come from within them, and its numbers are those of Exact."""
+"""``inspect`` where there are hard constraints: its draws come from within them, and its numbers are exact."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from ppl_align import CallableLM, Exact, MarkovLM, completion, reward
+from ppl_align import CallableLM, Enumeration, MarkovLM, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
@@ -46,7 +46,7 @@ def test_the_posterior_of_a_judged_completion():
     oracle = Oracle(program)
     r = torch.tensor([odds(text) for text in oracle.completions["x"].texts()], dtype=torch.float64)
     torch.testing.assert_close(oracle.rewards["judge"], r, atol=1e-6, rtol=0)
-    assert float(Exact().run(program).log_evidence) == pytest.approx(
+    assert float(Enumeration().run(program).log_evidence) == pytest.approx(
         float((oracle.log_prior + r / 0.5).logsumexp(0)), abs=1e-6
     )
 
@@ -59,7 +59,7 @@ def test_prior_and_judge_may_be_one_model():
 
     p = torch.tensor([[0.0, 2.0], [1.0, 0.0]]).double().softmax(-1)
     z = sum(0.5 * p[i, j] * p[j, 1] / p[j, 0] for i in range(2) for j in range(2))
-    assert float(Exact().run(program).log_evidence) == pytest.approx(float(z.log()), abs=1e-6)
+    assert float(Enumeration().run(program).log_evidence) == pytest.approx(float(z.log()), abs=1e-6)
 
 
 def test_answers_of_several_tokens_and_several_spellings():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_shipped_rewards import tiny_classifier, tiny_tokenizer
 
-from ppl_align import Exact, MarkovLM, completion, reward, reward_funcs
+from ppl_align import Enumeration, MarkovLM, completion, reward, reward_funcs
 from ppl_align.cli import main
 from ppl_align.core.errors import InputError
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def posterior_of(fn: Any, **settings: Any) -> Any:
-    return Exact().run(lambda: reward("r", fn, completion("x", LM, "a", max_new_tokens=2), **settings))
+    return Enumeration().run(lambda: reward("r", fn, completion("x", LM, "a", max_new_tokens=2), **settings))
 
 
 @pytest.mark.parametrize("label", ["POSITIVE", "positive", 2])
@@ -51,7 +51,7 @@ def test_a_label_behind_the_name(folder: str, label: str) -> None:
     """For whoever can only give a string: the command line, a list of TRL rewards."""
     meant = posterior_of(folder, label=2).rewards["r"]
     assert torch.equal(posterior_of(f"{folder}:{label}").rewards["r"], meant)
-    run = Exact().run(lambda: reward_funcs(f"{folder}:{label}", completion("x", LM, "a", max_new_tokens=2)))
+    run = Enumeration().run(lambda: reward_funcs(f"{folder}:{label}", completion("x", LM, "a", max_new_tokens=2)))
     assert torch.equal(next(iter(run.rewards.values())), meant)
 
 

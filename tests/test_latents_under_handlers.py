@@ -7,12 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SMC, SVI, Engine, Exact, ImportanceSampling, MarkovLM, Rejection, completion, reward
+from ppl_align import SMC, SVI, Engine, Enumeration, ImportanceSampling, MarkovLM, Rejection, completion, reward
 from ppl_align.core.errors import ModelError
 
 torch.manual_seed(0)
 LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))
-ENGINES = [Exact(), ImportanceSampling(32, 1), SMC(32, 1, twist="prefix"), SVI(num_steps=2), Rejection(4, 1)]
+ENGINES = [Enumeration(), ImportanceSampling(32, 1), SMC(32, 1, twist="prefix"), SVI(num_steps=2), Rejection(4, 1)]
 
 
 def ones(tokens: torch.Tensor) -> torch.Tensor:
@@ -84,7 +84,9 @@ def plainly() -> None:
     reward("r", ones, y.tokens, weight=2.25, upper=2.0)
 
 
-@pytest.mark.parametrize("engine", [e for e in ENGINES if not isinstance(e, Exact)], ids=lambda engine: engine.name)
+@pytest.mark.parametrize(
+    "engine", [e for e in ENGINES if not isinstance(e, Enumeration)], ids=lambda engine: engine.name
+)
 def test_a_latent_that_is_certain_is_a_number(engine: Engine) -> None:
     """A Delta has one value: the same draws, the same weights, and nothing for a guide to learn."""
     here, there = engine.run(certain), engine.run(plainly)
@@ -122,5 +124,5 @@ def test_an_observation_that_is_not_conditioned_on_is_a_latent() -> None:
             pyro.sample("seen", dist.Bernoulli(torch.tensor(0.3)), obs=torch.tensor(1.0))
         reward("r", ones, x.tokens, upper=2.0)
 
-    run = Exact().run(program)
+    run = Enumeration().run(program)
     assert run.mean("seen").value == pytest.approx(0.3)

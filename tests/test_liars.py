@@ -9,7 +9,7 @@ import torch
 from conftest import SEED
 from scipy import stats
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling
 from ppl_align.core.errors import AllDeadError
 from ppl_align.posterior import diversity, evidence
 from ppl_align.testing import (
@@ -73,7 +73,7 @@ def test_optimistic_environment_believes_in_its_luck():
 
 
 def test_duplicate_strings_have_another_winner_by_text_than_by_ids():
-    run = Exact().run(duplicate_strings)
+    run = Enumeration().run(duplicate_strings)
     by_ids, by_text = run.table(), run.table(by="text")
     assert by_ids["x"].tolist() == ["b", "aa", "a", "aa"]
     assert by_ids["probability"].tolist() == pytest.approx([0.35, 0.25, 0.24, 0.16])
@@ -82,7 +82,7 @@ def test_duplicate_strings_have_another_winner_by_text_than_by_ids():
     assert diversity.distinct_completions(run) == 4
 
 
-@pytest.mark.parametrize("engine", [Exact(), ImportanceSampling(16, 2), SMC(16, 2, twist="prefix")], ids=str)
+@pytest.mark.parametrize("engine", [Enumeration(), ImportanceSampling(16, 2), SMC(16, 2, twist="prefix")], ids=str)
 def test_all_dead_is_said(engine):
     with pytest.raises(AllDeadError, match="'impossible' is -inf for each"):
         engine.run(all_dead)

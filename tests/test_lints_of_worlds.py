@@ -16,7 +16,7 @@ import torch
 from lint_programs import WORDS, count_a, found, text
 from torch import Tensor
 
-from ppl_align import Exact, choose, completion, environment, reward
+from ppl_align import Enumeration, choose, completion, environment, reward
 from ppl_align.lints import Finding, lint
 from ppl_align.lints.unsteady_world import AGAIN
 
@@ -168,7 +168,7 @@ HIDDEN = [guess, guess_or_die, half_shown, through_a_verdict, through_a_second_t
 def test_a_hidden_world(program: Callable[[], None]) -> None:
     (finding,) = found(program, "hidden world")
     assert finding.severity == "warning"
-    for named in ("'coin'", "the prompt of 'x'", "'pay'", "Nested and the best J of Exact"):
+    for named in ("'coin'", "the prompt of 'x'", "'pay'", "TreePlanner and the best J of Enumeration"):
         assert named in finding.text
     (tilted,) = [f for f in found(program, "tilted environment") if f.text.startswith("'coin'")]
     assert tilted.remedy.endswith("use SVI")
@@ -215,16 +215,16 @@ def already_heard() -> None:
 @pytest.mark.parametrize("program", [shown, told_in_words, two_shown, comes_last, each_for_itself, already_heard])
 def test_a_world_that_is_not_hidden(program: Callable[[], None]) -> None:
     assert found(program, "hidden world") == []
-    assert all(f.remedy.endswith("SVI or Nested") for f in found(program, "tilted environment"))
+    assert all(f.remedy.endswith("SVI or TreePlanner") for f in found(program, "tilted environment"))
 
 
 def test_the_best_of_exact_is_not_to_be_had_in_a_hidden_world() -> None:
     """Half of the words hit: max J = log E_p0[exp(2/2)] in the dark, E[log E_p0[exp(2 hit)]] for who has seen it."""
-    best = Exact().run(guess).optimism
+    best = Enumeration().run(guess).optimism
     assert best is not None
     assert best.best == pytest.approx(math.log((math.exp(2) + 1) / 2))
     assert best.best > 1.0
-    last = Exact().run(comes_last).optimism
+    last = Enumeration().run(comes_last).optimism
     assert last is not None
     assert last.best == pytest.approx(1.0)
 

@@ -17,7 +17,7 @@ from ppl_align import (
     CallableLM,
     Contains,
     EndsWith,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     LookAhead,
     MarkovLM,
@@ -38,7 +38,7 @@ CHAINS = {seed: spelling(["a", "b", "ab", "."], seed=seed) for seed in (0, 4, 7)
 
 def shares(model, engine, seeds):
     """Zhat / Z, [seeds, R]: every seed draws a pool of its own."""
-    log_z = Exact().run(model).log_evidence
+    log_z = Enumeration().run(model).log_evidence
     return torch.stack([(engine.run(model, seed=SEED + seed).log_evidence - log_z).exp() for seed in seeds]).double()
 
 
@@ -252,7 +252,7 @@ def test_tiny_masses_are_as_exact_as_any(cost):
     def model() -> None:
         constrain("word", Contains("ab"), completion("x", lm, [], max_new_tokens=2, temperature=0.1))
 
-    exact = float(Exact().run(model).log_evidence)
+    exact = float(Enumeration().run(model).log_evidence)
     assert exact < -9 * cost
     for engine in (ImportanceSampling(8, 2), SMC(8, 2, twist="lookahead")):
         assert engine.run(model, seed=SEED).log_evidence.tolist() == pytest.approx([exact] * 2, abs=1e-4)

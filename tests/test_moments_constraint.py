@@ -17,7 +17,7 @@ from wishes import FIRST, MESSAGES, SCORE, WISHES, each_wish, enumerated, make, 
 from ppl_align import (
     SMC,
     SVI,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Posterior,
     Rejection,
@@ -43,7 +43,7 @@ Z = bonferroni_z(30)  # the statistical comparisons of this file
 @each_wish
 def test_a_fit_on_the_exact_posterior_is_exact(name):
     wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Exact())
+    wish.fit(program, engine=Enumeration())
     log_p, phi, mu = enumerated(program, wish)
     weights = torch.tensor([w.value for w in wish.fitted.weights.values()], dtype=torch.float64)
     law = tilted(log_p, phi, mu, weights)
@@ -52,7 +52,7 @@ def test_a_fit_on_the_exact_posterior_is_exact(name):
     assert [e.standard_error for e in wish.fitted.weights.values()] == [0.0] * len(mu)
     for k, before in enumerate(wish.fitted.before.values()):
         assert before.value == pytest.approx(float(means(log_p, phi)[k]), abs=1e-12)
-    seen = Exact().run(program)
+    seen = Enumeration().run(program)
     for target, feature in zip(mu.tolist(), wish.targets, strict=True):
         assert seen.mean(feature).value == pytest.approx(target, rel=1e-10)
         assert seen.scales[feature].unique().tolist() == [wish.fitted.weights[feature].value]
@@ -66,16 +66,16 @@ def test_one_multiplier_by_bisection():
     )
     share = float(means(log_p, phi))
     assert expected == pytest.approx(math.log(0.7 / 0.3) - math.log(share / (1 - share)), abs=1e-9)
-    assert wish.fit(program, engine=Exact()).fitted.weights["one"].value == pytest.approx(expected, abs=1e-9)
+    assert wish.fit(program, engine=Enumeration()).fitted.weights["one"].value == pytest.approx(expected, abs=1e-9)
 
 
 @each_wish
 def test_the_evidence_falls_by_the_kl(name):
     wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Exact())
+    wish.fit(program, engine=Enumeration())
     with wish._switched_off():
-        without = Exact().run(program).log_evidence
-    drop = without - Exact().run(program).log_evidence
+        without = Enumeration().run(program).log_evidence
+    drop = without - Enumeration().run(program).log_evidence
     assert float(drop) == pytest.approx(wish.fitted.kl.value, abs=1e-10)
 
 
@@ -83,7 +83,7 @@ def test_the_evidence_falls_by_the_kl(name):
 def test_pythagoras(name):
     """No law that keeps the promise is nearer, and the way there is the way to p_lambda plus the way from there."""
     wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Exact())
+    wish.fit(program, engine=Enumeration())
     log_p, phi, mu = enumerated(program, wish)
     weights = torch.tensor([w.value for w in wish.fitted.weights.values()], dtype=torch.float64)
     nearest, g = tilted(log_p, phi, mu, weights), (phi - mu).nan_to_num(0.0)
@@ -99,12 +99,12 @@ def test_a_posterior_that_has_the_constraint_is_a_pool_too():
     """Its factors are taken back first, so that a fit can be repeated from wherever one is."""
     wish, program = make(*WISHES["two"])
     wish.fit(program, engine=ImportanceSampling(200, 1))
-    rough, seen = wish.fitted, Exact().run(program)
+    rough, seen = wish.fitted, Enumeration().run(program)
     exact = make(*WISHES["two"])[0]
     exact.features = wish.features
     wish.fit(program, pool=seen)
     again = wish.fitted
-    wish.fit(program, engine=Exact())
+    wish.fit(program, engine=Enumeration())
     for name in wish.targets:
         assert again.weights[name].value == pytest.approx(wish.fitted.weights[name].value, rel=1e-9)
         assert abs(rough.weights[name].value / again.weights[name].value - 1) > 1e-4
@@ -122,8 +122,8 @@ def test_a_pool_without_the_features_is_asked_for_them():
         wish(x)
 
     SMC(8).run(program)  # which fits lambda, roughly
-    wish.fit(pool=Exact().run(plain))
-    assert Exact().run(program).mean("she").value == pytest.approx(0.4, abs=1e-12)
+    wish.fit(pool=Enumeration().run(plain))
+    assert Enumeration().run(program).mean("she").value == pytest.approx(0.4, abs=1e-12)
 
 
 # -- by engines -------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ ENGINES = {
     "smc": SMC(64, twist="prefix", ess_threshold=0.9),
     "svi": SVI(num_steps=3, num_particles=64, learning_rate=0.1),
     "rejection": Rejection(8, max_draws=1_000_000),
-    "exact": Exact(),
+    "exact": Enumeration(),
 }
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 
@@ -141,7 +141,7 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 @each_engine
 def test_the_contract_of_engines(engine):
     wish, program = make(*WISHES["two"], rewarded=engine != "rejection")  # which would accept one draw in a hundred
-    wish.fit(program, engine=Exact())
+    wish.fit(program, engine=Enumeration())
     report = contract_of(ENGINES[engine], {"two wishes": program}, seed=SEED, num_replicates=150)
     report.raise_if_failed()
     assert "refused" not in str(report).replace("0 refused", "")
@@ -151,7 +151,7 @@ def test_the_contract_of_engines(engine):
 @pytest.mark.parametrize("name", ["two", "where it applies", "rare"])
 def test_every_engine_keeps_the_promise(engine, name):
     wish, program = make(*WISHES[name], rewarded=engine != "rejection")
-    wish.fit(program, engine=Exact())
+    wish.fit(program, engine=Enumeration())
     wide = ENGINES[engine]
     if engine != "exact":
         wide = dataclasses.replace(wide, num_replicates=64)
@@ -166,8 +166,8 @@ def test_every_engine_keeps_the_promise(engine, name):
 def test_the_largest_factor_is_known(name):
     """Rejection trusts it; a feature of two values reaches it."""
     wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Exact())
-    tokens = Exact().run(program).particles["x"].tokens[0]
+    wish.fit(program, engine=Enumeration())
+    tokens = Enumeration().run(program).particles["x"].tokens[0]
     execution = Program(program).run(Particles(len(tokens), {"x": tokens}), draw=False)
     (feature,) = wish.targets
     assert execution.log_upper[feature] == pytest.approx(float(execution.factors[feature].max()), abs=1e-12)
@@ -195,7 +195,7 @@ POOLS = {
 )
 def test_errors_are_as_large_as_they_say(name, pool):
     wish, program = make(*WISHES[name])
-    exact = wish.fit(program, engine=Exact()).fitted
+    exact = wish.fit(program, engine=Enumeration()).fitted
     runs = [wish.fit(program, engine=POOLS[pool]).fitted for wish.seed in range(SEED, SEED + 40)]
     for feature in wish.targets:
         z = [
@@ -242,16 +242,16 @@ def test_one_lambda_for_each_prompt():
     wish, program = make(*WISHES["one"])
     found = {}
     for prompt in ([0], [1]):
-        Exact().run(program, prompt=tuple(prompt))
+        Enumeration().run(program, prompt=tuple(prompt))
         found[tuple(prompt)] = wish.fitted
-    Exact().run(program, (0,))
+    Enumeration().run(program, (0,))
     assert wish.fitted is found[0,], "given by position or by name, or not at all"
-    Exact().run(program)
+    Enumeration().run(program)
     assert wish.fitted is found[0,]
     assert found[0,].weights != found[1,].weights
     for prompt in found:
         log_p, phi, mu = enumerated(program, wish, prompt)
-        wish.fit(program, prompt, engine=Exact())
+        wish.fit(program, prompt, engine=Enumeration())
         law = tilted(log_p, phi, mu, torch.tensor([wish.fitted.weights["one"].value], dtype=torch.float64))
         assert float(means(law, phi)) == pytest.approx(0.7, abs=1e-10)
 
@@ -266,8 +266,8 @@ def test_latents_upstream_belong_to_what_is_tilted():
 
     report = check_engine(SMC(64, twist="prefix"), {"upstream": program}, seed=SEED, num_replicates=50)
     report.raise_if_failed()
-    wish.fit(program, engine=Exact())
-    seen = Exact().run(program)
+    wish.fit(program, engine=Enumeration())
+    seen = Enumeration().run(program)
     assert seen.mean("first").value == pytest.approx(0.8, abs=1e-10)
     assert abs(seen.mean("z").value - 0.7) > 0.01, "the latent is tilted along"
 
@@ -279,7 +279,7 @@ def test_a_text_feature_in_a_program_with_choices():
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
         wish(completion("x", MESSAGES, choose(z, ["he ", "she "]), max_new_tokens=3))
 
-    value = Exact().run(program).mean("she").value
+    value = Enumeration().run(program).mean("she").value
     assert abs(value - 0.5) < Z * wish.fitted.after["she"].standard_error
     assert wish.fitted.after["she"].value == pytest.approx(0.5, abs=1e-10)
 

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from wishes import FIRST, MESSAGES, ONE, WISHES, Feature, make, says_she
 
-from ppl_align import SMC, Exact, ImportanceSampling, completion, moment_constraint
+from ppl_align import SMC, Enumeration, ImportanceSampling, completion, moment_constraint
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.program import Program
 from ppl_align.program.sketch import sketch
@@ -79,7 +79,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("engine", [Exact(), ImportanceSampling(500, 1)], ids=["exact", "draws"])
+@pytest.mark.parametrize("engine", [Enumeration(), ImportanceSampling(500, 1)], ids=["exact", "draws"])
 def test_what_cannot_be_met_is_said(name, engine):
     features, targets, line = REFUSED[name]
     wish, program = make(features, targets)
@@ -94,8 +94,8 @@ def test_what_cannot_be_met_is_said(name, engine):
 def test_a_target_barely_inside():
     """Feasible is feasible, however far out: one law in a million has it."""
     wish, program = make({"one": ONE}, {"one": 1 - 1e-6})
-    wish.fit(program, engine=Exact())
-    assert Exact().run(program).mean("one").value == pytest.approx(1 - 1e-6, abs=1e-12)
+    wish.fit(program, engine=Enumeration())
+    assert Enumeration().run(program).mean("one").value == pytest.approx(1 - 1e-6, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_other_misuse():
     with pytest.raises(InputError, match="takes a model"):
         wish.fit()
     with pytest.raises(InputError, match="not both"):
-        wish.fit(program, engine=Exact(), pool=Exact().run(program))
+        wish.fit(program, engine=Enumeration(), pool=Enumeration().run(program))
     with pytest.raises(InputError, match="does not use this constraint"):
         wish.fit(make(*WISHES["rare"])[1])
     infinite, program = make(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from worlds import HOST, dialogue, game, risky, talk
 
-from ppl_align import CallableLM, Exact, Nested, completion, environment, reward
+from ppl_align import CallableLM, Enumeration, TreePlanner, completion, environment, reward
 from ppl_align.claims import interaction, optimism
 from ppl_align.claims._turns import Turns
 from ppl_align.constraints import Contains
@@ -28,7 +28,7 @@ def agree(seen, expected):
 
 def test_the_choice_of_the_claim():
     """Conditioning picks it with .700567, and wins with .858486."""
-    run = Nested(num_actions=32, num_outcomes=64, num_particles=300, max_histories=10**7).run(game)
+    run = TreePlanner(num_actions=32, num_outcomes=64, num_particles=300, max_histories=10**7).run(game)
     chosen = run.mean(risky)
     assert abs(chosen.value - 0.354344) < 4 * chosen.standard_error + 0.01
     agree(run.mean(lambda p: risky(p) * p["outcome"]), 0.1 * chosen.value)
@@ -55,7 +55,7 @@ def policy(oracle, posterior, names):
 
 def test_the_dialogue_of_the_claim():
     oracle = Oracle(dialogue)
-    run = Nested(num_actions=5, num_outcomes=5, num_particles=75, max_histories=10**6).run(dialogue)
+    run = TreePlanner(num_actions=5, num_outcomes=5, num_particles=75, max_histories=10**6).run(dialogue)
     best, conditioned, played = policy(oracle, run, ["first", "mood", "second"])
     noise = math.sqrt(27 / run.log_weight.numel()) / 2
     assert (played - best).abs().sum() < noise + 0.1
@@ -77,16 +77,16 @@ def test_more_outcomes_more_sober():
     """An exponential of a noisy mean likes luck: with one outcome it is conditioning, nearly."""
     shares = []
     for num_outcomes in (1, 4, 64):
-        run = Nested(16, num_outcomes, num_particles=400, max_histories=10**7).run(game)
+        run = TreePlanner(16, num_outcomes, num_particles=400, max_histories=10**7).run(game)
         shares.append(run.mean(risky).value)
     assert shares[0] > shares[1] + 0.05 > shares[2] + 0.08
-    optimistic = Nested(16, 1, num_particles=400, max_histories=10**7).run(game)
+    optimistic = TreePlanner(16, 1, num_particles=400, max_histories=10**7).run(game)
     assert optimistic.history["planned"].mean() > decision_value(optimistic).value + 0.5, "its plans promise too much"
 
 
 def test_the_value_is_that_of_the_episodes():
     """J = E[psi] - KL bound: with two actions per plan the policy is known in closed form up to the plan's noise."""
-    run = Nested(2, 256, num_particles=500, max_histories=10**7).run(game)
+    run = TreePlanner(2, 256, num_particles=500, max_histories=10**7).run(game)
     v = torch.tensor([1.0, 0.4], dtype=torch.float64)
     picked = torch.softmax(v, 0)[1] / 2 + 1 / 4  # two different actions with 1/2, else whatever both are
     agree(run.mean(risky), float(picked))
@@ -98,7 +98,7 @@ def test_the_value_is_that_of_the_episodes():
 def test_a_simulated_user():
     oracle = Oracle(talk)
     best = oracle.posterior.optimism.best
-    run = Nested(num_actions=6, num_outcomes=24, num_particles=100, max_histories=10**6).run(talk)
+    run = TreePlanner(num_actions=6, num_outcomes=24, num_particles=100, max_histories=10**6).run(talk)
     agree(run.mean(lambda p: (p["heard"].tokens == 1).double().mean(-1)), 0.7)
     assert decision_value(run).value < best + 4 * decision_value(run).standard_error
 
@@ -114,8 +114,8 @@ def test_the_world_may_speak_first_and_turns_may_have_several_sites():
         right = (said.tokens[..., 0] == asked).double().sum(-1, keepdim=True)
         pyro.factor("r", right * (1 + mood) + 2 * extra * luck)
 
-    exact = Exact().run(program).optimism
-    run = Nested(num_actions=24, num_outcomes=8, num_particles=50, max_histories=10**6).run(program)
+    exact = Enumeration().run(program).optimism
+    run = TreePlanner(num_actions=24, num_outcomes=8, num_particles=50, max_histories=10**6).run(program)
     agree(run.mean(lambda p: p["asked"].double().reshape(4, 50)), 0.7)
     value, error = decision_value(run)
     assert exact.best - 0.15 - 4 * error < value < exact.best + 4 * error
@@ -128,8 +128,8 @@ def test_constraints_confine_the_agent():
         luck = environment("luck", dist.Bernoulli(torch.tensor(0.5)))
         reward("r", lambda t: luck * (t == 1).sum(-1), said.tokens, beta=1.0)
 
-    exact = Exact().run(program).optimism
-    run = Nested(num_actions=16, num_outcomes=32, num_particles=100, max_histories=10**6).run(program)
+    exact = Enumeration().run(program).optimism
+    run = TreePlanner(num_actions=16, num_outcomes=32, num_particles=100, max_histories=10**6).run(program)
     assert (run.particles["said"].tokens == 1).any(-1).all()
     value, error = decision_value(run)
     assert abs(value - exact.best) < 4 * error + 0.02
@@ -147,9 +147,9 @@ def test_a_constraint_on_a_later_turn_is_paid_for_in_the_plan():
         constrain("has", Contains("a"), said)
         reward("r", lambda t: luck * (t == 0).sum(-1), said.tokens)
 
-    best = Exact().run(program).optimism.best
+    best = Enumeration().run(program).optimism.best
     assert best == pytest.approx(math.log(0.5 * 0.01 + 0.5 * 0.99) + 0.5)
-    run = Nested(num_actions=16, num_outcomes=8, num_particles=20, max_histories=10**6).run(program)
+    run = TreePlanner(num_actions=16, num_outcomes=8, num_particles=20, max_histories=10**6).run(program)
     agree(run.mean(lambda p: (p["opening"].tokens[..., 0] == 1).double()), 0.99)
     value, error = decision_value(run)
     assert abs(value - best) < 4 * error + 0.02
@@ -158,7 +158,7 @@ def test_a_constraint_on_a_later_turn_is_paid_for_in_the_plan():
 
 def test_same_seed_same_draws_and_the_state_is_left_alone():
     before = torch.get_rng_state()
-    one, two, other = (Nested(num_particles=20).run(game, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (TreePlanner(num_particles=20).run(game, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one.particles["action"].tokens, two.particles["action"].tokens)
     assert torch.equal(one.history["planned"], two.history["planned"])
@@ -167,11 +167,13 @@ def test_same_seed_same_draws_and_the_state_is_left_alone():
 
 def test_it_refuses_politely():
     with pytest.raises(InputError, match="no environment"):
-        Nested().run(two_completions)
-    with pytest.raises(InputError, match=r"Nested would play 131,072 histories \(4,096 for each of 4 x 8 episodes"):
-        Nested(num_actions=8, num_outcomes=8).run(dialogue)
+        TreePlanner().run(two_completions)
+    with pytest.raises(
+        InputError, match=r"TreePlanner would play 131,072 histories \(4,096 for each of 4 x 8 episodes"
+    ):
+        TreePlanner(num_actions=8, num_outcomes=8).run(dialogue)
     with pytest.raises(InputError, match="num_actions must be a whole number of at least 2"):
-        Nested(num_actions=1)
+        TreePlanner(num_actions=1)
 
     def hopeless():
         said = completion("said", optimism.COIN, [], max_new_tokens=1)
@@ -179,4 +181,4 @@ def test_it_refuses_politely():
         reward("never", lambda t: torch.full(t.shape[:-1], -torch.inf), said.tokens)
 
     with pytest.raises(AllDeadError, match="every action of a plan"):
-        Nested().run(hopeless)
+        TreePlanner().run(hopeless)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from synthetic import exact, importance, smc, svi, weigh
 
-from ppl_align import SVI, CallableLM, Exact, ImportanceSampling, compare, completion, environment, reward
+from ppl_align import SVI, CallableLM, Enumeration, ImportanceSampling, compare, completion, environment, reward
 
 EVIL = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "{{ 7 * 7 }}", "&lt;b&gt;", "\x00"]
 LM = CallableLM(5, lambda prefix: torch.zeros(len(prefix), 5), tokens=EVIL, name="<b>lm</b>")
@@ -57,7 +57,7 @@ def program():
 
 
 def test_everything_is_escaped():
-    runs = {"<h1>run</h1>": ImportanceSampling(16, 4).run(program), "exact": Exact().run(program)}
+    runs = {"<h1>run</h1>": ImportanceSampling(16, 4).run(program), "exact": Enumeration().run(program)}
     for shown in (*(run._repr_html_() for run in runs.values()), compare(runs)._repr_html_()):
         text = check(shown)
         assert "&lt;b&gt;lm&lt;/b&gt;" in text
@@ -106,12 +106,12 @@ def test_decisions_and_latents_are_shown():
     text = check(decided._repr_html_())
     assert "Decision of world by svi" in text
     assert "mood" in text
-    check(Exact().run(world)._repr_html_())
+    check(Enumeration().run(world)._repr_html_())
     check(compare({"a": decided})._repr_html_())
 
 
 def test_provenance_is_folded_away():
-    text = Exact().run(program)._repr_html_()
+    text = Enumeration().run(program)._repr_html_()
     assert f"{LM.fingerprint}" in text
     assert text.index("<details>") < text.index(LM.fingerprint)
 

@@ -12,7 +12,7 @@ import torch
 from contracts import contract_of
 from torch.nn.functional import logsigmoid
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.program.observe import goes_on, label, prefers, rating
 from ppl_align.testing import Oracle
@@ -192,7 +192,7 @@ ENGINES = {
     "importance": ImportanceSampling(num_particles=64),
     "smc": SMC(num_particles=96, twist="prefix"),
     "rejection": Rejection(num_particles=8, max_draws=2_000_000),
-    "exact": Exact(),
+    "exact": Enumeration(),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import canonical_sequences
 
-from ppl_align import SMC, Exact, ImportanceSampling, MarkovLM, completion, constrain, goes_on
+from ppl_align import SMC, Enumeration, ImportanceSampling, MarkovLM, completion, constrain, goes_on
 from ppl_align.constraints import Length, Regex
 from ppl_align.core.errors import InputError
 from ppl_align.lm.completions import sequence_lengths
@@ -31,7 +31,7 @@ def log_z(lm, **options):
         pyro.sample("z", dist.Bernoulli(0.5))
         completion("x", lm, [0], **options)
 
-    return Exact().run(program).log_evidence.item()
+    return Enumeration().run(program).log_evidence.item()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -94,7 +94,7 @@ def test_a_beginning_sums_out_what_follows():
         assert log_z(FIXED, starts_with=[0, 2], stop=1, **options) == pytest.approx(float(want))
 
 
-@pytest.mark.parametrize("engine", [Exact(), ImportanceSampling(4), SMC(4)], ids=lambda engine: engine.name)
+@pytest.mark.parametrize("engine", [Enumeration(), ImportanceSampling(4), SMC(4)], ids=lambda engine: engine.name)
 @pytest.mark.parametrize("given", [Regex("ab+a?"), Length(min_tokens=2)], ids=repr)
 def test_a_constraint_on_a_beginning_is_refused(engine, given):
     """It would be judged as the whole text: "ab" of "ab+a?", whatever follows."""
@@ -127,8 +127,8 @@ def test_what_to_do_instead_of_a_constraint_on_a_beginning():
             pyro.sample("z", dist.Bernoulli(0.5))
             constrain("c", Regex("ab+a?"), completion("x", SPELLED, [0], max_new_tokens=4, obs=text))
 
-        return Exact().run(program).log_evidence
+        return Enumeration().run(program).log_evidence
 
     together = torch.stack([whole(text) for text in ("ab", "abb", "aba", "abba", "abbb")]).logsumexp(0).item()
-    assert Exact().run(latent).log_evidence.item() == pytest.approx(together)
+    assert Enumeration().run(latent).log_evidence.item() == pytest.approx(together)
     assert math.isfinite(together)

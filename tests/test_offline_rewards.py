@@ -8,12 +8,12 @@ import re
 import pytest
 import torch
 
-from ppl_align import CallableLM, Exact, completion, reward
+from ppl_align import CallableLM, Enumeration, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
 from ppl_align.core.text import Texts
 from ppl_align.data.packages import MINILM
-from ppl_align.rewards import Embedder, Keywords, Length, Readability, Similarity, evaluate
+from ppl_align.rewards import Embedder, Keywords, LengthReward, Readability, Similarity, evaluate
 from ppl_align.rewards.cache import identity
 from ppl_align.rewards.readability import syllables
 from ppl_align.testing import check_reward
@@ -81,24 +81,29 @@ def test_readability_of_no_words_and_its_bounds():
 
 def test_length():
     texts = ["", "one", "one two  three\nfour"]
-    assert Length()(texts) == [0, 1, 4]
-    assert Length(2)(texts) == [-2, -1, -2]
-    assert Length((1, 3))(texts) == [-1, 0, -1]
-    assert Length((1, 3), "characters")(texts) == [-1, 0, 3 - len(texts[2])]
-    assert Length(unit="tokens")(texts, completion_ids=[[9], [1, 9], [1, 2, 3]]) == [1, 2, 3]
-    assert (Length().lower, Length().upper, Length(3).lower, Length(3).upper) == (0, None, None, 0)
+    assert LengthReward()(texts) == [0, 1, 4]
+    assert LengthReward(2)(texts) == [-2, -1, -2]
+    assert LengthReward((1, 3))(texts) == [-1, 0, -1]
+    assert LengthReward((1, 3), "characters")(texts) == [-1, 0, 3 - len(texts[2])]
+    assert LengthReward(unit="tokens")(texts, completion_ids=[[9], [1, 9], [1, 2, 3]]) == [1, 2, 3]
+    assert (LengthReward().lower, LengthReward().upper, LengthReward(3).lower, LengthReward(3).upper) == (
+        0,
+        None,
+        None,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Length(unit="lines"), "one of tokens, words, characters, got 'lines'"),
-        (lambda: Length(-1), r"a number or \(least, most\), got -1"),
-        (lambda: Length((3, 1)), r"got \(3, 1\)"),
-        (lambda: Length((1, 2, 3)), "got"),
-        (lambda: Length(2.5), "got 2.5"),
-        (lambda: Length(True), "got True"),
-        (lambda: evaluate("r", Length(unit="tokens"), "text"), "give it the completion itself"),
+        (lambda: LengthReward(unit="lines"), "one of tokens, words, characters, got 'lines'"),
+        (lambda: LengthReward(-1), r"a number or \(least, most\), got -1"),
+        (lambda: LengthReward((3, 1)), r"got \(3, 1\)"),
+        (lambda: LengthReward((1, 2, 3)), "got"),
+        (lambda: LengthReward(2.5), "got 2.5"),
+        (lambda: LengthReward(True), "got True"),
+        (lambda: evaluate("r", LengthReward(unit="tokens"), "text"), "give it the completion itself"),
         (lambda: Keywords([]), "at least one word"),
         (lambda: Keywords(["a", " "]), "none of them empty"),
         (lambda: Keywords("a", "some"), "is 'any', 'all' or 'count', got 'some'"),
@@ -116,11 +121,11 @@ def test_tokens_are_counted_as_trl_counts_them():
     lm = CallableLM(3, lambda prefix: torch.zeros(len(prefix), 3), eos_id=2, tokens=["a", "b", "$"])
 
     def program():
-        reward("short", Length((1, 2), "tokens"), completion("x", lm, "a", max_new_tokens=3), beta=0.5)
+        reward("short", LengthReward((1, 2), "tokens"), completion("x", lm, "a", max_new_tokens=3), beta=0.5)
 
     # the end counts: 1 token with 1/3, 2 with 2/9, 3 (cut off or ended) with 4/9 and one too many
     z = 1 / 3 + 2 / 9 + 4 / 9 * torch.tensor(-2.0).double().exp()
-    assert float(Exact().run(program).log_evidence) == pytest.approx(float(z.log()), abs=1e-6)
+    assert float(Enumeration().run(program).log_evidence) == pytest.approx(float(z.log()), abs=1e-6)
 
 
 # -- keywords ------------------------------------------------------------------------------------------------
@@ -179,9 +184,9 @@ def test_an_embedder_that_is_not_there(tmp_path):
 ALL = [
     Readability(),
     Readability("grade"),
-    Length(),
-    Length((3, 20)),
-    Length(100, "characters"),
+    LengthReward(),
+    LengthReward((3, 20)),
+    LengthReward(100, "characters"),
     Keywords(["the", "a", "good"], "count"),
     Keywords(["the", "a"], "all", whole=False, case=True),
     pytest.param(Similarity(["A good film.", "A bad film."]), marks=needs_minilm),
@@ -208,4 +213,4 @@ def test_written_in_a_body_it_is_the_same_reward_every_time(fn):
 
 def test_tokens_pass_the_contract_too():
     texts = ["", "a", "a b", "a b c"]
-    check_reward(Length(2, "tokens"), texts, completion_ids=[[9], [1, 9], [1, 2, 9], [1, 2, 3]]).raise_if_failed()
+    check_reward(LengthReward(2, "tokens"), texts, completion_ids=[[9], [1, 9], [1, 2, 9], [1, 2, 3]]).raise_if_failed()

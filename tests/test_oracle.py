@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.testing.oracle import Oracle, entropy, kl_divergence
@@ -220,7 +220,7 @@ def quiz():
 
 def test_a_list_of_answers_is_the_posterior_given_the_list():
     answers = [[0], [0, 1], [0, 1, 0], [1, 0], [1, 1, 1]]
-    posterior = Exact(candidates={"x": answers}).run(quiz)
+    posterior = Enumeration(candidates={"x": answers}).run(quiz)
     whole = Oracle(quiz)
     padded = [tuple((a + [2] * 3)[:3]) for a in answers]
     law = dict(zip(key_rows(whole.posterior)[0], (whole.log_prior + whole.log_potential).tolist(), strict=True))
@@ -237,7 +237,7 @@ def test_a_list_of_answers_is_the_posterior_given_the_list():
 
 def test_shared_prefixes_are_read_once():
     with measure() as cost:
-        Exact(candidates={"x": [[0], [0, 1], [0, 1, 0], [1, 0], [1, 1, 1]]}).run(quiz)
+        Enumeration(candidates={"x": [[0], [0, 1], [0, 1, 0], [1, 0], [1, 1, 1]]}).run(quiz)
     assert cost.lm_tokens == 2 + 3  # prefixes 0, 1; then 01, 10, 11
 
 
@@ -248,8 +248,8 @@ def test_a_list_with_every_sequence_is_the_whole_posterior(tiny_llama):
 
     everything = [[v] for v in range(6)] + [list(p) for p in itertools.product(range(6), range(6))] + [[6]]
     everything = [ids for ids in everything if len(ids) == 2 or ids == [6]] + [[v, 6] for v in range(6)]
-    posterior = Exact(candidates={"x": everything}).run(program)
-    assert float(posterior.log_evidence) == pytest.approx(float(Exact().run(program).log_evidence), abs=1e-5)
+    posterior = Enumeration(candidates={"x": everything}).run(program)
+    assert float(posterior.log_evidence) == pytest.approx(float(Enumeration().run(program).log_evidence), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -265,5 +265,5 @@ def test_a_list_with_every_sequence_is_the_whole_posterior(tiny_llama):
 )
 def test_lists_that_make_no_sense(candidates, says):
     with pytest.raises(InputError, match=says) as caught:
-        Exact(candidates=candidates).run(quiz)
+        Enumeration(candidates=candidates).run(quiz)
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import PartialTextError, RewardError
 from ppl_align.lints import lint
 from ppl_align.testing.programs import FIXED, count_score
@@ -87,7 +87,7 @@ def test_it_is_one_line_with_site_and_length(program, kind):
     assert type(original(caught.value)) is kind
     with pytest.raises(PartialTextError, match="after 2 of its 5 tokens"):
         SMC(8, 2, twist="prefix", every=2).run(program)
-    for engine in (Exact(), ImportanceSampling(8, 2), SMC(8, 2)):  # nobody else asks about prefixes
+    for engine in (Enumeration(), ImportanceSampling(8, 2), SMC(8, 2)):  # nobody else asks about prefixes
         engine.run(program)
 
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ppl_align import SVI, CausalLM, Exact, completion, reward
+from ppl_align import SVI, CausalLM, Enumeration, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.lm.placement import fixed_because, input_device
 
@@ -54,7 +54,7 @@ def test_a_network_that_is_spread_runs_where_it_is(folder, parts, tmp_path):
     lm = CausalLM(str(folder), **spread(folder, parts, tmp_path))
     torch.testing.assert_close(of_the_lm(lm), of_the_lm(plain), atol=2e-5, rtol=0)
     assert lm.device == torch.device("cpu")
-    found, want = (Exact().run(program_over(one)).log_evidence for one in (lm, plain))
+    found, want = (Enumeration().run(program_over(one)).log_evidence for one in (lm, plain))
     torch.testing.assert_close(found, want, atol=1e-5, rtol=0)
 
 

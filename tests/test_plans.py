@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import UnsupportedModelError
 from ppl_align.lm.verify import _FOUND
@@ -93,7 +93,7 @@ def test_each_network_is_read_as_it_should(name: str):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_exact(name: str):
-    posterior = Exact().run(program_of(prior(name)))
+    posterior = Enumeration().run(program_of(prior(name)))
     assert float(posterior.log_evidence[0]) == pytest.approx(enumerated(name), abs=1e-4)
 
 

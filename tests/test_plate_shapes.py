@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, Posterior, Rejection, completion, environment, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, Posterior, Rejection, completion, environment, reward
 from ppl_align.core.errors import InputError
 from ppl_align.engines.conditional import evidence_bounds
 from ppl_align.lm.completions import tensor_of
@@ -117,7 +117,7 @@ def shapes_of_pyro(program):
 def test_shapes_and_names_are_those_of_plain_pyro(program, tmp_path):
     expected = shapes_of_pyro(program)
     engines = [ImportanceSampling(6, 4), SMC(6, 4, twist="prefix"), SVI(1, 6, 4)]
-    engines += [] if program is with_events else [Exact(), Rejection(2, 2)]
+    engines += [] if program is with_events else [Enumeration(), Rejection(2, 2)]
     for engine in engines:
         run = engine.run(program, seed=SEED)
         lead = run.log_weight.shape
@@ -141,13 +141,13 @@ def test_shapes_and_names_are_those_of_plain_pyro(program, tmp_path):
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_means_are_those_without_the_plate(program):
     """Nothing ties the plate to the rest: the rest is as if there were none."""
-    run = Exact().run(program)
+    run = Enumeration().run(program)
     assert run.mean("strictness").value == pytest.approx(0.4, abs=1e-6)
     if program in (text_within, only_one):
         ones = run.mean(lambda p: (p["text"].tokens == 1).sum(-1).double().mean(-1)).value
     else:
         ones = run.mean(lambda words: words.count("1"), of="text").value
-    alone = Exact().run(text).mean(lambda words: words.count("1"), of="text").value
+    alone = Enumeration().run(text).mean(lambda words: words.count("1"), of="text").value
     assert ones == pytest.approx(alone, abs=1e-6)
 
 
@@ -189,7 +189,7 @@ def test_plates_called_as_something_of_a_text(name, tmp_path):
 @pytest.mark.parametrize("program", [plate_before, text_within, one_inside_another, dimensions_by_hand])
 def test_what_is_given_back_to_the_program_has_its_room_again(program):
     """Retained draws, policies that are scored on the support."""
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     bounds = evidence_bounds(SMC(8, 4), program, exact=exact, seed=SEED)
     assert float(bounds.upper.mean()) == pytest.approx(float(exact.log_evidence), abs=1.0)
     oracle = Oracle(program)
@@ -205,8 +205,8 @@ def test_a_world_that_answers_beside_a_plate():
         z = environment("answer", dist.Bernoulli(torch.sigmoid((x.tokens == 1).sum(-1).double())))
         reward("good", lambda z: z.double(), z, upper=1.0)
 
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     sampled = ImportanceSampling(400, 4).run(program, seed=SEED)
     assert sampled.optimism is not None
-    got, error = sampled.optimism.gets["good"]
-    assert abs(got - exact.optimism.gets["good"].value) < 5 * error
+    got, error = sampled.optimism.executed_mean["good"]
+    assert abs(got - exact.optimism.executed_mean["good"].value) < 5 * error

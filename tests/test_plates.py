@@ -8,7 +8,7 @@ import pytest
 import torch
 from contracts import contract_of
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import ModelError
 from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
@@ -46,7 +46,7 @@ def one_inside_another():
 
 PROGRAMS = {p.__name__: p for p in (latent_first, completion_first, one_inside_another)}
 ENGINES = [
-    Exact(),
+    Enumeration(),
     ImportanceSampling(32),
     SMC(32, twist="prefix", ess_threshold=0.9),
     SVI(num_steps=2, num_particles=32),

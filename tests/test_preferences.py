@@ -14,7 +14,7 @@ from learned_toys import DRAWS, SAMPLED, TOY, TOY_PAIRS, counts, program
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.preferences import Belief, OptimismWarning, Pairs, RewardPosterior, belief, comparisons, optimism_bonus
 from ppl_align.preferences.belief import infer, log_density
@@ -185,7 +185,7 @@ def test_gaussian_weights_as_a_pyro_site():
 ENGINES = {
     "importance": ImportanceSampling(num_particles=96),
     "smc": SMC(num_particles=48, twist="prefix"),
-    "exact": Exact(),
+    "exact": Enumeration(),
 }
 
 
@@ -230,14 +230,14 @@ def test_marginalising_warns_once_with_the_bonus_of_the_run():
 def test_each_run_and_each_way_warns(use):
     for _ in range(2):
         with pytest.warns(OptimismWarning):
-            Exact().run(program, SAMPLED, use)
+            Enumeration().run(program, SAMPLED, use)
 
 
 def test_by_hand_it_warns_at_once_and_the_other_uses_never_do():
     with pytest.warns(OptimismWarning, match="2 texts"):
         TOY.marginalised(beta=0.5)(["1 1", "0"])
-    Exact().run(program, TOY, "mean")
-    Exact().run(program, TOY, "pessimistic")
+    Enumeration().run(program, TOY, "mean")
+    Enumeration().run(program, TOY, "pessimistic")
 
 
 def test_the_bonus_of_draws_is_their_average():
@@ -274,15 +274,15 @@ def test_a_marginalised_reward_is_used_at_its_beta():
     marginalised = TOY.marginalised(0.8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimismWarning)
-        Exact().run(model, marginalised, 0.8 * (1 + 1e-9))
-        Exact().run(model, marginalised, 1.6, 2.0)
-        Exact().run(model, marginalised, 1.6, 0.0)
+        Enumeration().run(model, marginalised, 0.8 * (1 + 1e-9))
+        Enumeration().run(model, marginalised, 1.6, 2.0)
+        Enumeration().run(model, marginalised, 1.6, 0.0)
     for fn in (marginalised, chat(marginalised)):
         for beta, weight, here in ((0.4, 1.0, "0.4"), (0.8, 2.0, "0.4"), (0.8, -1.0, "-0.8")):
             with pytest.raises(InputError, match=f"made for beta / weight = 0.8, and here it is {here}: give both"):
-                Exact().run(model, fn, beta, weight)
+                Enumeration().run(model, fn, beta, weight)
     for fn in (TOY.mean(), TOY.pessimistic()):
-        Exact().run(model, fn, 0.4)
+        Enumeration().run(model, fn, 0.4)
 
 
 # -- predictions -------------------------------------------------------------------------------------------------------

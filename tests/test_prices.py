@@ -17,7 +17,7 @@ from ppl_align import (
     SVI,
     CallableLM,
     CausalLM,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Inspection,
     MarkovLM,
@@ -145,7 +145,7 @@ ENGINES = {
     "importance": ImportanceSampling(8, 4),
     "svi": SVI(num_steps=40, num_particles=16),
     "rejection": Rejection(2, 1),
-    "exact": Exact(max_sequences=2000),
+    "exact": Enumeration(max_sequences=2000),
 }
 
 
@@ -246,5 +246,5 @@ def test_the_price_of_enumeration_counts_what_is_scored(square: bool) -> None:
             expert("e", other, x, prompt=[2])
 
     said = prices(inspect(program, num_draws=200, num_prefixes=0))["exact"]
-    paid = Exact().run(program).cost
+    paid = Enumeration().run(program).cost
     assert said.lm_tokens == paid.lm_tokens + paid.scored_tokens

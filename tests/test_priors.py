@@ -12,7 +12,7 @@ import torch
 from conftest import SEED
 from oracles import canonical_sequences
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, Rejection, completion, expert, power, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, Rejection, completion, expert, power, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.core.runs import run_memory
@@ -100,7 +100,7 @@ PROGRAMS = {
 }  # fmt: skip
 BOUNDED = [name for name in PROGRAMS if name not in ("flattened", "opposed")]
 ENGINES = {
-    "exact": Exact(),
+    "exact": Enumeration(),
     "importance": ImportanceSampling(48),
     "prefix": SMC(48, twist="prefix", ess_threshold=0.9),
     "every 2": SMC(48, twist="prefix", every=2, ess_threshold=1.0),

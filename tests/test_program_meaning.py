@@ -7,12 +7,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, MarkovLM, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.core.errors import ModelError, PplAlignError, RunError
 
 torch.manual_seed(0)
 LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))
-ENGINES = [Exact(), ImportanceSampling(64, 1), SMC(64, 1, twist="prefix")]
+ENGINES = [Enumeration(), ImportanceSampling(64, 1), SMC(64, 1, twist="prefix")]
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)

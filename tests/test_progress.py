@@ -12,12 +12,12 @@ import ppl_align.core.progress
 from ppl_align import (
     SMC,
     SVI,
-    Conditional,
-    Exact,
+    ConditionalSMC,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
-    Nested,
     Rejection,
+    TreePlanner,
     completion,
     environment,
     evidence_bounds,
@@ -42,17 +42,17 @@ def dialogue():
 
 
 def exact():
-    return Exact().run(program)
+    return Enumeration().run(program)
 
 
 LONG = {
-    "exact": lambda p: Exact().run(program, progress=p),
+    "exact": lambda p: Enumeration().run(program, progress=p),
     "importance": lambda p: ImportanceSampling(4, 2).run(program, progress=p),
     "smc": lambda p: SMC(4, 2, twist="prefix").run(program, progress=p),
     "svi": lambda p: SVI(3, 4, 2).run(program, progress=p),
     "rejection": lambda p: Rejection(4, 2).run(program, progress=p),
-    "nested": lambda p: Nested(2, 2, num_particles=2, num_replicates=1).run(dialogue, progress=p),
-    "conditional": lambda p: Conditional(ImportanceSampling(4, 2), exact()).run(program, progress=p),
+    "nested": lambda p: TreePlanner(2, 2, num_particles=2, num_replicates=1).run(dialogue, progress=p),
+    "conditional": lambda p: ConditionalSMC(ImportanceSampling(4, 2), exact()).run(program, progress=p),
     "evidence_bounds": lambda p: evidence_bounds(SMC(4, 2), program, exact=exact(), progress=p),
     "inspect": lambda p: inspect(program, num_draws=32, progress=p),
     "claims": lambda p: list(study(["overoptimisation"], progress=p)),

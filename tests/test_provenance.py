@@ -19,7 +19,7 @@ from ppl_align import (
     SVI,
     CallableLM,
     CausalLM,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
     Mixture,
@@ -35,7 +35,7 @@ from ppl_align.cli import main
 from ppl_align.core.digests import digest
 from ppl_align.program.provenance import Provenance, command, differences, versions
 
-ENGINES = [Exact(), ImportanceSampling(8, 2), SMC(8, 2), Rejection(4, 2), SVI(2, 4, 2)]
+ENGINES = [Enumeration(), ImportanceSampling(8, 2), SMC(8, 2), Rejection(4, 2), SVI(2, 4, 2)]
 
 
 def markov(shift=0.0, name="chain"):
@@ -80,17 +80,17 @@ def test_every_run_notes_what_it_was_made_from(engine, tmp_path):
 
 
 def test_files_without_it_are_read(tmp_path):
-    path = Exact().run(make(markov())).save(tmp_path / "old.nc")
+    path = Enumeration().run(make(markov())).save(tmp_path / "old.nc")
     with h5py.File(path, "r+") as file:
         del file.attrs["provenance"]
     old = Posterior.load(path)
     assert old.provenance is None
     assert "Made with" not in repr(old)
-    compare({"old": old, "new": Exact().run(make(markov(1.0)))})  # nothing is known, nothing is said
+    compare({"old": old, "new": Enumeration().run(make(markov(1.0)))})  # nothing is known, nothing is said
 
 
 def test_fields_of_later_versions_are_left_out():
-    held = Exact().run(make(markov())).provenance
+    held = Enumeration().run(make(markov())).provenance
     later = json.loads(held.to_json()) | {"mood": "good"}
     later["lms"][0]["colour"] = "red"
     assert Provenance.from_json(json.dumps(later)) == held

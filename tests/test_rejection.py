@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import CallableLM, Exact, ImportanceSampling, Posterior, Rejection, completion, reward
+from ppl_align import CallableLM, Enumeration, ImportanceSampling, Posterior, Rejection, completion, reward
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import evidence
 from ppl_align.posterior.prior import drew_from_prior
@@ -85,7 +85,7 @@ MANY = Rejection(num_particles=16, num_replicates=200, max_draws=2_000_000, num_
 
 @pytest.fixture(scope="module")
 def exact():
-    return {name: Exact().run(program) for name, program in BOUNDED.items()}
+    return {name: Enumeration().run(program) for name, program in BOUNDED.items()}
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ import torch
 from ppl_align import (
     SMC,
     SVI,
-    Conditional,
-    Exact,
+    ConditionalSMC,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
-    Nested,
     Posterior,
     Regex,
     Rejection,
+    TreePlanner,
     compare,
     completion,
     constrain,
@@ -66,7 +66,7 @@ def test_a_guide_is_confirmed_by_nobody_who_draws_from_it(one_way: Posterior) ->
     """It found half of the posterior; replicates, another engine and the run that trained it see the same half."""
     weighted = ImportanceSampling(256, 4, proposal=one_way.guide).run(two_ways, seed=0)
     resampled = SMC(256, 4, proposal=one_way.guide).run(two_ways, seed=0)
-    assert evidence.log_z(weighted).value < evidence.log_z(Exact().run(two_ways)).value - 0.5
+    assert evidence.log_z(weighted).value < evidence.log_z(Enumeration().run(two_ways)).value - 0.5
     for runs in ({"a": weighted}, {"a": resampled}, {"a": weighted, "b": one_way}, {"a": weighted, "b": resampled}):
         advice = compare(runs).advice
         assert advice.standing != "sound", runs
@@ -83,7 +83,7 @@ def test_a_guide_is_confirmed_by_draws_of_the_prior() -> None:
 
 def test_a_conditional_run_is_not_compared_and_states_no_bar() -> None:
     retained = Rejection(4, 4, max_draws=10**7).run(far, seed=0)
-    run = Conditional(ImportanceSampling(100, 16), retained).run(far, seed=0)
+    run = ConditionalSMC(ImportanceSampling(100, 16), retained).run(far, seed=0)
     assert not run.mean("r").stated
     assert "a draw of the posterior was put among its particles" in " ".join(unstated(run))
     with pytest.raises(InputError, match="'c' is a conditional run") as error:
@@ -102,10 +102,10 @@ def world() -> None:
 
 
 def test_a_few_episodes_know_nothing_of_a_decision() -> None:
-    exact = Exact().run(world)
+    exact = Enumeration().run(world)
     few = [SVI(num_steps=1, num_replicates=1, num_particles=4).run(world, seed=seed) for seed in range(8)]
     for seed, run in enumerate(few):
-        beside = Nested(num_particles=4, num_replicates=1).run(world, seed=seed)
+        beside = TreePlanner(num_particles=4, num_replicates=1).run(world, seed=seed)
         for runs in ({"exact": exact, "svi": run}, {"svi": run, "nested": beside}):
             assert compare(runs).advice.standing == "unconfirmed"
         said = " ".join(compare({"svi": run}).advice.reasons)
@@ -114,7 +114,7 @@ def test_a_few_episodes_know_nothing_of_a_decision() -> None:
 
 
 def test_many_episodes_do() -> None:
-    exact = Exact().run(world)
+    exact = Enumeration().run(world)
     run = SVI(num_steps=150, num_particles=64, num_replicates=16).run(world, seed=0)
     assert compare({"exact": exact, "svi": run}).advice.standing == "sound"
 
@@ -145,7 +145,7 @@ def test_a_constraint_that_one_text_meets_is_no_collapse() -> None:
         x = completion("x", words, "a", max_new_tokens=3)
         constrain("c", Regex("abc"), x)
 
-    exact = Exact().run(single)
+    exact = Enumeration().run(single)
     for engine in (ImportanceSampling(64, 4), SMC(64, 4)):
         run = engine.run(single)
         assert torch.allclose(run.log_evidence, exact.log_evidence)
@@ -238,7 +238,7 @@ def test_remedies_help() -> None:
 
 def test_more_draws_of_the_same_share_are_believed_in_the_end() -> None:
     """Of what is a nat away, 64,000 draws tell all there is to tell."""
-    run, exact = ImportanceSampling(16_000, 4).run(middling), Exact().run(middling)
+    run, exact = ImportanceSampling(16_000, 4).run(middling), Enumeration().run(middling)
     assert abs(run.mean("r").value - exact.mean("r").value) < 3 * run.mean("r").standard_error
     assert compare([run]).advice.standing == "sound"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_align import CallableLM, Exact, completion, reward
+from ppl_align import CallableLM, Enumeration, completion, reward
 from ppl_align.core.errors import BatchTextError, InputError, RewardError
 from ppl_align.core.runs import run_memory
 from ppl_align.core.text import Texts
@@ -135,9 +135,9 @@ def test_a_rejection_under_a_negative_weight():
         x = completion("x", two_words, [], max_new_tokens=1)
         reward("r", lambda texts: [-math.inf if text == "a" else 1.0 for text in texts], x, weight=weight)
 
-    assert float(Exact().run(program, 1.0).log_evidence) == pytest.approx(math.log(0.5) + 1)
+    assert float(Enumeration().run(program, 1.0).log_evidence) == pytest.approx(math.log(0.5) + 1)
     with pytest.raises(RewardError, match=r"reward 'r' rejects \(-inf\), and weight=-1 would turn that into \+inf"):
-        Exact().run(program, -1.0)
+        Enumeration().run(program, -1.0)
 
 
 def test_a_reward_that_holds_another_batch():
@@ -155,11 +155,11 @@ def test_a_reward_that_holds_another_batch():
 
     for how in ("closure", "default", "partial"):
         with pytest.raises(InputError, match=r"'same' holds 'texts', a batch of 4, .* columns=\{'texts': texts\}"):
-            Exact().run(program, how)
+            Enumeration().run(program, how)
 
     def rightly():
         one, other = (completion(name, two_words, [], max_new_tokens=1) for name in ("one", "other"))
         equal = lambda completions, texts, **_: [float(a == b) for a, b in zip(completions, texts, strict=True)]  # noqa: E731
         reward("same", equal, one, columns={"texts": other.text})
 
-    assert float(Exact().run(rightly).log_evidence) == pytest.approx(math.log((1 + math.e) / 2))
+    assert float(Enumeration().run(rightly).log_evidence) == pytest.approx(math.log((1 + math.e) / 2))

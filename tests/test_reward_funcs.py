@@ -12,12 +12,12 @@ import pyro
 import pytest
 import torch
 
-from ppl_align import CallableLM, Exact, completion, reward, reward_funcs
+from ppl_align import CallableLM, Enumeration, completion, reward, reward_funcs
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.runs import run_memory
 from ppl_align.core.text import Texts
 from ppl_align.lm.prompts import ChatIds
-from ppl_align.rewards import Length, Vader, columns, evaluate, logged
+from ppl_align.rewards import LengthReward, Vader, columns, evaluate, logged
 from ppl_align.testing import Oracle
 
 BIASED = torch.tensor([0.3, -0.2, 0.5, 0.0])
@@ -71,7 +71,7 @@ def test_one_function_names_and_two_completions():
         x = completion("x", LM, "a", max_new_tokens=1)
         y = completion("y", LM, x, max_new_tokens=1)
         reward_funcs(length, x)
-        reward_funcs(["vader", Length(unit="characters"), length], y, prefix="y_", weights=[0.5, 1.0, 0.0])
+        reward_funcs(["vader", LengthReward(unit="characters"), length], y, prefix="y_", weights=[0.5, 1.0, 0.0])
 
     oracle = Oracle(program)
     assert list(oracle.rewards) == ["length", "y_vader", "y_length", "y_length_2"]
@@ -135,7 +135,7 @@ def test_a_plate_of_rows_has_a_plate_of_answers():
 
     p = torch.softmax(BIASED, -1).double()
     z = [1 + p[v] * (torch.tensor(1 / 0.25).exp() - 1) for v in (1, 2)]
-    assert float(Exact().run(program).log_evidence) == pytest.approx(float(torch.stack(z).log().sum()), abs=1e-6)
+    assert float(Enumeration().run(program).log_evidence) == pytest.approx(float(torch.stack(z).log().sum()), abs=1e-6)
 
 
 def test_a_latent_can_be_a_column():
@@ -150,7 +150,7 @@ def test_a_latent_can_be_a_column():
 
     p = torch.softmax(BIASED, -1).double()
     z = 0.5 * sum(1 + p[v] * (torch.tensor(2.0).double().exp() - 1) for v in (0, 1))
-    assert float(Exact().run(program).log_evidence) == pytest.approx(float(z.log()), abs=1e-6)
+    assert float(Enumeration().run(program).log_evidence) == pytest.approx(float(z.log()), abs=1e-6)
 
 
 def test_columns_are_part_of_what_is_remembered():
@@ -190,7 +190,7 @@ def test_a_run_asks_each_text_and_answer_once():
         x = completion("x", LM, "a", max_new_tokens=2)
         reward_funcs([counts, functools.partial(counts, other=1)], x, answer="b")
 
-    posterior = Exact().run(program)
+    posterior = Enumeration().run(program)
     assert len(asked) == 2 * len(set(asked)) == 2 * len(posterior.table())
 
 
@@ -236,7 +236,7 @@ def test_a_chat_and_a_text_of_the_same_ids_are_asked_about_apart():
 def test_rewards_of_texts_and_shipped_ones_do_not_care_about_chat():
     x = completion("x", LM, HELLO, max_new_tokens=3)
     assert float(evaluate("r", lambda texts: [float(len(t)) for t in texts], x)) == len(x.text)
-    assert float(evaluate("r", Length(unit="characters"), x)) == len(x.text)
+    assert float(evaluate("r", LengthReward(unit="characters"), x)) == len(x.text)
     assert float(evaluate("r", Vader(), x)) == 0.0
     with pytest.raises(RewardError, match=r"a completion is too: read completion\[0\]\['content'\]"):
         evaluate("r", lambda completions: [text.count("a") for text in [c.strip() for c in completions]], x)

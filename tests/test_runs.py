@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from ppl_align import SMC, Exact, ImportanceSampling, completion, environment, moment_constraint, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, completion, environment, moment_constraint, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import is_top_level, nested_run, on_run_end, remembered, run_memory
@@ -157,10 +157,10 @@ def test_what_an_agent_would_get_is_measured_for_the_users_run_only(caplog):
 
     with nested_run():
         assert not is_top_level()
-        pool = Exact().run(program)
+        pool = Enumeration().run(program)
     assert is_top_level()
     assert (pool.optimism, lines(caplog)) == (None, [])
-    run = Exact().run(program)
+    run = Enumeration().run(program)
     assert run.optimism is not None
     assert len(lines(caplog)) == 1
     assert torch.equal(run.log_weight, pool.log_weight)

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from ppl_align import (
     CallableLM,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Posterior,
     compare,
@@ -101,7 +101,7 @@ ENUMERABLE = ("plain", "categorical", "bernoulli", "afterwards", "tilted", "in_a
 
 @pytest.mark.parametrize("name", ENUMERABLE)
 def test_both_entropies_of_an_exact_run_are_of_its_completions(name: str) -> None:
-    found = compare({"exact": Exact().run(PROGRAMS[name]), "is": ImportanceSampling(64).run(PROGRAMS[name])})
+    found = compare({"exact": Enumeration().run(PROGRAMS[name]), "is": ImportanceSampling(64).run(PROGRAMS[name])})
     assert found.reference["posterior_entropy"] == pytest.approx(LAST, abs=1e-9)
     assert found.table["entropy_posterior"].tolist() == pytest.approx([LAST] * 2, abs=1e-9)
     assert found.table.loc["exact", "entropy"] == pytest.approx(LAST, abs=0.02)
@@ -142,7 +142,7 @@ def test_the_bound_holds_where_latent_and_text_are_one() -> None:
         prompts = Texts(["ab"[i] for i in k.reshape(-1).tolist()], tuple(k.shape))
         says(completion("x", loud, prompts, max_new_tokens=1).tokens)
 
-    for run in (Exact().run(program), ImportanceSampling(1000, 4).run(program)):
+    for run in (Enumeration().run(program), ImportanceSampling(1000, 4).run(program)):
         assert diversity.posterior_entropy(run) == pytest.approx(LAST, abs=0.04)
 
 
@@ -151,11 +151,11 @@ def test_without_a_completion_nothing_is_counted() -> None:
         k = pyro.sample("k", dist.Categorical(torch.ones(4, dtype=torch.float64)))
         reward("r", lambda value: (value == 1).double(), k)
 
-    found = compare({"exact": Exact().run(latents_only), "is": ImportanceSampling(64).run(latents_only)})
+    found = compare({"exact": Enumeration().run(latents_only), "is": ImportanceSampling(64).run(latents_only)})
     for column in ("entropy", "entropy_posterior", "distinct_completions"):
         assert found.table[column].isna().all(), column
     assert "distinct" not in str(found)
-    assert "distinct completions" not in Exact().run(latents_only).summary()
+    assert "distinct completions" not in Enumeration().run(latents_only).summary()
 
 
 def test_decisions_have_no_entropy_of_a_posterior() -> None:
@@ -181,13 +181,13 @@ def grouped(run: Posterior) -> float:
 
 @pytest.mark.parametrize("name", ENUMERABLE)
 def test_tables_agree(name: str) -> None:
-    run = Exact().run(PROGRAMS[name])
+    run = Enumeration().run(PROGRAMS[name])
     assert diversity.posterior_entropy(run) == pytest.approx(grouped(run), abs=1e-12)
 
 
 def test_equal_weight_draws_do_not_keep_step_with_the_order_of_a_table() -> None:
     """100 draws from fifty pairs (k, x) in order: a comb of 100 teeth would meet the same x of every pair."""
-    exact = Exact().run(categorical)
+    exact = Enumeration().run(categorical)
     shares = [float(exact.draws(100, seed=seed)["r"].mean()) for seed in range(40)]
     assert sum(shares) / 40 == pytest.approx(0.75, abs=4 * 0.043 / math.sqrt(40))
     assert max(abs(share - 0.75) for share in shares) < 4.5 * 0.043  # the spread of independent draws

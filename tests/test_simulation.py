@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.engines.base import Engine
 from ppl_align.testing.calibration import calibrate
@@ -71,7 +71,9 @@ def test_what_cannot_be_simulated(model, says):
 
 
 @pytest.mark.parametrize("model", [suffix, label])
-@pytest.mark.parametrize("engine", [Exact(), Rejection(20, 1, num_pilot=32, max_draws=10**6)], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "engine", [Enumeration(), Rejection(20, 1, num_pilot=32, max_draws=10**6)], ids=lambda e: e.name
+)
 def test_calibration_of_engines_with_exact_draws(engine, model):
     found = calibrate(engine, model, num_simulations=100, seed=SEED)
     assert {"log_prior", "log_likelihood", "length"} == set(found.ranks)
@@ -80,7 +82,7 @@ def test_calibration_of_engines_with_exact_draws(engine, model):
     assert f"length {found.p_values['length']:.2g}" in str(found)
 
 
-class Overconfident(Exact):
+class Overconfident(Enumeration):
     """A wrong engine: it counts the likelihood three times."""
 
     def _infer(self, task):
@@ -112,6 +114,6 @@ def test_rewards_are_no_data():
 
 @pytest.mark.filterwarnings("ignore")  # ArviZ's own
 def test_arviz_draws_it(tmp_path):
-    figure = calibrate(Exact(), label, num_simulations=40, seed=SEED).plot()
+    figure = calibrate(Enumeration(), label, num_simulations=40, seed=SEED).plot()
     figure.savefig(tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").stat().st_size > 5000

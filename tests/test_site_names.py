@@ -16,10 +16,10 @@ from ppl_align import (
     Completion,
     Contains,
     Engine,
-    Exact,
+    Enumeration,
     ImportanceSampling,
-    Nested,
     Rejection,
+    TreePlanner,
     completion,
     constrain,
     environment,
@@ -46,7 +46,7 @@ SITES: dict[str, Site] = {
     "an observation": lambda name, x: label(name, torch.zeros(()), 1),
     "a factor": lambda name, x: pyro.factor(name, torch.zeros(())),
 }
-ENGINES = [ImportanceSampling(4, 2), SMC(4, 2), SVI(num_steps=2), Exact(), Rejection(4, 2), Nested()]
+ENGINES = [ImportanceSampling(4, 2), SMC(4, 2), SVI(num_steps=2), Enumeration(), Rejection(4, 2), TreePlanner()]
 
 
 def called(first: Site, second: Site, *names: str) -> Callable[[], None]:

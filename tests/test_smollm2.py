@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ppl_align import SMC, CausalLM, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, CausalLM, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import PromptError, WeightsNotFound
 from ppl_align.engines.rerun import undeclared as steadiness
 from ppl_align.engines.smc.schedule import ends_sentence, starts_word
@@ -57,7 +57,7 @@ def test_one_new_token_is_enumerable(smollm2: CausalLM):
         x = completion("x", smollm2, "The movie was really", max_new_tokens=1)
         reward("good", lambda t: good[t[..., 0]].double(), x.tokens, beta=0.4)
 
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     assert exact.cost.lm_forwards == 1
     assert exact.cost.lm_tokens == 0
     assert exact.log_weight.shape == (1, 49_152)

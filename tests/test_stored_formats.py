@@ -56,7 +56,7 @@ def test_it_says_what_it_said(path: Path) -> None:
         assert bool((run.scales[reward] == float(scale)).all())
     for column, amount in said["cost"].items():
         assert getattr(run.cost, column) == amount
-    believes = None if run.optimism is None else {name: e.value for name, e in run.optimism.believes.items()}
+    believes = None if run.optimism is None else {name: e.value for name, e in run.optimism.posterior_mean.items()}
     assert believes is None if said["optimism"] is None else believes == pytest.approx(said["optimism"])
     table = run.table()
     assert len(table) == said["rows"]

@@ -23,7 +23,7 @@ from strict_programs import (
 from ppl_align import (
     SMC,
     SVI,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Posterior,
     Rejection,
@@ -42,7 +42,7 @@ from ppl_align.testing.programs import EOS, FIXED, STEP, count_score
 
 def by_hand(weights, lm, prompt, length, score):
     """log Z, E[r] and P(z | reward) by sums over (z, x)."""
-    run = Exact().run(lambda: completion("x", lm, prompt, max_new_tokens=length))
+    run = Enumeration().run(lambda: completion("x", lm, prompt, max_new_tokens=length))
     log_p, tokens = run.log_prior["x"][0], run.particles["x"].tokens[0]
     r = score(tokens).double()
     joint = SHARES.double().log()[:, None] + log_p + weights.double()[:, None] * r
@@ -60,7 +60,7 @@ def by_hand(weights, lm, prompt, length, score):
 )
 def test_enumeration_is_the_sum_by_hand(program, answer):
     log_z, mean, strictness = answer()
-    run = Exact().run(program)
+    run = Enumeration().run(program)
     assert float(run.log_evidence) == pytest.approx(log_z, abs=1e-6)
     assert run.mean("r").value == pytest.approx(mean, abs=1e-6)  # unweighted
     for k in range(3):
@@ -73,10 +73,10 @@ def test_enumeration_is_the_sum_by_hand(program, answer):
 
 
 def test_critics_of_one_text_by_hand():
-    run = Exact().run(lambda: completion("x", FIXED, [0], max_new_tokens=3))
+    run = Enumeration().run(lambda: completion("x", FIXED, [0], max_new_tokens=3))
     r = count_score(run.particles["x"].tokens[0])
     each = (SHARES.double().log() + 0.4 * WEIGHTS.double() * r[:, None]).logsumexp(1)
-    exact = Exact().run(critics_of_one_text)
+    exact = Enumeration().run(critics_of_one_text)
     assert float(exact.log_evidence) == pytest.approx(float((run.log_prior["x"][0] + 2 * each).logsumexp(0)), abs=1e-6)
     torch.testing.assert_close(exact.scales["r"], 0.4 * WEIGHTS.double()[exact.particles["z"]].mean(-1))
 
@@ -84,7 +84,7 @@ def test_critics_of_one_text_by_hand():
 @pytest.mark.parametrize(
     "engine",
     [
-        Exact(),
+        Enumeration(),
         ImportanceSampling(32),
         SMC(32, twist="prefix", ess_threshold=0.9),
         SVI(num_steps=2, num_particles=32),
@@ -103,7 +103,7 @@ def test_a_continuous_strictness_by_quadrature():
         x = completion("x", FIXED, [0], max_new_tokens=2)
         reward("kind", lambda t: count_score(t) - 2 * STEP, x.tokens, weight=strictness, upper=0.0)
 
-    run = Exact().run(lambda: completion("x", FIXED, [0], max_new_tokens=2))
+    run = Enumeration().run(lambda: completion("x", FIXED, [0], max_new_tokens=2))
     log_p, r = run.log_prior["x"][0], count_score(run.particles["x"].tokens[0]) - 2 * STEP
     # E exp(s r) for s ~ Gamma(2, 1) is (1 - r)^-2, and E[s exp(s r)] its derivative 2 (1 - r)^-3
     log_z = (log_p - 2 * (1 - r).log()).logsumexp(0)
@@ -190,20 +190,20 @@ def test_runs_are_compared_by_the_scales_of_the_draws_they_share():
         program.__name__ = "program"
         return program
 
-    exact = Exact().run(with_weights(WEIGHTS))
+    exact = Enumeration().run(with_weights(WEIGHTS))
     # a run that happened to draw one strictness only is still a run of the same target
     few = [ImportanceSampling(2, 1).run(with_weights(WEIGHTS), seed=s) for s in range(4)]
     assert any(len(run.scales["r"].unique()) == 1 for run in few)
     for run in few:
         compare({"exact": exact, "few": run})
     with pytest.raises(InputError, match=r"different targets.*nats per unit of 'r' for one draw"):
-        compare({"exact": exact, "other": Exact().run(with_weights(2 * WEIGHTS))})
+        compare({"exact": exact, "other": Enumeration().run(with_weights(2 * WEIGHTS))})
     with pytest.raises(InputError, match="different targets"):
-        compare({"exact": exact, "other": Exact().run(with_weights(torch.tensor(0.9)))})
+        compare({"exact": exact, "other": Enumeration().run(with_weights(torch.tensor(0.9)))})
 
 
 def test_inspect_and_lints_follow():
-    truth = Exact().run(weight_of_a_latent)
+    truth = Enumeration().run(weight_of_a_latent)
     found = inspect(weight_of_a_latent, num_draws=2000, seed=SEED)
     value, error = found.written.rewards["r"]
     assert abs(value - truth.mean("r").value) < 4.5 * error

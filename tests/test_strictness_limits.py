@@ -14,7 +14,7 @@ from strict_programs import SHARES, SIGNED, WEIGHTS, rejects, weight_of_a_latent
 from ppl_align import (
     SMC,
     SVI,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     Rejection,
     completion,
@@ -42,7 +42,7 @@ def judged(draw, upper=2 * STEP, **options):
 
 def test_the_bound_is_the_largest_over_the_latents():
     """log Zhat = B + log acceptance: a wrong B is a wrong log Z. The weights of one draw are all equal."""
-    truth = Exact().run(weight_of_a_latent)
+    truth = Enumeration().run(weight_of_a_latent)
     run = Rejection(32, 40, max_draws=10**6).run(weight_of_a_latent, seed=SEED)
     ratio = (run.log_evidence - truth.log_evidence).exp()
     assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / math.sqrt(40)
@@ -94,7 +94,7 @@ def test_a_weight_that_the_text_decides_is_refused():
 
     with pytest.raises(InputError, match=r"reward 'kind': its weight .* depends on a text"):
         Rejection(64).run(program)
-    assert math.isfinite(float(Exact().run(program).log_evidence))
+    assert math.isfinite(float(Enumeration().run(program).log_evidence))
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_beta_that_is_not_positive_is_refused(low):
         x = completion("x", FIXED, [0], max_new_tokens=2)
         reward("kind", count_score, x.tokens, beta=torch.tensor([low, 1.0, 2.0])[z])
 
-    for engine in (Exact(), ImportanceSampling(64), SMC(64, twist="prefix"), SVI(num_steps=1)):
+    for engine in (Enumeration(), ImportanceSampling(64), SMC(64, twist="prefix"), SVI(num_steps=1)):
         with pytest.raises(InputError, match="reward 'kind': beta must be positive and finite"):
             engine.run(program)
 
@@ -146,11 +146,11 @@ def test_a_rejection_under_a_negative_weight_is_refused():
         reward("r", lambda t: torch.where(t[..., 0] == 0, -torch.inf, 0.0), x.tokens, weight=SIGNED[z])
 
     with pytest.raises(RewardError, match=r"reward 'r' rejects \(-inf\), and weight=-0.6"):
-        Exact().run(program)
+        Enumeration().run(program)
 
 
 def test_a_weight_of_zero_silences_a_rejection():
-    run = Exact().run(rejects)
+    run = Enumeration().run(rejects)
     silent = run.particles["z"] == 0
     assert bool((run.factors["has a 2"][silent] == 0).all())
     assert bool(run.factors["has a 2"][~silent].isneginf().any())
@@ -172,7 +172,9 @@ def test_several_trl_rewards_have_weights_of_their_own():
         x = completion("x", FIXED, [0], max_new_tokens=2)
         pyro.factor("f", (WEIGHTS[z] ** 2 + 0.5 * WEIGHTS[z]) * (x.tokens == 1).sum(-1))
 
-    torch.testing.assert_close(Exact().run(program).log_evidence, Exact().run(by_hand).log_evidence, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        Enumeration().run(program).log_evidence, Enumeration().run(by_hand).log_evidence, rtol=0, atol=1e-6
+    )
 
 
 def test_the_chain_oracle_wants_one_weight():
@@ -187,6 +189,8 @@ def test_the_chain_oracle_wants_one_weight():
         weight = 1.0 + (x.tokens == 1).sum(-1) if drawn else torch.tensor(0.5)
         reward("r", TokenSum(torch.tensor([0.0, 1.0, -1.0])), x.tokens, weight=weight)
 
-    assert ChainOracle(program, False).log_evidence == pytest.approx(float(Exact().run(program, False).log_evidence))
+    assert ChainOracle(program, False).log_evidence == pytest.approx(
+        float(Enumeration().run(program, False).log_evidence)
+    )
     with pytest.raises(ModelError, match="'r' has a weight or beta that differs"):
         ChainOracle(program, True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import SVI, Exact, MarkovLM, completion, reward
+from ppl_align import SVI, Enumeration, MarkovLM, completion, reward
 from ppl_align.core.errors import ModelError
 
 LM = MarkovLM(torch.tensor([[0.2, 0.5, -0.4], [0.1, -0.7, 0.6], [-0.3, 0.9, 0.0]], dtype=torch.float64))
@@ -26,7 +26,7 @@ def model(subsample_size=None):
 
 def test_the_weights_are_those_of_the_whole_plate():
     """Zhat is unbiased for the evidence of the full program, which a subsample's likelihood would not be."""
-    exact = Exact().run(model)
+    exact = Enumeration().run(model)
     run = SVI(num_steps=40, num_particles=64, num_replicates=40).run(model, 2, seed=SEED)
     ones = (run.particles["x"].tokens == 1).sum(-1).double()
     expected = dist.Normal(ones[..., None], 1.5).log_prob(DATA).sum(-1)
@@ -65,7 +65,7 @@ def test_a_guide_of_your_own():
         pyro.sample("z", dist.Bernoulli(p))
         completion("x", LM, [0], max_new_tokens=2)
 
-    exact = Exact().run(model)
+    exact = Enumeration().run(model)
     run = SVI(num_steps=5, num_particles=64, num_replicates=20, guide=guide).run(model, 3, seed=SEED)
     ratio = (run.log_evidence - exact.log_evidence).exp()
     assert abs(float(ratio.mean()) - 1) < 4.5 * float(ratio.std()) / 20**0.5

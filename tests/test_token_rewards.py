@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_align import SMC, Exact, MarkovLM, completion, reward
+from ppl_align import SMC, Enumeration, MarkovLM, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.rewards import Accepts, Automaton, LastToken, TokenSum, evaluate
 from ppl_align.tokens.regex import regex_characters
@@ -90,7 +90,7 @@ def test_every_engine_can_ask_them() -> None:
         reward("sum", lambda t: ((t == 1) + 0.5 * ((t == 2) & (ended == 1))).sum(-1), x.tokens, beta=0.7)
         reward("has", lambda t: torch.where((t == 1).any(-1), 0.0, -torch.inf), x.tokens)
 
-    assert torch.equal(Exact().run(model).log_weight, Exact().run(by_hand).log_weight)
+    assert torch.equal(Enumeration().run(model).log_weight, Enumeration().run(by_hand).log_weight)
     steered = SMC(num_particles=64, num_replicates=2, twist="prefix").run(model)
     assert bool((steered.rewards["has"] == 0).any())
 
@@ -227,7 +227,7 @@ def test_a_pattern_on_tokens_and_on_the_text_give_the_same_posterior() -> None:
         x = completion("x", lm, [], max_new_tokens=3, stop="_")
         reward("r", lambda texts: [0.0 if re.fullmatch(r"[ab]+(_\.)?", text) else -2.0 for text in texts], x)
 
-    one, other = Exact().run(on_tokens), Exact().run(on_text)
+    one, other = Enumeration().run(on_tokens), Enumeration().run(on_text)
     assert torch.equal(one.rewards["r"], other.rewards["r"])
     assert set(one.rewards["r"].unique().tolist()) == {0.0, -2.0}
 

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ppl_align import CausalLM, Contains, Exact, MarkovLM, Mixture, completion, constrain, reward
+from ppl_align import CausalLM, Contains, Enumeration, MarkovLM, Mixture, completion, constrain, reward
 from ppl_align.core.errors import InputError, PromptError, WeightsNotFound
 from ppl_align.lints import lint
 from ppl_align.lm.completions import Completion
@@ -119,7 +119,7 @@ def test_strings_mean_the_text_that_goes_on():
         x = completion("x", lm, "The movie", 2)
         reward("r", lambda texts: [0.0 if " was" in text else float("-inf") for text in texts], x)
 
-    one, other = (Exact().run(program).log_evidence.item() for program in (constrained, rewarded))
+    one, other = (Enumeration().run(program).log_evidence.item() for program in (constrained, rewarded))
     assert one == pytest.approx(other, abs=1e-6)
 
 
@@ -287,7 +287,7 @@ def test_a_folder_is_a_reward(tmp_path, monkeypatch):
     def program():
         reward("r", "my_rm", completion("x", toy, [], 1))
 
-    assert Exact().run(program).log_evidence.isfinite().all()
+    assert Enumeration().run(program).log_evidence.isfinite().all()
     with pytest.raises(InputError, match="one output"):
         load_classifier("my_rm", label="POSITIVE")
 

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from ppl_align import CallableLM, Exact, completion, reward, reward_funcs
+from ppl_align import CallableLM, Enumeration, completion, reward, reward_funcs
 from ppl_align.core.errors import RewardError
 from ppl_align.rewards import chat, logged
 from ppl_align.testing import Oracle
@@ -94,7 +94,7 @@ def agree(funcs, prompt, columns, *, weights=None, tokenizers=None, names=None, 
         torch.testing.assert_close(oracle.rewards[name], says[:, i], rtol=1e-6, atol=1e-6, equal_nan=True)
     r = (says * torch.tensor(weights or [1.0] * len(funcs))).nansum(-1)
     log_evidence = (oracle.log_prior + r / BETA).logsumexp(0)
-    assert float(Exact().run(program).log_evidence) == pytest.approx(float(log_evidence), abs=1e-6)
+    assert float(Enumeration().run(program).log_evidence) == pytest.approx(float(log_evidence), abs=1e-6)
     return oracle, says, self
 
 

@@ -10,12 +10,12 @@ import torch
 from oracles import canonical_sequences
 from test_guides import check_unbiased, make_guide
 
-from ppl_align import SMC, SVI, Exact, ImportanceSampling, MarkovLM, Product, completion, constrain, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, MarkovLM, Product, completion, constrain, reward
 from ppl_align.constraints import Regex
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
-from ppl_align.engines.conditional import Conditional
+from ppl_align.engines.conditional import ConditionalSMC
 from ppl_align.engines.svi.elbo import LeaveOneOutELBO
 from ppl_align.lm.decoding import Population
 from ppl_align.lm.warp import Warp
@@ -53,7 +53,7 @@ def every(lm, length):
 )
 def test_another_lm_proposes_all_that_the_prior_can_write(engine, name):
     program = cut(EOS, [], 3, CUTS[name])
-    z, spread = evidence_z(engine.run(program, seed=1), Exact().run(program).log_evidence.item())
+    z, spread = evidence_z(engine.run(program, seed=1), Enumeration().run(program).log_evidence.item())
     assert abs(z) < Z
     assert spread < MAX_SPREAD
 
@@ -67,7 +67,7 @@ def test_a_constraint_on_top_of_it(pattern, proposal):
         constrain("c", Regex(pattern), x)
         reward("r", count_score, x.tokens)
 
-    exact = Exact().run(program).log_evidence.item()
+    exact = Enumeration().run(program).log_evidence.item()
     z, spread = evidence_z(ImportanceSampling(32, 300, proposal=proposal).run(program, seed=3), exact)
     assert abs(z) < Z
     assert spread < MAX_SPREAD
@@ -157,7 +157,7 @@ def test_the_prior_is_read_once_in_training(tiny_llama):
 @pytest.mark.parametrize("steps", [2, pytest.param(40, marks=pytest.mark.statistical)])
 def test_a_trained_lora_guide_is_weighed_honestly(steps, name, tiny_llama):
     program = cut(tiny_llama, [5, 0], 3, CUTS[name])
-    exact = Exact().run(program)
+    exact = Enumeration().run(program)
     run = SVI(steps, 16, 200, guide="lora", learning_rate=0.01).run(program, seed=0)
     tokens = exact.completions["x"].tokens[0]
     source = tiny_llama.completion([5, 0], 3, **CUTS[name]).expand([len(tokens)])
@@ -174,8 +174,8 @@ def test_a_trained_lora_guide_is_weighed_honestly(steps, name, tiny_llama):
 def test_an_exact_draw_can_be_retained():
     """Conditional SMC scores the draw it retains under q: -inf there would be a particle of infinite weight."""
     program = cut(EOS, [], 3, CUTS["top_p"])
-    exact = Exact().run(program)
-    run = Conditional(ImportanceSampling(16, 300, proposal=OTHER), exact).run(program, seed=2)
+    exact = Enumeration().run(program)
+    run = ConditionalSMC(ImportanceSampling(16, 300, proposal=OTHER), exact).run(program, seed=2)
     assert bool(run.log_weight.isfinite().all())
     inverse = (exact.log_evidence.item() - run.log_evidence).exp()  # E[1 / Zhat_c] = 1 / Z
     assert abs(float(mean_z(inverse, 1.0))) < Z

@@ -19,12 +19,12 @@ from ppl_align import (
     SVI,
     Completion,
     Engine,
-    Exact,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
-    Nested,
     Regex,
     Rejection,
+    TreePlanner,
     completion,
     constrain,
     environment,
@@ -88,15 +88,15 @@ ENGINES = [
     SMC(num_particles=16, num_replicates=2),
     Rejection(4, 2),
     SVI(num_steps=2),
-    Exact(),
-    Nested(),
+    Enumeration(),
+    TreePlanner(),
 ]
 
 
 def program(source: Source, thing: Thing) -> Callable[[], None]:
     def model() -> None:
         x = completion("x", HOST, " hm", max_new_tokens=2)
-        environment("luck", dist.Categorical(torch.ones(2)))  # Nested wants a world
+        environment("luck", dist.Categorical(torch.ones(2)))  # TreePlanner wants a world
         thing(source(), x)
         reward("known", flat, x, beta=9.0, weight=-1.0, lower=0.0, upper=9.0)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_undeclared_randomness import HOST
 
-from ppl_align import SMC, Exact, ImportanceSampling, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.lints import lint
 from ppl_align.rewards import Vader, each
 from ppl_align.rewards.signs import may_vary
@@ -127,7 +127,7 @@ def test_a_steady_one_is_asked_once_a_text(kind):
     assert not any("two ways" in line for line in posterior.warnings)
 
 
-@pytest.mark.parametrize("engine", [Exact(), SMC(16, num_replicates=2, twist="prefix")], ids=lambda e: e.name)
+@pytest.mark.parametrize("engine", [Enumeration(), SMC(16, num_replicates=2, twist="prefix")], ids=lambda e: e.name)
 def test_each_text_is_asked_about_once_whatever_it_answers(engine):
     """A judge that has its price: also where a prefix is judged at every token, and by the pools of a run."""
     asked = []

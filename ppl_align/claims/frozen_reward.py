@@ -38,7 +38,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import Exact, ImportanceSampling, MarkovLM, completion, reward
+from ppl_align import Enumeration, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import ProgramGuide
@@ -173,14 +173,14 @@ def below(found: Findings, what: str, smaller: Tensor, larger: Tensor) -> None:
 
 
 def check_parts(found: Findings, texts: Summaries) -> None:
-    """The pieces against the library: the tilt against Exact, Laplace against importance sampling."""
+    """The pieces against the library: the tilt against Enumeration, Laplace against importance sampling."""
     gold = GOLD.expand(1, 3)
     d = texts.compare(texts.log_prior, LABELS, gold)
     m, cov = laplace(d)
     log_q, scale = texts.tilt(m @ texts.x.T, 4.0)
-    run = Exact().run(summary, 1 / float(scale), m[0])
+    run = Enumeration().run(summary, 1 / float(scale), m[0])
     value = run.mean(lambda particles: features(particles["summary"].tokens) @ GOLD).value
-    found.equal("tilt at KL = 4 by its features: Exact, E[gold]", (log_q.exp() * (texts.x @ GOLD)).sum(), value)
+    found.equal("tilt at KL = 4 by its features: Enumeration, E[gold]", (log_q.exp() * (texts.x @ GOLD)).sum(), value)
 
     def gaussian(differences: Tensor) -> None:
         pyro.sample("weights", dist.MultivariateNormal(m[0], cov[0]))

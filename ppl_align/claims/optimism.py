@@ -178,9 +178,9 @@ def general(found: Findings, trial: int) -> None:
     policy, best = turns.soft_bellman()
     found.equal(f"{name}: KL(trained||backward induction)", kl_divergence(trained, turns.play(policy)), 0.0)
     averaged = Oracle(sober, beta, lm, luck, pay)
-    found.equal(f"{name}: Exact, mean reward: its log Z", averaged.log_evidence, best)
+    found.equal(f"{name}: Enumeration, mean reward: its log Z", averaged.log_evidence, best)
     agents = policy["action"].reshape(4, 3)[:, 0]
-    found.equal(f"{name}: Exact, mean reward: KL to the agent", kl_divergence(averaged.log_target, agents), 0.0)
+    found.equal(f"{name}: Enumeration, mean reward: KL to the agent", kl_divergence(averaged.log_target, agents), 0.0)
     r, p = pay / beta, luck.exp()
     bonus = torch.logsumexp(luck + r - (p * r).sum(-1, keepdim=True), -1)
     odds = (conditioning["action"] - policy["action"]).reshape(4, 3)[:, 0]

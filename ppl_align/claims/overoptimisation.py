@@ -37,7 +37,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import CallableLM, Exact, ImportanceSampling, Posterior, completion, reward
+from ppl_align import CallableLM, Enumeration, ImportanceSampling, Posterior, completion, reward
 from ppl_align.claims._mixture import JUDGE, SCORES, Judge, Potential, Support, answer, closed_form, graded
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
@@ -85,9 +85,9 @@ def check_engines(found: Findings, texts: Support) -> None:
     """The grid against formulas, and against draws from the continuous program."""
     everywhere = 1 + JUDGE.error**2
     for scale in (0.3, 1.0):
-        run = Exact().run(answer, 1 / scale)
+        run = Enumeration().run(answer, 1 / scale)
         kl, gold = closed_form(scale, torch.ones(2), everywhere)
-        found.equal(f"raw, beta={1 / scale:.3g}: Exact, E[gold] = closed form", _gold(run), gold)
+        found.equal(f"raw, beta={1 / scale:.3g}: Enumeration, E[gold] = closed form", _gold(run), gold)
         found.equal(f"raw, beta={1 / scale:.3g}: KL = closed form", texts.seen(scale * texts.score)[0], kl)
     run = ImportanceSampling(4000).run(graded, 1 / 0.3, seed=found.seed)
     found.agrees("raw, beta=3.33: ImportanceSampling, E[gold]", *run.mean("gold"), texts.seen(0.3 * texts.score)[1])

@@ -35,7 +35,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import Exact, ImportanceSampling, completion, reward
+from ppl_align import Enumeration, ImportanceSampling, completion, reward
 from ppl_align.claims._mixture import JUDGE, Judge, Support
 from ppl_align.claims._toys import CRITIC, praise
 from ppl_align.claims.drawing import GREY, PALETTE, draw
@@ -164,9 +164,9 @@ def reviews(found: Findings) -> None:
         best = path.best(CAP)
         covariance(found, name, path, best)
         floor(found, name, path, 2.0)
-        runs = {k: Exact().run(review, 1 / k, exploit) for k in (best, 3 * best)}
+        runs = {k: Enumeration().run(review, 1 / k, exploit) for k in (best, 3 * best)}
         gold = {k: run.mean("praise").value - 2 * run.mean("very very").value for k, run in runs.items()}
-        found.equal(f"{name}: Exact at the best beta, E[gold]", gold[best], path.seen(best)[1])
+        found.equal(f"{name}: Enumeration at the best beta, E[gold]", gold[best], path.seen(best)[1])
         found.less(f"{name}: at a third of it, gold < the prior's", gold[3 * best], path.seen(0.0)[1])
         flat = Path(torch.zeros_like(path.log_prior), path.r, path.gold)
         found.less(f"{name}: at a third, without the prior", flat.seen(3 * best)[1], gold[3 * best])

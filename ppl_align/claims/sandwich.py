@@ -47,7 +47,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import SMC, CallableLM, Conditional, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
+from ppl_align import SMC, CallableLM, ConditionalSMC, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
 from ppl_align.claims._evidence import STAYS, importance, two_steps
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
 from ppl_align.claims.drawing import GREY, PALETTE, draw
@@ -197,7 +197,7 @@ def wrong_way(found: Findings) -> None:
 
     def inverse(program: Any, *args: Any) -> tuple[Tensor, Tensor]:
         oracle = Oracle(program, *args)
-        run = Conditional(engine, oracle.sample(1, 60_000, seed=found.seed)).run(program, *args, seed=found.seed)
+        run = ConditionalSMC(engine, oracle.sample(1, 60_000, seed=found.seed)).run(program, *args, seed=found.seed)
         return mean_error((oracle.log_evidence - run.log_evidence).exp())
 
     found.agrees("two coins, the engine: E[Z/Zhat_c]", *inverse(coins, 2, 20), 1.0)
@@ -207,7 +207,9 @@ def wrong_way(found: Findings) -> None:
         found.greater("and that is not 1", mean, 1.0, error)
         found.agrees("independent tokens, the same: nothing to see", *inverse(heads), 1.0)
     oracle = Oracle(strict)
-    run = Conditional(ImportanceSampling(2, 8000), oracle.sample(1, 8000, seed=found.seed)).run(strict, seed=found.seed)
+    run = ConditionalSMC(ImportanceSampling(2, 8000), oracle.sample(1, 8000, seed=found.seed)).run(
+        strict, seed=found.seed
+    )
     alive = 1 - (1 - math.exp(oracle.log_evidence)) ** 2
     found.agrees("rejections, IS(2): E[Z/Zhat_c] = P(Zhat > 0)",
                  *mean_error((oracle.log_evidence - run.log_evidence).exp()), alive)  # fmt: skip
@@ -218,14 +220,14 @@ def one_draw_each(found: Findings, oracle: Oracle) -> None:
     engine, means, stated = ImportanceSampling(4, 100), [], []
     for k in range(60):
         exact = oracle.sample(1, 1, seed=1000 * found.seed + k)
-        shared = Conditional(engine, exact.take(torch.zeros(100, 1, dtype=torch.long), draws_are_exact=True))
+        shared = ConditionalSMC(engine, exact.take(torch.zeros(100, 1, dtype=torch.long), draws_are_exact=True))
         mean, error = mean_error(shared.run(ramble, seed=1000 * found.seed + k).log_evidence)
         means.append(mean)
         stated.append(error)
     ratio = float(torch.stack(means).std() / torch.stack(stated).mean())
     found.holds("one shared draw: true error over stated error is above 3", ratio > 3, f"{ratio:.1f}")
     try:
-        Conditional(engine, oracle.sample(1, 99)).run(ramble)
+        ConditionalSMC(engine, oracle.sample(1, 99)).run(ramble)
         refused = False
     except InputError:
         refused = True
@@ -242,7 +244,7 @@ def endings(found: Findings) -> None:
     exact = math.sqrt((sum(squares) - shared**2) / len(excess))
     found.agrees("simulated: E[log Zhat_c - log Z], N=1: mutual information", sum(excess) / len(excess), exact, shared)
     for kept, what in ((1, "above log Z, draws for this ending"), (0, "below log Z, draws for another one")):
-        engine = Conditional(ImportanceSampling(2, 2000), oracles[kept].sample(1, 2000, seed=found.seed))
+        engine = ConditionalSMC(ImportanceSampling(2, 2000), oracles[kept].sample(1, 2000, seed=found.seed))
         mean, error = mean_error(engine.run(infill, [1], seed=found.seed).log_evidence)
         compare = found.greater if kept else found.less
         compare(f"infill: E[log Zhat_c] {what}", mean, oracles[1].log_evidence, error)

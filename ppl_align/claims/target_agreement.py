@@ -36,14 +36,14 @@ from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
-from ppl_align import SMC, SVI, Engine, Exact, ImportanceSampling, Rejection, choose, completion, reward
+from ppl_align import SMC, SVI, Engine, Enumeration, ImportanceSampling, Rejection, choose, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER, praise
 from ppl_align.claims.drawing import GREY, PALETTE, draw
 from ppl_align.claims.findings import Findings
 from ppl_align.posterior import evidence
 
 ENGINES: dict[str, Engine] = {
-    "exact": Exact(),
+    "exact": Enumeration(),
     "importance": ImportanceSampling(200, 40),
     "smc": SMC(200, 40, twist="prefix", ess_threshold=0.9),
     "svi": SVI(num_steps=20, num_particles=64, num_replicates=125, guide="table"),

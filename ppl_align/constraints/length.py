@@ -36,15 +36,15 @@ Move = tuple[int, int]  # words that begin, the state afterwards
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length(Constraint):
+class LengthLimit(Constraint):
     """The completion has so many tokens (EOS not counted) and so many words (as ``text.split()`` counts them).
 
     Bounds are inclusive; None leaves one open. For characters: ``Regex("(?s).{10,200}")``.
 
     Raises ``InputError`` for bounds that are negative, cross each other, or are not given at all.
 
-    >>> Length(min_words=3, max_words=5)
-    Length(min_words=3, max_words=5)
+    >>> LengthLimit(min_words=3, max_words=5)
+    LengthLimit(min_words=3, max_words=5)
     """
 
     min_tokens: int | None = None
@@ -55,18 +55,18 @@ class Length(Constraint):
     def __post_init__(self) -> None:
         given = {name: bound for name, bound in vars(self).items() if bound is not None}
         if not given:
-            raise InputError("Length needs a bound: min_tokens=, max_tokens=, min_words= or max_words=")
+            raise InputError("LengthLimit needs a bound: min_tokens=, max_tokens=, min_words= or max_words=")
         for name, bound in given.items():
             if isinstance(bound, bool) or not isinstance(bound, int) or bound < 0:
-                raise InputError(f"Length: {name} must be a number of {name[4:]}, at least 0, got {bound!r}")
+                raise InputError(f"LengthLimit: {name} must be a number of {name[4:]}, at least 0, got {bound!r}")
         for unit in ("tokens", "words"):
             low, high = given.get(f"min_{unit}", 0), given.get(f"max_{unit}")
             if high is not None and low > high:
-                raise InputError(f"Length: min_{unit}={low} is more than max_{unit}={high}: no text is both")
+                raise InputError(f"LengthLimit: min_{unit}={low} is more than max_{unit}={high}: no text is both")
 
     def __repr__(self) -> str:
         given = {f.name: getattr(self, f.name) for f in fields(self)}
-        return f"Length({', '.join(f'{name}={bound}' for name, bound in given.items() if bound is not None)})"
+        return f"LengthLimit({', '.join(f'{name}={bound}' for name, bound in given.items() if bound is not None)})"
 
     def compile(self, lm: LM) -> LengthMatcher:
         return LengthMatcher(self, lm)
@@ -79,7 +79,7 @@ class LengthMatcher(Matcher):
     ``moves``   by kind and state: how many words begin, and the state afterwards
     ``ends``    by state: does the end of the text begin a word?"""
 
-    def __init__(self, bounds: Length, lm: LM) -> None:
+    def __init__(self, bounds: LengthLimit, lm: LM) -> None:
         self.bounds, self.eos_ids = bounds, lm.eos_ids
         self.low, self.high = bounds.min_words or 0, bounds.max_words
         words = _nothing(lm) if bounds.min_words is None and bounds.max_words is None else _words_of(lm)

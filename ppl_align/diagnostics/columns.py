@@ -94,7 +94,7 @@ COLUMNS = (
         "decision_value",
         "J",
         ANSWER,
-        "E[log-likelihood] - KL(policy||p0) with the world as it is, nats: what SVI and Nested maximise",
+        "E[log-likelihood] - KL(policy||p0) with the world as it is, nats: what SVI and TreePlanner maximise",
         number(3),
         error="decision_value_error",
     ),

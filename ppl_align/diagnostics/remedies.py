@@ -91,4 +91,4 @@ def what_would_confirm(decided: Mapping[str, Posterior]) -> str:
     episodes = decisions.lacking(decided[leader])
     if episodes is not None:
         return f"About {episodes:,} episodes of {leader} would tell its J: raise num_particles."
-    return "Another engine that decides (SVI, Nested) would confirm it."
+    return "Another engine that decides (SVI, TreePlanner) would confirm it."

@@ -1,9 +1,12 @@
 """Inference engines, one algorithm per file."""
 
+from typing import Any
+
+from ppl_align.core.deprecation import deprecated
 from ppl_align.engines.base import Engine
-from ppl_align.engines.conditional import Bounds, Conditional, evidence_bounds
-from ppl_align.engines.enumeration import Exact
-from ppl_align.engines.environment.tree_planner import Nested
+from ppl_align.engines.conditional import Bounds, ConditionalSMC, evidence_bounds
+from ppl_align.engines.enumeration import Enumeration
+from ppl_align.engines.environment.tree_planner import TreePlanner
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.rejection.rejection import Rejection
 from ppl_align.engines.smc import SMC
@@ -14,13 +17,22 @@ __all__ = [
     "SMC",
     "SVI",
     "Bounds",
-    "Conditional",
+    "ConditionalSMC",
     "Engine",
-    "Exact",
+    "Enumeration",
     "ImportanceSampling",
     "LookAhead",
-    "Nested",
     "Rejection",
+    "TreePlanner",
     "evidence_bounds",
     "look_ahead",
 ]
+
+_RENAMED = {"Conditional": "ConditionalSMC", "Exact": "Enumeration", "Nested": "TreePlanner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    deprecated(f"ppl_align.engines.{name}", _RENAMED[name])
+    return globals()[_RENAMED[name]]

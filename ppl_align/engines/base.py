@@ -33,7 +33,7 @@ class Task:
     """What an engine is asked to do: a Pyro program with its arguments.
 
     ``retained``: values by latent site, [R, ...], that the first particle of each replicate must have
-    (:class:`~ppl_align.engines.conditional.Conditional`)."""
+    (:class:`~ppl_align.engines.conditional.ConditionalSMC`)."""
 
     model: Callable[..., Any]
     args: tuple[Any, ...]

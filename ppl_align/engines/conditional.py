@@ -36,10 +36,10 @@ from ppl_align.runner.proposals import ProposesValues, as_proposal
 
 
 @dataclass(frozen=True)
-class Conditional(Engine):
+class ConditionalSMC(Engine):
     """``engine`` (importance sampling or SMC) with ``retained`` draws in the first slot of each replicate.
 
-    ``retained`` holds exact posterior draws of the *same* target (``Exact``, ``Rejection``, ``Oracle.sample``,
+    ``retained`` holds exact posterior draws of the *same* target (``Enumeration``, ``Rejection``, ``Oracle.sample``,
     ``simulate``): replicate r keeps the r-th of them, so there must be as many as replicates; a draw used twice would
     make replicates dependent. The result's ``log_evidence`` estimates log Z from above.
     """
@@ -60,8 +60,8 @@ class Conditional(Engine):
     def _infer(self, task: Task) -> Posterior:
         if not (self.retained.exact or self.retained.draws_are_exact):
             raise InputError(
-                f"a run of {self.retained.engine!r} has no exact posterior draws to retain: take Exact, Rejection or "
-                "simulate()"
+                f"a run of {self.retained.engine!r} has no exact posterior draws to retain: take Enumeration, "
+                "Rejection or simulate()"
             )
         values = draws_of(self.retained, self.engine.num_replicates)
         return replace(self.engine._infer(replace(task, retained=values)), kind=Kind.CONDITIONAL)
@@ -121,7 +121,7 @@ def evidence_bounds(
     ``exact``: a posterior of exact draws of the same target. Each upper bound needs its own, so there are as many of
     them as there are draws, and at most ``engine.num_replicates``. ``progress``: as for ``engine.run``, for both."""
     available = engine.num_replicates if exact.exact else exact.log_weight.numel()
-    upper = Conditional(replace(engine, num_replicates=min(engine.num_replicates, available)), exact)
+    upper = ConditionalSMC(replace(engine, num_replicates=min(engine.num_replicates, available)), exact)
     lower = engine.run(model, *args, seed=seed, progress=progress, **kwargs)
     with nested_run():  # of the program, the first run has said it all
         return Bounds(lower.log_evidence, upper.run(model, *args, seed=seed, progress=progress, **kwargs).log_evidence)

@@ -26,7 +26,7 @@ from ppl_align.runner.runner import Runner
 
 
 @dataclass(frozen=True)
-class Exact(Engine):
+class Enumeration(Engine):
     """Enumerate the whole support: log Z, probabilities and expectations without error.
 
     For toys, and for real LMs over one or two tokens (``max_new_tokens=1``: V sequences from one forward; ``top_k``
@@ -98,7 +98,7 @@ class Exact(Engine):
             )
 
 
-def _support(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
+def _support(engine: Enumeration, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
     """An ordinary latent: (values [S, ...], log p [S]) for each assignment."""
     if not getattr(site.fn, "has_enumerate_support", False):
         raise InputError(f"Exact cannot enumerate {site.name!r} ({type(site.fn).__name__}): use another engine")
@@ -110,7 +110,7 @@ def _support(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]
     return [(values[:, p, lane], log_p[:, p, lane]) for p in range(size)]
 
 
-def _completions(engine: Exact, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
+def _completions(engine: Enumeration, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
     """A completion: (tokens [S, T], log p [S]) for each assignment, one tree per distinct prompt."""
     index = site.fn.index.reshape(site.fn.batch_shape[0], -1)[:, lane].tolist()
     listed = (engine.candidates or {}).get(site.name)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError, PplAlignError
 from ppl_align.core.estimate import of_draws
-from ppl_align.engines import SVI, Exact, Rejection
+from ppl_align.engines import SVI, Enumeration, Rejection
 from ppl_align.engines.rejection.rejection import check_bounds
 from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.inspection.trials import Trials
@@ -118,7 +118,7 @@ def _rejection(pool: Pool, prior: Pool, goal: int) -> Prediction:
 
 
 def _exact(pool: Pool) -> Prediction:
-    total, tokens, engine = 1.0, 0.0, Exact()
+    total, tokens, engine = 1.0, 0.0, Enumeration()
     for name, fn in pool.sites.items():
         size = support_size(fn, min(BATCH, pool.num_draws))
         if size is None:

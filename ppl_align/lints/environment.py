@@ -23,5 +23,6 @@ def tilted_environment(glance: Glance) -> Iterator[Finding]:
                 "warning",
                 f"{name!r} is what the world answers, and {factor!r} depends on it: engines that condition believe "
                 "in a world that answers more kindly",
-                "to decide in the world as it is use SVI" + (" or Nested" if hidden_from(glance, name) is None else ""),
+                "to decide in the world as it is use SVI"
+                + (" or TreePlanner" if hidden_from(glance, name) is None else ""),
             )

@@ -1,8 +1,8 @@
 """A hidden world: it has answered, the agent has not been told, and what is best to say depends on it.
 
-``Nested`` looks ahead from the history, in which every answer of the world so far stands, shown or not; so does the
-backward induction that gives ``Exact`` its best J. Both are then the values of an agent who knows more than the program
-tells it (Kaelbling, Littman & Cassandra 1998: a POMDP is not the MDP of its states). A guide reads prompts only.
+``TreePlanner`` looks ahead from the history, in which every answer of the world so far stands, shown or not; so does
+the backward induction that gives ``Enumeration`` its best J. Both are then the values of an agent who knows more than
+the program tells it (Kaelbling, Littman & Cassandra 1998: a POMDP is not the MDP of its states). A guide reads prompts only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def hidden_world(glance: Glance) -> Iterator[Finding]:
                 "hidden world",
                 "warning",
                 f"{name!r} is what the world answers, the prompt of {site!r} does not show it, and {factor!r} depends "
-                "on both: Nested and the best J of Exact decide as if the agent knew it",
+                "on both: TreePlanner and the best J of Enumeration decide as if the agent knew it",
                 f"use SVI, whose policy reads prompts only; show it, or let the world answer after {site!r}",
             )
 

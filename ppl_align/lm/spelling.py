@@ -113,11 +113,11 @@ def _spelling(lm: LM) -> Spelling:
         if tokenizer is None:
             raise InputError(
                 f"the tokens of {lm.name} spell no text: give it tokens=[...] or a tokenizer, or constrain its ids "
-                f"(AcceptedBy, Length(max_tokens=))"
+                f"(AcceptedBy, LengthLimit(max_tokens=))"
             )
         raise InputError(
             f"the text of {lm.name} is not what its tokens spell, one after the other: constrain its ids "
-            f"(AcceptedBy, Length(max_tokens=))"
+            f"(AcceptedBy, LengthLimit(max_tokens=))"
         )
     if not shown:
         return spelling

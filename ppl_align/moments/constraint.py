@@ -168,7 +168,7 @@ class MomentConstraint:
 
         ``model, *args, **kwargs``  the program: lambda will be used for it with these arguments, and for nothing else
         ``engine``  draws the pool from the program without the constraint (default: ``num_pool`` draws by importance
-                    sampling); ``Exact()`` gives the exact lambda of a toy
+                    sampling); ``Enumeration()`` gives the exact lambda of a toy
         ``pool``    or a posterior of the program, by any engine, whose weights count; the factors of this constraint,
                     if it was in the program, are taken back first, so that a fit can be repeated from nearby. Without
                     a ``model``, lambda is used wherever the constraint stands

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def decision_value(posterior: Posterior) -> Estimate | None:
-    """J in nats: of the policy of a run that decides; of the agent that conditions, where a run knows it (Exact)."""
+    """J in nats: of the policy of a run that decides; of the agent that conditions, where it is known."""
     if posterior.target == "posterior":
         known = None if posterior.optimism is None else posterior.optimism.value
         return None if known is None else Estimate(known, 0.0)

@@ -40,7 +40,7 @@ class Posterior:
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
     ``log_upper``    by the same names: the largest value the log-factor could take, [R, N] nats; +inf where not known
     ``log_prior``    by latent site: log p0 [R, N]
-    ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Exact, Rejection)
+    ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Enumeration, Rejection)
     ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
                      ancestors [S, R, N], lineage [R, N]; SVI: loss [K] and loss_error [K], its standard error;
                      Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; what functions of the

@@ -1,5 +1,8 @@
 """Rewards: functions of a text that become likelihoods, in TRL's calling convention or as plain ``f(texts)``."""
 
+from typing import Any
+
+from ppl_align.core.deprecation import deprecated
 from ppl_align.rewards.accepts import Accepts
 from ppl_align.rewards.adapters import chat, columns, each
 from ppl_align.rewards.calling import evaluate
@@ -8,7 +11,7 @@ from ppl_align.rewards.embedding import Embedder
 from ppl_align.rewards.journal import logged
 from ppl_align.rewards.judge import Judge, PairwiseJudge
 from ppl_align.rewards.keywords import Keywords
-from ppl_align.rewards.length import Length
+from ppl_align.rewards.length import LengthReward
 from ppl_align.rewards.readability import Readability
 from ppl_align.rewards.similarity import Similarity
 from ppl_align.rewards.tokens import LastToken, TokenSum
@@ -24,7 +27,7 @@ __all__ = [
     "Judge",
     "Keywords",
     "LastToken",
-    "Length",
+    "LengthReward",
     "PairwiseJudge",
     "Readability",
     "Similarity",
@@ -38,3 +41,12 @@ __all__ = [
     "load_classifier",
     "logged",
 ]
+
+_RENAMED = {"Length": "LengthReward"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    deprecated(f"ppl_align.rewards.{name}", _RENAMED[name])
+    return globals()[_RENAMED[name]]

@@ -13,7 +13,7 @@ _UNITS = ("tokens", "words", "characters")
 
 
 @dataclass(frozen=True)
-class Length:
+class LengthReward:
     """r = -(how far the length is from ``target``), in units; without a target, r = the length itself.
 
     ``target``  a number, or ``(least, most)``: every length between them has r = 0
@@ -23,7 +23,7 @@ class Length:
     One unit costs ``1 / beta`` nats. Raises ``InputError`` for an unknown unit, a target that no text can have, and
     tokens of something that is only a text.
 
-    >>> Length(3)(["a b c", "a"]), Length((2, 4), "characters")(["abcdefg"]), Length()(["a b"])
+    >>> LengthReward(3)(["a b c", "a"]), LengthReward((2, 4), "characters")(["abcdefg"]), LengthReward()(["a b"])
     ([0.0, -2.0], [-3.0], [2.0])
     """
 
@@ -31,17 +31,17 @@ class Length:
     unit: str = "words"
 
     __name__ = "length"
-    _NEEDS: ClassVar[str] = "Length(unit='tokens') reads tokens: give it the completion itself, not only its text"
+    _NEEDS: ClassVar[str] = "LengthReward(unit='tokens') reads tokens: give it the completion itself, not only its text"
 
     def __post_init__(self) -> None:
         if self.unit not in _UNITS:
-            raise InputError(f"Length(unit=...) is one of {', '.join(_UNITS)}, got {self.unit!r}")
+            raise InputError(f"LengthReward(unit=...) is one of {', '.join(_UNITS)}, got {self.unit!r}")
         if self.target is None:
             return
         both = tuple(self.target) if isinstance(self.target, (tuple, list)) else (self.target, self.target)
         whole = len(both) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in both)
         if not whole or not 0 <= both[0] <= both[1]:
-            raise InputError(f"Length(target=...) is a number or (least, most), got {self.target!r}")
+            raise InputError(f"LengthReward(target=...) is a number or (least, most), got {self.target!r}")
         object.__setattr__(self, "target", both)
 
     @property

@@ -16,7 +16,7 @@ from ppl_align.loading import load_file
 from ppl_align.rewards.classifier import load_classifier
 from ppl_align.rewards.judge import Judge, PairwiseJudge
 from ppl_align.rewards.keywords import Keywords
-from ppl_align.rewards.length import Length
+from ppl_align.rewards.length import LengthReward
 from ppl_align.rewards.readability import Readability
 from ppl_align.rewards.similarity import Similarity
 from ppl_align.rewards.toxicity import Toxicity
@@ -40,7 +40,7 @@ class Shipped:
 SHIPPED: dict[str, Shipped] = {
     "judge": Shipped(Judge, "an LM's log-odds of yes over no about the text", ("lm", "question")),
     "keywords": Shipped(Keywords, "any, all or how many of some words occur", ("words",)),
-    "length": Shipped(Length, "its length, or how near it is to a target"),
+    "length": Shipped(LengthReward, "its length, or how near it is to a target"),
     "pairwise_judge": Shipped(
         PairwiseJudge, "an LM's log-odds that the text beats another", ("lm", "question", "opponent")
     ),

@@ -68,7 +68,7 @@ def check_engine(
     A program that the engine refuses is no failure, as long as it runs another: whether it may refuse so many is for
     the reader to judge, so the verdict says first how many were really checked. What the engine warns of or logs in
     every run is shown once. Nothing that it raises gets out. Raises ``InputError`` where there is no engine, or a
-    program that ``Exact`` cannot list.
+    program that ``Enumeration`` cannot list.
     """
     if isinstance(engine, type) or not callable(getattr(engine, "run", None)):
         name = getattr(engine, "__name__", type(engine).__name__)

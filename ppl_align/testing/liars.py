@@ -1,6 +1,6 @@
 """Programs that lie: each makes some diagnostic look better, or mean something else, than one would think.
 
-Ordinary programs over toy language models, small enough for ``Exact``: a diagnostic can be shown what it missed.
+Ordinary programs over toy language models, small enough for ``Enumeration``: a diagnostic can be shown what it missed.
 """
 
 from __future__ import annotations

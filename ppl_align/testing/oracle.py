@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_align.core import seeds
 from ppl_align.core.errors import InputError
-from ppl_align.engines import Exact
+from ppl_align.engines import Enumeration
 from ppl_align.lm.completions import tensor_of
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
@@ -45,9 +45,9 @@ def entropy(log_p: Tensor) -> Tensor:
 
 
 class Oracle:
-    """Everything about ``model(*args, **kwargs)``, by enumeration (Exact). For toys, or a real LM over a token or two.
+    """Everything about ``model(*args, **kwargs)``, by enumeration. For toys, or a real LM over a token or two.
 
-    ``posterior``      what :class:`~ppl_align.Exact` returned     ``log_evidence``  log Z
+    ``posterior``      what :class:`~ppl_align.Enumeration` returned     ``log_evidence``  log Z
     ``values``         every latent by name, [S, ...]              ``completions``   the texts, by name
     ``rewards``        r by name, [S]
     ``log_prior``      log p0 of each assignment, [S]              ``log_potential`` log w = sum of factors, [S]
@@ -61,7 +61,7 @@ class Oracle:
 
     def __init__(self, model: Callable[..., Any], *args: Any, max_sequences: int = 100_000, **kwargs: Any) -> None:
         self.model, self.args, self.kwargs = model, args, kwargs
-        self.posterior = Exact(max_sequences).run(model, *args, **kwargs)
+        self.posterior = Enumeration(max_sequences).run(model, *args, **kwargs)
         self.log_evidence = float(self.posterior.log_evidence)
         self.values = {name: tensor_of(value)[0] for name, value in self.posterior.particles.items()}
         self.completions = self.posterior.completions

@@ -10,8 +10,8 @@ from toys.blocks import BlockLM
 from ppl_align import (
     SMC,
     SVI,
-    Conditional,
-    Exact,
+    ConditionalSMC,
+    Enumeration,
     ImportanceSampling,
     MarkovLM,
     Rejection,
@@ -56,7 +56,7 @@ ENGINES = {
 @pytest.mark.parametrize("stop", [None, "bc"])
 @pytest.mark.parametrize("name", ENGINES)
 def test_evidence_and_means_are_those_of_the_prior_that_steps(name, stop, lm):
-    exact = Exact().run(program, stop=stop)
+    exact = Enumeration().run(program, stop=stop)
     run = ENGINES[name].run(program, lm, stop, seed=SEED)
     z = (run.log_evidence - float(exact.log_evidence)).exp()
     assert abs(float(mean_z(z, 1.0))) < 4.5
@@ -70,7 +70,7 @@ def test_rejection_is_exact_under_constraints_too():
         constrain("c", Contains("b"), x)
         reward("r", likes, x.tokens, beta=0.7, upper=3.0)
 
-    exact, run = Exact().run(confined), Rejection(60, 4, max_draws=50_000).run(confined, BLOCKS, seed=SEED)
+    exact, run = Enumeration().run(confined), Rejection(60, 4, max_draws=50_000).run(confined, BLOCKS, seed=SEED)
     value, error = run.mean("r")
     assert abs(value - exact.mean("r").value) < 4.5 * error
 
@@ -78,9 +78,9 @@ def test_rejection_is_exact_under_constraints_too():
 def test_conditional_runs_score_what_they_retain():
     """E[1/Zhat_c] = 1/Z, also where the LM draws from something else than it scores by."""
     exact = Oracle(program).sample(1, 1500, seed=SEED)
-    truth = float(Exact().run(program).log_evidence)
+    truth = float(Enumeration().run(program).log_evidence)
     for engine in (ImportanceSampling(4, 1500), SMC(4, 1500, twist="prefix", ess_threshold=1.0)):
-        run = Conditional(engine, exact).run(program, SERVED, seed=SEED)
+        run = ConditionalSMC(engine, exact).run(program, SERVED, seed=SEED)
         assert abs(float(mean_z((truth - run.log_evidence).exp(), 1.0))) < 4.5
 
 
@@ -114,7 +114,7 @@ def test_a_prefix_is_kept_and_its_own_score_told():
     [
         (ImportanceSampling(4, 1, proposal=OTHER), "a proposal or guide"),
         (SMC(4, 1, twist="lookahead"), "a hard constraint"),
-        (Exact(), "enumeration"),
+        (Enumeration(), "enumeration"),
         (SVI(num_steps=1), "guide"),
     ],
     ids=["proposal", "lookahead", "exact", "svi"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import Exact, MarkovLM, completion, constrain, reward
+from ppl_align import Enumeration, MarkovLM, completion, constrain, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
@@ -96,7 +96,7 @@ def test_what_is_before_is_kept_and_scores_add_up(name, proposal):
 def test_a_step_that_accepts_by_the_weights_leaves_the_posterior_as_it_is(name, proposal, token):
     """From exact draws, one step of Metropolis-Hastings from each site; E[f] before and after, paired."""
     model, args = PROGRAMS[name]
-    exact, size = Exact().run(model, *args), 12_000
+    exact, size = Enumeration().run(model, *args), 12_000
     runner = runner_of(name, proposal)
     with isolated(SEED):
         now = runner.given(draws_of(exact, size))

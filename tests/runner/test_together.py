@@ -7,7 +7,7 @@ import torch
 from conftest import SEED
 from toys.blocks import BlockLM
 
-from ppl_align import SMC, Exact, MarkovLM, completion, constrain, reward
+from ppl_align import SMC, Enumeration, MarkovLM, completion, constrain, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.cost import measure
 from ppl_align.core.seeds import isolated
@@ -41,7 +41,7 @@ def runners(size=0, lm=LM):
         yield Runner(program, constraints=known_constraints(program))
 
 
-EXACT = [float(Exact().run(row, *arguments).log_evidence) for arguments in ROWS]
+EXACT = [float(Enumeration().run(row, *arguments).log_evidence) for arguments in ROWS]
 
 
 def test_weights_of_each_are_unbiased_and_forwards_are_shared():

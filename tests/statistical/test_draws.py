@@ -11,7 +11,7 @@ from conftest import SEED
 from test_collapse import accused
 from test_simulation import label, suffix
 
-from ppl_align import SMC, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.engines.conditional import evidence_bounds
 from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
 from ppl_align.testing import Oracle
@@ -87,7 +87,7 @@ def bounded_by_tokens():
 def test_rejection_draws(model):
     posterior = Rejection(2500, 4, max_draws=10**7).run(model, seed=SEED)
     counts = Counter(key_rows(posterior)[0])
-    assert g_test(counts, probabilities(Exact().run(model))).p_value > RATE / 4
+    assert g_test(counts, probabilities(Enumeration().run(model))).p_value > RATE / 4
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -121,7 +121,9 @@ def test_importance_sampling_tightens_from_both_sides(name):
 
 
 @pytest.mark.parametrize("model", [suffix, label])
-@pytest.mark.parametrize("engine", [Exact(), Rejection(20, 1, num_pilot=32, max_draws=10**6)], ids=lambda e: e.name)
+@pytest.mark.parametrize(
+    "engine", [Enumeration(), Rejection(20, 1, num_pilot=32, max_draws=10**6)], ids=lambda e: e.name
+)
 def test_simulation_based_calibration(engine, model):
     found = calibrate(engine, model, num_simulations=1500, seed=SEED)
     assert min(found.p_values.values()) > RATE / (4 * len(found.ranks)), found.p_values

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import SMC, SVI, CausalLM, Exact, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.engines.conditional import evidence_bounds
 from ppl_align.rewards import Vader
 from ppl_align.testing import simulate
@@ -38,7 +38,7 @@ ENGINES = {
 
 @pytest.fixture(scope="module")
 def exact(smollm2):
-    return {model.__name__: Exact().run(model, smollm2) for model in (one_word, two_words)}
+    return {model.__name__: Enumeration().run(model, smollm2) for model in (one_word, two_words)}
 
 
 @pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
@@ -69,7 +69,9 @@ def test_a_simulated_ending_certifies_itself(smollm2):
     # The 2,000 likeliest middles are summed exactly; the rest can only add to Z.
     source = smollm2.completion("A fox was hungry. She", 1)
     likeliest = source.lm.start(list(source.prompts)).log_probs[0].topk(2000)
-    listed = Exact(candidates={"middle": [[int(v)] for v in likeliest.indices]}).run(infill, **simulation.arguments)
+    listed = Enumeration(candidates={"middle": [[int(v)] for v in likeliest.indices]}).run(
+        infill, **simulation.arguments
+    )
     rest = max(1 - math.fsum(likeliest.values.double().exp().tolist()), 0.0)
     most = math.log(math.exp(float(listed.log_evidence)) + rest)  # the others at best write the ending for certain
     assert low < most

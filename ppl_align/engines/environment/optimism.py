@@ -67,7 +67,7 @@ def measured(task: Task, posterior: Posterior) -> Optimism:
     """The optimism of a run that conditioned; said in one line, too."""
     found = exact(posterior) if posterior.exact else sampled(task, posterior)
     log.warning(
-        "%s conditions the world as well as the text: %s. To decide instead, use SVI or Nested",
+        "%s conditions the world as well as the text: %s. To decide instead, use SVI or TreePlanner",
         posterior.engine,
         found,
     )
@@ -157,11 +157,11 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     again = [at for at in range(first, len(turns)) if not turns[at][0]]  # turns at which the agent conditions anew
     if sum(seen.missed(at, psi) for at in again) > FAITHFUL:
         played.lost[:] = True
-    gets = {name: _mean_of_played(r, played, distinct) for name, r in played.particles.rewards.items()}
+    executed = {name: _mean_of_played(r, played, distinct) for name, r in played.particles.rewards.items()}
     log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
     tilt = _last_tilt(seen, psi, last, log_z)
-    believes = {name: posterior.mean(name) for name in posterior.rewards}
-    return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", believes, gets)
+    believed = {name: posterior.mean(name) for name in posterior.rewards}
+    return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", believed, executed)
 
 
 Turns = list[tuple[bool, list[str]]]

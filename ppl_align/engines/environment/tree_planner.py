@@ -36,7 +36,7 @@ from ppl_align.runner.runner import Runner
 
 
 @dataclass(frozen=True)
-class Nested(Engine):
+class TreePlanner(Engine):
     """Draws from a policy that decides: the maximiser of J = E[r] - beta KL, the world left as it is.
 
     ``num_actions``     of the agent, drawn from the prior at each of its turns; completions are drawn whole
@@ -82,8 +82,8 @@ class Nested(Engine):
         turns = kinds_of_turns(runner)
         if not any(turns):
             raise InputError(
-                "Nested decides in a world that answers, and this program has no environment(...) site that is random: "
-                "deciding and conditioning are the same here, use another engine"
+                "TreePlanner decides in a world that answers, and this program has no environment(...) site that is "
+                "random: deciding and conditioning are the same here, use another engine"
             )
         self._check_size(turns)
         played, planned = Particles(self.num_replicates * self.num_particles), None
@@ -136,7 +136,7 @@ class Nested(Engine):
         size = self.num_replicates * self.num_particles * leaves
         if size > self.max_histories:
             raise InputError(
-                f"Nested would play {size:,} histories ({leaves:,} for each of {self.num_replicates} x "
+                f"TreePlanner would play {size:,} histories ({leaves:,} for each of {self.num_replicates} x "
                 f"{self.num_particles} episodes of {len(turns)} turns), more than max_histories={self.max_histories}: "
                 f"lower num_actions, num_outcomes or num_particles, or use SVI"
             )

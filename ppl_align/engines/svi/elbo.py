@@ -116,7 +116,7 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
                 raise RunError(
                     f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they "
                     f"could and ended without meeting it. Raise max_new_tokens, or use another engine: SMC or "
-                    f"importance sampling for a posterior, Nested for a decision"
+                    f"importance sampling for a posterior, TreePlanner for a decision"
                 )
             if constrained is not None:
                 raise RunError(
