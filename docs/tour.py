@@ -9,7 +9,7 @@ The stops are Jinja templates in the order of their file names. They say
     {{ source("models/topic.py") }}             a file, as it is; source("models/topic.py", "topic"): one function of it
     {{ output("topic", "ppl-align run topic") }}  a command and what it printed, kept in docs/tour/outputs/topic.txt;
                                                 `python docs/script.py` is a command as well
-    {{ output("topic", "ppl-align ...", ["What each run says"]) }}   only paragraphs that begin like this
+    {{ output("topic", "ppl-align ...", ["Estimates"]) }}   only paragraphs that begin like this
     {{ figure("topic", "evidence", "alt text") }}  a plot of that run's report
 
 An output remembers its command and the code it ran (docstrings and comments aside): a page never shows the numbers of

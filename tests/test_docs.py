@@ -114,3 +114,22 @@ def test_docs_from_trl(tmp_path, monkeypatch, capsys):
     assert re.search(r"=> \d of 3 rows can be\s+trusted; unconfirmed: ", said.out), "64 draws of this prior are few"
     assert "ignored" not in said.err, "every column of the data reaches the model"
     assert len(list((tmp_path / "runs" / "hobby").glob("*/smc.nc"))) == 3
+
+
+def test_the_example_of_smc(capsys):
+    (snippet,) = [s for s in snippets("docs/engines.md") if "rare_word" in s]
+    names: dict[str, object] = {"__name__": "reader"}
+    run(snippet, names)
+    spread = {name: float(names[name].log_evidence.std()) for name in ("plain", "steered")}  # type: ignore[attr-defined]
+    assert {name: round(value, 2) for name, value in spread.items()} == {"plain": 0.97, "steered": 0.23}
+    assert "Sampling diagnostics" in capsys.readouterr().out
+
+
+def test_the_glossary_has_every_column():
+    from ppl_align.diagnostics.columns import BLOCKS, COLUMNS
+
+    page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    for column in COLUMNS:
+        assert f"`{column.header.replace('||', '‖')}`" in page, column.header
+    for block in BLOCKS.values():
+        assert f"## {block.split(' (')[0]}\n" in page

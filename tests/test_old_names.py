@@ -34,7 +34,7 @@ def test_an_old_name_is_the_same_class(module, old, new):
 
 def test_a_name_that_never_was_is_an_attribute_error():
     with pytest.raises(AttributeError, match="Exakt"):
-        ppl_align.Exakt  # noqa: B018
+        ppl_align.Exakt
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_fields_of_optimism():
     assert Optimism.from_json(found.to_json()) == found
     assert '"believes"' in found.to_json(), "files keep the names that they have had"
     with pytest.raises(AttributeError):
-        found.luck  # noqa: B018
+        found.luck

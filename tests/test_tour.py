@@ -127,22 +127,21 @@ def test_a_tour_from_nothing(small, tour):
     assert page.index("The first.") < page.index("## One")
     assert f"[models/toy.py](../models/toy.py):\n\n```python\n{MODEL.strip()}\n```" in page
     assert f"```\n$ {RUN}\n1 run of toy with markov-lm" in page
-    assert "What each run says\nrun" in page
+    assert "Estimates\nrun" in page
     assert "E[ones]" in page
 
 
 def test_a_function_alone_and_paragraphs_alone(small, tour):
     write(
         small,
-        '# T\n{{ source("models/toy.py", "toy") }}\n'
-        f'{{{{ output("one", "{RUN}", ["What each run says", "=>"]) }}}}',
+        f'# T\n{{{{ source("models/toy.py", "toy") }}}}\n{{{{ output("one", "{RUN}", ["Estimates", "=>"]) }}}}',
     )
     small.execute(small.plan()["one"])
     page = small.render()
     assert "```python\ndef toy(" in page
     assert "import torch" not in page
-    assert f"$ {RUN}\n[...]\n\nWhat each run says" in page
-    assert "What it cost" not in page
+    assert f"$ {RUN}\n[...]\n\nEstimates" in page
+    assert "Cost" not in page
     assert page.count("[...]") == 3
     with pytest.raises(tour.TourError, match="no paragraph that begins with 'Nonsense'"):
         small.output("one", RUN, ["Nonsense"])

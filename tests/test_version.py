@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 def test_the_version_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == ppl_align.__version__
-    heading = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M).group(1)
+    first, heading = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)[:2]
+    assert first == "Unreleased"
     assert re.fullmatch(rf"{re.escape(ppl_align.__version__)} - \d{{4}}-\d\d-\d\d", heading)
 
 

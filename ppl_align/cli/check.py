@@ -17,7 +17,7 @@ from ppl_align.posterior.naming import columns
 from ppl_align.report.terminal import Printable, grids
 
 if TYPE_CHECKING:
-    from ppl_align.lints import Finding, Glance
+    from ppl_align.lints import Finding, PriorSample
 
 PRINTED = 8
 """Draws that are shown; the lints look at more."""
@@ -40,7 +40,7 @@ def check(asked: Asked, engines: Sequence[str]) -> int:
     out.print(_grid(["site", "what", "shape", "from"], draws.sites()))
     show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
     out.print(Printable(lambda width: _wide(*draws.table(), width)))
-    cost, count = draws.glance.cost, draws.glance.num_draws
+    cost, count = draws.sample.cost, draws.sample.num_draws
     show(f"\n{count} draws in {cost.seconds:.1f} s: {cost.lm_tokens} LM tokens, {cost.reward_calls} reward calls")
     for finding in findings:
         show(str(finding))
@@ -53,18 +53,18 @@ class Draws:
     """A few draws from the prior of a program, laid out for the screen."""
 
     def __init__(self, plan: Plan, job: Job) -> None:
-        from ppl_align.lints import Glance
+        from ppl_align.lints import PriorSample
 
-        self.glance: Glance = Glance(plan.model, job.args, job.kwargs, job.seed)
-        self.nodes, self.particles = self.glance.nodes, self.glance.particles
-        self.completions = list(self.glance.completions)
+        self.sample: PriorSample = PriorSample(plan.model, job.args, job.kwargs, job.seed)
+        self.nodes, self.particles = self.sample.nodes, self.sample.particles
+        self.completions = list(self.sample.completions)
 
     def findings(self, plan: Plan) -> list[Finding]:
         """Of the program; then of the proposals of the engines that were named."""
         from ppl_align.lints.run import lint_draws, lint_engine
 
-        found = lint_draws(self.glance)
-        return found + [finding for engine in plan.engines.values() for finding in lint_engine(engine, self.glance)]
+        found = lint_draws(self.sample)
+        return found + [finding for engine in plan.engines.values() for finding in lint_engine(engine, self.sample)]
 
     def sites(self) -> list[list[str]]:
         """Name, kind, shape for one particle, and distribution of every site."""
@@ -94,8 +94,8 @@ class Draws:
         """One line for each draw: rewards (raw), other factors (nats), log weight, first completion."""
         run, column = self.particles, columns((*self.nodes, *self.particles.answers))
         scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
-        texts = self.glance.texts(self.completions[0]) if self.completions else []
-        lanes = len(texts) // self.glance.num_draws
+        texts = self.sample.texts(self.completions[0]) if self.completions else []
+        lanes = len(texts) // self.sample.num_draws
         rows = []
         for i in range(PRINTED):
             numbers = [_number(float(column[i])) for column in (*scores.values(), run.log_potential)]

@@ -76,10 +76,10 @@ class Column:
 
 ANSWER, TRUST, DIVERSITY, COST = "answer", "trust", "diversity", "cost"
 BLOCKS = {
-    ANSWER: "What each run says",
-    TRUST: "Whether to believe it",
-    DIVERSITY: "How varied its draws are (run / posterior)",
-    COST: "What it cost",
+    ANSWER: "Estimates",
+    TRUST: "Sampling diagnostics",
+    DIVERSITY: "Diversity of its draws (run / posterior)",
+    COST: "Cost",
 }
 
 COLUMNS = (

@@ -30,7 +30,7 @@ from ppl_align.posterior.estimates import Estimate
 
 ENOUGH = 64.0
 """Effective draws below which no error is printed: those that are read off fewer are too small, and the estimates that
-look best have missed most (tests/test_inspection.py holds them to enumeration). Of a small pool, half of it.
+look best have missed most (tests/inspection/test_inspection.py holds them to enumeration). Of a small pool, half of it.
 
 As many are to be foretold by the square roots of the weights: of pools that have fewer, those reach it by the weights
 alone which have missed the heavy ones."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
-from ppl_align.lints.hidden_world import hidden_from
+from ppl_align.lints.partially_observed import hidden_from
+from ppl_align.lints.prior_sample import PriorSample
 
 
-def tilted_environment(glance: Glance) -> Iterator[Finding]:
+def tilted_environment(sample: PriorSample) -> Iterator[Finding]:
     """Does a factor depend on what the world answers, directly or through what is said or answered after it?"""
-    for name in glance.particles.environment:
-        factor = glance.influence.factor(name)
+    for name in sample.particles.environment:
+        factor = sample.influence.factor(name)
         if factor is not None:
             yield Finding(
                 "tilted environment",
@@ -24,5 +24,5 @@ def tilted_environment(glance: Glance) -> Iterator[Finding]:
                 f"{name!r} is what the world answers, and {factor!r} depends on it: engines that condition believe "
                 "in a world that answers more kindly",
                 "to decide in the world as it is use SVI"
-                + (" or TreePlanner" if hidden_from(glance, name) is None else ""),
+                + (" or TreePlanner" if hidden_from(sample, name) is None else ""),
             )

@@ -22,7 +22,7 @@ from ppl_align.core.seeds import isolated, mix
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.guides.tokens import forced_rows
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
+from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.lints.sharpness import sharpness
 from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
@@ -34,41 +34,41 @@ SHARPER = 1.02
 """Slope of log q in log p0 from which a temperature is named."""
 
 
-def hidden_warp(glance: Glance, proposal: Any) -> Iterator[Finding]:
+def hidden_warp(sample: PriorSample, proposal: Any) -> Iterator[Finding]:
     """``proposal``: what an engine takes as ``proposal=``, or a Pyro program as ``guide=`` (in a ``ProgramGuide``)."""
     if isinstance(proposal, ProgramGuide):
-        yield from _of_program(glance, proposal)
+        yield from _of_program(sample, proposal)
         return
     source_of = as_proposal(proposal)
-    for site, source in glance.completions.items():
-        if site in glance.particles.environment:
+    for site, source in sample.completions.items():
+        if site in sample.particles.environment:
             continue
         inner = source_of.tokens(site)
         if inner is None:
             continue
         flat = _flat(source)
-        tokens = glance.values[site].reshape(-1, source.max_new_tokens)
-        yield from _lost(site, flat, tokens, inner, glance.num_draws)
+        tokens = sample.values[site].reshape(-1, source.max_new_tokens)
+        yield from _lost(site, flat, tokens, inner, sample.num_draws)
         if isinstance(source_of, FromTokens):
             yield from _sharper(site, flat, tokens, inner)
 
 
-def _of_program(glance: Glance, guide: ProgramGuide) -> Iterator[Finding]:
-    with isolated(mix(glance.seed, "guide")), torch.no_grad(), glance.program.plate(glance.num_draws):
+def _of_program(sample: PriorSample, guide: ProgramGuide) -> Iterator[Finding]:
+    with isolated(mix(sample.seed, "guide")), torch.no_grad(), sample.program.plate(sample.num_draws):
         nodes: Mapping[str, Any] = (
-            poutine.trace(guide.guide).get_trace(*glance.program.args, **glance.program.kwargs).nodes
+            poutine.trace(guide.guide).get_trace(*sample.program.args, **sample.program.kwargs).nodes
         )
-    for site, source in glance.completions.items():
+    for site, source in sample.completions.items():
         fn = nodes[site]["fn"] if site in nodes else None
         if not isinstance(fn, CompletionDistribution):
             continue
         if fn.warp == source.warp:
             if fn.lm is not source.lm and fn.prompts == source.prompts:
-                yield from _sharper(site, _flat(source), glance.values[site].reshape(-1, source.max_new_tokens), fn.lm)
+                yield from _sharper(site, _flat(source), sample.values[site].reshape(-1, source.max_new_tokens), fn.lm)
             continue
-        log_q = fn.log_prob(glance.values[site]).reshape(glance.num_draws, -1).sum(-1)
+        log_q = fn.log_prob(sample.values[site]).reshape(sample.num_draws, -1).sum(-1)
         text = other_warp(site, fn.warp, source.warp)
-        yield _finding(text, float(log_q.isneginf().double().mean()), glance.num_draws)
+        yield _finding(text, float(log_q.isneginf().double().mean()), sample.num_draws)
 
 
 def _lost(site: str, source: CompletionDistribution, tokens: Tensor, inner: Any, num_draws: int) -> Iterator[Finding]:

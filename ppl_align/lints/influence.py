@@ -19,7 +19,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.program.record import Record
 
 if TYPE_CHECKING:
-    from ppl_align.lints.glance import Glance
+    from ppl_align.lints.prior_sample import PriorSample
 
 OTHERS = 3
 """Particles whose value each particle is given in place of its own, one after the other."""
@@ -36,11 +36,11 @@ class Exchanged:
 
 
 class Influence:
-    """Who acts on what in a program, by the draws of a :class:`~ppl_align.lints.glance.Glance`."""
+    """Who acts on what in a program, by the draws of a :class:`~ppl_align.lints.prior_sample.PriorSample`."""
 
-    def __init__(self, glance: Glance) -> None:
-        self.glance = glance
-        self.order = list(glance.values)
+    def __init__(self, sample: PriorSample) -> None:
+        self.sample = sample
+        self.order = list(sample.values)
         self._seen: dict[tuple[frozenset[str], int], Exchanged | None] = {}
 
     def factor(self, site: str) -> str | None:
@@ -103,12 +103,12 @@ class Influence:
         again = self._exchanged(frozenset(), 0)
         if again is None:
             return {}
-        before = self.glance.particles.factors.items()
+        before = self.sample.particles.factors.items()
         return {name: f for name, f in before if not bool(_differs(f, again.factors[name]).any())}
 
     @property
     def _nowhere(self) -> Tensor:
-        return torch.zeros(self.glance.num_draws, dtype=torch.bool)
+        return torch.zeros(self.sample.num_draws, dtype=torch.bool)
 
     def _exchanged(self, sites: frozenset[str], k: int) -> Exchanged | None:
         """Each particle with the values that the k-th after it has at ``sites``; None: cannot be asked."""
@@ -117,11 +117,11 @@ class Influence:
         return self._seen[sites, k]
 
     def _exchange(self, sites: frozenset[str], k: int) -> Exchanged | None:
-        values = {name: v.roll(-k, 0) if name in sites else v for name, v in self.glance.values.items()}
+        values = {name: v.roll(-k, 0) if name in sites else v for name, v in self.sample.values.items()}
         record = Record()
         try:
             with record:
-                run = self.glance.ask(values, known=self.glance.answers)
+                run = self.sample.ask(values, known=self.sample.answers)
         except ModelError:
             raise
         except (
@@ -134,12 +134,12 @@ class Influence:
 
     def _law_differs(self, name: str, after: Any) -> Tensor:
         """Where a latent is drawn from something else than before, bool [P]."""
-        before, size = self.glance.nodes[name]["fn"], self.glance.num_draws
+        before, size = self.sample.nodes[name]["fn"], self.sample.num_draws
         if isinstance(before, CompletionDistribution) and isinstance(after, CompletionDistribution):
             shape = before.batch_shape or (size,)
             rows = zip(before.prompt_rows(shape), after.prompt_rows(shape), strict=True)
             return torch.tensor([one != other for one, other in rows]).reshape(size, -1).any(-1)
-        value = self.glance.values[name]
+        value = self.sample.values[name]
         try:
             return _differs(before.log_prob(value), after.log_prob(value)).reshape(size, -1).any(-1).cpu()
         except ValueError:  # it could not have been drawn now

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
+from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.particles.particles import Particles
 
 REPEATS = 16
@@ -22,17 +22,17 @@ REPEATS = 16
 NEGLIGIBLE = 1e-6  # nats
 
 
-def marginalised_parameter(glance: Glance) -> Iterator[Finding]:
+def marginalised_parameter(sample: PriorSample) -> Iterator[Finding]:
     """Draw each latent anew with all else held fixed: does a reward of the same text change?
 
     A latent that a prompt depends on steers the text, and is left alone; so is what the world answers."""
-    for latent in glance.latents:
-        given = {name: value for name, value in glance.values.items() if name != latent}
+    for latent in sample.latents:
+        given = {name: value for name, value in sample.values.items() if name != latent}
         # A reward that reads the latent is another function each time, any other need not be asked again.
-        runs = [glance.ask(given, draw=True, known=glance.answers) for _ in range(REPEATS)]
-        if any(_prompts_differ(glance, run) for run in runs):
+        runs = [sample.ask(given, draw=True, known=sample.answers) for _ in range(REPEATS)]
+        if any(_prompts_differ(sample, run) for run in runs):
             continue
-        for name in glance.particles.rewards:
+        for name in sample.particles.rewards:
             if not _moves(torch.stack([run.rewards[name] for run in runs])):
                 continue  # a weight that is drawn is no parameter of r: how strict the judge is, is inferred
             log_factors = torch.stack([run.factors[name] for run in runs])
@@ -52,9 +52,9 @@ def _moves(r: Tensor) -> bool:
     return not torch.equal(r.nan_to_num(), r[:1].nan_to_num().expand_as(r))
 
 
-def _prompts_differ(glance: Glance, run: Particles) -> bool:
-    shape = (glance.num_draws,)
-    for name, source in glance.particles.sources.items():
+def _prompts_differ(sample: PriorSample, run: Particles) -> bool:
+    shape = (sample.num_draws,)
+    for name, source in sample.particles.sources.items():
         here = source.batch_shape or shape
         if run.sources[name].prompt_rows(here) != source.prompt_rows(here):
             return True

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import RewardError, RunError
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
+from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.particles.particles import Particles
 
 NOISY = 3.0
@@ -21,14 +21,14 @@ NOISY = 3.0
 HEAVY = 1.0  # nats: rewards that say less than this on prefixes mislead nobody
 
 
-def partial_text(glance: Glance) -> Iterator[Finding]:
+def partial_text(sample: PriorSample) -> Iterator[Finding]:
     """Ask the program about the first half of each text, as SMC does."""
-    for site, source in glance.completions.items():
-        if source.max_new_tokens < 2 or site in glance.particles.environment:
+    for site, source in sample.completions.items():
+        if source.max_new_tokens < 2 or site in sample.particles.environment:
             continue
-        given = _upstream(glance, site) | {site: glance.values[site][..., : source.max_new_tokens // 2]}
+        given = _upstream(sample, site) | {site: sample.values[site][..., : source.max_new_tokens // 2]}
         try:
-            halves = glance.ask(given)
+            halves = sample.ask(given)
         except Exception as error:  # whatever the program raises
             own: dict[type[Exception], str] = {RewardError: "reward", RunError: "world"}
             who = own.get(type(error), "program")
@@ -37,19 +37,19 @@ def partial_text(glance: Glance) -> Iterator[Finding]:
                 f"{who} on partial text", "warning", f"on unfinished text: {said}", "use SMC(twist=None), or catch it"
             )
             continue
-        for name in glance.particles.rewards:
+        for name in sample.particles.rewards:
             if name in halves.rewards:
-                yield from _of_reward(glance.particles, halves, name)
-        yield from _closed_too_early(glance.particles, halves)
+                yield from _of_reward(sample.particles, halves, name)
+        yield from _closed_too_early(sample.particles, halves)
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
-def _upstream(glance: Glance, site: str) -> dict[str, Tensor]:
-    names = list(glance.values)
-    return {name: glance.values[name] for name in names[: names.index(site)]}
+def _upstream(sample: PriorSample, site: str) -> dict[str, Tensor]:
+    names = list(sample.values)
+    return {name: sample.values[name] for name in names[: names.index(site)]}
 
 
 def _of_reward(whole: Particles, halves: Particles, name: str) -> Iterator[Finding]:

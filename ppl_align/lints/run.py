@@ -15,27 +15,27 @@ from typing import Any
 from ppl_align.guides.program import ProgramGuide
 from ppl_align.lints.environment import tilted_environment
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import DRAWS, Glance
 from ppl_align.lints.hidden_warp import hidden_warp
-from ppl_align.lints.hidden_world import hidden_world
 from ppl_align.lints.marginalised import marginalised_parameter
 from ppl_align.lints.partial_text import partial_text
+from ppl_align.lints.partially_observed import partially_observed
+from ppl_align.lints.prior_sample import DRAWS, PriorSample
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
-from ppl_align.lints.structure import CAUSES, comes_and_goes, non_static
+from ppl_align.lints.structure import CAUSES, dynamic_structure, non_static
 from ppl_align.lints.trailing_space import trailing_space
 from ppl_align.lints.truncation import truncation
-from ppl_align.lints.unsteady_world import unsteady_world
+from ppl_align.lints.undeclared_randomness import undeclared_randomness
 
-LINTS: tuple[Callable[[Glance], Iterator[Finding]], ...] = (
-    comes_and_goes,
+LINTS: tuple[Callable[[PriorSample], Iterator[Finding]], ...] = (
+    dynamic_structure,
     nothing_to_infer,
     constant,
     beta_out_of_scale,
-    unsteady_world,
+    undeclared_randomness,
     stateful,
     tilted_environment,
-    hidden_world,
+    partially_observed,
     marginalised_parameter,
     partial_text,
     truncation,
@@ -52,18 +52,18 @@ def lint(model: Callable[..., Any], *args: Any, num_draws: int = DRAWS, seed: in
     makes it impossible to run is a finding too (``error``); a reward that raises is ``RewardError``, as in every
     run."""
     try:
-        glance = Glance(model, args, kwargs, seed, num_draws)
+        sample = PriorSample(model, args, kwargs, seed, num_draws)
     except CAUSES as error:
         return [non_static(error)]
-    return lint_draws(glance)
+    return lint_draws(sample)
 
 
-def lint_draws(glance: Glance) -> list[Finding]:
+def lint_draws(sample: PriorSample) -> list[Finding]:
     """Every lint on draws that are there already."""
     found: list[Finding] = []
     for one in LINTS:
         try:
-            found += one(glance)
+            found += one(sample)
         except CAUSES as error:
             found.append(non_static(error))
     return sorted(dict.fromkeys(found), key=lambda finding: _ORDER[finding.severity])
@@ -76,14 +76,14 @@ def lint_proposal(
 
     ``proposal``: what engines take as ``proposal=`` (a trained guide, another LM, ``Rows -> log_q``), or an engine,
     whose ``proposal`` and ``guide`` are looked at."""
-    return lint_engine(proposal, Glance(model, args, kwargs, seed, num_draws))
+    return lint_engine(proposal, PriorSample(model, args, kwargs, seed, num_draws))
 
 
-def lint_engine(engine: Any, glance: Glance) -> list[Finding]:
+def lint_engine(engine: Any, sample: PriorSample) -> list[Finding]:
     """The proposals of an engine (or one proposal by itself) on draws that are there already."""
     proposals = [engine]
     if hasattr(engine, "_infer"):
         guide = getattr(engine, "guide", None)
         given = [getattr(engine, "proposal", None), ProgramGuide(guide) if callable(guide) else None]
         proposals = [one for one in given if one is not None]
-    return [finding for one in proposals for finding in hidden_warp(glance, one)]
+    return [finding for one in proposals for finding in hidden_warp(sample, one)]

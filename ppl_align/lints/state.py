@@ -11,28 +11,28 @@ import torch
 from torch import Tensor
 
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
+from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.particles.particles import Particles
 
 REMEDY = "a likelihood is a function of its text alone: leave out counters, random numbers and batch statistics"
 
 
-def stateful(glance: Glance) -> Iterator[Finding]:
+def stateful(sample: PriorSample) -> Iterator[Finding]:
     """Rewards first; then any other factor that changes with the same values."""
-    size = glance.num_draws
+    size = sample.num_draws
     backwards, half = torch.arange(size - 1, -1, -1), torch.arange(size // 2)
     again: list[tuple[str, Tensor, Particles]] = [
-        ("gave other values when asked again", torch.arange(size), glance.ask()),
-        ("depends on the order of the batch", backwards, glance.ask(rows=backwards)),
+        ("gave other values when asked again", torch.arange(size), sample.ask()),
+        ("depends on the order of the batch", backwards, sample.ask(rows=backwards)),
     ]
     if size > 1:
-        again.append(("depends on what else is in the batch", half, glance.ask(rows=half)))
-    for name in glance.particles.factors:
-        read = _raw if name in glance.particles.rewards else _factor
+        again.append(("depends on what else is in the batch", half, sample.ask(rows=half)))
+    for name in sample.particles.factors:
+        read = _raw if name in sample.particles.rewards else _factor
         for what, rows, run in again:
-            if _changed(read(glance.particles, name)[rows], read(run, name)):
+            if _changed(read(sample.particles, name)[rows], read(run, name)):
                 kind = "reward" if read is _raw else "factor"
-                by = _nats(glance.particles.factors[name][rows], run.factors[name])
+                by = _nats(sample.particles.factors[name][rows], run.factors[name])
                 yield Finding(
                     "reward with a state", "warning", f"{kind} {name!r} {what}{by}: it is not a likelihood", REMEDY
                 )

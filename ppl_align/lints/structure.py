@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ppl_align.core.errors import BatchTextError, ModelError
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
+from ppl_align.lints.prior_sample import PriorSample
 
 CAUSES = (ModelError, BatchTextError)
 """What a program raises that engines cannot run on many particles at once."""
@@ -19,10 +19,10 @@ def non_static(error: Exception) -> Finding:
     return Finding("non-static structure", "error", " ".join(str(error).split()))
 
 
-def comes_and_goes(glance: Glance) -> Iterator[Finding]:
+def dynamic_structure(sample: PriorSample) -> Iterator[Finding]:
     """A site that a batch has and a particle of it has not, as after ``if (z > 0).any()``, or the other way round."""
     try:
-        for i in range(min(ALONE, glance.num_draws)):
-            glance.ask(rows=slice(i, i + 1))
+        for i in range(min(ALONE, sample.num_draws)):
+            sample.ask(rows=slice(i, i + 1))
     except CAUSES as error:
         yield non_static(error)

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 from ppl_align.core.errors import InputError
 from ppl_align.lints.finding import Finding
-from ppl_align.lints.glance import Glance
+from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.lm.base import LM, WholeIds
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.spelling import Spelling
 
 
-def trailing_space(glance: Glance) -> Iterator[Finding]:
+def trailing_space(sample: PriorSample) -> Iterator[Finding]:
     """A line for each completion with such a prompt. What a chat template writes is what the network was trained on."""
-    for site, source in glance.particles.sources.items():
+    for site, source in sample.particles.sources.items():
         count = _ending_in_space(source)
         if count and _words_begin_with_a_space(source.lm):
             which = "the prompt" if len(source.prompts) == 1 else f"{count} of {len(source.prompts)} prompts"

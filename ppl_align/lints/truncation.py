@@ -14,19 +14,19 @@ from ppl_align.lints.finding import Finding
 from ppl_align.posterior.truncation import cut_off, turned_down
 
 if TYPE_CHECKING:
-    from ppl_align.lints.glance import Glance
+    from ppl_align.lints.prior_sample import PriorSample
 
 MANY = 0.5
 """Share of the draws that are cut off, from which it is worth a line."""
 
 
-def truncation(glance: Glance) -> Iterator[Finding]:
+def truncation(sample: PriorSample) -> Iterator[Finding]:
     """How many draws are cut off, and whether they are turned down for it."""
-    run = glance.particles
-    for site, source in glance.completions.items():
+    run = sample.particles
+    for site, source in sample.completions.items():
         if not source.can_end:
             continue  # texts have a fixed length: there is no end to be missed
-        cut = cut_off(glance.values[site], source)
+        cut = cut_off(sample.values[site], source)
         share = float(cut.double().mean())
         said = turned_down(site, source, cut, run.factors, run.rewards)
         if said is not None:

@@ -61,7 +61,7 @@ class Growing(ABC):
             self.advance()
         return self
 
-    def hold(self, where: Tensor, tokens: Tensor, length: Tensor | int | None = None) -> None:
+    def force_tokens(self, where: Tensor, tokens: Tensor, length: Tensor | int | None = None) -> None:
         """Texts ``where [m]`` write the first ``length`` [m] tokens (all of them) of ``tokens [m, T]`` instead of
         drawing. They are scored like any draw; ``held_log_p``, ``held_log_q`` are their part of it."""
         longest = tokens.shape[1] if length is None else length

@@ -34,7 +34,7 @@ class Decode:
         """Particles ``where [m]`` write the first ``length`` (of each, [m]) of ``tokens [m, plates..., T]``."""
         texts = self._texts_of(where)
         first = torch.as_tensor(length).expand(len(where)).repeat_interleave(self.texts)
-        self.population.hold(texts, tokens.reshape(len(texts), -1), first)
+        self.population.force_tokens(texts, tokens.reshape(len(texts), -1), first)
 
     def take(self, index: Tensor) -> None:
         """Go on with the particles at ``index [P]``: resampling."""

@@ -16,16 +16,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_align.testing.calibration import Calibration, calibrate
-    from ppl_align.testing.chain import ChainOracle
-    from ppl_align.testing.contract import check_engine
-    from ppl_align.testing.liars import (
+    from ppl_align.testing.adversarial_programs import (
         all_dead,
         duplicate_strings,
         heavy_tail,
         hidden_mode,
         optimistic_environment,
     )
+    from ppl_align.testing.calibration import Calibration, calibrate
+    from ppl_align.testing.chain import ChainOracle
+    from ppl_align.testing.contract import check_engine
     from ppl_align.testing.oracle import Oracle, entropy, kl_divergence
     from ppl_align.testing.programs import PROGRAMS
     from ppl_align.testing.report import ContractError, Report
@@ -40,16 +40,16 @@ _HOME = {
     "PROGRAMS": "programs",
     "Report": "report",
     "Simulation": "simulation",
-    "all_dead": "liars",
+    "all_dead": "adversarial_programs",
     "calibrate": "calibration",
     "check_engine": "contract",
     "check_reward": "rewards",
-    "duplicate_strings": "liars",
+    "duplicate_strings": "adversarial_programs",
     "entropy": "oracle",
-    "heavy_tail": "liars",
-    "hidden_mode": "liars",
+    "heavy_tail": "adversarial_programs",
+    "hidden_mode": "adversarial_programs",
     "kl_divergence": "oracle",
-    "optimistic_environment": "liars",
+    "optimistic_environment": "adversarial_programs",
     "simulate": "simulation",
 }
 

@@ -5,8 +5,8 @@ that lie below latent*. If the draws are exact the rank is uniform on {0, ..., L
 of, are broken at random (Talts et al. 2018, arXiv:1804.06788; Modrák et al. 2023, arXiv:2211.02383, for ties).
 
 It judges engines whose draws *are* posterior draws (Enumeration, Rejection). Importance sampling and SMC at a finite
-number of particles are slightly biased by construction and would be rejected although they are right: they are judged by
-unbiased evidence and proper weighting instead.
+number of particles are slightly biased by construction and would be rejected although they are right: they are judged
+by unbiased evidence and proper weighting instead.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ tokens and weighs the prefixes:
 
 where psi_l(s), without v, is the same with the mean P(s -> s'). Both are learned from a small pool of draws, in which
 the word itself may not occur once: the LM's next-token *mass* that moves the automaton is seen on every prefix
-(:mod:`ppl_align.twists.moves`).
+(:mod:`ppl_align.twists.transition_model`).
 
 Any psi that is positive where success is possible leaves E[Zhat] = Z; the pool only decides how much Zhat varies. But
 prefixes whose psi is far too small are given up, Zhat becomes heavy-tailed, and that looks like a bias until the rare
@@ -47,8 +47,8 @@ from ppl_align.lm.spelling import goes_on_from
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.program.constrain import compiled
 from ppl_align.twists.hard_constraint import per_particle, running_texts
-from ppl_align.twists.moves import observe, outcomes
 from ppl_align.twists.stop_states import StoppingMatcher, stop_strings_of, with_stop_strings
+from ppl_align.twists.transition_model import observe, outcomes
 from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
@@ -61,7 +61,7 @@ SHARE = 0.05  # of a state's success: what a move must contribute for its last t
 class LookAhead(Twist):
     """psi of one automaton.
 
-    ``success``   [T + 1, S] psi_l(s): proposes tokens     ``careful``   [T + 1, S] psi+_l(s): weighs prefixes
+    ``success``   [T + 1, S] psi_l(s): proposes tokens     ``smoothed``   [T + 1, S] psi+_l(s): weighs prefixes
     ``by_token``  for moves s -> s' that matter: how much more likely than usual they are after each last token,
                   P(s -> s' | v) - P(s -> s') [V]; s' = S is a good end
     ``stop_ids``  tokens that end the text, besides EOS
@@ -73,15 +73,15 @@ class LookAhead(Twist):
     matcher: AutomatonMatcher
     success: Tensor
     by_token: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
-    careful: Tensor | None = None
+    smoothed: Tensor | None = None
     stop_ids: Ids = ()
 
     def __post_init__(self) -> None:
-        self.weighs = self.success if self.careful is None else self.careful
+        self.weighs = self.success if self.smoothed is None else self.smoothed
         self._outcomes = Resident(outcomes(self.matcher, self.stop_ids))
         vocab_size = self.matcher.automaton.vocab_size
         self._moves = torch.tensor(list(self.by_token), dtype=torch.long).reshape(-1, 2)
-        self._surplus = Resident(torch.stack([torch.zeros(vocab_size).double(), *self.by_token.values()])[1:])
+        self._token_residual = Resident(torch.stack([torch.zeros(vocab_size).double(), *self.by_token.values()])[1:])
         self._after: tuple[int, Tensor] | None = None
         self._log_after: tuple[Tensor, Tensor] | None = None
 
@@ -118,7 +118,7 @@ class LookAhead(Twist):
         """log psi+ of prefixes of at least one token with ``left`` tokens to come, ``[m]`` nats on the host."""
         states, last = self.matcher.states(prefixes), torch.tensor([prefix[-1] for prefix in prefixes])
         gain = self._gain(self.weighs, left)[states]
-        psi = self.weighs[left, states] + (gain * self._surplus.host[:, last].T).sum(-1)
+        psi = self.weighs[left, states] + (gain * self._token_residual.host[:, last].T).sum(-1)
         return self._bounded(psi, states, self.weighs[left], left, CPU).log()
 
     def then(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
@@ -140,7 +140,7 @@ class LookAhead(Twist):
         """psi_l(s, v), ``[S, V]``; 0 exactly where no success is possible."""
         states = torch.arange(self.matcher.automaton.num_states)
         usual = upload(self.success[left], device)[:, None]
-        psi = usual + upload(self._gain(self.success, left), device) @ self._surplus.on(device)
+        psi = usual + upload(self._gain(self.success, left), device) @ self._token_residual.on(device)
         return self._bounded(psi, states[:, None], self.success[left], left, device)
 
     def _gain(self, success: Tensor, left: int) -> Tensor:
@@ -189,17 +189,17 @@ def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: i
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
     matcher = with_stop_strings(matcher, source.stop_ids)
     moves = observe(source, matcher, num_pool)
-    psi, careful = ([matcher.automaton.accepting.double()] for _ in range(2))
+    psi, smoothed = ([matcher.automaton.accepting.double()] for _ in range(2))
     for _ in range(source.max_new_tokens):
         psi.append(moves.mean @ worth(psi[-1]))
-        careful.append(moves.careful @ worth(careful[-1]))
+        smoothed.append(moves.smoothed @ worth(smoothed[-1]))
     features, by_token = source.lm.token_features, {}
     gain, usual = moves.mean * worth(psi[-1]), psi[-1][:, None]
     for state, target in ((gain > SHARE * usual) & (worth(psi[-1]) > 2 * usual)).nonzero().tolist():
-        surplus = None if features is None else moves.surplus(state, target, features)
-        if surplus is not None:
-            by_token[state, target] = surplus
-    return LookAhead(matcher, torch.stack(psi), by_token, torch.stack(careful), source.stop_ids)
+        token_residual = None if features is None else moves.token_residual(state, target, features)
+        if token_residual is not None:
+            by_token[state, target] = token_residual
+    return LookAhead(matcher, torch.stack(psi), by_token, torch.stack(smoothed), source.stop_ids)
 
 
 class LearnedLookAhead(Twist):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 from conftest import SEED
-from test_engines import LEARNED, LEARNED_HERE, assert_learned
+from engines.test_engines import LEARNED, LEARNED_HERE, assert_learned
 
 from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, claims
 from ppl_align.claims import CLAIMS, running

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import torch
 from conftest import SEED
-from test_collapse import accused
-from test_simulation import label, suffix
+from diagnostics.test_collapse import accused
+from testing.test_simulation import label, suffix
 
 from ppl_align import SMC, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.engines.conditional import evidence_bounds
