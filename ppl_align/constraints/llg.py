@@ -143,9 +143,7 @@ class Vocabulary:
     def of(cls, lm: LM) -> Vocabulary:
         """Made once per LM (SmolLM2: 0.7 s)."""
         lm = who_spells(lm)
-        if "_guidance" not in lm.__dict__:
-            lm.__dict__["_guidance"] = cls(lm)
-        return lm.__dict__["_guidance"]
+        return lm.cached("llguidance", lambda: cls(lm))
 
     def first(self, token: int) -> list[int]:
         """The ids that spell the first token of a text byte by byte."""

@@ -4,6 +4,7 @@ The only module that touches Pyro's private names."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,12 @@ def handlers() -> list[Any]:
 def plates() -> list[IndepMessenger]:
     """Those of them that are plates, outermost first."""
     return [handler for handler in _PYRO_STACK if isinstance(handler, IndepMessenger)]
+
+
+def plates_collide(error: BaseException) -> bool:
+    """Did Pyro raise this because two plates want one dimension?"""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and frames[-1].f_code is type(_DIM_ALLOCATOR).allocate.__code__
 
 
 @contextmanager

@@ -109,7 +109,14 @@ class Engine(ABC):
         """The configuration, JSON-able (objects by their printed name)."""
         plain = (int, float, str, bool, type(None))
         shallow = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v if isinstance(v, plain) else getattr(v, "__name__", repr(v)) for k, v in shallow.items()}
+        return {k: v if isinstance(v, plain) else _printed(v) for k, v in shallow.items()}
+
+
+def _printed(value: Any) -> str:
+    """The name of a function, else how an object prints itself; of a tuple, each part."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_printed, value))})"
+    return getattr(value, "__name__", repr(value))
 
 
 __all__ = ["Engine", "Progress", "Task"]

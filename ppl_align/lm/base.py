@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ppl_align.lm.stopping import StopIds
 
 Ids = tuple[int, ...]
+T = TypeVar("T")
 
 
 class WholeIds(tuple[int, ...]):
@@ -68,6 +69,17 @@ class LM(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, V={self.vocab_size})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what is read from a file, remembers nothing."""
+        return {**self.__dict__, "_caches": {}}
+
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` made of this LM when the key was first asked for: its vocabulary, spelling, matchers."""
+        caches: dict[Hashable, Any] = self.__dict__.setdefault("_caches", {})
+        if key not in caches:
+            caches[key] = make()
+        return caches[key]
 
     @property
     def eos_ids(self) -> Ids:
@@ -169,10 +181,7 @@ class LM(ABC):
     @property
     def vocabulary(self) -> list[str]:
         """The text of every token on its own, ``[V]`` (used to find word and sentence boundaries)."""
-        cached = self.__dict__.get("_vocabulary")
-        if cached is None:
-            cached = self.__dict__["_vocabulary"] = self.decode_batch([[v] for v in range(self.vocab_size)])
-        return cached
+        return self.cached("vocabulary", lambda: self.decode_batch([[v] for v in range(self.vocab_size)]))
 
     @property
     def learned(self) -> bool | None:

@@ -106,7 +106,7 @@ class CausalLM(LM):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copied or written to a file, the LM has ordinary layers; they are laid out anew where it is read."""
-        return {**self.__dict__, "_layouts": []}
+        return {**super().__getstate__(), "_layouts": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -121,9 +121,7 @@ class CausalLM(LM):
         """By how much log p of a token differs between drawing and scoring, nats (root mean square); 0.0 in float32.
 
         Measured on a few texts when it is first asked for (:mod:`ppl_align.lm.precision`)."""
-        if "_log_prob_error" not in self.__dict__:
-            self.__dict__["_log_prob_error"] = measured_error(self)
-        return self.__dict__["_log_prob_error"]
+        return self.cached("log_prob_error", lambda: measured_error(self))
 
     @property
     def packed_layers(self) -> int:
@@ -192,10 +190,9 @@ class CausalLM(LM):
 
     @property
     def special_tokens(self) -> Mapping[int, str]:
-        if "_special" not in self.__dict__:
-            ends = set(self.eos_ids)
-            self.__dict__["_special"] = {v: name for v, name in self.codec.special_tokens.items() if v not in ends}
-        return self.__dict__["_special"]
+        ends = set(self.eos_ids)
+        found = self.codec.special_tokens.items()
+        return self.cached("special tokens", lambda: {v: name for v, name in found if v not in ends})
 
     def check(self, ids: Ids) -> Ids:
         if not ids:

@@ -95,14 +95,15 @@ def _tokenizer(lm: Any) -> str:
     if tokenizer is None:
         return digest(None)
     key = (id(tokenizer), len(tokenizer), getattr(tokenizer, "chat_template", None))
-    held = lm.__dict__.get("_tokenizer_digest")
-    if held is None or held[0] != key:
+
+    def made() -> str:
         inside = getattr(tokenizer, "backend_tokenizer", None)
         steps = [repr(getattr(inside, s, None)) for s in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
         vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
         special = sorted((str(k), str(v)) for k, v in getattr(tokenizer, "special_tokens_map", {}).items())
-        held = lm.__dict__["_tokenizer_digest"] = (key, digest(vocabulary, steps, special, key[2]))
-    return held[1]
+        return digest(vocabulary, steps, special, key[2])
+
+    return lm.cached(("tokenizer digest", key), made)
 
 
 def _headers(network: Any) -> str | None:

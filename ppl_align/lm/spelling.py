@@ -53,9 +53,7 @@ class Spelling:
 
         Raises ``InputError`` if the text of a sequence is not what its tokens spell, one after the other."""
         lm = who_spells(lm)
-        if "_spelling" not in lm.__dict__:
-            lm.__dict__["_spelling"] = _spelling(lm)
-        return lm.__dict__["_spelling"]
+        return lm.cached("spelling", lambda: _spelling(lm))
 
 
 def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
@@ -70,7 +68,7 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
         return lm  # whatever reads texts says so
     if spelling.first is spelling.within:
         return lm
-    known: dict[tuple[int, ...], bool] = speller.__dict__.setdefault("_has_text", {})
+    known: dict[tuple[int, ...], bool] = speller.cached("has text", dict)
     new = [tuple(prompt) for prompt in prompts if tuple(prompt) not in known]
     known.update(zip(new, map(bool, speller.decode_batch(new)), strict=True) if new else ())
     found = {known[tuple(prompt)] for prompt in prompts}
@@ -81,13 +79,14 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
         )
     if True not in found:
         return lm
-    if "_inside" not in speller.__dict__:
-        caches = ("_spelling", "_guidance", "_readers", "_stops", "_inside")
-        inside = copy.copy(speller)
-        inside.__dict__ = {key: value for key, value in speller.__dict__.items() if key not in caches}
-        inside.__dict__["_spelling"] = Spelling(spelling.within, spelling.within)
-        speller.__dict__["_inside"] = inside
-    return speller.__dict__["_inside"]
+
+    def inside() -> LM:
+        other = copy.copy(speller)
+        other.__dict__["_caches"] = {}
+        other.cached("spelling", lambda: Spelling(spelling.within, spelling.within))
+        return other
+
+    return speller.cached("inside of a text", inside)
 
 
 def who_spells(lm: LM) -> LM:

@@ -148,10 +148,7 @@ def _spelt(lm: LM, strings: tuple[str, ...], prompts: Sequence[Ids]) -> tuple[Id
     from ppl_align.lm.spelling import goes_on_from
 
     lm = goes_on_from(lm, prompts)
-    cache = lm.__dict__.setdefault("_stops", {})
-    if strings not in cache:
-        cache[strings] = _compiled(lm, strings)
-    return cache[strings]
+    return lm.cached(("stop strings", strings), lambda: _compiled(lm, strings))
 
 
 def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:

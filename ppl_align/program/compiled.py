@@ -17,7 +17,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from ppl_align.core.errors import ModelError
-from ppl_align.core.pyro_stack import handlers
+from ppl_align.core.pyro_stack import handlers, plates_collide
 from ppl_align.particles.particles import Particles
 from ppl_align.program.execute import Deeper, Execute, LatentProposal, Stop
 from ppl_align.program.explain import STATIC, explained
@@ -105,7 +105,7 @@ class Program:
             except ValueError as error:
                 first_mismatch = first_mismatch or error
                 ours = f"plate('{PARTICLES}')", f"pyro.plate({PARTICLES},"  # the second of pyro.subsample
-                mismatch = "collide at dim" in str(error) or any(words in str(error) for words in ours)
+                mismatch = plates_collide(error) or any(words in str(error) for words in ours)
                 if mismatch and self.nesting < _DEEPEST:  # perhaps a plate of the program sits where ours is
                     self.nesting += 1
                     continue

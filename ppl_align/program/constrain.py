@@ -58,12 +58,14 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
 
 def compiled(constraint: Constraint, lm: LM) -> Matcher:
     """The constraint over the ids of an LM, made once per LM."""
-    cache: dict[Constraint, Matcher] = lm.__dict__.setdefault("_readers", {})
-    if constraint not in cache:
-        matcher = cache[constraint] = constraint.compile(lm)
+
+    def compile_it() -> Matcher:
+        matcher = constraint.compile(lm)
         for part in matcher.parts:
             part.constraint = constraint
-    return cache[constraint]
+        return matcher
+
+    return lm.cached(("matcher", constraint), compile_it)
 
 
 def check(matcher: Matcher, completion: Completion) -> Tensor:

@@ -77,6 +77,9 @@ class Twist:
     of_constraints: ClassVar[bool] = False
     names_its_errors: ClassVar[bool] = False  # else what it raises is an error of the twist, on unfinished texts
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def at(self, scene: Scene) -> Twist | None:
         """What it knows of this completion; None: nothing (then it takes no part in it)."""
         return self

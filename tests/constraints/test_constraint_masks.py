@@ -126,8 +126,7 @@ def test_a_run_copies_no_mask(lm, monkeypatch):
         constrain("word", Contains("cab"), x)
 
     for engine in (ImportanceSampling(32, 2), SMC(32, 2, twist="lookahead", num_pool=8)):
-        for cached in ("_readers", "_guidance"):
-            lm.__dict__.pop(cached, None)
+        lm.__dict__.pop("_caches", None)
         sizes = copied(monkeypatch)
         engine.run(model, seed=0)
         large = [size for size in sizes if size >= 16 * len(TOKENS)]  # [S, V] of an automaton among them

@@ -18,7 +18,7 @@ from ppl_align.core import arviz_adapter
 from ppl_align.posterior import Posterior
 
 TESTS = Path(__file__).parents[1] / "toys"
-REQUIREMENTS = TESTS / "requirements-arviz1.txt"
+REQUIREMENTS = TESTS.parent / "requirements-arviz1.txt"
 
 
 def output_of(*command: str, timeout: float = 60) -> str | None:

@@ -31,10 +31,8 @@ class Schedule:
         self.every = every
         self.closes: np.ndarray | None = None
         if isinstance(every, str):
-            cache: dict[str, np.ndarray] = lm.__dict__.setdefault("_boundaries", {})
-            if every not in cache:
-                cache[every] = np.array([_BOUNDARY[every](text) for text in _within(lm)])
-            self.closes = cache[every]
+            closes = _BOUNDARY[every]
+            self.closes = lm.cached(("closes", every), lambda: np.array([closes(text) for text in _within(lm)]))
 
     def due(self, decode: Decode) -> Any:
         """bool [P]: the newest token closes a unit of text, or (fixed schedule) k more tokens were drawn."""
