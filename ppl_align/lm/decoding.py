@@ -173,7 +173,9 @@ class Population(Growing):
         log_p = self.source.warp(self.decoder.log_probs)
         if self.lean is None:
             return log_p, self.propose(log_p)
-        leaning = self.lean.leaning(self.rows(log_p)._replace(ids=self.row_prefixes()))
+        ids = self.row_prefixes()
+        known = Rows(log_p, None, [], self.tokens[:0]) if self.lean.by_ids else self.rows(log_p)
+        leaning = self.lean.leaning(known._replace(ids=ids))
         self._weighs, support = leaning.weighs, leaning.support(log_p)
         if not proposes:
             return log_p, support

@@ -9,7 +9,6 @@ with A and B the sums over v, and d the share that is drawn from the confined pr
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -40,27 +39,40 @@ class Leaning(NamedTuple):
         if self.log_psi is None:
             return log_probs if self.allowed is None else confine(log_probs, self.allowed)
         confined = log_probs if self.allowed is None else _forbid(log_probs, self.allowed)
-        log_q, nothing = _normalise(confined + self.log_psi.to(confined))
-        if self.defensive:
-            rest, dead = _normalise(confined)
-            log_q = log_q + math.log1p(-self.defensive)
-            rest = rest + torch.where(nothing, 0.0, math.log(self.defensive))
-            log_q, nothing = torch.logaddexp(torch.where(nothing, -torch.inf, log_q), rest), dead
-        return log_normalise(torch.where(nothing, log_probs, log_q))
+        log_psi = self.log_psi.to(confined)
+        tilted = confined + log_psi
+        if not self.defensive:
+            total = tilted.logsumexp(-1, keepdim=True)
+            return torch.where(total.isneginf(), log_normalise(log_probs), tilted - total)
+        best, top = (_finite(each.amax(-1, keepdim=True)) for each in (confined, tilted))
+        lost = confined - best
+        safe = (
+            lost.exp()
+        )  # exp(-104) is 0 in float32: relative to the best, and its log below is of what is added to it
+        psi = (log_psi - (top - best)).exp_().clamp_max_(_MOST)
+        total, room = (safe * psi).sum(-1, keepdim=True), safe.sum(-1, keepdim=True)
+        share = torch.where(total > 0, 1 - self.defensive, 0.0) / total.clamp_min(_LEAST)
+        rest = torch.where(total > 0, self.defensive, 1.0) / room.clamp_min(_LEAST)
+        log_q = psi.mul_(share).add_(rest).log_().add_(lost)
+        return torch.where(room > 0, log_q, log_normalise(log_probs))
 
 
-def _normalise(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised in each row, and whether there was nothing to normalise, [rows, 1]."""
-    total = log_weights.logsumexp(-1, keepdim=True)
-    nothing = total.isneginf()
-    return log_weights - torch.where(nothing, 0.0, total), nothing
+_LEAST, _MOST = 1e-37, 1e37  # float32: what a mass is divided by where it is 0, and a ratio that is as good as infinite
+
+
+def _finite(value: Tensor) -> Tensor:
+    return torch.where(value.isneginf(), 0.0, value)
 
 
 class Lean(Protocol):
-    """Who knows something of next tokens: a restriction, a twist. ``proposes``: does it?"""
+    """Who knows something of next tokens: a restriction, a twist. ``proposes``: does it? ``by_ids``: from the ids of a
+    row alone (then nothing else of it is put together)."""
 
     @property
     def proposes(self) -> bool: ...
+
+    @property
+    def by_ids(self) -> bool: ...
 
     def leaning(self, rows: Rows) -> Leaning: ...
 

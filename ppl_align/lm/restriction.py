@@ -99,6 +99,7 @@ class Restriction:
         return torch.stack([matcher.viable(prefixes, left) for matcher in self.matchers]).all(0)
 
     proposes = True
+    by_ids = True
 
     def leaning(self, rows: Rows) -> Leaning:
         """What particles are drawn from is confined to what is allowed."""

@@ -107,6 +107,7 @@ class _Each:
     def __init__(self, leans: Sequence[Lean | None], offsets: Sequence[int]) -> None:
         self.leans, self.offsets = leans, offsets
         self.proposes = any(lean is not None and lean.proposes for lean in leans)
+        self.by_ids = all(lean is None or lean.by_ids for lean in leans)
         self.texts: Population | None = None
 
     def attach(self, texts: Population, index: Tensor) -> None:
@@ -126,8 +127,8 @@ class _Each:
             own = Rows(
                 rows.log_probs[at],
                 None if rows.hidden is None else rows.hidden[at],
-                [rows.prompts[i] for i in where],
-                rows.prefixes[at.to(rows.prefixes.device)],
+                [] if self.by_ids else [rows.prompts[i] for i in where],
+                rows.prefixes if self.by_ids else rows.prefixes[at.to(rows.prefixes.device)],
                 [rows.ids[i] for i in where],
             )
             parts.append((at, own.log_probs, Leaning() if lean is None or not lean.proposes else lean.leaning(own)))

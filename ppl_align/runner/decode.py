@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align.lm.base import Ids
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.score_cache import leave_scores
 from ppl_align.particles.particles import Particles, Site
@@ -61,6 +62,12 @@ class Decode:
     def running_texts(self) -> Any:
         """bool [P, K]: those that are still being written."""
         return self.population.alive[self._here].reshape(self.particles.size, -1)
+
+    def texts_so_far(self, particles: Tensor) -> list[Ids]:
+        """The running texts of some particles [m], flat, on the host."""
+        which = self._texts_of(particles).numpy()
+        which = which[self.population.alive[which]]
+        return [tuple(row) for row in self.population.written[which, : self.t].tolist()]
 
     @property
     def last(self) -> Any:

@@ -18,6 +18,7 @@ class HardConstraint(Twist):
     ``weighs``: as it stands it only confines what is drawn, and leaves dead ends to whoever else judges prefixes."""
 
     of_constraints = True
+    by_ids = True
 
     def __init__(self, weighs: bool = True, restriction: Restriction | None = None) -> None:
         self.weighs, self.restriction = weighs, restriction
@@ -45,6 +46,8 @@ class HardConstraint(Twist):
 
 def running_texts(prefixes: Prefixes) -> tuple[Tensor, list[Ids]]:
     """Which of the texts are still being written, [m * K] bool (a plate holds several), and those, on the host."""
+    if prefixes.ids is not None and prefixes.running is not None:
+        return prefixes.running.reshape(-1), prefixes.ids
     rows = prefixes.tokens.reshape(-1, prefixes.tokens.shape[-1])
     running = torch.ones(len(rows), dtype=torch.bool) if prefixes.running is None else prefixes.running.reshape(-1)
     return running, [tuple(row) for row in rows[running.to(rows.device)].tolist()]

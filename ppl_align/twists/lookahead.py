@@ -219,6 +219,7 @@ class AtSite(Twist):
 
     defensive = DEFENSIVE
     of_constraints = True
+    by_ids = True
 
     def __init__(self, look: LookAhead, max_new_tokens: int) -> None:
         self.look, self.max_new_tokens = look, max_new_tokens

@@ -14,6 +14,7 @@ class PrefixReward(Twist):
     eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat."""
 
     asks_program = True
+    by_ids = True
     names_its_errors = True
 
     def __init__(self, floor: float = -2.0) -> None:

@@ -144,6 +144,7 @@ class _Explore:
         self.matcher, self.max_new_tokens, self.led = matcher, source.max_new_tokens, led
 
     proposes = True
+    by_ids = True
 
     def leaning(self, rows: Rows) -> Leaning:
         automaton, device = self.matcher.automaton, rows.log_probs.device

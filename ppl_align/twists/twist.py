@@ -44,6 +44,7 @@ class Prefixes(NamedTuple):
     ``log_potential``  [m] what the factors before this site said, nats
     ``said``     the m particles with what the program says of the text so far, for twists that ask for it
     ``running``  bool [m, plates...]: the texts still being written (inside a plate, others may have ended)
+    ``ids``      those, flat, on the host
     """
 
     site: str
@@ -53,6 +54,7 @@ class Prefixes(NamedTuple):
     log_potential: Tensor
     said: Particles | None = None
     running: Tensor | None = None
+    ids: list[Ids] | None = None
 
 
 class Scene(NamedTuple):
@@ -69,12 +71,14 @@ class Twist:
 
     ``defensive``    the share of tokens that is drawn from the prior, whatever ``next_token`` says
     ``asks_program``  it wants to know what the program says of the text so far (``Prefixes.said``)
+    ``by_ids``       of rows and prefixes it needs their tokens, and no hidden states, prompts or log-probabilities
     ``of_constraints``  it knows of hard constraints only: then texts that have ended are not compared by rewards
     """
 
     defensive: ClassVar[float] = 0.0
     asks_program: ClassVar[bool] = False
     of_constraints: ClassVar[bool] = False
+    by_ids: ClassVar[bool] = False
     names_its_errors: ClassVar[bool] = False  # else what it raises is an error of the twist, on unfinished texts
 
     def __repr__(self) -> str:
@@ -154,6 +158,10 @@ class Sum(Twist):
     @property
     def of_constraints(self) -> bool:  # type: ignore[override]
         return all(part.of_constraints for part in self.parts)
+
+    @property
+    def by_ids(self) -> bool:  # type: ignore[override]
+        return all(part.by_ids for part in self.parts)
 
     def leaning(self, rows: Rows) -> Leaning:
         known = [part.leaning(rows) for part in self.parts if part.proposes]

@@ -47,7 +47,7 @@ def arviz1_python() -> str:
     python = find_python312()
     if python is None:
         pytest.skip("ArviZ 1.x needs Python 3.12 or later, and none was found on PATH or among pyenv's versions")
-    folder = Path(os.environ.get("PPL_ALIGN_ARVIZ1_VENV", TESTS.parent / ".venv-arviz1"))
+    folder = Path(os.environ.get("PPL_ALIGN_ARVIZ1_VENV", TESTS.parents[1] / ".venv-arviz1"))
     own, stamp = folder / "bin" / "python", folder / "requirements.txt"
     wanted = REQUIREMENTS.read_text()
     if not (stamp.is_file() and stamp.read_text() == wanted and output_of(str(own), "-c", "print(1)")):

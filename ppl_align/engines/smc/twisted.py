@@ -64,8 +64,8 @@ class TwistedSMC(Observer):
         found = [part.at(scene) for part in (HardConstraint(weighs=not asks), *self.parts)]
         self.known |= {i for i, one in enumerate(found[1:]) if one is not None}
         known = [one for one in found if one is not None]
-        self.twist = Sum(known) if known else None
-        return self.twist
+        self.twist = None if not known else known[0] if len(known) == 1 else Sum(known)
+        return self.twist if self.twist is not None and self.twist.proposes else None
 
     @property
     def block(self) -> int | None:
@@ -124,14 +124,16 @@ class TwistedSMC(Observer):
         assert self.twist is not None
         assert upstream.pending is not None
         source, tokens = upstream.pending.fn, decode.prefix(decode.t)
+        parts = self.twist.parts if isinstance(self.twist, Sum) else (self.twist,)
         prefixes = Prefixes(
             decode.site.name,
             tokens[chosen.to(tokens.device)],
-            source.prompt_rows(source.batch_shape),
+            [] if self.twist.by_ids else source.prompt_rows(source.batch_shape),
             upstream.values,
             upstream.log_potential,
             said,
             torch.from_numpy(decode.running_texts)[chosen],
+            decode.texts_so_far(chosen) if any(part.of_constraints for part in parts) else None,
         )
         log_psi = evaluate(self.twist, prefixes)
         if self.twist.table_weighs:
