@@ -18,16 +18,19 @@ from ppl_align.core.printed import say_z
 from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
+from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.kind import Kind
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
 from ppl_align.testing.statistics import (
     MAX_SPREAD,
     evidence_z,
+    mean_z,
     probabilities,
     say_p,
     two_sided,
     weighting_test,
+    worst,
 )
 
 if TYPE_CHECKING:
@@ -214,9 +217,11 @@ def unbiased_evidence(case: Case) -> Finding:
 
 
 def proper_weighting(case: Case) -> Finding:
-    """E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x). Of a chain: begun in a draw of p*, each of its states is one."""
+    """E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x). Chains and policies: :func:`invariance`, :func:`policy_in_the_world`."""
     if case.first.posterior.kind is Kind.CHAIN:
         return invariance(case)
+    if case.first.posterior.kind is Kind.POLICY:
+        return policy_in_the_world(case)
     posterior, exact = case.pooled, case.oracle.posterior
     if posterior.exact:
         want, got = probabilities(exact), probabilities(posterior)
@@ -253,6 +258,45 @@ def invariance(case: Case) -> Finding:
         f"off by {say_z(z)} over {len(ends)} chains, {say_p(p)}"
     )
     return ("failed" if p < case.level else "passed"), line, p
+
+
+def policy_in_the_world(case: Case) -> Finding:
+    """The world answers a policy by its own law, whatever went before, and no policy gets more than the best one."""
+    run, exact = case.pooled, case.oracle.posterior
+    frequencies = torch.stack([*_answers(run, exact)])
+    z, cells, p = worst(mean_z(frequencies.T, 0.0), frequencies.shape[1])
+    if p < case.level:
+        line = (
+            f"expected the world to answer by its own law, the worst of {cells} answers is off by {say_z(z)} over "
+            f"{frequencies.shape[1]} episodes, {say_p(p)}"
+        )
+        return "failed", line, p
+    best = None if exact.optimism is None else exact.optimism.best
+    j = decision_value(case.first.posterior)
+    if best is not None and j is not None and j.value - best > 4 * j.standard_error + EXACTLY:
+        return "failed", f"J = {j} is above {best:.4g}, which the best of all policies gets", None
+    return "passed", "", p
+
+
+def _answers(run: Posterior, exact: Posterior) -> Iterator[Tensor]:
+    """By site and answer of the world: was it given, less its probability after that history, [episodes]."""
+    known: list[Any] = [()] * exact.log_weight.numel()
+    played: list[Any] = [()] * run.log_weight.numel()
+    for name in exact.particles:
+        listed, seen = _rows(exact, name), _rows(run, name)
+        if name in exact.environment:
+            log_p = exact.log_prior[name].reshape(-1).exp().tolist()
+            law: dict[Any, float] = dict(zip(zip(known, listed, strict=True), log_p, strict=True))
+            for answer in dict.fromkeys(listed):
+                given = [float(now == answer) - law.get((h, answer), 0.0) for h, now in zip(played, seen, strict=True)]
+                yield torch.tensor(given, dtype=torch.float64)
+        known = [(*h, v) for h, v in zip(known, listed, strict=True)]
+        played = [(*h, v) for h, v in zip(played, seen, strict=True)]
+
+
+def _rows(posterior: Posterior, name: str) -> list[tuple[float, ...]]:
+    value = tensor_of(posterior.particles[name])
+    return [tuple(row) for row in value.reshape(posterior.log_weight.numel(), -1).tolist()]
 
 
 STATISTICAL: dict[str, Callable[[Any], Finding]] = {"Zhat": unbiased_evidence, "weights": proper_weighting}

@@ -60,7 +60,8 @@ def check_engine(
     ==========  ===================================================================================================
 
     An engine whose runs are Markov chains (``Kind.CHAIN``) estimates no Z: its log_evidence is NaN. Its ``weights`` are
-    right if chains that begin in exact draws of the posterior (its field ``init``) are in draws of it at their end.
+    right if chains that begin in exact draws of the posterior (its field ``init``) are in draws of it at their end. Of
+    an engine that decides (``Kind.POLICY``), if the world answers by its own law and its J is no more than the best.
 
     The last two are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
     together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a pass: give the engine
