@@ -67,7 +67,7 @@ def _as_written(pool: Pool, written: Strength, trials: Trials) -> str:
 
 def _remedies(pool: Pool, trials: Trials) -> str:
     """What is there to be done, by engines that would run."""
-    trains = trials.svi is None and not bool(pool.log_weight.isneginf().any()) and not pool.environment
+    trains = trials.svi is None and not bool(pool.log_weight.isneginf().any()) and not pool.particles.environment
     steering = [how for how, works in (("SMC", trials.resamples), ("a trained guide", trains)) if works]
     listed = ["draw more", *([f"steer ({', '.join(steering)})"] if steering else [])]
     listed += ["raise beta"] if pool.told_apart else []
@@ -84,6 +84,6 @@ def _beware(pool: Pool, rewards: Sequence[PriorReward]) -> Iterator[str]:
             yield f"{reward.name} is {reward.mean.value:.3g} on every draw: it does not tell them apart."
         elif reward.ties >= 0.5 and math.isfinite(reward.ties):
             yield f"{reward.name} has the same value on {100 * reward.ties:.0f}% of the draws."
-    if pool.environment:
-        names = ", ".join(map(repr, pool.environment))
+    if pool.particles.environment:
+        names = ", ".join(map(repr, pool.particles.environment))
         yield f"the world answers at {names}: conditioning bends that too, so log Z and KL include its optimism."

@@ -91,19 +91,19 @@ def _svi(drawn: Pool, trials: Trials) -> Prediction:
     if trials.svi is not None:
         return _refused("svi", trials.svi)
     note = f"{default.num_steps} steps; what they reach is not known"
-    if drawn.environment:
+    if drawn.particles.environment:
         note += "; it decides, its draws are not of this posterior"
     return _line(drawn, "svi", Estimate(draws, 0.0), True, note)
 
 
 def _rejection(pool: Pool, prior: Pool, goal: int) -> Prediction:
     try:
-        check_bounds(pool.log_upper, pool.factors, pool.scales)
+        check_bounds(pool.particles.log_upper, pool.particles.factors, pool.particles.scales)
     except PplAlignError as refusal:
         return _refused("rejection", str(refusal))
     bound = pool.log_bound
     if bound is None:
-        drawn = [name for name, upper in pool.log_upper.items() if isinstance(upper, Tensor)]
+        drawn = [name for name, upper in pool.particles.log_upper.items() if isinstance(upper, Tensor)]
         return _refused("rejection", f"no largest value of {drawn[0]!r} is known: its weight")
     share = (pool.psi - bound).clamp_max(0.0).exp() * pool.log_ratio.exp()
     acceptance, error = of_draws(share)
@@ -139,7 +139,7 @@ def _exact(pool: Pool) -> Prediction:
 
 def _distinct(pool: Pool) -> int:
     """How many different draws the pool has: a text is scored once."""
-    rows = torch.cat([value.reshape(pool.num_draws, -1).double().cpu() for value in pool.values.values()], -1)
+    rows = torch.cat([value.reshape(pool.num_draws, -1).double().cpu() for value in pool.particles.values.values()], -1)
     return len(rows.unique(dim=0))
 
 

@@ -26,13 +26,13 @@ def doubt(pool: Pool, written: Strength) -> str | None:
         return f"{pool.num_draws} draws are worth {written.ess:.1f}"
     if upper is not None and upper - w.log_evidence.value > ROOM:
         return f"by the bounds of its factors log Z may lie {upper - w.log_evidence.value:.1f} nats higher (95%)"
-    means = {name: w.mean(r) for name, r in pool.rewards.items()}
+    means = {name: w.mean(r) for name, r in pool.particles.rewards.items()}
     worst = max([abs(mean.skewness) for mean in means.values()], default=abs(w.log_evidence.skewness))
     found = [too_wide("log Z", w.log_evidence, LOG_Z, f"{LOG_Z:g} nats"), skewed(w.predicted, w.num_draws, worst)]
     hardly = written.kl.interval()[1] < UNNOTICED
     for name, mean in means.items():
-        if not hardly and not _constant(pool.rewards[name]):
-            moved = abs(mean.value - pool.base.mean(pool.rewards[name]).value)
+        if not hardly and not _constant(pool.particles.rewards[name]):
+            moved = abs(mean.value - pool.base.mean(pool.particles.rewards[name]).value)
             goal = f"{OF_THE_SHIFT:.0%} of what it moves"
             found.append(too_wide(f"E[{name}]", mean, OF_THE_SHIFT * moved, goal, level=shift_level(pool.num_draws)))
     return next((each.reason for each in found if each is not None), None)

@@ -24,7 +24,6 @@ from ppl_align.inspection.weighted import Weighted
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
-from ppl_align.particles.per_particle import PerParticle
 from ppl_align.posterior.bounded import upper_mean
 from ppl_align.program.compiled import Program
 from ppl_align.program.notes import notes_of
@@ -53,48 +52,13 @@ class Pool:
     cost: Cost = field(default_factory=Cost)
 
     @property
-    def values(self) -> Mapping[str, Tensor]:
-        """Every latent by site, in the order of the program, [N, ...]."""
-        return self.particles.values
-
-    @property
-    def factors(self) -> Mapping[str, Tensor]:
-        """By factor or observed site, [N] nats."""
-        return self.particles.factors
-
-    @property
-    def rewards(self) -> Mapping[str, Tensor]:
-        """Raw r, NaN where it does not apply, [N]."""
-        return self.particles.rewards
-
-    @property
-    def scales(self) -> Mapping[str, PerParticle]:
-        """Nats per unit, [N] where they are drawn."""
-        return self.particles.scales
-
-    @property
-    def log_upper(self) -> Mapping[str, PerParticle | None]:
-        """The largest value of each factor, nats, [N] where a weight is drawn; None where it is not known."""
-        return self.particles.log_upper
-
-    @property
-    def environment(self) -> tuple[str, ...]:
-        """The latents at which the world answers."""
-        return self.particles.environment
-
-    @property
-    def targets(self) -> Mapping[str, float]:
-        """Rewards whose weight is solved for (a moment constraint): no beta of theirs could be chosen."""
-        return self.particles.targets
-
-    @property
     def num_draws(self) -> int:
         return self.particles.size
 
     @cached_property
     def texts(self) -> dict[str, list[list[str]]]:
         """By completion site, a list of texts for each draw (several where a plate holds several)."""
-        return {name: _texts(self.values[name], source) for name, source in self.particles.sources.items()}
+        return {name: _texts(self.particles.values[name], source) for name, source in self.particles.sources.items()}
 
     @property
     def tilt(self) -> Tensor:
@@ -104,12 +68,12 @@ class Pool:
     @property
     def other(self) -> Tensor:
         """psi_other: observations, constraints and raw factors, nats."""
-        return self._total(name for name in self.factors if name not in self.chosen)
+        return self._total(name for name in self.particles.factors if name not in self.chosen)
 
     @property
     def chosen(self) -> list[str]:
         """The rewards whose beta somebody chose."""
-        return [name for name in self.rewards if name not in self.targets]
+        return [name for name in self.particles.rewards if name not in self.particles.targets]
 
     @property
     def told_apart(self) -> bool:
@@ -120,17 +84,19 @@ class Pool:
     @property
     def beta(self) -> float | None:
         """beta / weight of the only reward; None where there are several, it is wanted small, or it is drawn."""
-        scales = [self.scales[name] for name in self.chosen]
+        scales = [self.particles.scales[name] for name in self.chosen]
         only = scales[0] if len(scales) == 1 else None
         return None if only is None or isinstance(only, Tensor) or only <= 0 else 1 / only
 
     @cached_property
     def log_bound(self) -> float | None:
         """The largest log-weight that the factors of the program can have, nats; None where it is not known."""
-        if not all(is_known(bound) for bound in self.log_upper.values()):
+        if not all(is_known(bound) for bound in self.particles.log_upper.values()):
             return None
-        same = sum(bound for bound in self.log_upper.values() if bound is not None and not isinstance(bound, Tensor))
-        drawn = [name for name, bound in self.log_upper.items() if isinstance(bound, Tensor)]
+        same = sum(
+            bound for bound in self.particles.log_upper.values() if bound is not None and not isinstance(bound, Tensor)
+        )
+        drawn = [name for name, bound in self.particles.log_upper.items() if isinstance(bound, Tensor)]
         try:
             return same + (ceiling(self.program, drawn) if drawn else 0.0)
         except InputError:
@@ -165,15 +131,17 @@ class Pool:
     def unmet(self) -> list[str]:
         """Rewards that were the same on every draw, and not at their declared best: what they are for may not have been
         drawn."""
-        return [name for name, r in self.rewards.items() if self._counts(name) and self._never_varied(name, r)]
+        return [
+            name for name, r in self.particles.rewards.items() if self._counts(name) and self._never_varied(name, r)
+        ]
 
     def _counts(self, name: str) -> bool:
-        return bool((torch.as_tensor(self.scales[name]) != 0).any())
+        return bool((torch.as_tensor(self.particles.scales[name]) != 0).any())
 
     def _never_varied(self, name: str, r: Tensor) -> bool:
-        bound = self.log_upper.get(name)
+        bound = self.particles.log_upper.get(name)
         at_its_most = is_known(bound) and bool(
-            (self.factors[name] >= torch.as_tensor(bound, dtype=torch.float64) - 1e-9).all()
+            (self.particles.factors[name] >= torch.as_tensor(bound, dtype=torch.float64) - 1e-9).all()
         )
         return bool(((r == r[0]) | (r.isnan() & r[0].isnan())).all()) and not at_its_most
 
@@ -188,7 +156,7 @@ class Pool:
 
         p0/q of draws from within constraints is at most 1, so it is no part of the bound."""
         most = self.log_bound
-        if most is None or not self.log_upper:
+        if most is None or not self.particles.log_upper:
             return None
         return most + math.log(upper_mean((self.log_weight - most).clamp_max(0.0).exp()))
 
@@ -211,10 +179,10 @@ class Pool:
 
     def without(self, name: str) -> Tensor:
         """psi as if there were no factor of this name."""
-        return self._total(other for other in self.factors if other != name)
+        return self._total(other for other in self.particles.factors if other != name)
 
     def _total(self, names: Any) -> Tensor:
-        return sum((self.factors[name] for name in names), torch.zeros(self.num_draws, dtype=torch.float64))
+        return sum((self.particles.factors[name] for name in names), torch.zeros(self.num_draws, dtype=torch.float64))
 
 
 def draw_pool(

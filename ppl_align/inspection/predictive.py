@@ -42,7 +42,7 @@ class PriorReward:
 def prior_rewards(pool: Pool) -> list[PriorReward]:
     """Every reward of the program under its prior, given the hard constraints."""
     found, w = [], pool.base
-    for name, r in pool.rewards.items():
+    for name, r in pool.particles.rewards.items():
         kept = r.isfinite() & (w.relative > 0)
         if bool(kept.any()):
             mean, sd = w.mean(r), math.sqrt(max(w.covariance(r, r).value, 0.0))
@@ -61,10 +61,10 @@ def prior_rewards(pool: Pool) -> list[PriorReward]:
 
 def _strength(pool: Pool, name: str, sd: float) -> tuple[float, float]:
     """What a unit of a reward is worth, and the standard deviation of its log-factor, both nats."""
-    scale = pool.scales[name]
+    scale = pool.particles.scales[name]
     if not isinstance(scale, Tensor):
         return scale, abs(scale) * sd
-    factor = pool.factors[name].masked_fill(~pool.rewards[name].isfinite(), math.nan)
+    factor = pool.particles.factors[name].masked_fill(~pool.particles.rewards[name].isfinite(), math.nan)
     return float(scale.mean()), math.sqrt(max(pool.base.covariance(factor, factor).value, 0.0))
 
 
@@ -87,7 +87,10 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     log p0 of each draw is known, so that entropies far above log N can be estimated from N draws. ``prior``: draws of
     the prior itself. A seed has log p0 = 0 by definition: what is then estimated is the entropy of all else, less what
     the history and the likelihood tell of the seed, which is never negative."""
-    if any(value.is_floating_point() and not _is_discrete(pool.sites[name]) for name, value in pool.values.items()):
+    if any(
+        value.is_floating_point() and not _is_discrete(pool.sites[name])
+        for name, value in pool.particles.values.items()
+    ):
         return None
     w, log_prior = pool.weighted(pool.psi), pool.total_log_prior
     before = prior.base.mean(-prior.total_log_prior)
@@ -96,9 +99,11 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     value = max(w.log_evidence.value - of_joint.value, 0.0)
     influence = w.relative - 1 - w.relative * (joint - of_joint.value)
     error = standard_error(influence) if w.enough else math.nan
-    said = [value for name, value in pool.values.items() if not isinstance(pool.sites[name], Seeds)]
+    said = [value for name, value in pool.particles.values.items() if not isinstance(pool.sites[name], Seeds)]
     rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
-    return Answers(before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.values))
+    return Answers(
+        before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.particles.values)
+    )
 
 
 def _is_discrete(fn: object) -> bool:

@@ -79,7 +79,7 @@ def profile(
         below, above = _soft_values(pool, chosen, site, tokens, num_continuations)
         cuts.append(Cut(site, tokens, _paid(below, w), _paid(above, w)))
         progress(i + 1, len(places), "cuts of the text")
-    last = list(pool.values)[-1]
+    last = list(pool.particles.values)[-1]
     length = pool.completions[last].max_new_tokens if last in pool.completions else None
     cuts.append(Cut(last, length, w.kl, w.kl))
     return Profile(tuple(cuts), num_prefixes, num_continuations, w.enough)
@@ -91,12 +91,12 @@ def places_of(pool: Pool) -> list[tuple[str, int]]:
     inside = max(1, CUTS // len(pool.completions))
     places = []
     for name, fn in pool.completions.items():
-        if name != next(iter(pool.values)):
+        if name != next(iter(pool.particles.values)):
             places.append((name, 0))
         length = fn.max_new_tokens
         steps = {round(length * (k + 1) / (inside + 1)) for k in range(inside)}
         places += [(name, t) for t in sorted(steps) if 0 < t < length]
-    if name != list(pool.values)[-1]:
+    if name != list(pool.particles.values)[-1]:
         places.append((name, length))
     return places
 

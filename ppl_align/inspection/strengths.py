@@ -42,7 +42,7 @@ class Strength:
 def strength(pool: Pool, factor: float) -> Strength:
     """The target at one multiple of the betas."""
     w = pool.weighted(pool.strength(factor))
-    rewards = {name: w.mean(r) for name, r in pool.rewards.items()}
+    rewards = {name: w.mean(r) for name, r in pool.particles.rewards.items()}
     moved = w.gain(pool.tilt / factor, pool.weighted(pool.strength(math.inf)))
     return Strength(factor, w.log_evidence, w.kl, moved, rewards, w.ess, w.enough)
 
@@ -96,14 +96,14 @@ def sensitivities(pool: Pool) -> list[Sensitivity]:
     """Every factor of the program in turn, the weightiest first."""
     whole, tilt = pool.weighted(pool.psi), pool.tilt
     found = []
-    for name, part in pool.factors.items():
+    for name, part in pool.particles.factors.items():
         if pool.confined and name in pool.constraints:
             found.append(Sensitivity(name, NOT_KNOWN, NOT_KNOWN, NOT_KNOWN, None))
             continue
         less = pool.weighted(pool.without(name))
         slope = None
-        if name in pool.rewards and pool.chosen:
-            moved = whole.covariance(pool.rewards[name], tilt)
+        if name in pool.particles.rewards and pool.chosen:
+            moved = whole.covariance(pool.particles.rewards[name], tilt)
             slope = Estimate(-moved.value, moved.standard_error)
         gain = whole.gain(part, less)
         found.append(Sensitivity(name, gain, less.kl, less.log_evidence, slope))

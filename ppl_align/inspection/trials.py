@@ -58,7 +58,7 @@ def smc_resamples(task: Task, pool: Pool, seed: int) -> bool:
     """Does SMC look at weights before the end, where one of its particles writes the longest texts of the pool?"""
     engine = SMC(num_particles=2, num_replicates=1, twist=lambda prefixes: torch.zeros(len(prefixes.tokens)))
     longest = _longest(pool)
-    retained = {name: value[longest : longest + 1] for name, value in pool.values.items()}
+    retained = {name: value[longest : longest + 1] for name, value in pool.particles.values.items()}
     with isolated(mix(seed, "trial of smc")):
         try:
             run = engine._infer(Task(task.model, task.args, task.kwargs, task.progress, retained))
@@ -71,7 +71,7 @@ def _longest(pool: Pool) -> int:
     """The draw, among those of positive weight, whose longest text has the most tokens."""
     most = torch.zeros(pool.num_draws)
     for name, fn in pool.completions.items():
-        lengths: Tensor = sequence_lengths(pool.values[name].cpu(), fn.terminal)
+        lengths: Tensor = sequence_lengths(pool.particles.values[name].cpu(), fn.terminal)
         most = torch.maximum(most, lengths.reshape(pool.num_draws, -1).amax(-1).float())
     return int(torch.where(pool.log_weight.isfinite(), most, -1.0).argmax())
 

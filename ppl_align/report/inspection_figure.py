@@ -40,11 +40,11 @@ def page(found: Inspection) -> Figure:
 def _rewards(found: Inspection, axes: Axes) -> None:
     """The first reward (the one that does most) before and after."""
     axes.set_ylabel("probability")
-    name = next((s.name for s in found.sensitivities if s.name in found.pool.rewards), None)
+    name = next((s.name for s in found.sensitivities if s.name in found.pool.particles.rewards), None)
     if name is None:
         _nothing(axes, "No reward")
         return
-    r, log_weight = found.pool.rewards[name], found.pool.log_weight
+    r, log_weight = found.pool.particles.rewards[name], found.pool.log_weight
     kept = r.isfinite()
     axes.set_xlabel(f"{literally(_name(name))} [reward units]")
     axes.set_title(f"Before and after: {literally(_name(name))}")

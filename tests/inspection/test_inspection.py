@@ -74,7 +74,7 @@ def test_errors_are_calibrated_where_the_pool_is_enough(name: str) -> None:
     program = PROGRAMS[name]
     large, checked = pool_of(program, POOLS * DRAWS), 0
     pools = [cut(large, i) for i in range(POOLS)]
-    for factor in (4.0, 2.0, 1.0) if large.rewards else (1.0,):
+    for factor in (4.0, 2.0, 1.0) if large.particles.rewards else (1.0,):
         truth = Truth(program, factor)
         if truth.ess_share * DRAWS < 1.75 * ENOUGH:
             continue
@@ -160,7 +160,7 @@ def test_sensitivities() -> None:
 
 def paid(oracle: Oracle, pool: Pool, site: str, tokens: int) -> float:
     """C_t = E_p*[V] - log Z by summing over all that agree with a prefix."""
-    before = list(pool.values)[: list(pool.values).index(site)]
+    before = list(pool.particles.values)[: list(pool.particles.values).index(site)]
     size = len(oracle.log_prior)
     columns = [oracle.values[name].reshape(size, -1).double() for name in before]
     columns += [oracle.values[site][..., :tokens].reshape(size, -1).double(), torch.zeros(size, 1)]
@@ -338,7 +338,7 @@ def test_same_seed_same_result_and_the_global_stream_is_left_alone() -> None:
 
 def test_large_pools_are_drawn_in_batches() -> None:
     pool = pool_of(PROGRAMS["upstream_latent"], 1100)
-    assert pool.values["x"].shape == (1100, 3)
+    assert pool.particles.values["x"].shape == (1100, 3)
     assert len(pool.texts["x"]) == len(pool.log_weight) == 1100
 
 
