@@ -6,19 +6,21 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from ppl_align.core.errors import InputError
-from ppl_align.testing.zoo_attention import ATTENTION
-from ppl_align.testing.zoo_configs import Entry
-from ppl_align.testing.zoo_others import OTHERS
-from ppl_align.testing.zoo_released import RELEASED
 
-ZOO: dict[str, Entry] = {**ATTENTION, **OTHERS}
-"""Model type and config by name."""
+_ENTRIES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("zoo.yaml").read_text("utf-8"))
+ZOO: dict[str, Any] = {**_ENTRIES["attention"], **_ENTRIES["others"]}
+"""Config by name; ``model_type`` where it is not the name."""
+RELEASED: dict[str, Any] = _ENTRIES["released"]
+"""Tiny networks with every length, window and choice of a released one."""
 
 
 def network(name: str, seed: int = 0) -> Any:
@@ -29,10 +31,10 @@ def network(name: str, seed: int = 0) -> Any:
 
     if name not in (known := {**ZOO, **RELEASED}):
         raise InputError(f"the zoo has no {name!r}: it has {', '.join(ZOO)}")
-    kind, settings = known[name]
+    config = {"model_type": name, **copy.deepcopy(known[name])}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**settings))
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[config.pop("model_type")](**config))
         peak(model)
     return model.eval().float().requires_grad_(False)
 
