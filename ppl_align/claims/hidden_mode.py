@@ -46,7 +46,7 @@ from torch import Tensor
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
 from ppl_align.claims.drawing import PALETTE, draw
 from ppl_align.claims.findings import Findings
-from ppl_align.posterior import evidence, weights
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.oracle import Oracle
 
@@ -132,17 +132,16 @@ def one_run(found: Findings, jackpot: float, oracle: Oracle) -> None:
     engine = ImportanceSampling(DRAWS, num_replicates=4)
     attempts = (engine.run(story, 0, jackpot, seed=1000 * found.seed + attempt) for attempt in range(100))
     run = next(run for run in attempts if not bool(in_mode(run).any()))
-    khat, rhat, spread = weights.pareto_k(run), evidence.rhat(run, "score"), evidence.spread(run)
-    stated = evidence.standard_error(run)
-    found.less("a run that missed it: k-hat", khat or math.inf, 0.5, run=True)
-    found.less("a run that missed it: R-hat of E[score]", rhat or math.inf, 1.01, run=True)
-    found.less("a run that missed it: spread of log Zhat, nats", spread or math.inf, 0.1, run=True)
-    off = abs(evidence.log_evidence(run) - oracle.log_evidence) / (stated or math.inf)
+    told = summary_of(run)
+    found.less("a run that missed it: k-hat", told.pareto_k or math.inf, 0.5, run=True)
+    found.less("a run that missed it: R-hat of E[score]", told.rhats.get("score", math.inf), 1.01, run=True)
+    found.less("a run that missed it: spread of log Zhat, nats", told.spread or math.inf, 0.1, run=True)
+    off = abs(told.log_evidence - oracle.log_evidence) / (told.standard_error or math.inf)
     found.greater("a run that missed it: error of log Z / its stated standard error", off, 20, run=True)
     score, error = run.mean("score")
     off = abs(score - float(oracle.mean("score"))) / error
     found.greater("a run that missed it: error of E[score] / its stated standard error", off, 100, run=True)
-    honest = math.exp(evidence.log_evidence(run)) + 3 / (4 * DRAWS) * math.exp((0.3 + jackpot) / BETA)
+    honest = math.exp(told.log_evidence) + 3 / (4 * DRAWS) * math.exp((0.3 + jackpot) / BETA)
     # for this one region, which was named before looking: its prior mass, 1e-4, is below 3/n
     found.less(
         "named beforehand, mass < 3/n: log Z, below log(Zhat + 3/n exp(upper/beta))",

@@ -3,144 +3,80 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
 
 from ppl_align.core.estimate import Estimate
-from ppl_align.posterior import diversity, evidence, policy, weights
+from ppl_align.particles.weights import Weights
+from ppl_align.posterior import diversity, evidence, policy
 from ppl_align.posterior.decision import decision_value
-from ppl_align.posterior.doubts import Doubt, doubts
+from ppl_align.posterior.doubts import doubts
 from ppl_align.posterior.once import once
 from ppl_align.posterior.unstated import unstated
 
 if TYPE_CHECKING:
     from ppl_align.posterior import Posterior
 
+_Number = TypeVar("_Number")
+
+
+def _of(function: Callable[[Posterior], _Number]) -> cached_property[_Number]:
+    """A function of the run, computed when somebody asks."""
+    return cached_property(lambda summary: function(summary.run))
+
+
+def _of_weights(function: Callable[[Weights], float | None]) -> cached_property[float | None]:
+    """The same of its weights; None for the whole support, and where weights do not estimate Z."""
+    return _of(lambda run: None if run.exact or not run.kind.has_evidence else function(run.importance_weights))
+
 
 class RunSummary:
     """What one finished run says, and how far to trust it; None where a number has no meaning for its kind.
 
-    Nats unless said otherwise; weight numbers are per replicate, averaged over replicates."""
+    Nats unless said otherwise; numbers of weights are per replicate, averaged over replicates."""
 
     def __init__(self, run: Posterior) -> None:
         self.run = run
 
-    # -- estimates -----------------------------------------------------------------------------------------------------
+    # -- estimates, with their error bars ------------------------------------------------------------------------------
 
-    @cached_property
-    def log_z(self) -> Estimate:
-        """The pooled log Z with its error bar; NaN for a policy or a chain."""
-        return evidence.log_z(self.run)
-
-    @property
-    def log_evidence(self) -> float:
-        """log of the mean of Zhat over replicates."""
-        return evidence.log_evidence(self.run)
-
-    @cached_property
-    def spread(self) -> float | None:
-        """Standard deviation of log Zhat over replicates."""
-        return evidence.spread(self.run)
-
-    @cached_property
-    def standard_error(self) -> float | None:
-        """Of the pooled log Z, by the delta method."""
-        return evidence.standard_error(self.run)
-
-    @cached_property
-    def kl(self) -> Estimate:
-        """KL(p* || p0) with its error bar."""
-        return evidence.kl(self.run)
-
-    @property
-    def kl_is_lower_bound(self) -> bool:
-        return evidence.kl_to_prior(self.run).lower_bound
-
-    @cached_property
-    def rewards(self) -> dict[str, Estimate]:
-        """E[r] by reward, reward units."""
-        return {name: self.run.mean(name) for name in self.run.rewards}
-
-    @cached_property
-    def own_rewards(self) -> dict[str, Estimate | None]:
-        """E_q[r] of a trained guide by itself, reward units."""
-        return {name: policy.own_mean(self.run, name) for name in self.run.rewards}
-
-    @cached_property
-    def elbo(self) -> float | None:
-        """Mean log-weight of a trained guide's draws."""
-        return evidence.elbo(self.run)
-
-    @cached_property
-    def decision_value(self) -> Estimate | None:
-        """J of a policy."""
-        return decision_value(self.run)
+    log_z = _of(evidence.log_z)
+    log_evidence = _of(evidence.log_evidence)
+    standard_error = _of(evidence.standard_error)
+    spread = _of(evidence.spread)
+    kl = _of(evidence.kl)
+    kl_is_lower_bound = _of(lambda run: evidence.kl_to_prior(run).lower_bound)
+    rewards = _of(lambda run: {name: run.mean(name) for name in run.rewards})
+    own_rewards = _of(lambda run: {name: policy.own_mean(run, name) for name in run.rewards})
+    """E_q[r] of a trained guide by itself, reward units."""
+    elbo = _of(evidence.elbo)
+    decision_value = _of(decision_value)
 
     # -- sampling diagnostics ------------------------------------------------------------------------------------------
 
-    @property
-    def _weighted(self) -> bool:
-        return not self.run.exact and self.run.kind.has_evidence
-
-    @cached_property
-    def ess(self) -> float | None:
-        """Weight ESS."""
-        return weights.ess(self.run) if self._weighted else None
-
-    @property
-    def effective_draws(self) -> float:
-        """Weight ESS of all replicates together."""
-        return float(self.run.importance_weights.pooled.ess)
-
-    @cached_property
-    def pareto_k(self) -> float | None:
-        return weights.pareto_k(self.run)
-
-    @cached_property
-    def largest_weight(self) -> float | None:
-        return weights.largest(self.run) if self._weighted else None
-
-    @cached_property
-    def rhats(self) -> dict[str, float]:
-        """R-hat of each reward that has one."""
-        found = {name: evidence.rhat(self.run, name) for name in self.run.rewards}
-        return {name: r for name, r in found.items() if r is not None}
-
-    @cached_property
-    def unique_ancestors(self) -> float | None:
-        return diversity.unique_ancestors(self.run) if self._weighted else None
-
-    @cached_property
-    def distinct_completions(self) -> float | None:
-        return diversity.distinct_completions(self.run)
-
-    @cached_property
-    def entropy(self) -> float | None:
-        """Of the completions of a number of draws."""
-        return diversity.entropy_of_draws(self.run)
-
-    @cached_property
-    def distinct_ngrams(self) -> float | None:
-        return diversity.distinct_ngrams(self.run)
-
-    @cached_property
-    def precision(self) -> float | None:
-        """1 / relvar of Zhat per 1000 LM tokens."""
-        return evidence.precision_per_1000_tokens(self.run)
-
-    @cached_property
-    def precision_interval(self) -> tuple[float, float] | None:
-        return evidence.precision_interval(self.run)
-
-    @cached_property
-    def doubts(self) -> list[Doubt]:
-        """Why it may have seen too little; gravest first."""
-        return doubts(self.run)
-
-    @cached_property
-    def unstated(self) -> list[str]:
-        """Errors that cannot be stated, and why."""
-        return unstated(self.run)
+    ess = _of_weights(lambda weights: float(weights.ess.mean()))
+    """For SMC: of the weights gathered since the last resampling only."""
+    largest_weight = _of_weights(lambda weights: float(weights.largest.mean()))
+    effective_draws = _of(lambda run: float(run.importance_weights.pooled.ess))
+    """Weight ESS of all replicates together."""
+    pareto_k = _of(lambda run: None if run.exact else _mean_of_known(run.importance_weights.pareto_k))
+    rhats = _of(lambda run: {name: r for name in run.rewards if (r := evidence.rhat(run, name)) is not None})
+    unique_ancestors = _of(
+        lambda run: None if run.exact or not run.kind.has_evidence else diversity.unique_ancestors(run)
+    )
+    distinct_completions = _of(diversity.distinct_completions)
+    entropy = _of(diversity.entropy_of_draws)
+    distinct_ngrams = _of(diversity.distinct_ngrams)
+    precision = _of(evidence.precision_per_1000_tokens)
+    """1 / relvar of Zhat per 1000 LM tokens."""
+    precision_interval = _of(evidence.precision_interval)
+    doubts = _of(doubts)
+    """Why it may have seen too little; gravest first."""
+    unstated = _of(unstated)
+    """Errors that cannot be stated, and why."""
 
     # -- as a row of a table -------------------------------------------------------------------------------------------
 
@@ -185,6 +121,12 @@ class RunSummary:
 def summary_of(run: Posterior) -> RunSummary:
     """The summary of a run, the same object each time."""
     return RunSummary(run)
+
+
+def _mean_of_known(values: Tensor) -> float | None:
+    """Of the replicates that have a tail to fit; None where none has."""
+    known = values[~values.isnan()]
+    return float(known.mean()) if len(known) else None
 
 
 def _with_bar(key: str, error: str, estimate: Estimate) -> dict[str, float]:

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ppl_align.diagnostics.prior import best_view_of_prior
-from ppl_align.posterior import weights
 from ppl_align.posterior.prior import prior_log_weight
 from ppl_align.posterior.run_summary import summary_of
 
@@ -134,7 +133,7 @@ def plot_weights(compared: Comparison) -> Figure | None:
             share = np.linspace(0, 1, held.shape[1])
             for row in held[:40]:
                 axes.plot(share, row, color=colour[name], lw=0.8, alpha=0.3)
-            largest = weights.largest(run)
+            largest = summary_of(run).largest_weight
             axes.plot(share, held.mean(0), color=colour[name], lw=2, label=f"{name} (largest weight {largest:.2g})")
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
         axes.set_xlim(0, 1)

@@ -14,8 +14,9 @@ from ppl_align.core.errors import InputError
 from ppl_align.diagnostics import compare
 from ppl_align.diagnostics.advisor import advise, best_run, complaints, completions_carrying
 from ppl_align.diagnostics.prior import best_view_of_prior
-from ppl_align.posterior import diversity, evidence, prior, weights
+from ppl_align.posterior import diversity, evidence, prior
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.run_summary import summary_of
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def target():
 def test_ess_and_largest_weight_are_averaged_over_replicates():
     run = importance(replicates=2, particles=4)
     run.log_weight = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, -torch.inf, -torch.inf, -torch.inf]]).double()
-    assert weights.ess(run) == pytest.approx((4 + 1) / 2)
-    assert weights.largest(run) == pytest.approx((0.25 + 1.0) / 2)
+    assert summary_of(run).ess == pytest.approx((4 + 1) / 2)
+    assert summary_of(run).largest_weight == pytest.approx((0.25 + 1.0) / 2)
 
 
 def test_a_dead_replicate_has_no_effective_draws():
@@ -57,18 +58,18 @@ def test_khat_is_a_dash_where_there_is_no_tail():
     tied = rng.integers(0, 3, 200).astype(float)
     nearly_constant = 1e-13 * rng.normal(size=200)
     for log_weight in (constant, few, tied, nearly_constant, np.where(rng.random(200) < 0.95, -np.inf, 0.0)):
-        assert weights.pareto_k(run_with(log_weight)) is None
-    assert weights.pareto_k(exact()) is None
+        assert summary_of(run_with(log_weight)).pareto_k is None
+    assert summary_of(exact()).pareto_k is None
 
 
 @pytest.mark.parametrize("k", [0.3, 1.2])
 def test_khat_finds_the_tail_index(k):
     log_weight = np.random.default_rng(0).exponential(k, 4000)
-    assert weights.pareto_k(run_with(log_weight)) == pytest.approx(k, abs=0.2)
+    assert summary_of(run_with(log_weight)).pareto_k == pytest.approx(k, abs=0.2)
     # shifting all log-weights changes nothing; rejected draws are weights of zero
-    assert weights.pareto_k(run_with(log_weight - 2000)) == pytest.approx(weights.pareto_k(run_with(log_weight)))
+    assert summary_of(run_with(log_weight - 2000)).pareto_k == pytest.approx(summary_of(run_with(log_weight)).pareto_k)
     log_weight[:400] = -np.inf
-    assert weights.pareto_k(run_with(log_weight)) == pytest.approx(k, abs=0.25)
+    assert summary_of(run_with(log_weight)).pareto_k == pytest.approx(k, abs=0.25)
 
 
 # ---- evidence

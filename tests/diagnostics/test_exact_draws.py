@@ -16,7 +16,8 @@ from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, c
 from ppl_align.diagnostics import exact_draws
 from ppl_align.diagnostics.advisor import advise, best_run, complaints
 from ppl_align.diagnostics.exact_draws import SURPRISING, evidence_bounds, unseen
-from ppl_align.posterior import evidence, weights
+from ppl_align.posterior import evidence
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import FIXED, LADDER
 
@@ -131,7 +132,7 @@ def hidden_runs():
 
 def test_a_hidden_mode_is_invisible_without_exact_draws_but_not_its_room(hidden_runs):
     alone = {"importance": hidden_runs["importance"]}
-    assert weights.ess(alone["importance"]) > 63
+    assert summary_of(alone["importance"]).ess > 63
     assert complaints(alone["importance"], alone) == []
     compared = compare(alone)
     assert compared.advice.standing == "unconfirmed"  # 256 draws cannot exclude 1% that weighs e^6.9

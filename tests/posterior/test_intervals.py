@@ -199,7 +199,7 @@ def test_parts_of_a_pool_are_pools() -> None:
     parts = list(pools(drawn, 300))
     assert [part.num_draws for part in parts] == [300] * 3
     assert torch.equal(torch.cat([part.log_weight for part in parts]), drawn.log_weight[:900])
-    assert torch.equal(torch.cat([part.rewards["r"] for part in parts]), drawn.rewards["r"][:900])
+    assert torch.equal(torch.cat([part.particles.rewards["r"] for part in parts]), drawn.particles.rewards["r"][:900])
 
 
 def test_what_counts_as_wrong() -> None:

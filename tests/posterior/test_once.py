@@ -9,7 +9,7 @@ import pytest
 from toys.synthetic import importance
 
 from ppl_align import compare
-from ppl_align.posterior import evidence, weights
+from ppl_align.posterior import evidence
 from ppl_align.posterior.once import forget, once
 from ppl_align.posterior.run_summary import summary_of
 
@@ -78,7 +78,7 @@ def test_a_comparison_says_what_is_said_of_each_run_alone() -> None:
     row = compare([run]).table.iloc[0]
     assert (row["log_evidence"], row["se[log Z]"]) == tuple(evidence.log_z(run))
     assert (row["E[praise]"], row["se[praise]"]) == tuple(run.mean("praise"))
-    assert row["largest_weight"] == weights.largest(run)
+    assert row["largest_weight"] == float(run.importance_weights.largest.mean())
     told = summary_of(run)
     assert told is summary_of(run)
     assert row["log_evidence"] == told.log_z.value
