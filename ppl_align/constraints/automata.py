@@ -9,19 +9,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.tokens.automaton import Automaton
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
 
 _FAR = torch.iinfo(torch.int32).max  # as a distance: no way
 _REMEMBERED = 1024  # prefixes whose states are kept, at least

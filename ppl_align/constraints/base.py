@@ -17,13 +17,11 @@ it is acceptable as it stands, without EOS. A dead end, from which nothing accep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ppl_align.core.deprecation import deprecated
+from ppl_align.lm.base import LM
 from ppl_align.lm.matcher import Matcher
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM
 
 
 class Constraint(ABC):

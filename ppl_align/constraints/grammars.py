@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.llg import GuidanceMatcher, check_grammar, llguidance
@@ -18,9 +18,7 @@ from ppl_align.constraints.meaning import exact_float, no_constant, read_pattern
 from ppl_align.constraints.numbers import by_value
 from ppl_align.constraints.translation import translated
 from ppl_align.core.errors import InputError
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM
+from ppl_align.lm.base import LM
 
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'  # at the end: messages tell line numbers
 

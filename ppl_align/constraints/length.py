@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,12 +24,10 @@ from torch import Tensor
 
 from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.spelling import Machine, spell
 from ppl_align.lm.transfer import CPU, Resident, upload
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
 
 Move = tuple[int, int]  # words that begin, the state afterwards
 

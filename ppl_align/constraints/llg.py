@@ -13,19 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, RunError
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.spelling import Spelling, who_spells
 from ppl_align.lm.transfer import CPU, Resident, upload
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
 
 _REMEMBERED = 1024  # matchers that are kept, at least; one takes some 4 kB and its mask V / 8 bytes
 _NEAR, _TRIES = 4, 1024  # so many tokens before the limit, so many continuations are tried (some 50 microseconds each)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint
+from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.stopping import StopIds, sequence_ends
 from ppl_align.lm.transfer import CPU, Resident
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
 
 
 @dataclass(frozen=True)

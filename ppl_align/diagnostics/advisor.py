@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,11 +35,9 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 SIGNIFICANT = 3.0  # standard errors
 WIDE_SPREAD = 1.0  # nats between replicates: Zhat varies by a factor of e, averages follow the luckiest one

@@ -17,17 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ppl_align.particles.weights import effective_sample_size
 from ppl_align.posterior.constant import constant_reward, same
 from ppl_align.posterior.estimates import mean
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 SIGNIFICANT = 3.0  # standard errors
 SURPRISING = 1e-3

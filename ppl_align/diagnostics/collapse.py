@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,12 +23,10 @@ from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity, site_texts
 from ppl_align.posterior.totals import log_likelihood, log_prior
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 ERRORS = 4.0  # standard errors: the first step of training has few draws to tell its own
 NEGLIGIBLE = 0.05  # nats

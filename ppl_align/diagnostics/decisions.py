@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ppl_align.core.estimate import FEWEST_EXACT, quantile
 from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.doubts import LOG_Z, OF_THE_SHIFT
 from ppl_align.posterior.estimates import Estimate
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 SIGNIFICANT = 3.0  # standard errors
 NEGLIGIBLE = 0.05  # nats

@@ -20,17 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.totals import log_likelihood
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 SURPRISING = 1e-3  # an honest run is blamed for one in a thousand sets of exact draws
 FEWEST = 3  # exact draws: what holds less of the posterior than two of them changes no conclusion

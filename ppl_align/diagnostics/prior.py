@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior.prior import ENOUGH, prior_log_weight
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 
 def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from ppl_align.core.estimate import FEWEST_EXACT
 from ppl_align.diagnostics import decisions
@@ -12,10 +11,8 @@ from ppl_align.posterior import evidence
 from ppl_align.posterior.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.prior import has_proposal
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 HOPELESS = 1e4  # times as many draws: nobody will
 

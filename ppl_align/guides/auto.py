@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -30,13 +30,11 @@ from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.decoding import Population, TokenProposal
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.score_cache import remember
 from ppl_align.program.execute import is_bookkeeping, is_environment
-
-if TYPE_CHECKING:
-    from ppl_align.lm.matcher import Matcher
-    from ppl_align.program.provenance import Provenance
+from ppl_align.program.provenance import Provenance
 
 KINDS = ("auto", "head", "lora", "markov", "table")
 ALL_PREFIXES = 2**14

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -18,9 +18,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
 from ppl_align.program import Program
 from ppl_align.program.execute import is_bookkeeping
-
-if TYPE_CHECKING:
-    from ppl_align.program.provenance import Provenance
+from ppl_align.program.provenance import Provenance
 
 
 class ProgramGuide:

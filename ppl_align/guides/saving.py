@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.files import folder_beside
+from ppl_align.guides.auto import AutoGuide
 from ppl_align.guides.head import HeadGuide
 from ppl_align.guides.latents import LatentGuide
 from ppl_align.guides.lora import LoRAGuide
@@ -24,9 +25,6 @@ from ppl_align.guides.tokens import TokenGuide
 from ppl_align.lm.base import LM
 from ppl_align.lm.fingerprint import fingerprint, parts
 from ppl_align.program.provenance import Provenance, public_name
-
-if TYPE_CHECKING:
-    from ppl_align.guides.auto import AutoGuide
 
 FORMAT = 1
 INDEX, TENSORS = "guide.json", "guide.safetensors"

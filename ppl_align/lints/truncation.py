@@ -8,13 +8,10 @@ constraint wants an ending: then the mass of all longer texts is thrown away. A 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from ppl_align.lints.finding import Finding
+from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.posterior.truncation import cut_off, turned_down
-
-if TYPE_CHECKING:
-    from ppl_align.lints.prior_sample import PriorSample
 
 MANY = 0.5
 """Share of the draws that are cut off, from which it is worth a line."""

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
+from ppl_align.lm.blocks import Block
+from ppl_align.lm.stopping import StopIds
 from ppl_align.lm.warp import Warp
 
 if TYPE_CHECKING:
-    from ppl_align.lm.blocks import Block
     from ppl_align.lm.distribution import CompletionDistribution
-    from ppl_align.lm.stopping import StopIds
 
 Ids = tuple[int, ...]
 T = TypeVar("T")

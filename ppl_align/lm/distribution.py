@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from pyro.distributions import constraints
@@ -11,17 +11,14 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, PromptError
-from ppl_align.lm.base import SCORING_ELEMENTS
+from ppl_align.lm.base import LM, SCORING_ELEMENTS, Ids
 from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.decoding import population
 from ppl_align.lm.precision import state_precision
+from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.score_cache import note_gradient, recall
 from ppl_align.lm.stopping import StopIds, sequence_ends
 from ppl_align.lm.warp import Warp
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
-    from ppl_align.lm.restriction import Restriction
 
 
 class CompletionDistribution(TorchDistribution):

@@ -12,15 +12,13 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from ppl_align.core.digests import digest, sampled, table
 from ppl_align.core.runs import remembered
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM
+from ppl_align.lm.base import LM
 
 # fields of a config that say where it came from or how it is run
 _NOT_THE_MODEL = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}

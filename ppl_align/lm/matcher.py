@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_align.lm.base import Ids
 from ppl_align.lm.transfer import CPU
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import Ids
 
 
 class Matcher(ABC):

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppl_align.core.runs import on_run_end
+from ppl_align.lm.base import LM
 
 if TYPE_CHECKING:
-    from ppl_align.lm.base import LM
     from ppl_align.lm.causal import CausalLM
 
 HALF = (torch.bfloat16, torch.float16)

@@ -11,15 +11,13 @@ that are read anew are not, and neither is more than ``BYTES``. What is not kept
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.cached import CausalDecoder, Kept
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Decoder, Ids
 
 BYTES = 2**30
 """Keys and values that are kept at most."""

@@ -9,7 +9,7 @@ completion). Chat messages that are the whole prompt stay known, for rewards tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,8 @@ from torch import Tensor
 
 from ppl_align.core.errors import PromptError
 from ppl_align.core.text import Texts
-from ppl_align.lm.base import WholeIds
+from ppl_align.lm.base import LM, Ids, WholeIds
 from ppl_align.lm.completions import Completion
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM, Ids
 
 
 class ChatIds(WholeIds):

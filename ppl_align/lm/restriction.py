@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.lm.base import Ids
+from ppl_align.lm.decoding import Rows
 from ppl_align.lm.leaning import Leaning
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.lm.transfer import CPU, Resident, upload
 
 if TYPE_CHECKING:
-    from ppl_align.lm.base import Ids
-    from ppl_align.lm.decoding import Rows
     from ppl_align.lm.distribution import CompletionDistribution
-    from ppl_align.lm.matcher import Matcher
 
 _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the text must be acceptable with it
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.runs import remembered
+from ppl_align.lm.base import Ids
 
 if TYPE_CHECKING:
-    from ppl_align.lm.base import Ids
     from ppl_align.lm.distribution import CompletionDistribution
 
 _LARGEST = 100_000  # rows kept; beyond, everything is forgotten

@@ -15,16 +15,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ppl_align.core.errors import InputError
+from ppl_align.lm.base import LM
 from ppl_align.lm.ensemble import Ensemble
 from ppl_align.lm.prompted import Prompted
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM
 
 _BROKEN = "\ufffd"  # what is shown for bytes that are no character
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")

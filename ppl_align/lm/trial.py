@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.lm.base import Ids
 from ppl_align.lm.network import call
 from ppl_align.lm.plan import Plan
 from ppl_align.lm.reading import read_texts, start
 from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
-    from ppl_align.lm.base import Ids
     from ppl_align.lm.causal import CausalLM
 
 TOLERANCE = 1e-4  # nats a token: float32 rounds to 1e-5

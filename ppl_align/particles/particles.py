@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.matcher import Matcher
 from ppl_align.particles.per_particle import PerParticle
-
-if TYPE_CHECKING:
-    from ppl_align.lm.matcher import Matcher
 
 Plates = tuple[str | None, ...]
 """The plates of a site by dimension, leftmost first; None where a dimension of size 1 lies between two plates."""

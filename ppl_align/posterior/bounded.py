@@ -11,16 +11,13 @@ mass), the rest is spread over smaller bets. All bets are constant, so the order
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 _SAME = 1e-9  # nats
 _CLOSE = 1e-6  # of a limit

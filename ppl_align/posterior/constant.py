@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_align.posterior.once import once
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 SAME = 1e-4  # relative: one text scored in two batches of a float32 network
 _ROUNDING = 1e-9  # nats

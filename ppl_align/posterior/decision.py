@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.totals import log_likelihood, log_prior
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 
 def decision_value(posterior: Posterior) -> Estimate | None:

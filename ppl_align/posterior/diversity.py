@@ -6,18 +6,15 @@ All of this counts completions and nothing else: other latents would make number
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ppl_align.posterior import evidence
 from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.table import draw_indices, flat_tokens, identity, systematic
 from ppl_align.posterior.totals import log_likelihood
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 NUM_DRAWS = 100
 """Equal-weight draws that every run is judged by: diversity grows with their number, so it must be the same for all."""

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from ppl_align.core.estimate import LEVEL
+from ppl_align.core.estimate import LEVEL, Estimate
 from ppl_align.core.printed import say_draws
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior import evidence
@@ -32,11 +31,8 @@ from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import ENOUGH, prior_log_weight, prior_mean
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.tails import heavy_tail
-
-if TYPE_CHECKING:
-    from ppl_align.core.estimate import Estimate
-    from ppl_align.posterior import Posterior
 
 PREDICTED = 50.0
 SKEWED = 0.4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,9 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.tails import heavy_tail
 from ppl_align.posterior.totals import log_likelihood, log_prior
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 MIN_EFFECTIVE_DRAWS = 2.0
 

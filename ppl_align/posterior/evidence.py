@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy import stats
@@ -17,11 +17,9 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.tails import heavy_tail
 from ppl_align.posterior.totals import log_likelihood
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 FEW_DRAWS = 10
 """An expectation that rests on fewer draws than this is printed as a bound."""

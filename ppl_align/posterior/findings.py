@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from ppl_align.core.printed import with_error
 from ppl_align.core.runs import is_top_level
 from ppl_align.particles.per_particle import said
 from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.totals import log_likelihood
 from ppl_align.posterior.truncation import cut_short
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 log = logging.getLogger(__name__)
 TOO_WEAK = 0.05

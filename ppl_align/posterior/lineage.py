@@ -16,16 +16,13 @@ they are pooled like variances of two samples, ``ANCESTORS_PER_DOF`` ancestors t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ppl_align.core.estimate import Estimate, of_replicates
 from ppl_align.posterior.once import once
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 MIN_REPLICATES = 4
 """Fewer independent repeats say nothing usable about their own spread."""

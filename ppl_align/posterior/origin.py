@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ppl_align.lm.fingerprint import used_lms
+from ppl_align.posterior.result import Posterior
 from ppl_align.program.provenance import Provenance
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 
 def with_provenance(

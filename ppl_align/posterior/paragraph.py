@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ppl_align.posterior import policy
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import RunSummary, summary_of
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 
 def draws_of(kind: Kind) -> str:

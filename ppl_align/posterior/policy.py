@@ -7,13 +7,10 @@ The expectations of a run are those of the posterior: draws of the guide, weight
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 
 def is_trained(posterior: Posterior) -> bool:

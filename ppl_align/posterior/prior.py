@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ppl_align.posterior.once import once
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.totals import log_likelihood, log_prior
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 ENOUGH = 10.0
 """Effective draws of the prior below which a run does not speak of it."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from ppl_align.core.cost import Cost
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.weights import Weights
+from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.naming import columns
 from ppl_align.posterior.once import forget, once
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
-    from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
     from ppl_align.program.provenance import Provenance
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,10 +15,8 @@ from ppl_align.posterior import diversity, evidence, policy
 from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.doubts import doubts
 from ppl_align.posterior.once import once
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.unstated import unstated
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 _Number = TypeVar("_Number")
 

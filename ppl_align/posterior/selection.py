@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from ppl_align.core.cost import Cost
 from ppl_align.core.errors import InputError
 from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.posterior.kind import Kind
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 
 def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:

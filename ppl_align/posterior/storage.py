@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import netCDF4
 import torch
@@ -23,10 +23,8 @@ from ppl_align.lm.stopping import StopIds, StopText
 from ppl_align.posterior.groups import FORMAT, escape, to_groups, unescape
 from ppl_align.posterior.kind import Kind, kind_of_flags
 from ppl_align.posterior.optimism import Optimism
+from ppl_align.posterior.result import Posterior
 from ppl_align.program.provenance import Provenance
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 _PLAIN = re.compile(r"[A-Za-z0-9_\x80-\U0010ffff][^\x00-\x1f\x7f]*(?<! )")
 

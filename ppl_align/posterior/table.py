@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.particles.resampling import comb, invert
 from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.once import once
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 
 def site_texts(posterior: Posterior, name: str) -> list[str]:

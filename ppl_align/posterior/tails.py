@@ -7,13 +7,9 @@ large just where it hardly ever goes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import has_proposal
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 HEAVIEST = 0.5
 EVEN = 0.5  # share of effective draws from which no tail is left that would matter

@@ -6,15 +6,12 @@ Seen on draws of the prior: by the lint, and for free in a finished run whose pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.prior import drew_from_prior
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
+from ppl_align.posterior.result import Posterior
 
 SOME = 0.1
 """Share of the draws that are cut off, from which it is worth a warning, if they are turned down for it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ppl_align.core.estimate import FEWEST_EXACT, FEWEST_PREDICTED
 from ppl_align.core.printed import say_draws
@@ -12,10 +11,8 @@ from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
-
-if TYPE_CHECKING:
-    from ppl_align.posterior import Posterior
 
 BETTER_PROPOSAL = "take a proposal= that fits better (a guide: train it longer), or give it to SMC"
 

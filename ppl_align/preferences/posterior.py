@@ -20,9 +20,9 @@ from ppl_align.lm.completions import Completion
 from ppl_align.preferences.belief import Belief, infer
 from ppl_align.preferences.features import Features, Scale, evaluate_features
 from ppl_align.preferences.pairs import FEWEST, Pairs
+from ppl_align.preferences.report import Report
 
 if TYPE_CHECKING:
-    from ppl_align.preferences.report import Report
     from ppl_align.preferences.uses import LearnedReward
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
+from ppl_align.preferences.pairs import Pairs
 
 if TYPE_CHECKING:
-    from ppl_align.preferences.pairs import Pairs
     from ppl_align.preferences.posterior import RewardPosterior
 
 BINS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from ppl_align.core.files import written_beside
 from ppl_align.lm.causal import CausalLM
 from ppl_align.preferences.belief import Belief
 from ppl_align.preferences.features import Features, LMFeatures, Remembered, Scale
+from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.rewards.embedding import Embedder
-
-if TYPE_CHECKING:
-    from ppl_align.preferences.posterior import RewardPosterior
 
 FORMAT = 1
 

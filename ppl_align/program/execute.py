@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -14,6 +14,7 @@ from torch import Tensor
 from ppl_align.core.errors import ModelError
 from ppl_align.core.pyro_stack import handlers
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.matcher import Matcher
 from ppl_align.particles.particles import Particles, Plates, Site
 from ppl_align.particles.per_particle import PerParticle
 from ppl_align.program.explain import ROOM
@@ -27,9 +28,6 @@ from ppl_align.program.refusals import (
     refuse_subsample,
     refuse_unconditioned_factor,
 )
-
-if TYPE_CHECKING:
-    from ppl_align.lm.matcher import Matcher
 
 LatentProposal = Callable[[str, Any], Any]
 """``(name, prior) -> distribution`` to draw an ordinary latent from."""

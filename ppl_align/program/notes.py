@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ppl_align.lm.matcher import Matcher
-    from ppl_align.particles.per_particle import PerParticle
+from ppl_align.lm.matcher import Matcher
+from ppl_align.particles.per_particle import PerParticle
 
 KEY = "ppl_align"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -20,13 +20,11 @@ from pyro.poutine.messenger import Messenger
 from ppl_align.core.runs import remembered
 from ppl_align.core.seeds import cuda_devices
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.matcher import Matcher
 from ppl_align.program.compiled import Program
 from ppl_align.program.execute import is_bookkeeping, make_room
 from ppl_align.program.names import SameNameError
 from ppl_align.program.notes import notes_of
-
-if TYPE_CHECKING:
-    from ppl_align.lm.matcher import Matcher
 
 STAND_INS: tuple[str | int, ...] = ("", 0)
 """What the world may seem to answer; which of the two kinds it does is not known before it is asked."""

@@ -13,14 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
+from ppl_align.diagnostics.comparison import Comparison
+from ppl_align.posterior.result import Posterior
 from ppl_align.report.plots import STYLE, colours
 from ppl_align.report.terminal import headline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ppl_align.diagnostics.comparison import Comparison
-    from ppl_align.posterior import Posterior
 
 BEST = 6
 """Completions shown per run."""

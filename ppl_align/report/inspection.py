@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,12 +12,10 @@ from rich.text import Text
 
 from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.columns import number, percent
+from ppl_align.inspection import Inspection
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.report.terminal import Printable, _table, grids
 from ppl_align.rewards.answers import shorten
-
-if TYPE_CHECKING:
-    from ppl_align.inspection import Inspection
 
 PRINTED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
 """Multiples of beta that get a line; the figure and the JSON have all of them."""

@@ -11,13 +11,12 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ppl_align.inspection import Inspection
 from ppl_align.report.inspection import _name
 from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges, literally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ppl_align.inspection import Inspection
 
 PRIOR, POSTERIOR, BOUND = GREY, PALETTE[0], PALETTE[1]
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from ppl_align.diagnostics.columns import BLOCKS, fixed, number, whole
+from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.paragraph import draws_of
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.unstated import unstated
 from ppl_align.report.terminal import cell, headline, visible
-
-if TYPE_CHECKING:
-    from ppl_align.diagnostics.comparison import Comparison
-    from ppl_align.posterior import Posterior
 
 SHOWN = 5  # texts
 

@@ -11,15 +11,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.diagnostics.prior import best_view_of_prior
 from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ppl_align.diagnostics.comparison import Comparison
-    from ppl_align.posterior import Posterior
 
 PALETTE = ("#3b6fb6", "#d9722e", "#2f9372", "#8a5bb5", "#c0486e", "#7a6a4f", "#4aa3b8", "#5f6b7a")
 """One colour per run, the same in every plot and in the HTML page."""

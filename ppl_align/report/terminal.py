@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -19,14 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ppl_align.core.printed import with_error
+from ppl_align.diagnostics.advisor import Advice
 from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
+from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.diversity import NUM_DRAWS
+from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.unstated import unstated_of
-
-if TYPE_CHECKING:
-    from ppl_align.diagnostics.advisor import Advice
-    from ppl_align.diagnostics.comparison import Comparison
-    from ppl_align.posterior import Posterior
 
 WIDTH = 80
 _WIDEST = 140  # on a wider screen, lines of text get too long to read

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ppl_align.core.errors import ModelError
 from ppl_align.core.runs import on_run_end
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 from ppl_align.program.sketch import sketch
-
-if TYPE_CHECKING:
-    from ppl_align.lm.matcher import Matcher
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,7 @@ from ppl_align.rewards.tokens import LastToken, TokenSum
 from ppl_align.testing.chain_program import ChainProgram, read, run_on
 from ppl_align.testing.recursion import NEVER, LogMatrix, Marginals, TiltedChain
 from ppl_align.tokens.automaton import Automaton
-
-if TYPE_CHECKING:
-    from ppl_align.twists.twist import Prefixes
+from ppl_align.twists.twist import Prefixes
 
 _CHECKED = 32  # posterior draws on which the program itself is asked again
 

@@ -6,19 +6,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
+from ppl_align.lm.base import LM
 from ppl_align.lm.spelling import Characters, Machine, spell
 from ppl_align.tokens.ids import checked_tokens, freeze
 from ppl_align.tokens.regex import regex_characters
-
-if TYPE_CHECKING:
-    from ppl_align.lm.base import LM
 
 
 @dataclass(frozen=True, eq=False, repr=False)
