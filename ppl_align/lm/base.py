@@ -111,20 +111,25 @@ class LM(ABC):
 
     # -- every LM: draw blocks, score texts --------------------------------------------------------------------
 
-    def draw_block(self, prefixes: Sequence[Ids], length: int, source: CompletionDistribution) -> Block:
-        """At most ``length`` tokens after each of ``prefixes`` (prompt and text so far; equal ones are drawn for each),
-        by the global random numbers of torch. ``source``: temperature, top-k, top-p and what ends a text.
+    def draw_block(
+        self, prompts: Sequence[Ids], texts: Sequence[Ids], length: int, source: CompletionDistribution
+    ) -> Block:
+        """``length`` tokens after each of ``texts``, the beginnings of completions of ``prompts`` (equal ones are drawn
+        for each), by the global random numbers of torch. ``source``: temperature, top-k, top-p, what ends a text.
 
         Whatever comes after the end of a text is not read. LMs that do not step override it."""
         from ppl_align.lm.blocks import stepped
 
-        return stepped(prefixes, length, source)
+        return stepped(prompts, texts, length, source)
 
     def score_block(
-        self, prefixes: Sequence[Ids], tokens: Tensor, source: CompletionDistribution
+        self, prompts: Sequence[Ids], texts: Sequence[Ids], tokens: Tensor, source: CompletionDistribution
     ) -> tuple[Tensor, Tensor]:
-        """``(log p, log q)`` [m, k] of given tokens, q being what :meth:`draw_block` draws from (p, by default)."""
-        log_p = self.token_log_probs(prefixes, tokens, source.warp).double()
+        """``(log p, log q)`` [m, k] of the tokens that come next, q being what :meth:`draw_block` draws from (p, by
+        default)."""
+        from ppl_align.lm.blocks import scored
+
+        log_p = scored(prompts, texts, tokens, source)
         return log_p, log_p
 
     @abstractmethod

@@ -1,8 +1,8 @@
 """Decoding with a language model that draws several tokens at once and shows no next-token probabilities.
 
-Every LM draws *blocks*: given whole prefixes it returns at most k tokens for each, with log p and log q of every token,
-and it scores given ones. That is all that importance sampling, rejection and SMC with a twist that judges prefixes
-need. What looks at each next token (hard constraints, twists with a table, guides) needs an LM that *steps*:
+Every LM draws *blocks*: given beginnings of texts it returns the next k tokens of each, with log p and log q of every
+token, and it scores given ones. That is all that importance sampling, rejection and SMC with a twist that judges
+prefixes need. What looks at each next token (hard constraints, twists with a table, guides) needs an LM that *steps*:
 :mod:`ppl_align.lm.decoding`.
 """
 
@@ -47,15 +47,16 @@ class BlockPopulation(Growing):
             width = min(width, int(held[held > 0].min(initial=width)))  # what is held ends where a block does
             drawn = self._filled(running, held, tokens, width)
         else:
-            drawn = self.source.lm.draw_block(self._prefixes(running), width, self.source)
+            drawn = self.source.lm.draw_block(*self._so_far(running), width, self.source)
         self._write(running, drawn)
 
     def advance(self) -> None:
-        """The prefixes are given whole each time: there is nothing to read ahead."""
+        """The texts are given whole each time: there is nothing to read ahead."""
 
-    def _prefixes(self, which: np.ndarray) -> list[Ids]:
-        prompts = self.source.prompts
-        return [(*prompts[self.prompt[i]], *self.written[i, : self.t].tolist()) for i in which]
+    def _so_far(self, which: np.ndarray) -> tuple[list[Ids], list[Ids]]:
+        """Their prompts, and what is written."""
+        prompts = [self.source.prompts[i] for i in self.prompt[which]]
+        return prompts, [tuple(text) for text in self.written[which, : self.t].tolist()]
 
     def _held_now(self) -> tuple[np.ndarray | None, np.ndarray]:
         """For each text, how many of its next tokens are given, [M], and those, [M, T]."""
@@ -76,9 +77,9 @@ class BlockPopulation(Growing):
         if len(given):
             ids = torch.as_tensor(tokens[running[given], self.t : self.t + width], device=device)
             parts[given] = ids
-            log_p[given], log_q[given] = lm.score_block(self._prefixes(running[given]), ids, self.source)
+            log_p[given], log_q[given] = lm.score_block(*self._so_far(running[given]), ids, self.source)
         if len(free):
-            drawn = lm.draw_block(self._prefixes(running[free]), width, self.source)
+            drawn = lm.draw_block(*self._so_far(running[free]), width, self.source)
             parts[free], log_p[free], log_q[free] = drawn.tokens, drawn.log_p.double(), drawn.log_q.double()
         return Block(parts, log_p, log_q)
 
@@ -101,17 +102,39 @@ class BlockPopulation(Growing):
         self.prompt = self.prompt[ancestors.cpu().numpy()]
 
 
-def stepped(prefixes: Sequence[Ids], length: int, source: CompletionDistribution) -> Block:
+def stepped(prompts: Sequence[Ids], texts: Sequence[Ids], length: int, source: CompletionDistribution) -> Block:
     """A block by an LM that steps: token by token, prefixes shared."""
     from ppl_align.lm.decoding import Population
 
-    distinct = {prefix: i for i, prefix in enumerate(dict.fromkeys(prefixes))}
-    index = torch.tensor([distinct[prefix] for prefix in prefixes], device=source.index.device)
-    texts = Population(type(source)(source.lm, tuple(distinct), index, length, source.warp, source.stop_ids))
-    log_p, log_q = (torch.zeros(len(index), length, dtype=torch.float64, device=texts.log_p.device) for _ in range(2))
-    while not texts.done:
-        before = texts.log_p.clone(), texts.log_q.clone()
-        texts.step()
-        log_p[:, texts.t - 1], log_q[:, texts.t - 1] = texts.log_p - before[0], texts.log_q - before[1]
-        texts.advance()
-    return Block(texts.tokens, log_p, log_q)
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    index = torch.tensor([distinct[prompt] for prompt in prompts], device=source.index.device)
+    begun = torch.tensor([len(text) for text in texts])
+    longest = int(begun.max()) + length
+    grown = Population(type(source)(source.lm, tuple(distinct), index, longest, source.warp, source.stop_ids))
+    grown.force_tokens(torch.arange(len(index)), _padded(texts, longest), begun)
+    log_p, log_q = (torch.zeros(len(index), longest, dtype=torch.float64, device=grown.log_p.device) for _ in range(2))
+    while not grown.done:
+        before = grown.log_p.clone(), grown.log_q.clone()
+        grown.step()
+        log_p[:, grown.t - 1], log_q[:, grown.t - 1] = grown.log_p - before[0], grown.log_q - before[1]
+        grown.advance()
+    return Block(*(_after(part, begun, length) for part in (grown.tokens, log_p, log_q)))
+
+
+def scored(prompts: Sequence[Ids], texts: Sequence[Ids], tokens: Tensor, source: CompletionDistribution) -> Tensor:
+    """log p [m, k] nats of the tokens [m, k] that come after the texts."""
+    begun, length = torch.tensor([len(text) for text in texts]), tokens.shape[1]
+    whole = _padded(texts, int(begun.max()) + length).to(tokens.device)
+    at = begun.to(tokens.device)[:, None] + torch.arange(length, device=tokens.device)
+    whole = whole.scatter(1, at, tokens)
+    return _after(source.lm.token_log_probs(prompts, whole, source.warp).double(), begun, length)
+
+
+def _padded(texts: Sequence[Ids], width: int) -> Tensor:
+    return torch.tensor([(*text, *[0] * (width - len(text))) for text in texts], dtype=torch.long).reshape(-1, width)
+
+
+def _after(values: Tensor, begun: Tensor, length: int) -> Tensor:
+    """``length`` columns of ``values [m, T]`` from ``begun [m]`` on."""
+    at = begun.to(values.device)[:, None] + torch.arange(length, device=values.device)
+    return values.gather(1, at)

@@ -95,6 +95,10 @@ class CompletionDistribution(TorchDistribution):
         weighed by p0 / q. ``log_prob`` stays that of the prior."""
         return self._but(self.index, restriction)
 
+    def by(self, lm: LM) -> CompletionDistribution:
+        """The same completion by another LM over the same vocabulary."""
+        return type(self)(lm, self.prompts, self.index, self.max_new_tokens, self.warp, self.stop_ids)
+
     def _but(self, index: Tensor, restriction: Restriction | None) -> CompletionDistribution:
         settings = (self.max_new_tokens, self.warp, self.stop_ids, restriction)
         return type(self)(self.lm, self.prompts, index, *settings)

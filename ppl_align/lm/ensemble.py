@@ -30,6 +30,9 @@ class Ensemble(LM):
         self.coefficients = [_number(kind, what, c) for c in coefficients]
         if not self.lms or len(self.lms) != len(self.coefficients):
             raise InputError(f"a {kind} has one of its {what} for each LM: {len(self.lms)} and {len(coefficients)}")
+        for lm in self.lms:
+            if not lm.steps:
+                raise InputError(lm.cannot_step(f"a {kind}"))
         first = self.lms[0]
         for other in self.lms[1:]:
             require_same_vocabulary(first, other, f"a {kind}")

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import LM, Decoder, Ids, WholeIds
+from ppl_align.lm.blocks import Block
+from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
 
 _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for the user's words while a template is taken apart
@@ -67,6 +69,20 @@ class Prompted(LM):
 
     def start(self, prompts: Sequence[Ids]) -> Decoder:
         return self.lm.start(self.wrap(prompts))
+
+    @property
+    def steps(self) -> bool:
+        return self.lm.steps
+
+    def draw_block(
+        self, prompts: Sequence[Ids], texts: Sequence[Ids], length: int, source: CompletionDistribution
+    ) -> Block:
+        return self.lm.draw_block(self.wrap(prompts), texts, length, source.by(self.lm))
+
+    def score_block(
+        self, prompts: Sequence[Ids], texts: Sequence[Ids], tokens: Tensor, source: CompletionDistribution
+    ) -> tuple[Tensor, Tensor]:
+        return self.lm.score_block(self.wrap(prompts), texts, tokens, source.by(self.lm))
 
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
         return self.lm.token_log_probs(self.wrap(prompts), tokens, warp)

@@ -187,6 +187,8 @@ def look_ahead(
 
 def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int) -> LookAhead:
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
+    if not source.lm.steps:
+        raise InputError(source.lm.cannot_step("looking ahead"))
     matcher = with_stop_strings(matcher, source.stop_ids)
     moves = observe(source, matcher, num_pool)
     psi, smoothed = ([matcher.automaton.accepting.double()] for _ in range(2))

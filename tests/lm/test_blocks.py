@@ -113,7 +113,7 @@ def test_a_prefix_is_kept_and_its_own_score_told():
     ("engine", "what"),
     [
         (ImportanceSampling(4, 1, proposal=OTHER), "a proposal or guide"),
-        (SMC(4, 1, twist="lookahead"), "a hard constraint"),
+        (SMC(4, 1, twist="lookahead"), "looking ahead"),
         (Enumeration(), "enumeration"),
         (SVI(num_steps=1), "guide"),
     ],

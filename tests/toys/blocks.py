@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ppl_align.core.cost import count
 from ppl_align.lm.base import LM, Ids
-from ppl_align.lm.blocks import Block, stepped
+from ppl_align.lm.blocks import Block, scored, stepped
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
 
@@ -23,22 +22,21 @@ class BlockLM(LM):
         self.name = f"blocks of {inside.name}"
         self.blocks: list[int] = []
 
-    def draw_block(self, prefixes: Sequence[Ids], length: int, source: CompletionDistribution) -> Block:
+    def draw_block(
+        self, prompts: Sequence[Ids], texts: Sequence[Ids], length: int, source: CompletionDistribution
+    ) -> Block:
         self.blocks.append(length)
-        count(lm_forwards=1, lm_tokens=len(prefixes) * length)
-        drawn = stepped(prefixes, length, _of(self.drawing, source, length))
+        count(lm_forwards=1, lm_tokens=len(prompts) * length)
+        drawn = stepped(prompts, texts, length, source.by(self.drawing))
         if self.drawing is self.inside:
             return drawn
-        return drawn._replace(log_p=self._scored(prefixes, drawn.tokens, self.inside, source))
+        return drawn._replace(log_p=scored(prompts, texts, drawn.tokens, source.by(self.inside)))
 
     def score_block(
-        self, prefixes: Sequence[Ids], tokens: Tensor, source: CompletionDistribution
+        self, prompts: Sequence[Ids], texts: Sequence[Ids], tokens: Tensor, source: CompletionDistribution
     ) -> tuple[Tensor, Tensor]:
-        p, q = (self._scored(prefixes, tokens, lm, source) for lm in (self.inside, self.drawing))
+        p, q = (scored(prompts, texts, tokens, source.by(lm)) for lm in (self.inside, self.drawing))
         return p, q
-
-    def _scored(self, prefixes: Sequence[Ids], tokens: Tensor, lm: LM, source: CompletionDistribution) -> Tensor:
-        return lm.token_log_probs(prefixes, tokens, source.warp).double()
 
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
         return self.inside.token_log_probs(prompts, tokens, warp)
@@ -48,8 +46,3 @@ class BlockLM(LM):
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.inside.decode(ids)
-
-
-def _of(lm: LM, source: CompletionDistribution, length: int) -> CompletionDistribution:
-    nobody = torch.zeros(0, dtype=torch.long)
-    return CompletionDistribution(lm, (), nobody, length, source.warp, source.stop_ids)
