@@ -31,15 +31,16 @@ def run_on_prefixes(program: Program, particles: Particles, site: Site) -> Parti
 
 
 @contextmanager
-def asked_about_prefixes(site: str, length: int, who: str) -> Iterator[None]:
-    """Around a call of the user's own function of prefixes, of ``length`` tokens at ``site``."""
+def asked_about_prefixes(site: str | None, length: int, who: str) -> Iterator[None]:
+    """Around a call of the user's own function of prefixes, of ``length`` tokens at ``site`` (where it is known)."""
     try:
         yield
     except PartialTextError:
         raise
     except Exception as error:
         at = f"after {length} token{'s'[: length != 1]}"
-        raise PartialTextError(f"{who} failed on unfinished texts of {site!r} {at}: {_said(error)}") from error
+        texts = "unfinished texts" if site is None else f"unfinished texts of {site!r}"
+        raise PartialTextError(f"{who} failed on {texts} {at}: {_said(error)}") from error
 
 
 def _fails_on_whole_texts(program: Program, particles: Particles, site: Site, tokens: Tensor, error: Exception) -> bool:

@@ -164,7 +164,8 @@ class Runner:
     def given(self, values: Mapping[str, Tensor]) -> Particles:
         """Particles with these values by site [P, ...], at the end of the program: what they weigh under the proposal.
 
-        Every latent of the program needs one."""
+        Every latent of the program needs one. Raises ``InputError`` for a proposal that draws whole programs."""
+        self._asks_site_by_site("given values cannot be weighed under")
         held = copy.copy(self)
         held.proposal, held.retained, held.num_particles = Retaining(self.proposal, values, 1), values, 1
         return held.finish(Particles(len(next(iter(values.values())))))
@@ -186,20 +187,28 @@ class Runner:
     # -- and back ------------------------------------------------------------------------------------------------------
 
     def redraw(self, particles: Particles, site: str, token: Tensor | int = 0) -> Redrawn:
-        """Draw anew from ``site`` on, or from token ``token`` ([P], or the same for all) of that completion on.
+        """Draw anew from ``site`` on, or from token ``token`` ([P], or the same for all) of that completion on; in a
+        plate, of each of its texts.
 
         All that is before is kept, and so is a text that had ended by then. Particles with the same prefix share a row
-        of the network. Raises ``InputError`` for a site that is none of their latents."""
+        of the network. Their weights are those of whole programs, as ever.
+
+        Raises ``InputError`` for a site that is none of their latents, a token that the text cannot have, and a
+        proposal that draws whole programs."""
+        self._asks_site_by_site("nothing can be redrawn from")
         if site not in particles.values:
             raise InputError(
                 f"redraw from {site!r}: the latents are {', '.join(map(repr, particles.values)) or 'none'}"
             )
+        if site not in particles.plates:  # nobody has executed the program on these
+            particles = self.look(particles)
+        token = _place(token, site, particles)
         latents = [name for name in self.program.order if name in particles.values]
         after = latents[latents.index(site) :]
         kept = particles.before(after)
         moved = self.advance(kept)
         held_prior = held_proposal = torch.zeros(particles.size, dtype=torch.float64)
-        if moved.pending is not None and moved.pending.name == site and bool((torch.as_tensor(token) > 0).any()):
+        if moved.pending is not None and moved.pending.name == site and bool((token > 0).any()):
             moved, decoded = self.decode(moved, beginning=particles.values[site], length=token)
             held_prior, held_proposal = decoded.kept
         moved = self.finish(moved)
@@ -210,6 +219,10 @@ class Runner:
         )
 
     # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def _asks_site_by_site(self, what: str) -> None:
+        if isinstance(self.proposal, ProposesValues):
+            raise InputError(f"{what} a guide that draws whole programs: propose token by token, or from the prior")
 
     def _checked(self, particles: Particles) -> Particles:
         if particles.pending is not None:
@@ -224,6 +237,21 @@ class Runner:
         value = site.fn.sample().detach()
         log_p = site.fn.log_prob(value).detach().double().cpu().reshape(particles.size, -1).sum(-1)
         return particles.write(site.name, value, log_p, log_p)
+
+
+def _place(token: Tensor | int, site: str, particles: Particles) -> Tensor:
+    """Where the texts of a site go on from, [P] or a number."""
+    at, source = torch.as_tensor(token), particles.sources.get(site)
+    most = 0 if source is None else source.max_new_tokens
+    if at.dtype.is_floating_point or at.dtype == torch.bool or at.shape not in ((), (particles.size,)):
+        raise InputError(
+            f"redraw({site!r}, token=...): a whole number, or one for each of the {particles.size} particles, got "
+            f"{at.dtype} of shape {list(at.shape)}"
+        )
+    if bool(((at < 0) | (at > most)).any()):
+        what = "is no completion: token must be 0" if source is None else f"has tokens 0 to {most}"
+        raise InputError(f"redraw({site!r}, token={token}): it {what}")
+    return at
 
 
 def finish_together(

@@ -19,6 +19,7 @@ class HardConstraint(Twist):
 
     of_constraints = True
     by_ids = True
+    certain = True
 
     def __init__(self, weighs: bool = True, restriction: Restriction | None = None) -> None:
         self.weighs, self.restriction = weighs, restriction

@@ -207,6 +207,8 @@ def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: i
 class LearnedLookAhead(Twist):
     """The twist ``"lookahead"``: psi is learned by ``num_pool`` draws, for each constraint that can look ahead."""
 
+    only_once = True
+
     def __init__(self, num_pool: int = 64) -> None:
         self.num_pool = num_pool
 
@@ -222,6 +224,7 @@ class AtSite(Twist):
     defensive = DEFENSIVE
     of_constraints = True
     by_ids = True
+    certain = True
 
     def __init__(self, look: LookAhead, max_new_tokens: int) -> None:
         self.look, self.max_new_tokens = look, max_new_tokens

@@ -15,6 +15,8 @@ class PrefixReward(Twist):
 
     asks_program = True
     by_ids = True
+    certain = True
+    only_once = True
     names_its_errors = True
 
     def __init__(self, floor: float = -2.0) -> None:

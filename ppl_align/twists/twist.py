@@ -25,9 +25,12 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, RunError
+from ppl_align.core.runs import on_run_end
 from ppl_align.core.validation import one_of
 from ppl_align.lm.base import Ids
+from ppl_align.lm.completions import Completion
 from ppl_align.lm.decoding import Rows
+from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.leaning import Leaning
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
@@ -38,13 +41,14 @@ class Prefixes(NamedTuple):
     """What a twist sees of m unfinished completions of one site, after a token was drawn.
 
     ``site``     the name of the completion
-    ``tokens``   [m, t] ids so far ([m, plates..., t] inside a plate)
-    ``prompts``  the prompt ids of each
+    ``tokens``   [m, t] ids so far ([m, plates..., t] inside a plate: K texts of each particle)
+    ``prompts``  the prompt ids of each text, m * K of them, flat; [] for twists that read ids alone (``by_ids``)
     ``values``   upstream latents and completions by name, [m, ...]
     ``log_potential``  [m] what the factors before this site said, nats
     ``said``     the m particles with what the program says of the text so far, for twists that ask for it
-    ``running``  bool [m, plates...]: the texts still being written (inside a plate, others may have ended)
-    ``ids``      those, flat, on the host
+    ``running``  bool [m, K]: the texts still being written (inside a plate, others may have ended)
+    ``ids``      those, flat, on the host; None unless a part of the twist is of constraints
+    ``source``   the prior of the completion
     """
 
     site: str
@@ -55,6 +59,15 @@ class Prefixes(NamedTuple):
     said: Particles | None = None
     running: Tensor | None = None
     ids: list[Ids] | None = None
+    source: CompletionDistribution | None = None
+
+    def texts(self) -> list[list[str]]:
+        """The texts so far of each particle, K of them, as the program reads them: without what ends them."""
+        if self.source is None:
+            raise InputError("these prefixes do not know what they were drawn from: there is no text to show")
+        flat = Completion(self.tokens, self.source).texts()
+        each = len(flat) // len(self.tokens)
+        return [flat[i * each : (i + 1) * each] for i in range(len(self.tokens))]
 
 
 class Scene(NamedTuple):
@@ -71,21 +84,27 @@ class Twist:
 
     ``defensive``    the share of tokens that is drawn from the prior, whatever ``next_token`` says
     ``asks_program``  it wants to know what the program says of the text so far (``Prefixes.said``)
-    ``by_ids``       of rows and prefixes it needs their tokens, and no hidden states, prompts or log-probabilities
+    ``by_ids``       it reads ids alone: its rows have no hidden states, its rows and prefixes no prompts
     ``of_constraints``  it knows of hard constraints only: then texts that have ended are not compared by rewards
+    ``certain``      its log psi of -inf is true: whatever comes after has weight zero. Else -inf is remarked on
+    ``only_once``    a sum of two of them would count the same thing twice
     """
 
     defensive: ClassVar[float] = 0.0
     asks_program: ClassVar[bool] = False
     of_constraints: ClassVar[bool] = False
     by_ids: ClassVar[bool] = False
+    certain: ClassVar[bool] = False
+    only_once: ClassVar[bool] = False
     names_its_errors: ClassVar[bool] = False  # else what it raises is an error of the twist, on unfinished texts
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
     def at(self, scene: Scene) -> Twist | None:
-        """What it knows of this completion; None: nothing (then it takes no part in it)."""
+        """What it knows of this completion; None: nothing (then it takes no part in it).
+
+        Several completions may be asked about before any is decoded: return a copy rather than change yourself."""
         return self
 
     def next_token(self, rows: Rows) -> Tensor | None:
@@ -93,7 +112,10 @@ class Twist:
         return None
 
     def prefix(self, prefixes: Prefixes) -> Tensor | None:
-        """log psi ``[m]`` of prefixes; None: the entry of ``next_token`` for the token that was drawn weighs."""
+        """log psi ``[m]`` of prefixes; None: the entry of ``next_token`` for the token that was drawn weighs.
+
+        Asked of particles that are still writing, one number for all texts of a plate together. It is what is expected
+        beyond ``log_potential``: the program itself judges what has ended, and psi is forgotten then."""
         return None
 
     # -- what decoding and SMC ask -------------------------------------------------------------------------------------
@@ -110,15 +132,20 @@ class Twist:
 
     def leaning(self, rows: Rows) -> Leaning:
         """For the decoding: what the next tokens of each row lean to."""
-        found = self.next_token(rows)
-        if found is None:
-            return Leaning()
-        shape = tuple(rows.log_probs.shape)
-        if tuple(found.shape) != shape:
-            raise RunError(f"the twist's next_token returned shape {list(found.shape)} for rows of {list(shape)}")
+        at = rows.prefixes.shape[-1]
+        with nullcontext() if self.names_its_errors else asked_about_prefixes(None, at, "the twist"), torch.no_grad():
+            found = self.next_token(rows)
+            if found is None:
+                return Leaning()
+            found = _checked_table(found, rows)
         if found.dtype == torch.bool:
             return Leaning(allowed=found)
-        return Leaning(log_psi=found, weighs=found if self.table_weighs else None, defensive=self.defensive)
+        bad = _not_below_infinity(found, "the twist's next_token")
+        if not self.certain and found.device.type == "cpu" and bool(found.amin().isneginf()):
+            on_run_end("-inf of a twist", lambda: lambda: _UNCERTAIN)
+        log_psi = found if bad is None else found.masked_fill(bad, 0.0)
+        weighs = None if not self.table_weighs else found if bad is None else found.masked_fill(bad, torch.nan)
+        return Leaning(log_psi=log_psi, weighs=weighs, defensive=self.defensive)
 
 
 class FromFunction(Twist):
@@ -136,8 +163,8 @@ class Sum(Twist):
 
     names_its_errors = True
 
-    def __init__(self, parts: Sequence[Twist]) -> None:
-        self.parts = tuple(parts)
+    def __init__(self, parts: Sequence[Twist | Callable[[Prefixes], Tensor]]) -> None:
+        self.parts = tuple(as_twist(part) for part in parts)
 
     def at(self, scene: Scene) -> Twist | None:
         parts = [found for part in self.parts if (found := part.at(scene)) is not None]
@@ -162,6 +189,10 @@ class Sum(Twist):
     @property
     def by_ids(self) -> bool:  # type: ignore[override]
         return all(part.by_ids for part in self.parts)
+
+    @property
+    def certain(self) -> bool:  # type: ignore[override]
+        return True  # each part has spoken for itself
 
     def leaning(self, rows: Rows) -> Leaning:
         known = [part.leaning(rows) for part in self.parts if part.proposes]
@@ -188,19 +219,55 @@ def _judgement(twist: Twist, prefixes: Prefixes) -> Tensor | None:
         if twist.names_its_errors
         else asked_about_prefixes(prefixes.site, prefixes.tokens.shape[-1], "the twist")
     )
-    with named:
+    with named, torch.no_grad():
         found = twist.prefix(prefixes)
-        return None if found is None else _checked(found, prefixes)
+        if found is None:
+            return None
+        log_psi = _checked(found, prefixes)
+    if not twist.certain and bool(log_psi.isneginf().any()):
+        on_run_end("-inf of a twist", lambda: lambda: _UNCERTAIN)
+    return log_psi
 
 
 def _checked(found: Any, prefixes: Prefixes) -> Tensor:
     size = len(prefixes.log_potential)
-    log_psi = torch.as_tensor(found).detach().to("cpu", torch.float64)
+    try:
+        log_psi = torch.as_tensor(found).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the twist returned a {type(found).__name__}: it must be log psi, one number for each of {size} prefixes"
+        ) from error
     if log_psi.shape != (size,):
         raise RunError(f"the twist returned shape {list(log_psi.shape)} for {size} prefixes: it must be [{size}]")
     if bool((log_psi.isnan() | (log_psi == torch.inf)).any()):
         raise RunError(f"the twist returned NaN or +inf for a prefix of {prefixes.site!r}: it must be below +inf")
     return log_psi
+
+
+_UNCERTAIN = (
+    "the twist gave log psi = -inf: such a prefix is never continued, so log Z is too low wherever it could still have "
+    "gone well; give a finite value, or say certain = True where it cannot"
+)
+
+
+def _checked_table(found: Any, rows: Rows) -> Tensor:
+    shape = tuple(rows.log_probs.shape)
+    if not isinstance(found, Tensor):
+        raise RunError(f"the twist's next_token returned a {type(found).__name__}: a tensor {list(shape)} is needed")
+    if tuple(found.shape) != shape:
+        raise RunError(f"the twist's next_token returned shape {list(found.shape)} for rows of {list(shape)}")
+    return found if found.dtype == torch.bool or found.is_floating_point() else found.float()
+
+
+def _not_below_infinity(found: Tensor, who: str) -> Tensor | None:
+    """Rows [rows, 1] with NaN or +inf, where nobody may wait for the device; on the CPU they are an error."""
+    most = found.amax(-1, keepdim=True)  # NaN where there is one
+    bad = most.isnan() | (most == torch.inf)
+    if found.device.type != "cpu":
+        return bad
+    if bool(bad.any()):
+        raise RunError(f"{who} returned NaN or +inf: log psi must be below +inf")
+    return None
 
 
 def _total(parts: Any) -> Tensor | None:
@@ -232,9 +299,21 @@ def parts_of(twist: Any, named: Mapping[str, Callable[[], Twist]]) -> list[Twist
                 f"twist must be None, {', '.join(map(repr, named))}, a Twist, a function of Prefixes that returns [m] "
                 f"nats, or a tuple of them (their sum), got {type(part).__name__}"
             )
-    if len({id(part) for part in given}) < len(given):
+    parts = [named[part]() if isinstance(part, str) else as_twist(part) for part in given]
+    alone = [type(part) for part in parts if part.only_once]
+    if len({id(part) for part in given}) < len(given) or len(set(alone)) < len(alone):
         raise InputError("a sum of twists counts each of them once: one is there twice")
-    return [
-        named[part]() if isinstance(part, str) else part if isinstance(part, Twist) else FromFunction(part)
-        for part in given
-    ]
+    return parts
+
+
+def as_twist(part: Any) -> Twist:
+    """A twist, or a function of prefixes as one. Raises ``InputError`` for anything else."""
+    if isinstance(part, type):
+        raise InputError(f"a twist is an object, not a class: write {part.__name__}(...)")
+    if not isinstance(part, Twist):
+        if not callable(part):
+            raise InputError(f"a sum is of twists and functions of Prefixes, got {part!r}")
+        return FromFunction(part)
+    if not 0 <= part.defensive <= 1:
+        raise InputError(f"{part!r}: defensive is a share of the tokens, between 0 and 1, got {part.defensive}")
+    return part

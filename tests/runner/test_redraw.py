@@ -13,6 +13,7 @@ from ppl_align.constraints import Contains
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated
+from ppl_align.guides.program import ProgramGuide
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior.selection import draws_of
 from ppl_align.program.compiled import Program
@@ -66,7 +67,7 @@ def test_what_is_before_is_kept_and_scores_add_up(name, proposal):
         old = runner.finish(runner.start(size))
         for site in old.values:
             width = old.values[site].shape[-1] if site in old.sources else 1
-            token = torch.randint(width + 1, (size,))
+            token = torch.randint(width + 1 if site in old.sources else 1, (size,))
             new = runner.redraw(old, site, token)
             before = list(old.values)[: list(old.values).index(site)]
             assert all(torch.equal(new.particles.values[s], old.values[s]) for s in before)
@@ -113,7 +114,6 @@ def test_a_step_that_accepts_by_the_weights_leaves_the_posterior_as_it_is(name, 
 def test_particles_with_one_prefix_share_the_network():
     runner = runner_of("dialogue")
     old = Particles(500, {"z": torch.zeros(500).long(), "x": torch.tensor([[1, 0, 2]]).expand(500, 3)})
-    runner.look(old)
     with isolated(SEED), measure() as cost:
         runner.redraw(old, "x", 2)
     apart = len(runner.redraw(old, "x", 2).particles.values["x"].unique(dim=0))
@@ -125,7 +125,6 @@ def test_a_text_that_had_ended_is_kept():
     runner = runner_of("dialogue")
     ended = torch.tensor([[1, 4, 4]]).expand(50, 3)
     old = Particles(50, {"z": torch.zeros(50).long(), "x": ended})
-    runner.look(old)
     assert torch.equal(runner.redraw(old, "x", 2).particles.values["x"], ended)
 
 
@@ -133,3 +132,40 @@ def test_a_site_that_is_none_is_named():
     runner = runner_of("dialogue")
     with pytest.raises(InputError, match="redraw from 'w': the latents are 'z'"):
         runner.redraw(Particles(1, {"z": torch.zeros(1).long()}), "w")
+
+
+@pytest.mark.parametrize(
+    ("site", "token", "says"),
+    [
+        ("w", 0, "the latents are 'z', 'x'"),
+        ("x", -1, "has tokens 0 to 3"),
+        ("x", 4, "has tokens 0 to 3"),
+        ("x", 1.5, "a whole number"),
+        ("x", True, "a whole number"),
+        ("x", torch.zeros(7).long(), "one for each of the 50 particles"),
+        ("z", 1, "it is no completion"),
+    ],
+)
+def test_what_cannot_be_redrawn_is_said_in_one_line(site, token, says):
+    old = Particles(50, {"z": torch.zeros(50).long(), "x": torch.tensor([[1, 4, 4]]).expand(50, 3)})
+    with pytest.raises(InputError, match=says) as caught:
+        runner_of("dialogue").redraw(old, site, token)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_guide_of_whole_programs_can_neither_weigh_given_values_nor_redraw():
+    """It draws a latent knowing nothing of what is kept: as if it were the prior, weights would be wrong."""
+
+    def model():
+        z = pyro.sample("z", dist.Bernoulli(0.5))
+        x = completion("x", LM, [0], max_new_tokens=2)
+        reward("r", likes, x.tokens, beta=1.0, weight=1.0 + z)
+
+    def guide():
+        pyro.sample("z", dist.Bernoulli(0.9))
+
+    runner = Runner(Program(model), ProgramGuide(guide))
+    old = runner.finish(runner.start(10))
+    for ask in (lambda: runner.redraw(old, "x"), lambda: runner.given(old.values)):
+        with pytest.raises(InputError, match="a guide that draws whole programs"):
+            ask()

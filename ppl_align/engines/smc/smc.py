@@ -97,7 +97,7 @@ class SMC(Engine):
         if is_top_level():
             self._say_what_had_no_effect(smc)
         kind = Kind.RESAMPLED if smc.resampled else Kind.WEIGHTED
-        steered = self.proposal is not None
+        steered = self.proposal is not None or smc.steered
         return of_particles(particles, log_weight, kind, steered=steered, history=smc.history())
 
     def _say_what_had_no_effect(self, smc: TwistedSMC) -> None:

@@ -37,6 +37,7 @@ class TwistedSMC(Observer):
         self.log_evidence = torch.zeros(self.shape[0], dtype=torch.float64)
         self.evidence = self.log_evidence  # when the weights were last looked at
         self.events: list[dict[str, Any]] = []
+        self.steered = False  # by a table that may leave out what the prior writes
         self.known: set[int] = set()  # parts that knew something of a completion
         self.twist: Twist | None = None
         self.schedule: Schedule | None = None
@@ -62,6 +63,7 @@ class TwistedSMC(Observer):
         asks = any(part.asks_program for part in self.parts)  # then the program itself judges its constraints
         scene = Scene(site, restriction)
         found = [part.at(scene) for part in (HardConstraint(weighs=not asks), *self.parts)]
+        self.steered |= any(part.proposes and not (part.of_constraints or part.defensive) for part in found if part)
         self.known |= {i for i, one in enumerate(found[1:]) if one is not None}
         known = [one for one in found if one is not None]
         self.twist = None if not known else known[0] if len(known) == 1 else Sum(known)
@@ -134,6 +136,7 @@ class TwistedSMC(Observer):
             said,
             torch.from_numpy(decode.running_texts)[chosen],
             decode.texts_so_far(chosen) if any(part.of_constraints for part in parts) else None,
+            source,
         )
         log_psi = evaluate(self.twist, prefixes)
         if self.twist.table_weighs:
