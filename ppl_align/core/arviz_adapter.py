@@ -66,6 +66,21 @@ def write_netcdf(data: Any, path: str | Path) -> None:
     data.to_netcdf(str(path), engine="h5netcdf")
 
 
+def chain_ess(values: np.ndarray) -> float:
+    """Effective draws of the mean of ``values [chains, draws]``, from their autocorrelation (Vehtari et al. 2021,
+    arXiv:1903.08008). NaN for fewer than four draws and for values that never vary."""
+    values = np.asarray(values, dtype=float)
+    if values.shape[1] < 4 or np.ptp(values) == 0:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if is_v1():
+            found = import_module("arviz_stats.base").array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")
+        else:
+            found = _arviz().ess(values, method="mean")
+    return float(found)
+
+
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pareto-smoothed, normalised log-weights and k-hat, over the last axis: ``[..., N] -> [..., N], [...]``.
 

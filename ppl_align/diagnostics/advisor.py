@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 
 from ppl_align.core.arviz_adapter import GOOD_K
@@ -253,7 +252,8 @@ def _few_draws(run: Posterior) -> str | None:
     if run.draws_are_exact:
         few = run.log_weight.numel()
         return f"{few} exact draw{'s' if few > 1 else ''} in all" if few < evidence.FEW_DRAWS else None
-    if float(run.importance_weights.pooled.perplexity) < evidence.FEW_DRAWS:
+    chain = run.kind is Kind.CHAIN  # all states weigh the same, and are no independent draws
+    if not chain and float(run.importance_weights.pooled.perplexity) < evidence.FEW_DRAWS:
         share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9
         carrying = completions_carrying(run, share)
         much = "all" if share > 0.9 else f"{share:.0%} of the"
@@ -291,18 +291,18 @@ def _replicates(run: Posterior) -> str | None:
     wide = _wide_spread(run)
     if wide is not None:
         return wide
-    if not bool(run.log_evidence.isfinite().all()):
+    if run.kind.has_evidence and not bool(run.log_evidence.isfinite().all()):
         return "a replicate died: everything it drew is forbidden"
-    for name in run.rewards:
-        rhat = evidence.rhat(run, name)
-        if rhat is not None and rhat > BAD_RHAT:
-            return f"its replicates disagree on E[{name}] (R-hat {rhat:.2f})"
+    for name, rhat in summary_of(run).rhats.items():
+        if rhat > BAD_RHAT:
+            return (
+                f"its {'chains' if run.kind is Kind.CHAIN else 'replicates'} disagree on E[{name}] (R-hat {rhat:.2f})"
+            )
     return None
 
 
 def _notes(run: Posterior) -> list[str]:
-    resampled = run.history.get("resampled")
-    if resampled is not None and not np.asarray(resampled).any():
+    if run.resampled is not None and not bool(run.resampled.any()) and run.log_proposal is not None:
         return ["it never resampled, so it is importance sampling under another name", *run.warnings]
     return list(run.warnings)
 

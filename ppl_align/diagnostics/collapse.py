@@ -78,9 +78,9 @@ def _weight_of_first(other: Posterior, run: Posterior) -> float:
 def worse_than_it_began(run: Posterior) -> str | None:
     """The loss of a guide ends significantly above that of its first step."""
     began = first_elbo(run)
-    if began is None:
+    if began is None or run.losses is None:
         return None
-    loss = torch.as_tensor(run.history["loss"]).double()
+    loss = run.losses.double()
     last = loss[-max(len(loss) // LAST, 1) :]
     spread = standard_error(last) if len(last) > 1 else 0.0
     end = Estimate(-float(last.mean()), spread)
@@ -94,10 +94,8 @@ def worse_than_it_began(run: Posterior) -> str | None:
 
 def first_elbo(run: Posterior) -> Estimate | None:
     """The ELBO of a guide before its first step, nats; None where it is not known."""
-    if "loss" not in run.history or "loss_error" not in run.history:
-        return None
-    loss, error = (torch.as_tensor(run.history[name]).double() for name in ("loss", "loss_error"))
-    if len(loss) < 2 or len(error) != len(loss):
+    loss, error = run.losses, run.loss_errors
+    if loss is None or error is None or len(loss) < 2 or len(error) != len(loss):
         return None
     return Estimate(-float(loss[0]), float(error[0]))
 
@@ -116,7 +114,7 @@ def below_a_bound(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
 
 
 def _bounds(run: Posterior, runs: Mapping[str, Posterior]) -> Iterator[tuple[Estimate, str]]:
-    declared = run.history.get("log_lower")
+    declared = run.log_lower
     if declared is not None and not any(bool(log_likelihood(one).isneginf().any()) for one in runs.values()):
         yield Estimate(float(declared), 0.0), "by the bounds of its rewards"
     for name, other in runs.items():

@@ -10,6 +10,7 @@ from ppl_align.diagnostics import decisions
 from ppl_align.posterior import evidence
 from ppl_align.posterior.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.prior import has_proposal
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
@@ -22,9 +23,11 @@ def what_to_do(best: Posterior) -> str:
     replicates, particles = best.log_weight.shape
     if best.draws_are_exact:
         return f"Draw more: it takes {FEWEST_EXACT} exact draws for error bars (num_particles times num_replicates)."
+    if best.kind is Kind.CHAIN:
+        return f"Run longer chains than num_particles={particles}, and more of them than num_replicates={replicates}."
     if best.losses is not None:
         return (
-            f"Train it longer than num_steps={len(best.history['loss'])}, or with a lower learning_rate, and draw more "
+            f"Train it longer than num_steps={len(best.losses)}, or with a lower learning_rate, and draw more "
             f"than num_particles={particles}; or run importance sampling or SMC beside it."
         )
     kl = evidence.kl_to_prior(best)
@@ -79,6 +82,8 @@ def what_would_vouch(believed: Sequence[Posterior]) -> str:
             f"Run an engine without a proposal beside it, with num_replicates={MIN_REPLICATES} or more: what a guide "
             "never writes, no run with this guide sees."
         )
+    if all(run.kind is Kind.CHAIN for run in believed):
+        return "Run an engine that weighs draws beside it: chains that began alike may all be on their way still."
     return f"Run another engine, or num_replicates={MIN_REPLICATES} or more."
 
 

@@ -64,7 +64,7 @@ def smc_resamples(task: Task, pool: Pool, seed: int) -> bool:
             run = engine._infer(Task(task.model, task.args, task.kwargs, task.progress, retained))
         except PplAlignError:  # it went on far enough to fail at something else
             return True
-    return len(run.history["step"]) > 0
+    return run.ess_by_step is not None and len(run.ess_by_step) > 0
 
 
 def _longest(pool: Pool) -> int:

@@ -51,7 +51,7 @@ def posterior_entropy(posterior: Posterior) -> float | None:
     """Entropy [nats] of the completions under p*, as this run estimates it; other latents do not count.
 
     None for a decision, and without completions. A run that sampled other latents beside them (:func:`is_bounded`)
-    knows the larger of two lower bounds: the entropy of the completions that it drew, and
+    knows the larger of two lower bounds (a Markov chain the first alone): the entropy of what it drew, and
 
         log Z - E_p*[log-likelihood + log p0(completions | what came before)]
 
@@ -61,7 +61,7 @@ def posterior_entropy(posterior: Posterior) -> float | None:
         return None
     drawn = identity(posterior, latents=False)
     counted = _entropy(np.bincount(drawn, posterior.weights.reshape(-1).numpy()))
-    if posterior.exact:
+    if posterior.exact or not posterior.kind.has_evidence:
         return counted
     w = posterior.weights
     parts = (part.double() for name, part in posterior.log_prior.items() if name in posterior.completions)
@@ -72,7 +72,7 @@ def posterior_entropy(posterior: Posterior) -> float | None:
 
 def is_bounded(posterior: Posterior) -> bool:
     """Is :func:`posterior_entropy` of this run a lower bound? Then it does not know p* of a completion by itself."""
-    return bool(posterior.latents) and not posterior.exact
+    return not posterior.exact and (bool(posterior.latents) or not posterior.kind.has_evidence)
 
 
 def attainable_entropy(posterior: Posterior, n: int = NUM_DRAWS) -> float | None:

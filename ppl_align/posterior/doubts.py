@@ -10,6 +10,7 @@ A run without a complaint may have seen too little to have one. A green light ta
    draws (of all, where there are fewer) that these are: of what is far, the draws that would show how skewed it is are
    not there. Of a population that was resampled: ``PREDICTED`` effective draws at its narrowest place, for all that
    comes after descends from these;
+   Of Markov chains: as many by their autocorrelation;
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
@@ -27,6 +28,7 @@ from ppl_align.core.printed import say_draws
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior import evidence
 from ppl_align.posterior.bounded import log_evidence_upper
+from ppl_align.posterior.chains import effective_draws
 from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
@@ -58,7 +60,7 @@ def doubts(run: Posterior) -> list[Doubt]:
         return []
     found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
     found += [_room(run), _log_z(run)] if run.kind.has_evidence else []
-    found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run)]
+    found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run), _slow(run)]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -144,7 +146,7 @@ def _moved(run: Posterior, name: str) -> float | None:
         before = prior_mean(run, run.rewards[name])
         if before is not None:
             return abs(run.mean(name).value - before)
-    if len(run.factors) > 1:
+    if len(run.factors) > 1 or not run.kind.has_evidence:
         return None
     scale = float(torch.as_tensor(run.scales[name]).double().abs().mean())
     return max(evidence.kl_to_prior(run).value, 0.0) / scale if scale else None
@@ -160,10 +162,10 @@ def _skewed(run: Posterior) -> Doubt | None:
 def _narrow(run: Posterior) -> Doubt | None:
     """Few particles carried the weight when a population was resampled, or carry it now: a run in which more of them
     happened to be good looks better than one in which as many were as there should be."""
-    if run.independent or run.draws_are_exact:
+    if run.independent or run.draws_are_exact or not run.kind.has_evidence:
         return None
     now = run.importance_weights.ess
-    resampled = torch.as_tensor(run.history.get("ess", now[None]), dtype=torch.float64)
+    resampled = now[None] if run.ess_by_step is None else run.ess_by_step.double()
     narrowest = float(torch.cat([resampled, now[None]]).amin(0).sum())
     enough = min(PREDICTED, run.log_weight.numel() / 2)
     if narrowest >= enough:
@@ -173,6 +175,13 @@ def _narrow(run: Posterior) -> Doubt | None:
         f"what descends from them",
         enough / max(narrowest, 1e-6),
     )
+
+
+def _slow(run: Posterior) -> Doubt | None:
+    """Chains whose states resemble each other say as much as that many draws."""
+    if not run.kind.is_ordered or (ess := effective_draws(run)) >= PREDICTED:
+        return None
+    return Doubt(f"its chains are worth {say_draws(ess)}, it takes {PREDICTED:.0f} to believe them", PREDICTED / ess)
 
 
 def skewed(predicted: float, total: int, skewness: float) -> Doubt | None:

@@ -53,7 +53,7 @@ def relative_variance(posterior: Posterior) -> float | None:
         return None
     replicates, particles = posterior.log_weight.shape
     if posterior.tries is not None:
-        return _relvar_of_waiting(torch.as_tensor(posterior.tries).double(), particles)
+        return _relvar_of_waiting(posterior.tries.double(), particles)
     if posterior.independent:
         return None if posterior.log_weight.numel() < 2 else _relvar(posterior.log_weight.reshape(-1)) / particles
     return None if replicates < MIN_REPLICATES else _relvar(posterior.log_evidence)

@@ -37,7 +37,7 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     lineage = posterior.lineage
     if lineage is None:
         return None
-    lineage, alive = torch.as_tensor(lineage), posterior.log_weight.isfinite()
+    alive = posterior.log_weight.isfinite()
     return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
 
 
@@ -47,7 +47,7 @@ def error_by_ancestry(posterior: Posterior, parts: Tensor, expected: float = 0.0
     lineage = posterior.lineage
     if lineage is None:
         return None
-    psi = torch.zeros_like(parts).scatter_add_(1, torch.as_tensor(lineage), parts) - expected
+    psi = torch.zeros_like(parts).scatter_add_(1, lineage, parts) - expected
     error = float((psi**2).sum().sqrt())
     return error, float(((psi / error) ** 3).sum()) if error > 0 else 0.0
 

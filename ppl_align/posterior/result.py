@@ -41,8 +41,9 @@ class Posterior:
     ``log_upper``    by the same names: the largest value the log-factor could take, [R, N] nats; +inf where not known
     ``log_prior``    by latent site: log p0 [R, N]
     ``log_proposal`` log q of everything drawn, [R, N]; None where nobody knows it (Enumeration, Rejection)
-    ``history``      SMC: step [S], ess [S, R], resampled [S, R], log_evidence_increment [S, R],
-                     ancestors [S, R, N], lineage [R, N]; SVI: loss [K] and loss_error [K], its standard error;
+    ``history``      of engines that resample: ess [S, R] and resampled [S, R] each time weights were looked at, lineage
+                     [R, N], which of the first particles each one descends from (and SMC: step [S], ancestors
+                     [S, R, N], log_evidence_increment [S, R]); SVI: loss [K] and loss_error [K], its standard error;
                      Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; what functions of the
                      world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
     ``kind``         what the particles are (:class:`~ppl_align.posterior.kind.Kind`), with all that follows from it
@@ -81,12 +82,11 @@ class Posterior:
 
     def __post_init__(self) -> None:
         self.scales = {name: _each(scale, self.log_weight.shape) for name, scale in self.scales.items()}
-        self.kind = Kind(self.kind)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A run is finished when it is constructed. Who changes it all the same is told everything anew."""
         forget(self)
-        object.__setattr__(self, name, value)
+        object.__setattr__(self, name, Kind(value) if name == "kind" else value)
 
     def __getstate__(self) -> dict[str, Any]:
         forget(self)
@@ -112,20 +112,46 @@ class Posterior:
         """``"decision"``: draws of a policy that was chosen for its J = E[r] - beta KL in a world left as it is."""
         return "posterior" if self.kind.of_posterior else "decision"
 
+    # -- what the engine recorded on the way; None where it does not ---------------------------------------------------
+
+    def _recorded(self, name: str) -> Tensor | None:
+        found = self.history.get(name)
+        return None if found is None else torch.as_tensor(found)
+
     @property
     def losses(self) -> Tensor | None:
-        """-ELBO of each step of a guide that the run has trained, [K]; None where it has trained none."""
-        return self.history.get("loss")
+        """-ELBO of each step of a guide that the run has trained, [K]."""
+        return self._recorded("loss")
+
+    @property
+    def loss_errors(self) -> Tensor | None:
+        """Their standard errors, [K]."""
+        return self._recorded("loss_error")
+
+    @property
+    def ess_by_step(self) -> Tensor | None:
+        """Weight ESS [S, R] each time the weights were looked at."""
+        return self._recorded("ess")
+
+    @property
+    def resampled(self) -> Tensor | None:
+        """Was the replicate resampled then? Bool [S, R]."""
+        return self._recorded("resampled")
 
     @property
     def lineage(self) -> Tensor | None:
-        """Which of the first particles each one descends from, [R, N]; None where none was ever resampled."""
-        return self.history.get("lineage")
+        """Which of the first particles each one descends from, [R, N]."""
+        return self._recorded("lineage")
 
     @property
     def tries(self) -> Tensor | None:
-        """Draws that it took to accept the particles of each replicate, [R]; None where none was rejected."""
-        return self.history.get("num_draws")
+        """Draws that it took to accept the particles of each replicate, [R]."""
+        return self._recorded("num_draws")
+
+    @property
+    def log_lower(self) -> float | None:
+        """The smallest log-weight of what is not rejected, nats, where rewards declare bounds."""
+        return self.history.get("log_lower")
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_align.core.estimate import Estimate
 from ppl_align.particles.weights import Weights
-from ppl_align.posterior import diversity, evidence, policy
+from ppl_align.posterior import chains, diversity, evidence, policy
 from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.doubts import doubts
 from ppl_align.posterior.once import once
@@ -58,8 +58,10 @@ class RunSummary:
     ess = _of_weights(lambda weights: float(weights.ess.mean()))
     """For SMC: of the weights gathered since the last resampling only."""
     largest_weight = _of_weights(lambda weights: float(weights.largest.mean()))
-    effective_draws = _of(lambda run: float(run.importance_weights.pooled.ess))
-    """Weight ESS of all replicates together."""
+    effective_draws = _of(
+        lambda run: chains.effective_draws(run) if run.kind.is_ordered else float(run.importance_weights.pooled.ess)
+    )
+    """Weight ESS of all replicates together; of chains, what their autocorrelation leaves."""
     pareto_k = _of(lambda run: None if run.exact else _mean_of_known(run.importance_weights.pareto_k))
     rhats = _of(lambda run: {name: r for name in run.rewards if (r := evidence.rhat(run, name)) is not None})
     unique_ancestors = _of(

@@ -14,12 +14,15 @@ from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.result import Posterior
 
+_SHARED = (Kind.RESAMPLED, Kind.CONDITIONAL, Kind.CHAIN, Kind.POLICY)
+
 
 def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
     """Draws at ``index [R', N']`` (flat over replicates and particles); every weight is the pooled Zhat.
 
-    The draws are independent if the indices were drawn independently; ``fields`` overrides those of the result.
-    ``draws_are_exact=True``: they are draws of the posterior itself."""
+    Particles that shared ancestors, a given draw, a chain or a policy still do. Of the others the draws are independent
+    if the indices were drawn independently. ``fields`` overrides those of the result; ``draws_are_exact=True``: they
+    are draws of the posterior itself."""
 
     def pick(value: Tensor) -> Tensor:
         flat = value.reshape(-1, *value.shape[2:])
@@ -51,7 +54,7 @@ def take(posterior: Posterior, index: Tensor, **fields: Any) -> Posterior:
         "log_proposal": None if posterior.log_proposal is None else pick(posterior.log_proposal),
         "history": {},
         "cost": Cost(),
-        "kind": Kind.POLICY if posterior.kind is Kind.POLICY else Kind.WEIGHTED,
+        "kind": posterior.kind if posterior.kind in _SHARED else Kind.WEIGHTED,
     }
     if fields.pop("draws_are_exact", False):
         fields["kind"] = Kind.EXACT_DRAWS

@@ -122,7 +122,7 @@ def plot_evidence(compared: Comparison) -> Figure | None:
 
 def plot_weights(compared: Comparison) -> Figure | None:
     """Share of the weight held by the heaviest particles. A diagonal would be equal weights."""
-    runs = {name: run for name, run in compared.runs.items() if not run.exact and run.target == "posterior"}
+    runs = {name: run for name, run in compared.runs.items() if not run.exact and run.kind.has_evidence}
     colour = colours(compared)
 
     def paint(axes: Axes) -> None:
@@ -147,18 +147,19 @@ def plot_weights(compared: Comparison) -> Figure | None:
 
 def plot_smc(compared: Comparison) -> Figure | None:
     """ESS of every SMC run over its steps, with a mark where a replicate resampled."""
-    runs = {name: run for name, run in compared.runs.items() if "ess" in run.history and len(run.history["ess"])}
+    looked = {name: run.ess_by_step for name, run in compared.runs.items()}
+    runs = {name: np.asarray(ess, dtype=float) for name, ess in looked.items() if ess is not None and len(ess)}
     colour = colours(compared)
 
     def paint(axes: Axes) -> None:
-        for name, run in runs.items():
-            ess = np.asarray(run.history["ess"], dtype=float)
+        for name, ess in runs.items():
+            run = compared.runs[name]
             steps = np.asarray(run.history.get("step", np.arange(1, len(ess) + 1)))
             particles = run.log_weight.shape[1]
             axes.plot(steps, ess / particles, color=colour[name], lw=0.7, alpha=0.3)
             axes.plot(steps, ess.mean(1) / particles, color=colour[name], lw=2, label=name)
-            if "resampled" in run.history:
-                at, replicate = np.nonzero(np.asarray(run.history["resampled"], dtype=bool))
+            if run.resampled is not None:
+                at, replicate = np.nonzero(run.resampled.numpy())
                 axes.scatter(
                     steps[at], ess[at, replicate] / particles, marker="v", s=16, color=colour[name], alpha=0.6, lw=0
                 )
@@ -174,12 +175,8 @@ def plot_smc(compared: Comparison) -> Figure | None:
 
 def plot_svi(compared: Comparison) -> Figure | None:
     """Loss of every trained guide beside the best log Z, which its negative can only approach from below."""
-    losses = {
-        name: np.asarray(run.history["loss"], dtype=float)
-        for name, run in compared.runs.items()
-        if "loss" in run.history
-    }
-    losses = {name: loss for name, loss in losses.items() if len(loss)}
+    trained = {name: run.losses for name, run in compared.runs.items()}
+    losses = {name: np.asarray(loss, dtype=float) for name, loss in trained.items() if loss is not None and len(loss)}
     colour = colours(compared)
 
     def paint(axes: Axes) -> None:

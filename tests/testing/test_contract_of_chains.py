@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from ppl_align import Engine, Posterior, compare
+from ppl_align import SMC, Engine, ImportanceSampling, Posterior, compare
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
@@ -89,5 +89,35 @@ def test_what_a_chain_is_to_everybody_else(tmp_path):
     assert back.kind is Kind.CHAIN
     assert "4 x 50 states of Markov chains" in run.summary()
     assert "log Z" not in run.summary()
-    advice = compare([run]).advice
-    assert advice.standing != "sound", "nothing says that the chains have arrived"
+    long = Chain(400, 8).run(PROGRAMS["with_eos"])
+    compared = compare({"chain": long, "importance": ImportanceSampling(500, 4).run(PROGRAMS["with_eos"])})
+    assert "nan" not in str(compared)
+    assert compared.save(tmp_path)
+    assert compared.advice.standing == "sound"
+    assert compared.advice.confirmed == ("chain", "importance")
+
+
+def test_what_is_said_of_chains_alone():
+    def advice(**settings):
+        return compare([Chain(**settings).run(PROGRAMS["with_eos"])]).advice
+
+    long = advice(num_particles=400, num_replicates=8)
+    assert long.standing == "unconfirmed", "nothing says that the chains have arrived"
+    assert str(long).startswith("Nothing speaks against chain, but nothing confirms it either.")
+    assert "chains that began alike may all be on their way still" in str(long)
+    short = advice(num_particles=60, num_replicates=4)
+    assert short.standing == "unconfirmed"
+    assert "it takes 50 to believe them" in str(short)
+    stuck = advice(num_particles=40, accepts="never")
+    assert stuck.standing == "unsound"
+    assert "Run longer chains" in str(stuck)
+
+
+def test_draws_taken_from_chains_are_no_estimate_of_z():
+    run = Chain(20, 4).run(PROGRAMS["with_eos"])
+    taken = run.take(torch.tensor([[0, 5], [25, 70]]))
+    assert taken.kind is Kind.CHAIN
+    assert taken.log_evidence.isnan().all()
+    resampled = SMC(20, 4, twist="prefix", ess_threshold=1.0).run(PROGRAMS["with_eos"])
+    assert resampled.kind is Kind.RESAMPLED
+    assert not resampled.take(torch.arange(8).reshape(4, 2)).independent, "they may share ancestors"

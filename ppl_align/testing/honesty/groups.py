@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from ppl_align.core.cost import Cost
@@ -44,8 +43,8 @@ def replicates(run: Posterior, first: int, last: int) -> Posterior:
     history |= {key: torch.as_tensor(history[key])[:, part] for key in _BY_STEP if key in history}
     history |= {key: torch.as_tensor(history[key])[part] for key in _BY_REPLICATE if key in history}
     kind = run.kind
-    if "resampled" in history:
-        kind = Kind.RESAMPLED if bool(np.asarray(history["resampled"]).any()) else Kind.WEIGHTED
+    if run.resampled is not None:
+        kind = Kind.RESAMPLED if bool(run.resampled[:, part].any()) else Kind.WEIGHTED
     ratio = (last - first) / len(run.log_weight)
     cost = Cost(**{f.name: type(v)(v * ratio) for f in fields(Cost) for v in [getattr(run.cost, f.name)]})
     return replace(
