@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ppl_align.core.version import __version__
+
 if TYPE_CHECKING:
     from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, LengthLimit, Regex
     from ppl_align.diagnostics.comparison import Comparison, compare
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
         reward_funcs,
     )
 
-__version__ = "0.1.0"
 
 _HOME = {
     "AcceptedBy": "ppl_align.constraints",
@@ -128,6 +129,7 @@ __all__ = [
     "Regex",
     "Rejection",
     "TreePlanner",
+    "__version__",
     "choose",
     "compare",
     "completion",

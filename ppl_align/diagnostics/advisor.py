@@ -28,10 +28,9 @@ from ppl_align.diagnostics import decisions, exact_draws
 from ppl_align.diagnostics.blind_spots import blind_spot
 from ppl_align.diagnostics.collapse import collapsed
 from ppl_align.diagnostics.remedies import what_to_do, what_would_confirm, what_would_tell, what_would_vouch
-from ppl_align.posterior import evidence
 from ppl_align.posterior.estimates import MIN_REPLICATES
+from ppl_align.posterior.evidence import FEW_DRAWS
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, has_proposal
 from ppl_align.posterior.result import Posterior
@@ -165,7 +164,8 @@ def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
         why = "the only run without a complaint" if len(sound) == 1 else "the most precise of the sound runs per token"
         return leader, f"Use {leader}: {why}."
     simple = max(plain, key=lambda name: precision[name])
-    verdict = f"Importance sampling is enough here ({simple}: {_effective(runs[simple]):,.0f} effective draws in all)"
+    draws = summary_of(runs[simple]).effective_draws
+    verdict = f"Importance sampling is enough here ({simple}: {draws:,.0f} effective draws in all)"
     if leader != simple and precision[simple] and precision[leader] > WORTH_SWITCHING * precision[simple]:
         gain = precision[leader] / precision[simple]
         return simple, f"{verdict}; {leader} is {gain:.1f} times as precise per token."
@@ -225,9 +225,9 @@ def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> s
     if gap > max(critical(_error(run), errors=SIGNIFICANT), NEGLIGIBLE):
         return f"log Z is {gap:.2g} nats above the exact one"
     for name in run.rewards:
-        found = run.mean(name)
+        found = summary_of(run).rewards[name]
         value, error = found
-        off = abs(value - exact.mean(name).value)
+        off = abs(value - summary_of(exact).rewards[name].value)
         known = found if found.stated else Estimate(value, error)
         if error > 0 and exceeds(off, known, errors=SIGNIFICANT) and not is_rounding(off, value):
             return f"E[{name}] is {say_z(off / error)} from the exact one"
@@ -251,25 +251,20 @@ def _unseen(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
 def _few_draws(run: Posterior) -> str | None:
     if run.draws_are_exact:
         few = run.log_weight.numel()
-        return f"{few} exact draw{'s' if few > 1 else ''} in all" if few < evidence.FEW_DRAWS else None
+        return f"{few} exact draw{'s' if few > 1 else ''} in all" if few < FEW_DRAWS else None
     chain = run.kind is Kind.CHAIN  # all states weigh the same, and are no independent draws
-    if not chain and float(run.importance_weights.pooled.perplexity) < evidence.FEW_DRAWS:
-        share = 0.99 if completions_carrying(run, 0.99) < evidence.FEW_DRAWS else 0.9
+    if not chain and summary_of(run).perplexity < FEW_DRAWS:
+        share = 0.99 if completions_carrying(run, 0.99) < FEW_DRAWS else 0.9
         carrying = completions_carrying(run, share)
         much = "all" if share > 0.9 else f"{share:.0%} of the"
         return f"{much} weight on {carrying} completion{'s' if carrying > 1 else ''}"
-    effective = _effective(run)
-    if effective < evidence.FEW_DRAWS:
+    effective = summary_of(run).effective_draws
+    if effective < FEW_DRAWS:
         return f"{effective:.1f} effective draws in all"
-    ancestors = ancestors_by_replicate(run)
-    if ancestors is not None and sum(ancestors) < evidence.FEW_DRAWS:
+    ancestors = summary_of(run).ancestors
+    if ancestors is not None and sum(ancestors) < FEW_DRAWS:
         return f"all particles descend from {sum(ancestors)} of the first ones"
     return None
-
-
-def _effective(run: Posterior) -> float:
-    """Effective draws of all replicates together."""
-    return summary_of(run).effective_draws
 
 
 def completions_carrying(run: Posterior, share: float) -> int:
@@ -302,7 +297,8 @@ def _replicates(run: Posterior) -> str | None:
 
 
 def _notes(run: Posterior) -> list[str]:
-    if run.resampled is not None and not bool(run.resampled.any()) and run.log_proposal is not None:
+    moved = run.kind is Kind.WEIGHTED and run.log_proposal is None  # where nobody knows what they were drawn from
+    if run.resampled is not None and not bool(run.resampled.any()) and not moved:
         return ["it never resampled, so it is importance sampling under another name", *run.warnings]
     return list(run.warnings)
 

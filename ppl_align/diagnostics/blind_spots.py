@@ -22,7 +22,6 @@ import torch
 
 from ppl_align.particles.weights import effective_sample_size
 from ppl_align.posterior.constant import constant_reward, same
-from ppl_align.posterior.estimates import mean
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 
@@ -72,7 +71,7 @@ def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | Non
 def _log_odds(run: Posterior, other: Posterior, reward: str, value: float) -> float:
     """log s / (1 - s) of the module's docstring: the least that ``other`` saw of other values, -inf for nothing."""
     elsewhere = ~same(other.rewards[reward].double(), torch.tensor(value, dtype=torch.float64))
-    seen, error = mean(other, lambda particles: elsewhere.double())
+    seen, error = other.mean(lambda particles: elsewhere.double())
     noise = summary_of(run).standard_error, summary_of(other).standard_error
     if None in noise or not seen > 0 or math.isnan(error):  # it saw nothing, or nobody knows how much
         return -math.inf

@@ -19,7 +19,7 @@ from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, guide_column, is_missing, reward_column
 from ppl_align.diagnostics.prior import best_view_of_prior
 from ppl_align.diagnostics.scales import differing_scales, scales
-from ppl_align.posterior import Posterior, diversity, evidence
+from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.prior import prior_mean
 from ppl_align.posterior.run_summary import summary_of
@@ -146,14 +146,14 @@ def compare(runs: Runs) -> Comparison:
         warnings.warn(differ, UserWarning, stacklevel=3)
     conditioned, decided = decisions.split(named)
     best = best_run(conditioned) if conditioned else decisions.best(decided)
-    top = evidence.best_log_evidence(named.values())
+    top, told = best_log_evidence(named.values()), summary_of(named[best])
     rewards = list(named[best].rewards)
     prior = best_view_of_prior(named.values())
     reference: dict[str, Any] = {
         "best_run": best,
         "best_log_evidence": top,
-        "posterior_entropy": diversity.posterior_entropy(named[best]),
-        "posterior_entropy_is_lower_bound": diversity.is_bounded(named[best]),
+        "posterior_entropy": told.posterior_entropy,
+        "posterior_entropy_is_lower_bound": told.posterior_entropy_is_lower_bound,
         "prior_mean": {} if prior is None else {name: prior_mean(prior, prior.rewards[name]) for name in rewards},
         "evidence_bounds": _evidence_bounds(conditioned),
         "differ": differ,
@@ -164,8 +164,8 @@ def compare(runs: Runs) -> Comparison:
         "prompts": sorted(_prompts(named[best]))[:8],
     }
     own = {
-        "entropy_posterior": diversity.attainable_entropy(named[best]),
-        "distinct2_posterior": diversity.distinct_ngrams(named[best]),
+        "entropy_posterior": told.attainable_entropy,
+        "distinct2_posterior": told.distinct_ngrams,
     }
     rows = {}
     for name, run in named.items():
@@ -178,6 +178,15 @@ def compare(runs: Runs) -> Comparison:
     numbers = table.columns.drop(["engine", "kl_is_lower_bound"])
     table[numbers] = table[numbers].astype(float)
     return Comparison(named, table, reference, advise(named, best))
+
+
+def best_log_evidence(runs: Iterable[Posterior]) -> float:
+    """The exact log Z if one run has it, else the highest estimate: each is a lower bound in expectation.
+
+    NaN where no run estimates it."""
+    known = [run for run in runs if run.kind.has_evidence]
+    standing = [run for run in known if run.exact][:1] or known
+    return max((summary_of(run).log_evidence for run in standing), default=math.nan)
 
 
 def _unseen(run: Posterior, named: Mapping[str, Posterior]) -> float | None:

@@ -14,10 +14,10 @@ import math
 from collections.abc import Mapping
 
 from ppl_align.core.estimate import FEWEST_EXACT, quantile
-from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.doubts import LOG_Z, OF_THE_SHIFT
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.result import Posterior
+from ppl_align.posterior.run_summary import summary_of
 
 SIGNIFICANT = 3.0  # standard errors
 NEGLIGIBLE = 0.05  # nats
@@ -31,21 +31,21 @@ def split(runs: Mapping[str, Posterior]) -> tuple[dict[str, Posterior], dict[str
 
 def best(decided: Mapping[str, Posterior]) -> str:
     """The run whose policy earned most."""
-    return max(decided, key=lambda name: _known(decision_value(decided[name])).value)
+    return max(decided, key=lambda name: _j(decided[name]).value)
 
 
 def verdict(runs: Mapping[str, Posterior]) -> tuple[str, bool]:
     """One line on the runs that decide, and whether anything confirms it."""
     conditioned, decided = split(runs)
     leader = best(decided)
-    j = _known(decision_value(decided[leader]))
+    j = _j(decided[leader])
     line = f"Act by {leader}: J = {j} nats"
     most = next((run.optimism.best for run in conditioned.values() if run.optimism is not None), None)
     if most is not None:
         near = most - j.value <= max(SIGNIFICANT * j.standard_error, NEGLIGIBLE)
         known = lacking(decided[leader], most) is None
         return f"{line}, where the best of all policies has {most:.4g}.", near and known
-    others = [_known(decision_value(run)) for name, run in decided.items() if run.engine != decided[leader].engine]
+    others = [_j(run) for name, run in decided.items() if run.engine != decided[leader].engine]
     agree = lacking(decided[leader]) is None and any(
         j.value - other.value <= max(SIGNIFICANT * math.hypot(j.standard_error, other.standard_error), NEGLIGIBLE)
         for other in others
@@ -56,7 +56,7 @@ def verdict(runs: Mapping[str, Posterior]) -> tuple[str, bool]:
 def lacking(run: Posterior, scale: float | None = None) -> int | None:
     """How many episodes it takes to know J to half a nat and to 30% of ``scale`` (of J itself, where that is not
     given); None where it is known. A few episodes that happen to agree know nothing."""
-    j, count = _known(decision_value(run)), run.log_weight.numel()
+    j, count = _j(run), run.log_weight.numel()
     goal = min(LOG_Z, max(OF_THE_SHIFT * abs(j.value if scale is None else scale), NEGLIGIBLE))
     if count < FEWEST_EXACT or not math.isfinite(j.standard_error):
         return max(FEWEST_EXACT, 2 * count)
@@ -73,8 +73,9 @@ def questions(runs: Mapping[str, Posterior]) -> str:
     )
 
 
-def _known(estimate: Estimate | None) -> Estimate:
-    return Estimate(-math.inf, math.nan) if estimate is None or math.isnan(estimate.value) else estimate
+def _j(run: Posterior) -> Estimate:
+    found = summary_of(run).decision_value
+    return Estimate(-math.inf, math.nan) if found is None or math.isnan(found.value) else found
 
 
 def _list(names: list[str]) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from ppl_align.core.estimate import FEWEST_EXACT
 from ppl_align.diagnostics import decisions
-from ppl_align.posterior import evidence
 from ppl_align.posterior.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.prior import has_proposal
 from ppl_align.posterior.result import Posterior
+from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
 
 HOPELESS = 1e4  # times as many draws: nobody will
@@ -30,11 +30,12 @@ def what_to_do(best: Posterior) -> str:
             f"Train it longer than num_steps={len(best.losses)}, or with a lower learning_rate, and draw more "
             f"than num_particles={particles}; or run importance sampling or SMC beside it."
         )
-    kl = evidence.kl_to_prior(best)
-    far = math.isfinite(kl.value) and kl.lower_bound
-    if far and best.independent and not has_proposal(best) and kl.value > math.log(best.log_weight.numel()) - 1:
+    told = summary_of(best)
+    kl = told.kl.value
+    far = math.isfinite(kl) and told.kl_is_lower_bound
+    if far and best.independent and not has_proposal(best) and kl > math.log(best.log_weight.numel()) - 1:
         return (
-            f"The posterior lies at least {kl.value:.1f} nats from the prior: it takes well over {_exp(kl.value)} "
+            f"The posterior lies at least {kl:.1f} nats from the prior: it takes well over {_exp(kl)} "
             f"draws of the prior, and this run has {best.log_weight.numel():,}. Raise beta, or use a twist or a "
             "trained guide as proposal."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -188,15 +187,6 @@ def elbo(posterior: Posterior) -> float | None:
     if posterior.losses is None or not posterior.kind.has_evidence:
         return None
     return float(posterior.log_weight.mean())
-
-
-def best_log_evidence(posteriors: Iterable[Posterior]) -> float:
-    """The exact log Z if one run has it, else the highest estimate: each is a lower bound in expectation.
-
-    NaN if all of them are decisions, which estimate none."""
-    runs = [p for p in posteriors if p.kind.has_evidence]
-    exact = [log_evidence(p) for p in runs if p.exact]
-    return exact[0] if exact else max((log_evidence(p) for p in runs), default=math.nan)
 
 
 class KL(NamedTuple):

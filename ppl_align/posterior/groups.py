@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ppl_align.core.version import __version__
 from ppl_align.posterior.estimates import functionals
 from ppl_align.posterior.naming import inner_dimensions, is_ours, position_dimension
 from ppl_align.posterior.prior import drew_from_prior
@@ -60,7 +61,6 @@ def to_groups(posterior: Posterior) -> dict[str, xr.Dataset]:
 
 
 def _provenance(posterior: Posterior) -> dict[str, Any]:
-    from ppl_align import __version__
 
     def text(value: Any) -> str:
         return json.dumps(value, default=str, ensure_ascii=False)

@@ -14,6 +14,7 @@ from ppl_align.particles.weights import Weights
 from ppl_align.posterior import chains, diversity, evidence, policy
 from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.doubts import doubts
+from ppl_align.posterior.lineage import ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.unstated import unstated
@@ -62,14 +63,23 @@ class RunSummary:
         lambda run: chains.effective_draws(run) if run.kind.is_ordered else float(run.importance_weights.pooled.ess)
     )
     """Weight ESS of all replicates together; of chains, what their autocorrelation leaves."""
+    perplexity = _of(lambda run: float(run.importance_weights.pooled.perplexity))
+    """Draws that carry the weight, all replicates together."""
     pareto_k = _of(lambda run: None if run.exact else _mean_of_known(run.importance_weights.pareto_k))
     rhats = _of(lambda run: {name: r for name in run.rewards if (r := evidence.rhat(run, name)) is not None})
     unique_ancestors = _of(
         lambda run: None if run.exact or not run.kind.has_evidence else diversity.unique_ancestors(run)
     )
+    ancestors = _of(ancestors_by_replicate)
+    """First particles with living descendants, per replicate; None where nothing descends."""
     distinct_completions = _of(diversity.distinct_completions)
     entropy = _of(diversity.entropy_of_draws)
     distinct_ngrams = _of(diversity.distinct_ngrams)
+    posterior_entropy = _of(diversity.posterior_entropy)
+    """Of the completions under p*, as this run sees it."""
+    posterior_entropy_is_lower_bound = _of(diversity.is_bounded)
+    attainable_entropy = _of(diversity.attainable_entropy)
+    """What :attr:`entropy` can show at most."""
     precision = _of(evidence.precision_per_1000_tokens)
     """1 / relvar of Zhat per 1000 LM tokens."""
     precision_interval = _of(evidence.precision_interval)

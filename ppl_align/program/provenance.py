@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_align.core.digests import digest
+from ppl_align.core.version import __version__
 from ppl_align.lm.base import LM
 from ppl_align.lm.base_names import portable
 from ppl_align.lm.fingerprint import of_parts, parts
@@ -171,7 +172,6 @@ def _in_what(one: LMRecord, other: LMRecord) -> str:
 @functools.cache
 def versions() -> Mapping[str, str]:
     """Of ppl-align, Python and the libraries whose versions may change a result."""
-    from ppl_align import __version__
 
     found = {"ppl-align": __version__, "python": platform.python_version()}
     for name, distribution in _VERSIONS.items():

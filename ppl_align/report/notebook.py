@@ -13,7 +13,6 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.paragraph import draws_of
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
-from ppl_align.posterior.unstated import unstated
 from ppl_align.report.terminal import cell, headline, visible
 
 SHOWN = 5  # texts
@@ -25,7 +24,9 @@ def posterior_html(posterior: Posterior) -> str:
     deciding = posterior.target == "decision"
     of = f" of {posterior.model}" if posterior.model else ""
     by = f" ({posterior.lm})" if posterior.lm else ""
-    facts = [f"Warning: {line}." for line in posterior.warnings] + [f"± ?: {line}." for line in unstated(posterior)]
+    facts = [f"Warning: {line}." for line in posterior.warnings] + [
+        f"± ?: {line}." for line in summary_of(posterior).unstated
+    ]
     if posterior.optimism is not None:
         facts.append(f"It conditions the world as well: {posterior.optimism}.")
     cost = posterior.cost
