@@ -18,7 +18,9 @@ OLD = {
         "Length": "LengthLimit",
     },
     "ppl_align.engines": {"Exact": "Enumeration", "Nested": "TreePlanner", "Conditional": "ConditionalSMC"},
-    "ppl_align.constraints": {"Length": "LengthLimit"},
+    "ppl_align.constraints": {"Length": "LengthLimit", "Reader": "Matcher", "AutomatonReader": "AutomatonMatcher"},
+    "ppl_align.lints": {"Glance": "PriorSample"},
+    "ppl_align.program": {"Execution": "Particles"},
     "ppl_align.constraints.base": {"Reader": "Matcher"},
     "ppl_align.rewards": {"Length": "LengthReward"},
 }

@@ -1,6 +1,7 @@
 """The Pyro side: what a user writes (``completion``, ``reward``, ...) and what an engine sees (``Program``)."""
 
-from ppl_align.particles.particles import Site
+from ppl_align.core.deprecation import old_names
+from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 from ppl_align.program.completion import choose, completion
 from ppl_align.program.constrain import constrain
@@ -11,6 +12,7 @@ from ppl_align.program.reward import reward
 from ppl_align.program.reward_funcs import reward_funcs
 
 __all__ = [
+    "Particles",
     "Program",
     "Site",
     "choose",
@@ -26,3 +28,5 @@ __all__ = [
     "reward",
     "reward_funcs",
 ]
+
+__getattr__ = old_names(globals(), {"Execution": "Particles"})
