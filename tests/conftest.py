@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pyro
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ppl_align import CausalLM
@@ -34,6 +35,15 @@ def clean_state() -> Iterator[None]:
     pyro.clear_param_store()
     yield
     assert dict(pyro.get_param_store().items()) == {}, "a test left parameters in Pyro's global store"
+
+
+@pytest.fixture
+def quiet_transformers() -> Iterator[None]:
+    """Not a word about the fast kernels that are not installed."""
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    yield
+    transformers.utils.logging.set_verbosity(level)
 
 
 @pytest.fixture(scope="session")

@@ -8,24 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from toys.commands import MODEL, go_to
 
 from ppl_align import __version__, gallery
 from ppl_align.cli import main
 from ppl_align.loading import load_model
 
-MODEL = '''
-import torch
-from ppl_align import CallableLM, completion, reward
-
-_lm = CallableLM(4, lambda prefix: torch.zeros(len(prefix), 4), eos_id=3)
-
-
-def toy(prompt: str = "0", bias: float = 1.0):
-    """A toy that likes ones."""
-    x = completion("x", _lm, prompt, max_new_tokens=3)
-    reward("ones", lambda tokens: bias * (tokens == 1).double().sum(-1), x.tokens)
-    return x
-'''
 ENGINES = {
     "few": "from ppl_align import ImportanceSampling\nengine = ImportanceSampling(num_particles=16)\n",
     "steered": "from ppl_align import SMC\nengine = SMC(num_particles=8, num_replicates=4, twist='prefix', every=1)\n",
@@ -34,12 +22,7 @@ ENGINES = {
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "toy.py").write_text(MODEL)
-    for name, text in ENGINES.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
+    return go_to(tmp_path, monkeypatch, toy=MODEL, **ENGINES)
 
 
 BOTH = ["--engine", "few.py", "--engine", "steered.py"]

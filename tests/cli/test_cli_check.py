@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli.test_cli import MODEL
+from toys.commands import MODEL, go_to
 
 from ppl_align.cli import main
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "toy.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
+    return go_to(tmp_path, monkeypatch, toy=MODEL)
 
 
 def test_check_says_what_it_saw(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from toys.commands import go_to
 
 from ppl_align.cli import main
 from ppl_align.cli.verdict import over_rows
@@ -32,14 +33,10 @@ ROWS = [{"prompt": "0", "beta": 1.0, "digit": 1}, {"prompt": "1", "beta": 2.0, "
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "asked.py").write_text(MODEL)
-    for name, particles, replicates in (("sure", 2048, 4), ("unsure", 64, 1)):
-        engine = f"ImportanceSampling(num_particles={particles}, num_replicates={replicates})"
-        (tmp_path / f"{name}.py").write_text(f"from ppl_align import ImportanceSampling\nengine = {engine}\n")
     write(tmp_path / "data.jsonl", ROWS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
+    importing = "from ppl_align import ImportanceSampling\nengine = ImportanceSampling"
+    engines = {"sure": f"{importing}(2048, 4)\n", "unsure": f"{importing}(64, 1)\n"}
+    return go_to(tmp_path, monkeypatch, asked=MODEL, **engines)
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:

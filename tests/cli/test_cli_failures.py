@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from toys.commands import go_to
 
 from ppl_align.cli import main
 
@@ -24,11 +25,8 @@ ENGINE = "from ppl_align import ImportanceSampling\nengine = ImportanceSampling(
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "good.py").write_text(MODEL.format(name="good", beta=1.0))
-    (tmp_path / "bad.py").write_text(MODEL.format(name="bad", beta=0.0))
-    (tmp_path / "few.py").write_text(ENGINE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    good, bad = MODEL.format(name="good", beta=1.0), MODEL.format(name="bad", beta=0.0)
+    return go_to(tmp_path, monkeypatch, good=good, bad=bad, few=ENGINE)
 
 
 def files(folder: Path) -> dict[Path, bytes]:

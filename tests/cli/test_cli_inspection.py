@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from toys.commands import go_to
 
 from ppl_align.cli import main
 
@@ -28,10 +29,7 @@ def toy(prompt: str = "0", beta: float = 1.0):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "toy.py").write_text(MODEL)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
+    return go_to(tmp_path, monkeypatch, toy=MODEL)
 
 
 def test_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

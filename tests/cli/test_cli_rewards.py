@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys.commands import go_to
 
 import ppl_align
 from ppl_align.cli import main
@@ -25,12 +26,9 @@ def closed(prompt, topic="none"):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "columns.py").write_text(COLUMNS)
-    (tmp_path / "mine.py").write_text("def vowels(texts):\n    return [float(t.count('a')) for t in texts]\n")
-    (tmp_path / "few.py").write_text("from ppl_align import ImportanceSampling\nengine = ImportanceSampling(8, 1)\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return tmp_path
+    mine = "def vowels(texts):\n    return [float(t.count('a')) for t in texts]\n"
+    few = "from ppl_align import ImportanceSampling\nengine = ImportanceSampling(8, 1)\n"
+    return go_to(tmp_path, monkeypatch, columns=COLUMNS, mine=mine, few=few)
 
 
 def test_every_shipped_reward_has_one_line(here, capsys):

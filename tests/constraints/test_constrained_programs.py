@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import SEED
 from toys.constrained_programs import LETTERS, PROGRAMS, regex_eos, spelling, taste, two_constraints
+from toys.oracles import matches
 
 from ppl_align import (
     SMC,
@@ -58,10 +59,6 @@ def oracle(name):
 
 
 # -- enumeration against the text -------------------------------------------------------------------------------------
-
-
-def matches(pattern):
-    return lambda text: re.fullmatch(pattern, text) is not None
 
 
 def balanced(text):

@@ -7,15 +7,13 @@ import re
 import warnings
 
 import pytest
-import torch
+from toys.lms import of_characters
 
-from ppl_align import CallableLM, JsonSchema, Regex
+from ppl_align import JsonSchema, Regex
 from ppl_align.core.errors import InputError
 
 CHARS = [*"abA1_ \n\\/.^$|-]{},2+é٣"]
-LM = CallableLM(
-    len(CHARS) + 1, lambda p: torch.zeros(len(p), len(CHARS) + 1), eos_id=len(CHARS), tokens=[*CHARS, "</s>"]
-)
+LM = of_characters(CHARS)
 TEXTS = [
     "",
     *CHARS,

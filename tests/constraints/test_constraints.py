@@ -7,10 +7,10 @@ import itertools
 import json
 import pickle
 import random
-import re
 
 import pytest
 import torch
+from toys.oracles import matches
 
 from ppl_align import CallableLM, MarkovLM, Mixture, Prompted
 from ppl_align.constraints import Both, Constraint, Contains, EndsWith, Grammar, JsonSchema, LengthLimit, Regex
@@ -58,10 +58,6 @@ SCHEMA = {
     "required": ["a"],
     "additionalProperties": False,
 }
-
-
-def matches(pattern):
-    return lambda text: re.fullmatch(pattern, text) is not None
 
 
 def words(low, high):

@@ -6,35 +6,15 @@ import random
 import re
 
 import pytest
-import torch
+from toys.subwords import Words
 from transformers import AutoTokenizer
 
 from ppl_align import JsonSchema, Regex
 from ppl_align.constraints.llg import GuidanceMatcher, Vocabulary
 from ppl_align.core.errors import WeightsNotFound
-from ppl_align.lm.base import LM
 from ppl_align.lm.names import smollm2_folder
 
 pytestmark = pytest.mark.lm
-
-
-class Words(LM):
-    """The tokenizer of SmolLM2 without its network; ``extra``: ids that only the network has."""
-
-    def __init__(self, tokenizer, eos_id, extra=0):
-        self.tokenizer, self.eos_id, self.vocab_size = tokenizer, eos_id, len(tokenizer) + extra
-        self.name, self.device = "words", torch.device("cpu")
-
-    def encode(self, text):
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def decode(self, ids):
-        return self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    def start(self, prompts):
-        raise NotImplementedError
-
-    token_log_probs = start
 
 
 @pytest.fixture(scope="module")

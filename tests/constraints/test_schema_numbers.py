@@ -11,15 +11,13 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
-import torch
+from toys.lms import of_characters
 
-from ppl_align import CallableLM, JsonSchema
+from ppl_align import JsonSchema
 from ppl_align.core.errors import InputError
 
 CHARS = "0123456789.-e+E"
-LM = CallableLM(
-    len(CHARS) + 1, lambda p: torch.zeros(len(p), len(CHARS) + 1), eos_id=len(CHARS), tokens=[*CHARS, "</s>"]
-)
+LM = of_characters(CHARS)
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 WRITTEN = ("0.30000000000000000001", "1e400", "1e-400", "NaN", "-Infinity", "9007199254740993")
 INTEGER, DECIMAL = r"0|-?[1-9][0-9]*", r"-?(0|[1-9][0-9]*)\.[0-9]*[1-9]"
@@ -145,9 +143,7 @@ WITHIN: dict[str, Any] = {
 def test_wherever_it_stands_in_the_schema(where: str) -> None:
     around_it = {"a property": '{"x": %s}', "a property of this name": '{"enum": %s}', "an item": "[%s]"}
     chars = [*CHARS, *'{}[]":, xenum'.replace("e", "")]
-    lm = CallableLM(
-        len(chars) + 1, lambda p: torch.zeros(len(p), len(chars) + 1), eos_id=len(chars), tokens=[*chars, "</s>"]
-    )
+    lm = of_characters(chars)
     matcher = JsonSchema(WITHIN[where]).compile(lm)
     for number, fits in (
         ("10.1", True),

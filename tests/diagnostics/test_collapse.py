@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import SEED
 from torch import Tensor
+from toys.lms import ABC
+from toys.rewards import ones
 from toys.synthetic import exact, importance, svi
 
 from ppl_align import SVI, CausalLM, Enumeration, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
@@ -25,15 +27,10 @@ from ppl_align.posterior import evidence
 from ppl_align.testing.oracle import Oracle
 
 Program = Callable[[], None]
-CHAIN = MarkovLM(torch.tensor([[0.2, 0.0, -0.4], [0.0, 0.5, 0.1], [0.3, -0.2, 0.0]]).double(), tokens=["a", "b", "c"])
 
 
-def ones(x: Tensor) -> Tensor:
-    return (x == 1).sum(-1).double()
-
-
-def chain(beta: float = 1.0, lower: float | None = None, upper: float | None = None, weight: float = 1.0) -> None:
-    x = completion("x", CHAIN, [0], max_new_tokens=5)
+def letters(beta: float = 1.0, lower: float | None = None, upper: float | None = None, weight: float = 1.0) -> None:
+    x = completion("x", ABC, [0], max_new_tokens=5)
     reward("r", ones, x.tokens, beta=beta, lower=lower, upper=upper, weight=weight)
 
 
@@ -88,10 +85,10 @@ def test_a_file_remembers_what_it_takes(broken: Posterior, tmp_path) -> None:
 
 
 def test_one_draw() -> None:
-    run = ImportanceSampling(8, 4, proposal=far_off).run(chain)
+    run = ImportanceSampling(8, 4, proposal=far_off).run(letters)
     assert one_draw(run, {"is": run}) == "all 32 of its draws are the same ('ccccc'): what it draws from has collapsed"
-    assert one_draw(ImportanceSampling(1, 1, proposal=far_off).run(chain), {}) is None
-    two = ImportanceSampling(8, 4, proposal=far_off).run(chain)
+    assert one_draw(ImportanceSampling(1, 1, proposal=far_off).run(letters), {}) is None
+    two = ImportanceSampling(8, 4, proposal=far_off).run(letters)
     two.particles["x"].tokens[0, 0, 0] = 1  # type: ignore[union-attr]
     assert one_draw(two, {}) is None
 
@@ -102,16 +99,16 @@ def test_a_prior_that_always_writes_the_same_has_not_collapsed() -> None:
     def program() -> None:
         reward("r", ones, completion("x", sure, [1], max_new_tokens=4).tokens)
 
-    for engine in (ImportanceSampling(16, 4), SVI(4), ImportanceSampling(16, 4, proposal=CHAIN)):
+    for engine in (ImportanceSampling(16, 4), SVI(4), ImportanceSampling(16, 4, proposal=ABC)):
         run = engine.run(program)
         assert collapsed(run, {"run": run}) == []
 
 
 def test_where_one_text_is_all_there_is_another_run_vouches_for_it() -> None:
     guide = lambda rows: torch.tensor([[-200.0, 0, -200.0]]).double().expand(len(rows.prompts), -1)  # noqa: E731
-    run = ImportanceSampling(8, 4, proposal=guide).run(chain, beta=0.02)
+    run = ImportanceSampling(8, 4, proposal=guide).run(letters, beta=0.02)
     assert one_draw(run, {"guided": run}) is not None
-    assert collapsed(run, {"guided": run, "exact": Enumeration().run(chain, beta=0.02)}) == []
+    assert collapsed(run, {"guided": run, "exact": Enumeration().run(letters, beta=0.02)}) == []
 
 
 @pytest.mark.parametrize(("lower", "weight", "upper"), [(0.0, 1.0, None), (None, -1.0, 5.0)])
@@ -119,20 +116,20 @@ def test_below_what_declared_bounds_allow(lower: float | None, weight: float, up
     """log Z >= inf psi, whichever side bounds it; and where no bound is declared nothing is said."""
     options = {"lower": lower, "upper": upper, "weight": weight, "beta": 1.0}
     least = -5.0 if weight < 0 else 0.0
-    run = ImportanceSampling(32, 4).run(chain, **options)
+    run = ImportanceSampling(32, 4).run(letters, **options)
     assert run.history["log_lower"] == least
     assert below_a_bound(run, {"is": run}) is None
     run.log_weight = run.log_weight - evidence.log_evidence(run) + least - 3
     said = below_a_bound(run, {"is": run}) or ""
     assert f"by the bounds of its rewards it is {least:.3g} or more" in said
-    assert "log_lower" not in ImportanceSampling(32, 4).run(chain).history
+    assert "log_lower" not in ImportanceSampling(32, 4).run(letters).history
     one_sided = {"upper": 5.0} if weight > 0 else {"lower": 0.0}
-    assert "log_lower" not in ImportanceSampling(32, 4).run(chain, weight=weight, **one_sided).history
+    assert "log_lower" not in ImportanceSampling(32, 4).run(letters, weight=weight, **one_sided).history
 
 
 def test_a_bound_says_nothing_where_texts_may_be_rejected() -> None:
     def rejecting() -> None:
-        x = completion("x", CHAIN, [0], max_new_tokens=5)
+        x = completion("x", ABC, [0], max_new_tokens=5)
         reward("r", lambda t: torch.where(ones(t) < 3, -math.inf, ones(t)), x.tokens, lower=0.0, upper=5.0)
 
     oracle, run = Oracle(rejecting), ImportanceSampling(256, 4).run(rejecting)
@@ -143,25 +140,25 @@ def test_a_bound_says_nothing_where_texts_may_be_rejected() -> None:
 
 def test_below_what_draws_of_the_prior_say() -> None:
     """Jensen: E_p0[log w], against enumeration, is at most log Z; a run below it has missed most."""
-    oracle, plain = Oracle(chain), ImportanceSampling(2000, 1).run(chain)
+    oracle, plain = Oracle(letters), ImportanceSampling(2000, 1).run(letters)
     found = mean_log_likelihood(plain)
     assert found is not None
     value, error = found
     jensen = float((oracle.log_prior.exp() * oracle.log_potential).sum())
     assert abs(value - jensen) < 4.5 * error
     assert jensen < oracle.log_evidence
-    run = ImportanceSampling(64, 4, proposal=far_off).run(chain)
+    run = ImportanceSampling(64, 4, proposal=far_off).run(letters)
     assert below_a_bound(run, {"guided": run}) is None
     assert "by is's draws of the prior (Jensen)" in (below_a_bound(run, {"guided": run, "is": plain}) or "")
-    for honest in (SVI(40).run(chain), plain, ImportanceSampling(64, 4, proposal=CHAIN).run(chain)):
+    for honest in (SVI(40).run(letters), plain, ImportanceSampling(64, 4, proposal=ABC).run(letters)):
         assert below_a_bound(honest, {"run": honest, "is": plain}) is None
 
 
 def test_the_first_step_of_training_is_the_bound_of_the_prior() -> None:
     """The guide begins as the prior: its first ELBO estimates E_p0[psi], with an error that covers."""
-    oracle = Oracle(chain)
+    oracle = Oracle(letters)
     jensen = float((oracle.log_prior.exp() * oracle.log_potential).sum())
-    off = [first_elbo(SVI(2, num_particles=64, num_replicates=1).run(chain, seed=SEED + s)) for s in range(60)]
+    off = [first_elbo(SVI(2, num_particles=64, num_replicates=1).run(letters, seed=SEED + s)) for s in range(60)]
     z = torch.tensor([(one.value - jensen) / one.standard_error for one in off if one is not None])
     assert len(z) == 60
     assert abs(float(z.mean())) < 4 / math.sqrt(60)
@@ -181,7 +178,7 @@ def test_a_loss_that_ends_above_where_it_began() -> None:
 
 
 def test_errors_of_the_loss_are_those_of_its_draws() -> None:
-    run = SVI(7, num_particles=32).run(chain)
+    run = SVI(7, num_particles=32).run(letters)
     assert run.history["loss"].shape == run.history["loss_error"].shape == (7,)
     assert bool((run.history["loss_error"][:2] > 0).all())
 
@@ -196,8 +193,8 @@ def test_guides_that_learn_are_not_accused(beta: float) -> None:
 
 def accused(beta: float, seeds: Iterable[int]) -> dict[str, list[str]]:
     """What is said of trained guides, beside each other and importance sampling."""
-    runs = {f"svi {s}": SVI(40, num_particles=8).run(chain, beta=beta, lower=0.0, seed=SEED + s) for s in seeds}
-    runs["is"] = ImportanceSampling(64, 4).run(chain, beta=beta, lower=0.0)
+    runs = {f"svi {s}": SVI(40, num_particles=8).run(letters, beta=beta, lower=0.0, seed=SEED + s) for s in seeds}
+    runs["is"] = ImportanceSampling(64, 4).run(letters, beta=beta, lower=0.0)
     return {name: found for name, run in runs.items() if (found := collapsed(run, runs))}
 
 

@@ -11,6 +11,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.lms import chain
+from toys.rewards import ones
 
 from ppl_align import (
     SMC,
@@ -34,11 +36,7 @@ from ppl_align.posterior import evidence, policy
 from ppl_align.posterior.unstated import unstated
 
 FLAT = MarkovLM(torch.zeros(3, 3, dtype=torch.float64))
-LM = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-
-
-def ones(tokens: torch.Tensor) -> torch.Tensor:
-    return (tokens == 1).sum(-1).double()
+LM = chain(4, 0)
 
 
 def two_ways() -> None:

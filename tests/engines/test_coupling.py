@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import SEED
 from torch import Tensor
+from toys.lms import AB
 from toys.worlds import dialogue, game, talk
 
-from ppl_align import CallableLM, Enumeration, ImportanceSampling, completion, constrain, environment, reward
+from ppl_align import Enumeration, ImportanceSampling, completion, constrain, environment, reward
 from ppl_align.constraints import Contains
 from ppl_align.engines.environment import coupling, optimism
 from ppl_align.particles.particles import Particles
@@ -42,26 +43,23 @@ def runner_of(model: Callable[[], None]) -> Runner:
     return Runner(program, constraints=known_constraints(program))
 
 
-LETTERS = CallableLM(3, lambda prefix: torch.tensor([[0.3, 0.0, -0.5]]).repeat(len(prefix), 1), 2, ["a", "b", ""])
-
-
 def worth(x: Tensor) -> Tensor:
     return (x == 1).sum(-1).double() - 0.5 * (x == 0).sum(-1).double()
 
 
 def free(beta: float = 0.7) -> None:
-    x = completion("x", LETTERS, "", max_new_tokens=3)
+    x = completion("x", AB, "", max_new_tokens=3)
     reward("r", worth, x.tokens, beta=beta)
 
 
 def confined() -> None:
-    x = completion("x", LETTERS, "", max_new_tokens=3)
+    x = completion("x", AB, "", max_new_tokens=3)
     constrain("c", Contains("b"), x)
     reward("r", worth, x.tokens, beta=0.7)
 
 
 def rejecting() -> None:
-    x = completion("x", LETTERS, "", max_new_tokens=3)
+    x = completion("x", AB, "", max_new_tokens=3)
     reward("r", lambda t: torch.where((t == 1).any(-1), worth(t), -torch.inf), x.tokens, beta=0.7)
 
 
@@ -94,7 +92,7 @@ def test_chains_that_find_nothing_are_lost(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(coupling, "PATIENCE", 3)
 
     def hopeless() -> None:
-        x = completion("x", LETTERS, "", max_new_tokens=3)
+        x = completion("x", AB, "", max_new_tokens=3)
         reward("r", lambda t: torch.full(t.shape[:-1], -torch.inf), x.tokens)
 
     said = coupling.condition(runner_of(hopeless), Particles(20), 4)
@@ -102,33 +100,33 @@ def test_chains_that_find_nothing_are_lost(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def two_turns(con: bool = False) -> None:
-    x = completion("x", LETTERS, "", max_new_tokens=2)
+    x = completion("x", AB, "", max_new_tokens=2)
     if con:
         constrain("c", Contains("b"), x)
     coin = dist.Categorical(torch.tensor([0.35, 0.65], dtype=torch.float64))
     o = environment("o", lambda text, z: "b" if (z == 1) == ("a" in text) else "a", x, noise=coin)
-    y = completion("y", LETTERS, ("a", x.text + o), max_new_tokens=2)
+    y = completion("y", AB, ("a", x.text + o), max_new_tokens=2)
     end = environment("end", lambda text, z: "b" if (z == 1) == ("a" in text) else "a", y, noise=coin)
     pay = lambda texts: [t.count("b") - 0.3 * t.count("a") for t in texts]  # noqa: E731
     reward("r", pay, x.text + o + y.text + end, beta=0.7)
 
 
 def three_turns() -> None:
-    x = completion("x", LETTERS, "", max_new_tokens=1)
+    x = completion("x", AB, "", max_new_tokens=1)
     coin = dist.Categorical(torch.tensor([0.35, 0.65], dtype=torch.float64))
     o = environment("o", lambda text, z: "ab"[z] + text, x, noise=coin)
-    y = completion("y", LETTERS, ("a", o), max_new_tokens=1)
+    y = completion("y", AB, ("a", o), max_new_tokens=1)
     o2 = environment("o2", lambda text, z: "ab"[z] + text, y, noise=coin)
-    z = completion("z", LETTERS, ("a", o2), max_new_tokens=1)
+    z = completion("z", AB, ("a", o2), max_new_tokens=1)
     reward("r", lambda texts: [float(t.count("b")) for t in texts], x.text + o + y.text + o2 + z.text, beta=0.8)
 
 
 def sometimes() -> None:
     """A reward that does not apply where the world says nothing to it."""
-    x = completion("x", LETTERS, "", max_new_tokens=1)
+    x = completion("x", AB, "", max_new_tokens=1)
     coin = dist.Categorical(torch.tensor([0.35, 0.65], dtype=torch.float64))
     o = environment("o", lambda text, z: "ab"[z] + text, x, noise=coin)
-    y = completion("y", LETTERS, ("a", o), max_new_tokens=2)
+    y = completion("y", AB, ("a", o), max_new_tokens=2)
     pay = lambda texts: [None if "ba" in t else float(t.count("b")) for t in texts]  # noqa: E731
     reward("r", pay, o + y.text, beta=0.8)
 

@@ -171,7 +171,7 @@ def test_a_constraint_met_by_the_users_own_guide_is_no_obstacle():
     assert SVI(guide=careful, num_steps=2).run(program).log_weight.isfinite().all()
 
 
-def test_a_site_that_comes_and_goes_while_svi_learns_is_named():
+def test_dynamic_structure_is_named_while_svi_learns():
     def program():
         z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.01, dtype=torch.float64)))
         if bool((z > 0).any()):

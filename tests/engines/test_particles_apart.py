@@ -8,7 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from toys.lms import chain
+from toys.rewards import ones
 
 from ppl_align import (
     SMC,
@@ -17,7 +18,6 @@ from ppl_align import (
     Engine,
     Enumeration,
     ImportanceSampling,
-    MarkovLM,
     Rejection,
     completion,
     label,
@@ -25,12 +25,8 @@ from ppl_align import (
 )
 from ppl_align.core.errors import ModelError
 
-LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+LM = chain(3, 0)
 ENGINES = [Enumeration(), ImportanceSampling(256, 4), SMC(128, 4, twist="prefix"), SVI(num_steps=2)]
-
-
-def ones(tokens: Tensor) -> Tensor:
-    return (tokens == 1).sum(-1).double()
 
 
 def weight(x: Completion) -> None:

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.rewards import lengths, noisy
 from toys.worlds import HOST
 
 from ppl_align import (
@@ -46,10 +47,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def flat(texts: list[str]) -> list[float]:
-    return [float(len(text)) for text in texts]
-
-
 Thing = Callable[[float, Completion], object]
 # What engines say that look for themselves, before any draw is executed again.
 OWN = "the bounds of the rewards change from run to run|the constraint on 'x' changes"
@@ -73,10 +70,10 @@ THINGS: dict[str, tuple[Thing, str]] = {
         "'o' has another observed value",
     ),
     "the weight of a reward": (
-        lambda u, x: reward("r", flat, x, weight=-u, lower=0.0),
+        lambda u, x: reward("r", lengths, x, weight=-u, lower=0.0),
         "'r' has another weight / beta",
     ),
-    "a bound": (lambda u, x: reward("r", flat, x, upper=9.0 + u), "'r' has another bound"),
+    "a bound": (lambda u, x: reward("r", lengths, x, upper=9.0 + u), "'r' has another bound"),
     "a constraint": (
         lambda u, x: constrain("c", Regex(f"(?s).*|q{{{int(u * 1e6) % 97}}}"), x),
         "'c' has another constraint|the constraint on 'x' changes",
@@ -98,7 +95,7 @@ def program(source: Source, thing: Thing) -> Callable[[], None]:
         x = completion("x", HOST, " hm", max_new_tokens=2)
         environment("luck", dist.Categorical(torch.ones(2)))  # TreePlanner wants a world
         thing(source(), x)
-        reward("known", flat, x, beta=9.0, weight=-1.0, lower=0.0, upper=9.0)
+        reward("known", lengths, x, beta=9.0, weight=-1.0, lower=0.0, upper=9.0)
 
     return model
 
@@ -138,7 +135,7 @@ def test_a_length_that_changes_while_a_guide_is_trained() -> None:
 def test_a_language_model_that_is_made_anew_is_the_same_if_its_numbers_are() -> None:
     def model() -> None:
         x = completion("x", MarkovLM(torch.tensor([[0.5, 0.0], [0.0, 0.5]]).double()), [0], max_new_tokens=2)
-        reward("r", flat, x)
+        reward("r", lengths, x)
 
     assert ImportanceSampling(16).run(model).log_evidence.isfinite().all()
 
@@ -153,7 +150,7 @@ def test_declared_randomness_is_none() -> None:
         said = environment("luck", lambda text, rng: text + rng.choice([" yes", " no"]), x)
         tool = environment("tool", lambda text: random.choice([" yes", " no"]), x)
         y = completion("y", HOST, (x, said, tool, " hm"), max_new_tokens=1)
-        reward("judge", lambda texts: [random.random() for _ in texts], y)
+        reward("judge", noisy, y)
         pyro.factor("f", noise * z)
 
     for engine in (ImportanceSampling(16, 2), SMC(num_particles=16, num_replicates=2)):
@@ -179,11 +176,8 @@ def test_no_further_question_is_asked(engine: Engine) -> None:
 
 
 def test_a_reward_that_draws_is_noted_and_its_answer_kept() -> None:
-    def judge(texts: list[str]) -> list[float]:
-        return [random.random() for _ in texts]
-
     def model() -> None:
-        reward("judge", judge, completion("x", HOST, " hm", max_new_tokens=1))
+        reward("judge", noisy, completion("x", HOST, " hm", max_new_tokens=1))
 
     posterior = ImportanceSampling(64, 2).run(model)
     texts, r = posterior.completions["x"].texts(), posterior.rewards["judge"].reshape(-1).tolist()

@@ -8,30 +8,25 @@ import pytest
 import torch
 from conftest import SEED
 from pandas import read_csv
-from torch import Tensor
+from toys.lms import ABC
+from toys.rewards import ones
 from toys.worlds import game
 
-from ppl_align import SVI, CausalLM, ImportanceSampling, MarkovLM, Posterior, compare, completion, constrain, reward
+from ppl_align import SVI, CausalLM, ImportanceSampling, Posterior, compare, completion, constrain, reward
 from ppl_align.constraints import Contains
 from ppl_align.posterior import policy
 from ppl_align.report.html import render
 from ppl_align.testing.oracle import Oracle
 
-CHAIN = MarkovLM(torch.tensor([[0.2, 0.0, -0.4], [0.0, 0.5, 0.1], [0.3, -0.2, 0.0]]).double(), tokens=["a", "b", "c"])
-
-
-def worth(x: Tensor) -> Tensor:
-    return (x == 1).sum(-1).double()
-
 
 def program(beta: float = 0.4) -> None:
-    reward("r", worth, completion("x", CHAIN, [0], max_new_tokens=4).tokens, beta=beta)
+    reward("r", ones, completion("x", ABC, [0], max_new_tokens=4).tokens, beta=beta)
 
 
 def confined() -> None:
-    x = completion("x", CHAIN, "a", max_new_tokens=3)
+    x = completion("x", ABC, "a", max_new_tokens=3)
     constrain("c", Contains("b"), x)
-    reward("r", worth, x.tokens, beta=0.4)
+    reward("r", ones, x.tokens, beta=0.4)
 
 
 def column(run: Posterior) -> tuple[float, float]:
@@ -71,11 +66,11 @@ def test_over_many_runs_the_bar_covers() -> None:
 
 def test_a_guide_within_constraints(tiny_llama: CausalLM) -> None:
     run = SVI(5, num_particles=1500).run(confined)
-    r = worth(run.particles["x"].tokens)  # type: ignore[union-attr]
+    r = ones(run.particles["x"].tokens)  # type: ignore[union-attr]
     assert policy.own_mean(run, "r") == pytest.approx((float(r.mean()), float(r.std()) / math.sqrt(r.numel())))
 
     def network() -> None:
-        reward("r", worth, completion("x", tiny_llama, [1, 2], max_new_tokens=3).tokens, beta=0.2)
+        reward("r", ones, completion("x", tiny_llama, [1, 2], max_new_tokens=3).tokens, beta=0.2)
 
     run = SVI(30, num_particles=1500).run(network)
     oracle = Oracle(network)
@@ -129,9 +124,9 @@ def test_it_is_in_the_table_the_page_the_csv_and_after_loading(tmp_path) -> None
 
 def test_long_names_keep_to_80_columns() -> None:
     def long_names() -> None:
-        x = completion("x", CHAIN, [0], max_new_tokens=4)
+        x = completion("x", ABC, [0], max_new_tokens=4)
         for k in range(3):
-            reward(f"a reward with quite a long name {k}", worth, x.tokens, beta=0.4)
+            reward(f"a reward with quite a long name {k}", ones, x.tokens, beta=0.4)
 
     text = str(compare({"a run with a long name": SVI(2).run(long_names)}))
     assert max(map(len, text.splitlines())) <= 80

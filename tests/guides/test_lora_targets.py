@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from toys.networks import TOKENS, network, of_the_network
+from toys.networks import TOKENS, network, of_the_network, program_over
 from toys.tiny import SHAPE
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from ppl_align import SVI, CausalLM, completion, reward
+from ppl_align import SVI, CausalLM
 from ppl_align.core.errors import InputError
 from ppl_align.guides.targets import candidates, linear_layers, with_new_adapter
 from ppl_align.lm.base_names import base_name, portable
@@ -132,10 +132,7 @@ def test_a_saved_guide_names_its_base_by_that_name(tmp_path):
     model.config._name_or_path = str(tmp_path / "machine" / "my-model")
     lm = CausalLM(model)
     assert base_name(lm) == "my-model"
-
-    def program():
-        x = completion("x", lm, [3, 8], max_new_tokens=2)
-        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
+    program = program_over(lm)
 
     SVI(num_steps=1, num_particles=4, num_replicates=2, guide="lora").run(program).guide.save(tmp_path / "saved")
     said = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())

@@ -11,7 +11,7 @@ from ppl_align.guides.markov import MarkovGuide
 from ppl_align.guides.table import TableGuide
 
 
-def chain(vocab, length, beta, seed=0, eos=False, positions=False, prompt=()):
+def rewarded_chain(vocab, length, beta, seed=0, eos=False, positions=False, prompt=()):
     """A random chain with a reward s(previous, token) added over tokens: ``(program, log Z, best table)``.
 
     By backward recursion: what follows an EOS is worth nothing."""
@@ -59,7 +59,7 @@ CHAINS = [
 @pytest.mark.parametrize("options", CHAINS, ids=str)
 def test_it_can_be_the_posterior_of_a_reward_that_adds_over_tokens(options):
     """Every draw then has weight Z: the recursion and the guide are both exact."""
-    program, log_z, best = chain(4, 20, 0.8, **options)
+    program, log_z, best = rewarded_chain(4, 20, 0.8, **options)
     guide = AutoGuide(program)
     with pyro.get_param_store().scope():
         guide()
@@ -75,7 +75,7 @@ def test_it_can_be_the_posterior_of_a_reward_that_adds_over_tokens(options):
 )
 def test_auto_learns_it(options):
     """log Z - ELBO = KL(q||p*), by the recursion; untrained, it is KL(p0||p*)."""
-    program, log_z, _ = chain(4, 20, 1.5, **options)
+    program, log_z, _ = rewarded_chain(4, 20, 1.5, **options)
     trained = SVI(num_steps=100, num_particles=16, num_replicates=20, guide="auto").run(program, seed=0)
     untrained = ImportanceSampling(16, 20).run(program, seed=0)
     gap, before = (log_z - float(run.log_weight.mean()) for run in (trained, untrained))
@@ -102,11 +102,11 @@ def test_auto_takes_what_fits():
     with pytest.raises(InputError, match="one table per position would need"):
         kind_of(CallableLM(3000, lambda prefix: torch.zeros(len(prefix), 3000)), 20)
     with pytest.raises(InputError, match='use guide="markov"'):
-        SVI(num_steps=1, guide="table").run(chain(5, 20, 1.0)[0])
+        SVI(num_steps=1, guide="table").run(rewarded_chain(5, 20, 1.0)[0])
 
 
 def test_weights_are_exact_whatever_it_has_learned():
-    program, log_z, _ = chain(3, 12, 0.8, eos=True)
+    program, log_z, _ = rewarded_chain(3, 12, 0.8, eos=True)
     guide = SVI(num_steps=3, num_particles=8, num_replicates=1, guide="markov").run(program).guide
     for engine in (ImportanceSampling(512, 40, proposal=guide), SMC(128, 40, proposal=guide, twist="prefix")):
         z = (engine.run(program, seed=1).log_evidence - log_z).exp()
@@ -114,6 +114,6 @@ def test_weights_are_exact_whatever_it_has_learned():
 
 
 def test_of_a_longer_text_it_says_what_it_can():
-    short, long = chain(3, 10, 0.8)[0], chain(3, 14, 0.8)[0]
+    short, long = rewarded_chain(3, 10, 0.8)[0], rewarded_chain(3, 14, 0.8)[0]
     guide = SVI(num_steps=3, num_particles=8, num_replicates=1, guide="markov").run(short).guide
     assert ImportanceSampling(8, 1, proposal=guide).run(long).log_weight.isfinite().all()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from inspection.test_inspection import Truth, paid
 from toys.constrained_programs import PROGRAMS
+from toys.lms import AB
 
-from ppl_align import CallableLM, Rejection, completion, constrain, inspect, reward
+from ppl_align import Rejection, completion, constrain, inspect, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.seeds import isolated
 from ppl_align.inspection.pool import Pool, draw_pool
@@ -134,11 +135,8 @@ def test_the_price_of_rejection_is_that_of_draws_of_the_prior() -> None:
     assert line.lm_tokens == pytest.approx(each * line.num_draws.value)
 
 
-LETTERS = CallableLM(3, lambda prefix: torch.tensor([[0.3, 0.0, -0.5]]).repeat(len(prefix), 1), 2, ["a", "b", ""])
-
-
 def constrained() -> None:
-    constrain("a b in it", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))
+    constrain("a b in it", Contains("b"), completion("x", AB, "", max_new_tokens=3))
 
 
 def test_a_hard_constraint_is_drawn_from_within() -> None:
@@ -170,7 +168,7 @@ def test_a_hard_constraint_is_drawn_from_within() -> None:
 
 def test_a_rejection_among_draws_from_within_is_no_task_for_svi() -> None:
     def picky() -> None:
-        x = completion("x", LETTERS, "", max_new_tokens=3)
+        x = completion("x", AB, "", max_new_tokens=3)
         constrain("a b in it", Contains("b"), x)
         reward("no a first", lambda texts: [-math.inf if text.startswith("a") else 0.0 for text in texts], x)
 
@@ -181,8 +179,8 @@ def test_a_rejection_among_draws_from_within_is_no_task_for_svi() -> None:
 
 def test_what_no_draw_from_within_ends_well_has_no_price() -> None:
     def impossible() -> None:
-        constrain("none", Contains("b"), completion("x", LETTERS, "", max_new_tokens=3))
-        reward("never", lambda texts: [-math.inf] * len(texts), completion("y", LETTERS, "", max_new_tokens=2))
+        constrain("none", Contains("b"), completion("x", AB, "", max_new_tokens=3))
+        reward("never", lambda texts: [-math.inf] * len(texts), completion("y", AB, "", max_new_tokens=2))
 
     lines = {p.engine: p for p in inspect(impossible, num_draws=40, num_prefixes=0).predictions}
     assert "from within 'none'" in lines["importance"].note

@@ -11,6 +11,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from toys.lms import chain
+from toys.rewards import ones
 
 from ppl_align import (
     SMC,
@@ -20,7 +22,6 @@ from ppl_align import (
     Enumeration,
     ImportanceSampling,
     Inspection,
-    MarkovLM,
     Rejection,
     completion,
     constrain,
@@ -36,10 +37,6 @@ from ppl_align.inspection.costs import Prediction
 
 LM = CallableLM(3, lambda prefix: torch.zeros(len(prefix), 3).double(), 2, ["a", "b", ""])
 WIDE = CallableLM(50, lambda prefix: torch.zeros(len(prefix), 50).double())
-
-
-def ones(x: Tensor) -> Tensor:
-    return (x == 1).sum(-1).double()
 
 
 def short() -> None:
@@ -235,8 +232,8 @@ def test_a_network_with_hidden_states_has_a_price_for_svi(tiny_llama: CausalLM) 
 
 @pytest.mark.parametrize("square", [True, False])
 def test_the_price_of_enumeration_counts_what_is_scored(square: bool) -> None:
-    lm = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    other = MarkovLM(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    lm = chain(4, 0)
+    other = chain(4, 3)
 
     def program() -> None:
         x = completion("x", lm, [1], max_new_tokens=5)

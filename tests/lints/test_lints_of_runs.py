@@ -73,12 +73,12 @@ def test_a_proposal_that_cannot_write_everything() -> None:
 TABLE = torch.tensor([[0.3, -1.2, 0.8, 0.1], [1.1, 0.2, -0.4, 0.6], [-0.9, 0.5, 0.0, 1.4], [0.7, 0.9, -0.3, -1.0]])
 
 
-def chain(scale: float = 1.0, more: float = 0.0) -> MarkovLM:
+def sharpened(scale: float = 1.0, more: float = 0.0) -> MarkovLM:
     """A Markov chain at temperature 1 / scale, its last token made likelier."""
     return MarkovLM(TABLE.double() * scale + torch.tensor([0.0, 0.0, 0.0, more]), INITIAL * scale)
 
 
-CHAIN = chain()
+CHAIN = sharpened()
 
 
 def written(temperature: float = 1.0) -> None:
@@ -95,7 +95,9 @@ def sharp_and_cut(rows: Any) -> Tensor:
     return torch.where(kept == kept.amin(-1, keepdim=True), -torch.inf, kept).log_softmax(-1)
 
 
-@pytest.mark.parametrize("proposal", [sharp, chain(5.0), ImportanceSampling(proposal=sharp), SMC(proposal=chain(5.0))])
+@pytest.mark.parametrize(
+    "proposal", [sharp, sharpened(5.0), ImportanceSampling(proposal=sharp), SMC(proposal=sharpened(5.0))]
+)
 @pytest.mark.parametrize(("declared", "found"), [(1.0, "0.2"), (0.7, "0.14")])
 def test_a_temperature_hidden_in_a_proposal(proposal: Any, declared: float, found: str) -> None:
     (finding,) = lint_proposal(proposal, written, declared)
@@ -104,7 +106,7 @@ def test_a_temperature_hidden_in_a_proposal(proposal: Any, declared: float, foun
 
 
 def test_a_temperature_hidden_in_a_program_or_under_a_cut() -> None:
-    (finding,) = lint_proposal(SVI(guide=lambda: pyro.sample("x", chain(5.0).completion([], 4))), written)
+    (finding,) = lint_proposal(SVI(guide=lambda: pyro.sample("x", sharpened(5.0).completion([], 4))), written)
     assert "temperature=0.2" in finding.text
     cut, hot = lint_proposal(sharp_and_cut, written)
     assert "probability zero" in cut.text
@@ -119,7 +121,7 @@ def test_a_temperature_hidden_in_a_program_or_under_a_cut() -> None:
         lambda rows: (rows.log_probs + torch.tensor([0.5, 0.0, 0.0, 0.0])).log_softmax(-1),
         lambda rows: (rows.log_probs * (1.0 + rows.prefixes.shape[1])).log_softmax(-1),  # no one temperature
         CHAIN,
-        chain(1.5, more=0.7),
+        sharpened(1.5, more=0.7),
         MarkovLM(torch.zeros(5, 5)),
     ],
     ids=["prior", "flat", "tilted", "sharper and sharper", "lm", "another lm", "another vocabulary"],

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from toys.lint_programs import WORDS, count_a, found, text
+from toys.rewards import noisy
 
 from ppl_align import Enumeration, choose, completion, environment, reward
 from ppl_align.lints import Finding, lint
@@ -165,7 +166,7 @@ HIDDEN = [guess, guess_or_die, half_shown, through_a_verdict, through_a_second_t
 
 
 @pytest.mark.parametrize("program", HIDDEN)
-def test_a_hidden_world(program: Callable[[], None]) -> None:
+def test_a_partially_observed_environment(program: Callable[[], None]) -> None:
     (finding,) = found(program, "hidden world")
     assert finding.severity == "warning"
     for named in ("'coin'", "the prompt of 'x'", "'pay'", "TreePlanner and the best J of Enumeration"):
@@ -213,12 +214,12 @@ def already_heard() -> None:
 
 
 @pytest.mark.parametrize("program", [shown, told_in_words, two_shown, comes_last, each_for_itself, already_heard])
-def test_a_world_that_is_not_hidden(program: Callable[[], None]) -> None:
+def test_an_environment_that_is_fully_observed(program: Callable[[], None]) -> None:
     assert found(program, "hidden world") == []
     assert all(f.remedy.endswith("SVI or TreePlanner") for f in found(program, "tilted environment"))
 
 
-def test_the_best_of_exact_is_not_to_be_had_in_a_hidden_world() -> None:
+def test_the_best_of_exact_is_not_to_be_had_in_a_partially_observed_environment() -> None:
     """Half of the words hit: max J = log E_p0[exp(2/2)] in the dark, E[log E_p0[exp(2 hit)]] for who has seen it."""
     best = Enumeration().run(guess).optimism
     assert best is not None
@@ -293,7 +294,7 @@ def test_who_only_passes_it_on_is_not_to_blame() -> None:
     assert blames(found(passed_on, "undeclared randomness")) == ["first"]
 
 
-def test_a_reward_with_a_state_in_an_unsteady_world() -> None:
-    findings = lint(asked, by_chance, lambda texts: [random.random() for _ in texts])
+def test_a_reward_with_a_state_beside_undeclared_randomness() -> None:
+    findings = lint(asked, by_chance, noisy)
     assert blames([f for f in findings if f.lint == "undeclared randomness"]) == ["world"]
     assert blames([f for f in findings if f.lint == "reward with a state"]) == ["r"]

@@ -6,6 +6,8 @@ import pytest
 import torch
 from conftest import SEED
 from toys.blocks import BlockLM
+from toys.lms import ABCD, OTHER_ABCD
+from toys.rewards import likes
 
 from ppl_align import (
     SMC,
@@ -13,7 +15,6 @@ from ppl_align import (
     ConditionalSMC,
     Enumeration,
     ImportanceSampling,
-    MarkovLM,
     Rejection,
     completion,
     constrain,
@@ -27,17 +28,10 @@ from ppl_align.runner.runner import Runner
 from ppl_align.testing import Oracle, check_engine
 from ppl_align.testing.statistics import mean_z
 
-RANDOM = torch.Generator().manual_seed(5)
-CHAIN = MarkovLM(torch.randn(5, 5, generator=RANDOM), eos_id=4, tokens=["a", "b", "c", "d", "</s>"])
-OTHER = MarkovLM(torch.randn(5, 5, generator=RANDOM), eos_id=4, tokens=["a", "b", "c", "d", "</s>"])
-BLOCKS, SERVED = BlockLM(CHAIN), BlockLM(CHAIN, draws_from=OTHER)
+BLOCKS, SERVED = BlockLM(ABCD), BlockLM(ABCD, draws_from=OTHER_ABCD)
 
 
-def likes(tokens: torch.Tensor) -> torch.Tensor:
-    return (tokens == 1).double().sum(-1) - 0.5 * (tokens[..., 0] == 2).double()
-
-
-def program(lm=CHAIN, stop=None):
+def program(lm=ABCD, stop=None):
     x = completion("x", lm, [0], max_new_tokens=3, stop=stop)
     y = completion("y", lm, (x, [1]), max_new_tokens=2)
     reward("r", likes, x.tokens, beta=0.7, upper=3.0)
@@ -65,7 +59,7 @@ def test_evidence_and_means_are_those_of_the_prior_that_steps(name, stop, lm):
 
 
 def test_rejection_is_exact_under_constraints_too():
-    def confined(lm=CHAIN):
+    def confined(lm=ABCD):
         x = completion("x", lm, [0], max_new_tokens=3)
         constrain("c", Contains("b"), x)
         reward("r", likes, x.tokens, beta=0.7, upper=3.0)
@@ -85,7 +79,7 @@ def test_conditional_runs_score_what_they_retain():
 
 
 def test_blocks_are_as_long_as_they_may_be():
-    lm = BlockLM(CHAIN)
+    lm = BlockLM(ABCD)
     ImportanceSampling(8, 1).run(program, lm)
     assert lm.blocks[:2] == [3, 2], "a text is drawn at once where nobody looks at its beginning"
     lm.blocks.clear()
@@ -102,7 +96,7 @@ def test_a_prefix_is_kept_and_its_own_score_told():
     x = new.particles.values["x"]
     for row, kept in zip(x.tolist(), token.tolist(), strict=True):
         assert row[:kept] == [1, 0, 2][:kept]
-    one = CHAIN.completion([0], 3)
+    one = ABCD.completion([0], 3)
     totals = one.token_log_probs(x).double()
     drawn = torch.stack([row[kept:].sum() for row, kept in zip(totals, token.tolist(), strict=True)])
     y = new.particles.sources["y"].expand((40,))
@@ -112,7 +106,7 @@ def test_a_prefix_is_kept_and_its_own_score_told():
 @pytest.mark.parametrize(
     ("engine", "what"),
     [
-        (ImportanceSampling(4, 1, proposal=OTHER), "a proposal or guide"),
+        (ImportanceSampling(4, 1, proposal=OTHER_ABCD), "a proposal or guide"),
         (SMC(4, 1, twist="lookahead"), "looking ahead"),
         (Enumeration(), "enumeration"),
         (SVI(num_steps=1), "guide"),
@@ -145,7 +139,7 @@ def test_the_contract_of_engines_holds_on_blocks():
 
         steps = False  # type: ignore[assignment]
 
-    BLOCKS_THAT_STEP = Both(CHAIN)
+    BLOCKS_THAT_STEP = Both(ABCD)
     check_engine(
         SMC(24, twist="prefix", every=2, ess_threshold=0.9), {"one": one}, num_replicates=100
     ).raise_if_failed()

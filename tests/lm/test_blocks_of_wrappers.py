@@ -6,16 +6,15 @@ import pytest
 import torch
 from conftest import SEED
 from toys.blocks import BlockLM
+from toys.lms import ABCD as A
+from toys.lms import OTHER_ABCD as B
 
-from ppl_align import Enumeration, ImportanceSampling, MarkovLM, Mixture, Product, Prompted, completion, reward
+from ppl_align import Enumeration, ImportanceSampling, Mixture, Product, Prompted, completion, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.errors import InputError
 from ppl_align.testing.statistics import mean_z
 from ppl_align.twists import look_ahead
 
-RANDOM = torch.Generator().manual_seed(11)
-WORDS = ["a", "b", "c", "d", "</s>"]
-A, B = (MarkovLM(torch.randn(5, 5, generator=RANDOM), eos_id=4, tokens=WORDS) for _ in range(2))
 PROMPTS, TEXTS = [(0,), (0,), (1,), (1,)], [(), (1, 2), (3,), (3,)]
 LMS = {
     "steps": A,

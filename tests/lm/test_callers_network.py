@@ -22,10 +22,11 @@ from toys.networks import (
     new_storage,
     of_the_lm,
     of_the_network,
+    program_over,
 )
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from ppl_align import SMC, SVI, CausalLM, completion, reward
+from ppl_align import SMC, SVI, CausalLM
 from ppl_align.core.errors import InputError
 
 KINDS = [*((kind, False) for kind in CONFIGS), *((kind, True) for kind in CONFIGS)]
@@ -38,10 +39,7 @@ def test_the_network_is_afterwards_what_it_was_before(kind, training, wrap):
     model.of_the_user = threading.Lock()
     before = everything(model)
     lm = CausalLM(model)
-
-    def program():
-        x = completion("x", lm, PROMPT, max_new_tokens=2)
-        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
+    program = program_over(lm)
 
     SMC(8, num_replicates=2, twist="prefix").run(program)
     SVI(num_steps=2, num_particles=4, num_replicates=2, guide="lora").run(program)

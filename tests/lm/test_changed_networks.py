@@ -10,9 +10,20 @@ from types import MethodType
 import pytest
 import torch
 from torch import nn
-from toys.networks import PROMPT, TOKENS, assert_seen, head, lora, network, new_storage, of_the_lm, of_the_network
+from toys.networks import (
+    PROMPT,
+    TOKENS,
+    assert_seen,
+    head,
+    lora,
+    network,
+    new_storage,
+    of_the_lm,
+    of_the_network,
+    program_over,
+)
 
-from ppl_align import SVI, CausalLM, completion, reward
+from ppl_align import SVI, CausalLM
 from ppl_align.core.errors import InputError, UnsupportedModelError
 
 
@@ -216,26 +227,15 @@ def test_a_guide_begins_as_the_adapted_network_and_learns_beside_its_adapters(ta
 def test_what_a_run_began_with_is_laid_out_anew_for_the_next_one():
     model = network()
     lm = CausalLM(model)
-
-    def program():
-        x = completion("x", lm, PROMPT, max_new_tokens=2)
-        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
+    program = program_over(lm)
 
     from ppl_align import Enumeration
 
     for _ in range(2):
         found = Enumeration().run(program).log_evidence
-        torch.testing.assert_close(found, Enumeration().run(_over(CausalLM(copy.deepcopy(model)))).log_evidence)
+        torch.testing.assert_close(found, Enumeration().run(program_over(CausalLM(copy.deepcopy(model)))).log_evidence)
         head(model).data[2, 3] += 30.0
     assert lm.packed_layers == CausalLM(model).packed_layers > 0
-
-
-def _over(lm):
-    def program():
-        x = completion("x", lm, PROMPT, max_new_tokens=2)
-        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
-
-    return program
 
 
 def test_an_lm_over_the_network_of_an_lm_follows_the_callers():
@@ -251,7 +251,7 @@ def test_an_lm_over_the_network_of_an_lm_follows_the_callers():
 def test_a_guide_and_an_adapter_follow_the_weights_below_them(tmp_path):
     model = network()
     lm = CausalLM(model)
-    guide = SVI(num_steps=2, num_particles=4, num_replicates=2, guide="lora").run(_over(lm)).guide
+    guide = SVI(num_steps=2, num_particles=4, num_replicates=2, guide="lora").run(program_over(lm)).guide
     guide.save(tmp_path / "saved")
     adapted = CausalLM(model, adapter=tmp_path / "saved")
     one_number_through_data(model)

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-import transformers
 from transformers.integrations.neftune import neftune_post_forward_hook
 
 from ppl_align import CausalLM
@@ -18,12 +17,7 @@ from ppl_align.testing.zoo import RELEASED, ZOO, network
 SMOL = "SmolLM2-135M"
 
 
-@pytest.fixture(autouse=True)
-def quiet_transformers():
-    level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    yield
-    transformers.utils.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def test_the_list_is_what_is_measured():

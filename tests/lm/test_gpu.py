@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys.networks import PROMPT, TOKENS, everything, network
+from toys.networks import PROMPT, TOKENS, everything, network, program_over
 
-from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Rejection, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Rejection
 from ppl_align.lm.decoding import Population
 
 pytestmark = [
@@ -18,14 +18,6 @@ KINDS = ["llama", "tied", "mistral", "gpt2"]
 
 def on_gpu(kind: str = "llama", **options) -> CausalLM:
     return CausalLM(network(kind), device="cuda", **options)
-
-
-def program_over(lm):
-    def program():
-        x = completion("x", lm, PROMPT, max_new_tokens=3)
-        reward("r", lambda t: 0.5 * (t == 2).double().sum(-1), x.tokens, upper=3.0)
-
-    return program
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -65,7 +57,9 @@ def test_bfloat16_is_the_default_and_its_error_is_stated(tmp_path):
     assert {weight.dtype for weight in lm.model.parameters()} == {torch.bfloat16}
     assert lm.device.type == "cuda"
     assert 0 < lm.log_prob_error < 0.5
-    assert any("log p is off by about" in line for line in ImportanceSampling(8, 2).run(program_over(lm)).warnings)
+    assert any(
+        "log p is off by about" in line for line in ImportanceSampling(8, 2).run(program_over(lm, 3, 0.5, 3.0)).warnings
+    )
 
 
 ENGINES = [
@@ -81,8 +75,8 @@ ENGINES = [
 @pytest.mark.parametrize("engine", ENGINES, ids=["exact", "importance", "rejection", "smc", "head", "lora"])
 def test_every_engine_agrees_with_enumeration_on_the_cpu(engine):
     model = network()
-    run = engine.run(program_over(CausalLM(model, device="cuda")))
-    exact = Enumeration().run(program_over(CausalLM(model)))
+    run = engine.run(program_over(CausalLM(model, device="cuda"), 3, 0.5, 3.0))
+    exact = Enumeration().run(program_over(CausalLM(model), 3, 0.5, 3.0))
     found = run.log_evidence.double().cpu().exp()
     error = float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 0.0
     want = float(exact.log_evidence.double().exp())
@@ -93,7 +87,7 @@ def test_a_lora_guide_learns_and_is_saved(tmp_path):
     model = network()
     lm = CausalLM(model, device="cuda")
     engine = SVI(num_steps=20, num_particles=32, num_replicates=2, guide="lora", learning_rate=0.1)
-    guide = engine.run(program_over(lm)).guide
+    guide = engine.run(program_over(lm, 3, 0.5, 3.0)).guide
     guide.save(tmp_path / "saved")
     again = CausalLM(model, device="cuda", adapter=tmp_path / "saved")
     source = guide.sites["x"].lm.completion(list(PROMPT), 4)

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys.networks import PROMPT, network
+from toys.networks import PROMPT, network, program_over
 
-from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Posterior, compare, completion, reward
+from ppl_align import SMC, SVI, CausalLM, Enumeration, ImportanceSampling, Posterior, compare
 from ppl_align.lm.decoding import Population
 
 HALF = [torch.bfloat16, torch.float16]
-
-
-def program_over(lm, tokens=3):
-    def program():
-        x = completion("x", lm, PROMPT, max_new_tokens=tokens)
-        reward("r", lambda t: 0.5 * (t == 2).double().sum(-1), x.tokens)
-
-    return program
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +23,7 @@ def net():
 def test_full_precision_has_no_error_and_says_nothing(net, dtype):
     lm = CausalLM(net, dtype=dtype, verify=False)
     assert lm.log_prob_error == 0.0
-    run = ImportanceSampling(8, 2).run(program_over(lm))
+    run = ImportanceSampling(8, 2).run(program_over(lm, 3, 0.5))
     assert not any("log p is off" in line for line in run.warnings)
 
 
@@ -71,14 +63,14 @@ ENGINES = [
 @pytest.mark.parametrize("engine", ENGINES, ids=["exact", "importance", "smc", "head", "lora"])
 def test_every_run_states_it_once(net, engine, tmp_path):
     lm = CausalLM(net, dtype=torch.bfloat16)
-    run = engine.run(program_over(lm))
+    run = engine.run(program_over(lm, 3, 0.5))
     said = [line for line in run.warnings if "log p is off" in line]
     assert said == [f"log p is off by about {lm.log_prob_error * 3**0.5:.2g} nats a text (bfloat16)"]
     assert said[0] in str(run)
     compared = compare({"one": run})
     assert said[0] in str(compared)
     assert Posterior.load(run.save(tmp_path / "run.nc")).warnings == run.warnings
-    exact = Enumeration().run(program_over(lm)).log_evidence.exp()
+    exact = Enumeration().run(program_over(lm, 3, 0.5)).log_evidence.exp()
     found = run.log_evidence.exp()
     error = float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 1e-9
     assert abs(float(found.mean() - exact)) < 4 * error + 3 * lm.log_prob_error
@@ -89,7 +81,7 @@ def test_weights_of_draws_of_the_prior_are_their_factors_and_nothing_else(net, d
     """log p as drawn stands above and below the line: scored again, it would be off by 0.01."""
     lm = CausalLM(net, dtype=dtype)
     for engine in (ImportanceSampling(64, 2), ImportanceSampling(64, 2, proposal=lm)):
-        run = engine.run(program_over(lm))
+        run = engine.run(program_over(lm, 3, 0.5))
         torch.testing.assert_close(run.log_weight, run.factors["r"].double().reshape(2, 64), atol=2e-6, rtol=0)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from toys.networks import TOKENS, everything, network, of_the_lm, of_the_network
+from toys.networks import TOKENS, everything, network, of_the_lm, of_the_network, program_over
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ppl_align import SVI, CausalLM, Enumeration, completion, reward
+from ppl_align import SVI, CausalLM, Enumeration
 from ppl_align.core.errors import InputError
 from ppl_align.lm.placement import fixed_because, input_device
 
@@ -38,14 +38,6 @@ def folder(tmp_path_factory):
 
 def spread(folder, parts, tmp_path):
     return {"device_map": PARTS[parts], **({"offload_folder": str(tmp_path)} if "disk" in parts else {})}
-
-
-def program_over(lm):
-    def program():
-        x = completion("x", lm, [3, 8], max_new_tokens=2)
-        reward("r", lambda t: (t == 2).double().sum(-1), x.tokens)
-
-    return program
 
 
 @pytest.mark.parametrize("parts", PARTS)

@@ -8,6 +8,7 @@ import pyro
 import pytest
 import torch
 from guides.test_guides import check_unbiased, make_guide
+from toys.lms import SPELLED
 from toys.oracles import canonical_sequences
 
 from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, MarkovLM, Product, completion, constrain, reward
@@ -25,7 +26,6 @@ from ppl_align.testing.statistics import MAX_SPREAD, bonferroni_z, evidence_z, m
 OTHER = markov(seed=4)  # ranks the tokens otherwise than EOS does
 NEVER_1 = torch.tensor([0.0, -torch.inf, 0.5], dtype=torch.float64)
 HOLES = MarkovLM(NEVER_1.expand(3, 3), NEVER_1, eos_id=2)
-SPELLED = MarkovLM(EOS.log_table, EOS.log_initial, eos_id=2, tokens=["a", "b", "."])
 CUTS = {"top_k": {"top_k": 2}, "top_p": {"top_p": 0.7}, "all": {"temperature": 1.5, "top_k": 2, "top_p": 0.9}}
 Z = bonferroni_z(20)
 

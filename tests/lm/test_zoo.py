@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import transformers
 
 from ppl_align.testing.held import hold
 from ppl_align.testing.zoo import ZOO, network
@@ -15,12 +14,7 @@ from ppl_align.testing.zoo import ZOO, network
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def quiet_transformers():
-    level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # which fast kernels are not installed
-    yield
-    transformers.utils.logging.set_verbosity(level)
+pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def page():

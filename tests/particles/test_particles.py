@@ -8,14 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.lms import chain
 
-from ppl_align import MarkovLM, completion, environment, reward
+from ppl_align import completion, environment, reward
 from ppl_align.core.seeds import isolated
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 from ppl_align.runner.runner import Runner
 
-LM = MarkovLM(torch.randn(4, 4, generator=torch.Generator().manual_seed(2)), eos_id=3, tokens=["a", "b", "c", ""])
+LM = chain(4, 2, dtype=torch.float32, eos_id=3, tokens=["a", "b", "c", ""])
 
 
 def program():

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
+from toys.lms import chain
 
-from ppl_align import SVI, Enumeration, ImportanceSampling, MarkovLM, Posterior, compare, completion, reward
+from ppl_align import SVI, Enumeration, ImportanceSampling, Posterior, compare, completion, reward
 from ppl_align.posterior import evidence
 from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 from ppl_align.posterior.unstated import unstated
 
-LM = MarkovLM(torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+LM = chain(5, 0)
 SEEDS = range(12)
 
 

@@ -11,9 +11,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import SEED
-from preferences.test_preferences import TOY_PAIRS, counts
 from torch.nn.functional import logsigmoid
 from toys.contracts import contract_of
+from toys.learned_toys import TOY_PAIRS, counts
 
 from ppl_align import (
     SMC,

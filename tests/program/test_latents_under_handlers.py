@@ -6,17 +6,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.lms import chain
+from toys.rewards import ones
 
-from ppl_align import SMC, SVI, Engine, Enumeration, ImportanceSampling, MarkovLM, Rejection, completion, reward
+from ppl_align import SMC, SVI, Engine, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.errors import ModelError
 
-torch.manual_seed(0)
-LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))
+LM = chain(3, 0)
 ENGINES = [Enumeration(), ImportanceSampling(32, 1), SMC(32, 1, twist="prefix"), SVI(num_steps=2), Rejection(4, 1)]
-
-
-def ones(tokens: torch.Tensor) -> torch.Tensor:
-    return (tokens == 1).sum(-1).double()
 
 
 def scaled_text() -> None:

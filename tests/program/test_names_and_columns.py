@@ -20,6 +20,7 @@ import pytest
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
+from toys.rewards import lengths
 from toys.worlds import HOST
 
 from ppl_align import (
@@ -48,10 +49,6 @@ PLAIN = "plainly"
 """A name that no output has; ``PLAIN0``, ``PLAIN1``, ... are the sites of the plain program."""
 
 
-def number(texts: list[str]) -> list[float]:
-    return [float(len(text)) for text in texts]
-
-
 def _plated(name: str, x: Completion) -> None:
     with pyro.plate(f"over {name}", 2):
         pyro.sample(name, dist.Normal(0.0, 1.0))
@@ -61,7 +58,7 @@ Site = Callable[[str, Completion], object]
 SITES: dict[str, Site] = {
     "completion": lambda name, x: completion(name, HOST, " hm", max_new_tokens=1),
     "observed completion": lambda name, x: completion(name, HOST, " hm", obs=" yes"),
-    "reward": lambda name, x: reward(name, number, x, beta=3.0),
+    "reward": lambda name, x: reward(name, lengths, x, beta=3.0),
     "constraint": lambda name, x: constrain(name, Contains(" "), x),
     "tool": lambda name, x: environment(name, str.upper, x),
     "world with luck": lambda name, x: environment(name, lambda text, rng: text, x),

@@ -8,15 +8,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.lms import SPELLED
 from toys.oracles import canonical_sequences
 
-from ppl_align import SMC, Enumeration, ImportanceSampling, MarkovLM, completion, constrain, goes_on
+from ppl_align import SMC, Enumeration, ImportanceSampling, completion, constrain, goes_on
 from ppl_align.constraints import LengthLimit, Regex
 from ppl_align.core.errors import InputError
 from ppl_align.lm.completions import sequence_lengths
 from ppl_align.testing.programs import EOS, FIXED
 
-SPELLED = MarkovLM(EOS.log_table, EOS.log_initial, eos_id=2, tokens=["a", "b", "."])
 SETTINGS = {
     "eos": (EOS, {}),
     "no end": (FIXED, {}),

@@ -6,12 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.lms import chain
 
-from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, MarkovLM, completion, reward
+from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import ModelError, PplAlignError, RunError
 
-torch.manual_seed(0)
-LM = MarkovLM(torch.randn(3, 3, dtype=torch.float64))
+LM = chain(3, 0)
 ENGINES = [Enumeration(), ImportanceSampling(64, 1), SMC(64, 1, twist="prefix")]
 
 

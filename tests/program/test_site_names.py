@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from toys.rewards import lengths
 from toys.worlds import HOST
 
 from ppl_align import (
@@ -31,13 +32,9 @@ from ppl_align.core.errors import ModelError, PplAlignError
 Site = Callable[[str, Completion], object]
 
 
-def length(texts: list[str]) -> list[float]:
-    return [float(len(text)) for text in texts]
-
-
 SITES: dict[str, Site] = {
     "a completion": lambda name, x: completion(name, HOST, " hm", max_new_tokens=1),
-    "a reward": lambda name, x: reward(name, length, x, upper=9.0),
+    "a reward": lambda name, x: reward(name, lengths, x, upper=9.0),
     "a constraint": lambda name, x: constrain(name, Contains("yes"), x),
     "a tool": lambda name, x: environment(name, str.upper, x),
     "a world with luck": lambda name, x: environment(name, lambda text, rng: text, x),

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from toys.lms import chain
 
 from ppl_align import CallableLM, Enumeration, MarkovLM, completion, reward
 from ppl_align.core.cost import measure
@@ -167,7 +168,7 @@ def test_bad_questions(make, says):
 
 @pytest.mark.parametrize("kind", ["one", "two"])
 def test_the_contract_and_the_identity(kind):
-    lm = MarkovLM(torch.randn(9, 9, generator=torch.Generator().manual_seed(1)), tokens=TOKENS)
+    lm = chain(9, 1, dtype=torch.float32, tokens=TOKENS)
     make = {
         "one": lambda: Judge(lm, "{prompt}{completion}is it?"),
         "two": lambda: PairwiseJudge(lm, "{prompt}{first}vs {second}is it?", "bad ", " yes", " no"),

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from rewards.test_shipped_rewards import tiny_classifier, tiny_tokenizer
+from toys.classifiers import tiny_classifier, tiny_tokenizer
+from toys.lms import FLAT_ABC
 
-from ppl_align import Enumeration, MarkovLM, completion, reward, reward_funcs
+from ppl_align import Enumeration, completion, reward, reward_funcs
 from ppl_align.cli import main
 from ppl_align.core.errors import InputError
-
-LM = MarkovLM(torch.zeros(3, 3, dtype=torch.float64), tokens=["a", "b", "c"])
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def posterior_of(fn: Any, **settings: Any) -> Any:
-    return Enumeration().run(lambda: reward("r", fn, completion("x", LM, "a", max_new_tokens=2), **settings))
+    return Enumeration().run(lambda: reward("r", fn, completion("x", FLAT_ABC, "a", max_new_tokens=2), **settings))
 
 
 @pytest.mark.parametrize("label", ["POSITIVE", "positive", 2])
@@ -51,7 +50,7 @@ def test_a_label_behind_the_name(folder: str, label: str) -> None:
     """For whoever can only give a string: the command line, a list of TRL rewards."""
     meant = posterior_of(folder, label=2).rewards["r"]
     assert torch.equal(posterior_of(f"{folder}:{label}").rewards["r"], meant)
-    run = Enumeration().run(lambda: reward_funcs(f"{folder}:{label}", completion("x", LM, "a", max_new_tokens=2)))
+    run = Enumeration().run(lambda: reward_funcs(f"{folder}:{label}", completion("x", FLAT_ABC, "a", max_new_tokens=2)))
     assert torch.equal(next(iter(run.rewards.values())), meant)
 
 

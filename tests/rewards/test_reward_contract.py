@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from toys.rewards import noisy
 
 from ppl_align.rewards import Vader, columns, each
 from ppl_align.testing import check_reward
@@ -18,10 +18,6 @@ from ppl_align.testing import check_reward
 def relative(texts):
     longest = max(map(len, texts)) or 1
     return [len(text) / longest for text in texts]
-
-
-def noisy(texts):
-    return [random.random() for _ in texts]
 
 
 def by_place(texts):

@@ -8,20 +8,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from toys.rewards import TEXTS, lengths
 
 from ppl_align import CallableLM, Enumeration, completion, reward
 from ppl_align.core.errors import BatchTextError, InputError, RewardError
 from ppl_align.core.runs import run_memory
-from ppl_align.core.text import Texts
 from ppl_align.rewards import Vader, evaluate
 from ppl_align.rewards.answers import shorten
 
-TEXTS = Texts(["a", "bb", "a", "ccc"])
 two_words = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2).double(), tokens=["a", "b"])
-
-
-def lengths(texts):
-    return [float(len(t)) for t in texts]
 
 
 def test_an_exception_names_the_reward_and_finds_the_text():

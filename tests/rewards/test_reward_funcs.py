@@ -11,8 +11,9 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from toys.lms import ChatLM
 
-from ppl_align import CallableLM, Enumeration, completion, reward, reward_funcs
+from ppl_align import Enumeration, completion, reward, reward_funcs
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.runs import run_memory
 from ppl_align.core.text import Texts
@@ -23,15 +24,7 @@ from ppl_align.testing import Oracle
 BIASED = torch.tensor([0.3, -0.2, 0.5, 0.0])
 
 
-class Toy(CallableLM):
-    def __init__(self):
-        super().__init__(4, lambda prefix: BIASED.expand(len(prefix), 4), eos_id=3, tokens=["a", "b", "c", "$"])
-
-    def chat_ids(self, messages):
-        return self.encode("".join(message["content"] for message in messages))
-
-
-LM = Toy()
+LM = ChatLM(4, lambda prefix: BIASED.expand(len(prefix), 4), eos_id=3, tokens=["a", "b", "c", "$"])
 HELLO = [{"role": "user", "content": "a"}]
 
 

@@ -13,8 +13,9 @@ import pyro
 import pytest
 import torch
 from torch import nn
+from toys.rewards import LM, TEXTS, lengths, make_completion
 
-from ppl_align import CallableLM, reward
+from ppl_align import reward
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.runs import run_memory
@@ -22,19 +23,6 @@ from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.particles import Particles
 from ppl_align.rewards import Vader, chat, columns, each, evaluate
-
-TEXTS = Texts(["a", "bb", "a", "ccc"])
-LETTERS = "abcdefg$"
-LM = CallableLM(8, lambda prefix: torch.zeros(len(prefix), 8), eos_id=7, tokens=list(LETTERS))
-
-
-def lengths(texts):
-    return [float(len(t)) for t in texts]
-
-
-def make_completion(rows=((0, 1, 7), (2, 7, 7), (0, 1, 7), (0, 1, 2)), prompts=((3,), (4,), (3,), (3,))):
-    source = LM.completion([list(p) for p in prompts], 3)
-    return Completion(torch.tensor(rows), source)
 
 
 class Spy:

@@ -9,28 +9,18 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
+from toys.classifiers import tiny_classifier, tiny_tokenizer
+from toys.rewards import TEXTS, make_completion
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from ppl_align import CallableLM
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import run_memory
 from ppl_align.core.text import Texts
 from ppl_align.data import packages, prompts
 from ppl_align.data.packages import PROMPTS
-from ppl_align.lm.completions import Completion
 from ppl_align.rewards import ClassifierReward, Toxicity, Vader, evaluate
 from ppl_align.rewards.registry import names, resolve
-
-TEXTS = Texts(["a", "bb", "a", "ccc"])
-LETTERS = "abcdefg$"
-LM = CallableLM(8, lambda prefix: torch.zeros(len(prefix), 8), eos_id=7, tokens=list(LETTERS))
-
-
-def make_completion():
-    source = LM.completion([[3], [4], [3], [3]], 3)
-    return Completion(torch.tensor([[0, 1, 7], [2, 7, 7], [0, 1, 7], [0, 1, 2]]), source)
-
 
 # -- names ---------------------------------------------------------------------------------------------------
 
@@ -108,27 +98,6 @@ def test_toxicity_without_its_package_says_what_to_install(monkeypatch):
 
 
 # -- reward models -------------------------------------------------------------------------------------------
-
-
-def tiny_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate("?_" + LETTERS)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", pad_token="_")
-
-
-def tiny_classifier(**settings):
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    config = LlamaConfig(
-        vocab_size=10, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=8, **{"num_labels": 1, "pad_token_id": 1, **settings},
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForSequenceClassification(config)
 
 
 def test_a_classifier_reads_prompt_and_completion():

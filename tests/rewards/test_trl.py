@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from toys.lms import ChatLM
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
-from ppl_align import CallableLM, Enumeration, completion, reward, reward_funcs
+from ppl_align import Enumeration, completion, reward, reward_funcs
 from ppl_align.core.errors import RewardError
 from ppl_align.rewards import chat, logged
 from ppl_align.testing import Oracle
@@ -25,17 +26,8 @@ TABLE = torch.randn(5, 5, generator=torch.Generator().manual_seed(4))
 EOS = 4
 
 
-class Toy(CallableLM):
-    """A toy with words that TRL's rewards look for, and a chat template that is nothing but the contents."""
-
-    def __init__(self):
-        super().__init__(5, lambda prefix: TABLE[prefix[:, -1]], eos_id=EOS, tokens=WORDS)
-
-    def chat_ids(self, messages):
-        return self.encode("".join(message["content"] for message in messages))
-
-
-LM = Toy()
+LM = ChatLM(5, lambda prefix: TABLE[prefix[:, -1]], eos_id=EOS, tokens=WORDS)
+"""Words that TRL's rewards look for."""
 TEXT = "so "
 CHAT = [{"role": "system", "content": "so "}, {"role": "user", "content": "</think>"}]
 BETA = 0.5

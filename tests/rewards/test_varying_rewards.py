@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from engines.test_undeclared_randomness import HOST
+from toys.worlds import HOST
 
 from ppl_align import SMC, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.lints import lint

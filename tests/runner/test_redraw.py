@@ -7,8 +7,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from conftest import SEED
+from toys.lms import ABCD, OTHER_ABCD
+from toys.rewards import likes
 
-from ppl_align import Enumeration, MarkovLM, completion, constrain, reward
+from ppl_align import Enumeration, completion, constrain, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import InputError
@@ -21,34 +23,26 @@ from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.runner.proposals import FromPrior, FromTokens
 from ppl_align.runner.runner import Runner
 
-RANDOM = torch.Generator().manual_seed(5)
-LM = MarkovLM(torch.randn(5, 5, generator=RANDOM), eos_id=4, tokens=["a", "b", "c", "d", "</s>"])
-OTHER = MarkovLM(torch.randn(5, 5, generator=RANDOM), eos_id=4, tokens=["a", "b", "c", "d", "</s>"])
-
-
-def likes(tokens):
-    return (tokens == 1).double().sum(-1) - 0.5 * (tokens[..., 0] == 2).double()
-
 
 def dialogue(word=None):
     z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
-    x = completion("x", LM, z[..., None], max_new_tokens=3)
+    x = completion("x", ABCD, z[..., None], max_new_tokens=3)
     if word:
         constrain("word", Contains(word), x)
     u = pyro.sample("u", dist.Bernoulli(0.4))
-    y = completion("y", LM, (x, [1]), max_new_tokens=2)
+    y = completion("y", ABCD, (x, [1]), max_new_tokens=2)
     reward("r", likes, x.tokens, beta=0.7)
     reward("s", likes, y.tokens, beta=0.9, weight=1.0 + u)
 
 
 def plated():
     with pyro.plate("two", 2):
-        x = completion("x", LM, [[0], [1]], max_new_tokens=2)
+        x = completion("x", ABCD, [[0], [1]], max_new_tokens=2)
         reward("r", likes, x.tokens, beta=0.6)
 
 
 PROGRAMS = {"dialogue": (dialogue, ()), "confined": (dialogue, ("b",)), "plated": (plated, ())}
-PROPOSALS = {"prior": FromPrior(), "another": FromTokens(OTHER)}
+PROPOSALS = {"prior": FromPrior(), "another": FromTokens(OTHER_ABCD)}
 
 
 def runner_of(name, proposal="prior"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from conftest import SEED
 from toys.blocks import BlockLM
+from toys.lms import ABCD
 
-from ppl_align import SMC, Enumeration, MarkovLM, completion, constrain, reward
+from ppl_align import SMC, Enumeration, completion, constrain, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.cost import measure
 from ppl_align.core.seeds import isolated
@@ -18,14 +19,11 @@ from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.runner.runner import Observer, Runner, finish_together
 from ppl_align.testing.statistics import mean_z
 
-LM = MarkovLM(
-    torch.randn(5, 5, generator=torch.Generator().manual_seed(5)), eos_id=4, tokens=["a", "b", "c", "d", "</s>"]
-)
 ROWS = [([0], None, 0.7), ([1], "ba", 0.7), ([0], "c", 1.3), ([2], None, -0.9)]
 """Prompt, what the text must contain, and beta: two of them with one prompt, and without its constraint alike."""
 
 
-def row(prompt, word, beta, lm=LM):
+def row(prompt, word, beta, lm=ABCD):
     x = completion("x", lm, prompt, max_new_tokens=4)
     if word is not None:
         constrain("word", Contains(word), x)
@@ -35,7 +33,7 @@ def row(prompt, word, beta, lm=LM):
         reward("s", lambda t: (t == 0).double().sum(-1), y.tokens, beta=0.5)
 
 
-def runners(size=0, lm=LM):
+def runners(size=0, lm=ABCD):
     for arguments in ROWS:
         program = Program(row, (*arguments, lm))
         yield Runner(program, constraints=known_constraints(program))
@@ -70,7 +68,7 @@ def test_each_has_its_own_smc(twist):
 
 
 def test_blocks_are_shared_too():
-    lm = BlockLM(LM)
+    lm = BlockLM(ABCD)
     programs = [Program(row, (prompt, None, beta, lm)) for prompt, word, beta in ROWS if word is None]
     with isolated(SEED):
         ended = finish_together([Runner(one) for one in programs], [Particles(3000) for _ in programs])

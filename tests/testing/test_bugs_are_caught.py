@@ -6,12 +6,12 @@ same seed must pass without it. Exact answers are computed before anything is br
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 
 import pyro
 import pytest
 import torch
 from conftest import SEED
+from toys.contracts import oracle_of
 
 from ppl_align import SMC, ImportanceSampling
 from ppl_align.core.runs import run_memory
@@ -27,7 +27,7 @@ from ppl_align.lm.warp import Warp
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import SCHEMES
 from ppl_align.runner.runner import Observer, Runner
-from ppl_align.testing import PROGRAMS, Oracle
+from ppl_align.testing import PROGRAMS
 from ppl_align.testing.contract import Case
 from ppl_align.testing.statistics import RATE, gradient_test
 
@@ -43,11 +43,6 @@ def bug(check, program, engine):
         return patch
 
     return register
-
-
-@lru_cache
-def oracle(name):
-    return Oracle(PROGRAMS[name])
 
 
 def flat(rows):
@@ -250,7 +245,7 @@ def temperature_ignored_when_drawing(monkeypatch):
 @pytest.mark.parametrize("name", BUGS)
 def test_the_contract_catches(name, monkeypatch):
     patch, check, program, engine = BUGS[name]
-    truth = oracle(program)
+    truth = oracle_of(program)
 
     def result():
         case = Case(engine, program, truth, seed=SEED, num_replicates=600, level=RATE / len(BUGS))
@@ -340,7 +335,7 @@ def steps(guide, make):
 
 def p_value_of_the_gradient(guide, surrogates):
     """Against the gradient by enumeration."""
-    truth = oracle("with_eos")
+    truth = oracle_of("with_eos")
     gradient = -next(iter(truth.gradient(truth.elbo, guide).values())).reshape(-1)
     (table,) = guide.sites["x"].parameters()
     estimates = [torch.autograd.grad(s, table, retain_graph=True)[0].reshape(-1) for s in surrogates]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor
-from toys.chain_programs import EOS, PROGRAMS, REFUSED, THREE, chain, eos
+from toys.chain_programs import EOS, PROGRAMS, REFUSED, THREE, eos, steep
 
 from ppl_align import SMC, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import AllDeadError, InputError, ModelError, RewardError
@@ -138,7 +138,7 @@ def test_thousands_of_tokens_and_a_hundred_positions() -> None:
 
     For "contains token k" the other way is the complement: Z = Z(anything) - Z(k never written)."""
     vocab, length, beta, wanted = 1500, 120, 1.7, 77
-    lm = chain(vocab, 8, eos_id=0)
+    lm = steep(vocab, 8, eos_id=0)
     generator = torch.Generator().manual_seed(9)
     values = torch.randn(vocab, generator=generator, dtype=torch.float64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -12,19 +13,12 @@ import torch
 
 from ppl_align import CallableLM, MarkovLM, completion, reward
 from ppl_align.rewards import Accepts, Automaton, LastToken, TokenSum
+from toys.lms import chain
 
-
-def chain(vocab: int, seed: int, eos_id: int | None = None, positions: int | None = None, **options: Any) -> MarkovLM:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (vocab, vocab) if positions is None else (positions, vocab, vocab)
-    logits = 1.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    initial = torch.randn(vocab, generator=generator, dtype=torch.float64)
-    return MarkovLM(logits, initial, eos_id=eos_id, **options)
-
-
-EOS, FIXED = chain(3, 0, eos_id=2), chain(4, 1)
-PLACED, PLACED_EOS = chain(3, 2, positions=5), chain(4, 3, eos_id=3, positions=4)
-NAMED = chain(4, 4, eos_id=3, tokens=["a", "b", "ab", "$"])
+steep = partial(chain, scale=1.3, initial=1.0)
+EOS, FIXED = steep(3, 0, eos_id=2), steep(4, 1)
+PLACED, PLACED_EOS = steep(3, 2, positions=5), steep(4, 3, eos_id=3, positions=4)
+NAMED = steep(4, 4, eos_id=3, tokens=["a", "b", "ab", "$"])
 EVEN = Automaton(torch.tensor([[1] * 4, [0] * 4]), 0, torch.tensor([True, False]))  # padding would be counted too
 THREE, FOUR = torch.tensor([0.3, 0.9, -0.7]), torch.tensor([0.4, -1.1, 0.8, 0.2])
 SIX_BY_FOUR = torch.randn(6, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -48,7 +42,7 @@ def stop_token() -> None:
 
 
 def stop_and_eos() -> None:
-    x = completion("x", chain(4, 6, eos_id=3), [], max_new_tokens=4, stop=0)
+    x = completion("x", steep(4, 6, eos_id=3), [], max_new_tokens=4, stop=0)
     reward("last", LastToken(FOUR, (0, 3)), x.tokens, beta=0.4)
     reward("has", Accepts(Automaton.contains([1, 0], 4), reject=-1.2, terminal=(0, 3)), x.tokens, beta=0.9)
     reward("even", Accepts(EVEN, reject=-0.7, terminal=(0, 3)), x.tokens)
@@ -175,7 +169,7 @@ def changed_tokens() -> None:
 
 def rarely_changed_tokens() -> None:
     """On arbitrary sequences it looks right; on draws of the answer it does not."""
-    x = completion("x", chain(40, 0), [0], max_new_tokens=6)
+    x = completion("x", steep(40, 0), [0], max_new_tokens=6)
     contains = Accepts(Automaton.contains([1, 2, 3, 4, 5], 40))
     reward("has", contains, torch.where(contains(x.tokens).isneginf()[..., None], x.tokens, 0))
 

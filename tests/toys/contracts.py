@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from ppl_align import Engine
-from ppl_align.testing import Oracle
+from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.report import Report
@@ -15,6 +16,12 @@ from ppl_align.testing.statistics import RATE
 FILES = "importance"
 """The engine whose runs are saved and shown to ArviZ, which takes longer than all else: how a program's sites are kept
 in a file is the same for all engines, and test_engines.py looks at one of each."""
+
+
+@lru_cache
+def oracle_of(name: str) -> Oracle:
+    """Of a program of :mod:`ppl_align.testing`, enumerated once for all tests."""
+    return Oracle(PROGRAMS[name])
 
 
 def contract_of(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
-from ppl_align import CausalLM
+from ppl_align import CausalLM, completion, reward
 from toys.tiny import SHAPE
 
 SIZES = {"vocab_size": 11, "eos_token_id": 6, "bos_token_id": None, "pad_token_id": None, "initializer_range": 0.6}
@@ -27,6 +28,18 @@ PROMPT = (3, 8)
 
 def network(kind: str = "llama", training: bool = False) -> nn.Module:
     return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[kind])).train(training).requires_grad_(training)
+
+
+def program_over(
+    lm: CausalLM, max_new_tokens: int = 2, scale: float = 1.0, upper: float | None = None
+) -> Callable[[], None]:
+    """A completion, and as a reward how often it says token 2."""
+
+    def program() -> None:
+        x = completion("x", lm, PROMPT, max_new_tokens=max_new_tokens)
+        reward("r", lambda t: scale * (t == 2).double().sum(-1), x.tokens, upper=upper)
+
+    return program
 
 
 def lora(model: nn.Module, targets: str | list[str] = "all-linear") -> nn.Module:

@@ -8,7 +8,9 @@ import pyro
 import pytest
 import torch
 from conftest import SEED
+from toys.constrained_programs import taste
 from toys.contracts import contract_of
+from toys.lms import chain
 
 from ppl_align import (
     SMC,
@@ -35,16 +37,13 @@ from ppl_align.twists.twist import Prefixes
 TOKENS = ["a", "b", "ab", "c", "."]
 
 
-def chain(eos: bool = True, rare: float = 0.0) -> MarkovLM:
+def letters(eos: bool = True, rare: float = 0.0) -> MarkovLM:
     """A Markov chain over letters; ``rare``: nats taken from every token with a b in it."""
-    generator = torch.Generator().manual_seed(4)
-    logits = 0.7 * torch.randn(5, 5, generator=generator, dtype=torch.float64)
-    initial = 0.7 * torch.randn(5, generator=generator, dtype=torch.float64)
     cost = torch.tensor([0.0, rare, rare, 0.0, 1.0], dtype=torch.float64)
-    return MarkovLM(logits - cost, initial - cost, eos_id=4 if eos else None, tokens=TOKENS)
+    return chain(5, 4, 4 if eos else None, scale=0.7, initial=0.7, cost=cost, tokens=TOKENS)
 
 
-LM = chain()
+LM = letters()
 
 
 def word() -> None:
@@ -59,7 +58,7 @@ def ending() -> None:
 
 
 def fixed() -> None:
-    x = completion("x", chain(eos=False), [1], max_new_tokens=4)
+    x = completion("x", letters(eos=False), [1], max_new_tokens=4)
     constrain("ids", AcceptedBy(Automaton.contains([2, 3], 5)), x)
 
 
@@ -113,7 +112,7 @@ def success(lm: MarkovLM, matcher, length: int) -> torch.Tensor:
 
 def test_psi_is_learned_without_seeing_the_word():
     """A word of probability 1e-4 does not occur in a pool of 64 draws; its psi is right within a factor of two."""
-    lm = chain(rare=6.5)
+    lm = letters(rare=6.5)
     look = look_ahead(lm, Contains("cba"), [0], 6, num_pool=64, seed=1)
     matcher = look.matcher
     exact = success(lm, matcher, 6)
@@ -126,7 +125,7 @@ def test_psi_is_learned_without_seeing_the_word():
 
 def test_a_rare_word_is_worth_thirty_times_the_tokens():
     """On a chain, IS would need (1 - p) / (p relvar) draws for the same relative variance; the pool counts."""
-    lm = chain(rare=6.5)
+    lm = letters(rare=6.5)
 
     def rare() -> None:
         x = completion("x", lm, [0], max_new_tokens=12)
@@ -145,13 +144,6 @@ def test_a_rare_word_is_worth_thirty_times_the_tokens():
 
 
 # -- together with rewards --------------------------------------------------------------------------------------------
-
-VALUES = torch.tensor([0.9, -0.6, 0.4, 0.2, -0.3], dtype=torch.float64)
-
-
-def taste(tokens: torch.Tensor) -> torch.Tensor:
-    """A sum over tokens, so that a prefix has one, and different for every token."""
-    return VALUES[tokens].sum(-1)
 
 
 def liked() -> None:
@@ -232,7 +224,7 @@ def test_the_two_parts_of_a_twist_are_added(soft, monkeypatch):
 
 def test_both_parts_are_worth_more_than_one():
     """A rare word, and a strong reward on one of its letters: relative spread of Zhat, same number of particles."""
-    lm = chain(rare=3.0)
+    lm = letters(rare=3.0)
 
     def rare() -> None:
         x = completion("x", lm, [0], max_new_tokens=10)

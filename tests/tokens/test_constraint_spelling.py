@@ -11,8 +11,8 @@ import re
 
 import pytest
 import torch
-from constraints.test_constraints_subwords import Words
 from tokenizers import Tokenizer, decoders, models
+from toys.subwords import Words
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ppl_align import Contains, EndsWith, MarkovLM, Mixture, Prompted, Regex
