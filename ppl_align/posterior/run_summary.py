@@ -33,7 +33,7 @@ def _of_weights(function: Callable[[Weights], float | None]) -> cached_property[
 
 
 class RunSummary:
-    """What one finished run says, and how far to trust it; None where a number has no meaning for its kind.
+    """What one finished run says, and how far to trust it; None (of an estimate: NaN) where it has no meaning.
 
     Nats unless said otherwise; numbers of weights are per replicate, averaged over replicates."""
 

@@ -20,6 +20,8 @@ from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.totals import log_prior
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
 from ppl_align.testing.statistics import (
@@ -299,7 +301,30 @@ def _rows(posterior: Posterior, name: str) -> list[tuple[float, ...]]:
     return [tuple(row) for row in value.reshape(posterior.log_weight.numel(), -1).tolist()]
 
 
-STATISTICAL: dict[str, Callable[[Any], Finding]] = {"Zhat": unbiased_evidence, "weights": proper_weighting}
+def prior(case: Case) -> Finding:
+    """Draws that pass for draws of the prior are: their ``log_proposal`` is what they were drawn from."""
+    run, oracle = case.first.posterior, case.oracle
+    if not drew_from_prior(run):
+        return "passed", "", None
+    values = [(name, r, oracle.rewards[name]) for name, r in run.rewards.items()]
+    values.append(("log p0", log_prior(run), oracle.log_prior))
+    found = [(name, drawn.double().reshape(-1), exact) for name, drawn, exact in values if bool(exact.isfinite().all())]
+    z = torch.stack([mean_z(drawn, oracle.mean(exact, oracle.log_prior), ROUNDING) for _, drawn, exact in found])
+    off, _, p = worst(z, len(found[0][1]))
+    name, drawn, exact = found[int(z.abs().argmax())]
+    line = (
+        f"expected draws of the prior, which log_proposal = log p0 says they are: the prior mean of {name} is "
+        f"{float(oracle.mean(exact, oracle.log_prior)):.4g}, measured {float(drawn.mean()):.4g}, off by {say_z(off)}, "
+        f"{say_p(p)}; of particles that were moved, log_proposal is None"
+    )
+    return ("failed" if p < case.level else "passed"), line, p
+
+
+STATISTICAL: dict[str, Callable[[Any], Finding]] = {
+    "Zhat": unbiased_evidence,
+    "weights": proper_weighting,
+    "prior": prior,
+}
 CHECKS: dict[str, Callable[[Any], Finding]] = {
     "shapes": shapes,
     "seed": seed,

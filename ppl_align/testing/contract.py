@@ -57,13 +57,14 @@ def check_engine(
     arviz       ArviZ summarises it; netCDF gives back what was saved
     Zhat        E[Zhat] = Z over replicates
     weights     E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x): properly weighted, for the most probable assignments
+    prior       draws whose log_proposal says that they are draws of the prior have its means
     ==========  ===================================================================================================
 
     An engine whose runs are Markov chains (``Kind.CHAIN``) estimates no Z: its log_evidence is NaN. Its ``weights`` are
     right if chains that begin in exact draws of the posterior (its field ``init``) are in draws of it at their end. Of
     an engine that decides (``Kind.POLICY``), if the world answers by its own law and its J is no more than the best.
 
-    The last two are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
+    The last three are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
     together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a pass: give the engine
     more particles. They see what the engine visits, so bring programs whose prior covers the posterior.
     A program that the engine refuses is no failure, as long as it runs another: whether it may refuse so many is for

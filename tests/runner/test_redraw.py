@@ -152,7 +152,7 @@ def test_a_guide_of_whole_programs_can_neither_weigh_given_values_nor_redraw():
 
     def model():
         z = pyro.sample("z", dist.Bernoulli(0.5))
-        x = completion("x", LM, [0], max_new_tokens=2)
+        x = completion("x", ABCD, [0], max_new_tokens=2)
         reward("r", likes, x.tokens, beta=1.0, weight=1.0 + z)
 
     def guide():
