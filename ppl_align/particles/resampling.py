@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_align.lm.sampling import invert_cdf
+from ppl_align.particles.weights import effective_sample_size
 
 _TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order of the weights
 
@@ -65,6 +67,38 @@ def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tenso
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, torch.ones(()))  # nothing left: nobody looks at it
     drawn = invert(left, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
     return torch.where(slots < ends[:, -1:], fixed, drawn)
+
+
+class Resampled(NamedTuple):
+    """``ess [R]`` before; ``resampled [R]``: which rows were; ``ancestors [R, N]``, everybody their own elsewhere."""
+
+    ess: Tensor
+    resampled: Tensor
+    ancestors: Tensor
+
+    @property
+    def flat(self) -> Tensor:
+        """The ancestors as they lie in R replicates of N particles, [R * N], for :meth:`Particles.take`."""
+        replicates, particles = self.ancestors.shape
+        return (self.ancestors + torch.arange(replicates)[:, None] * particles).reshape(-1)
+
+
+def resample(log_weight: Tensor, threshold: float, scheme: Resampler = systematic) -> Resampled:
+    """Resample the rows of ``log_weight [R, N]`` whose ESS is below ``threshold`` * N, each on its own.
+
+    Then take :attr:`Resampled.flat` of the particles, and set the weights of those rows to their mean (or to 1, where
+    the mean is kept elsewhere): E[Zhat] stays what it was. A row without any weight is left alone: its Zhat is 0."""
+    best = log_weight.amax(-1, keepdim=True)
+    weights = (log_weight - best.clamp_min(-1e300)).exp()
+    total = weights.sum(-1, keepdim=True)
+    weights = weights / total.clamp_min(1e-300)
+    ess, size = effective_sample_size(weights), log_weight.shape[-1]
+    resampled = (ess < threshold * size) & (total[:, 0] > 0)
+    ancestors = torch.arange(size).expand(log_weight.shape)
+    if bool(resampled.any()):
+        drawn = scheme(torch.where(resampled[:, None], weights, torch.ones(())), None)
+        ancestors = torch.where(resampled[:, None], drawn, ancestors)
+    return Resampled(ess, resampled, ancestors)
 
 
 SCHEMES: dict[str, Resampler] = {

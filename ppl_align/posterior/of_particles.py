@@ -19,7 +19,9 @@ def of_particles(particles: Particles, log_weight: Tensor, kind: Kind = Kind.WEI
     """R replicates of N particles that have run to the end of their program, with ``log_weight [R, N]``.
 
     ``fields``: those of the result that particles do not know; ``log_proposal=None`` of particles that were moved after
-    they were drawn (by default, what their values were drawn with). Raises ``ModelError`` for a program without latents."""
+    they were drawn (by default, what their values were drawn with).
+
+    Raises ``ModelError`` for a program without latents."""
     shape = tuple(log_weight.shape)
     if not particles.values:
         raise ModelError("the program has no latent site: there is nothing to infer; add a completion(...)")

@@ -174,4 +174,14 @@ class ReturnsNothing(Broken):
         return None
 
 
-SEVERAL = (NoFactors, FewReplicates, NotANumber, TooMuchEvidence, LogOfTheMean, OnlyTheMode, PassesForExact)
+SEVERAL = (
+    FlatPrior,
+    ScalesRewards,
+    NoFactors,
+    FewReplicates,
+    NotANumber,
+    TooMuchEvidence,
+    LogOfTheMean,
+    OnlyTheMode,
+    PassesForExact,
+)

@@ -14,8 +14,8 @@ from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.engines.smc.state import State
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
-from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
-from ppl_align.particles.weights import effective_sample_size, log_mean_exp
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, resample
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.runner.decode import Decode
 from ppl_align.runner.prefixes import run_on_prefixes
 from ppl_align.runner.runner import Observer, Runner
@@ -164,8 +164,7 @@ class TwistedSMC(Observer):
     def _ancestors(self, where: str, particles: Particles, decode: Decode | None = None) -> Tensor | None:
         """Look at the weights: whose copies go on, flat [P], once ``state`` is theirs; None: everybody stays."""
         log_weight, config = self.log_weight, self.config
-        best = log_weight.amax(-1, keepdim=True)
-        if bool(best.isneginf().all()):
+        if bool(log_weight.isneginf().all()):
             values = dict(particles.values)
             if decode is not None:
                 values[decode.site.name] = decode.prefix(decode.site.fn.max_new_tokens)
@@ -173,29 +172,21 @@ class TwistedSMC(Observer):
             raise all_dead(where, dead, self.runner.constraints.hint(dead))
         if self.runner.retained is not None and bool(log_weight[:, 0].isneginf().any()):
             raise RunError(f"a retained draw has weight zero {where}: it is not a draw of this program's posterior")
-        weights = (log_weight - best.clamp_min(-1e300)).exp()
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / total.clamp_min(1e-300)
-        ess = effective_sample_size(weights)
-        resampled = (ess < config.ess_threshold * config.num_particles) & (total[:, 0] > 0)
-        own = torch.arange(config.num_particles).expand(self.shape)
-        ancestors, evidence = own, self.log_evidence + log_mean_exp(log_weight)
-        index = None
+        schemes = SCHEMES if self.runner.retained is None else CONDITIONAL
+        found = resample(log_weight, config.ess_threshold, schemes[config.resampling])
+        evidence, index, resampled = self.log_evidence + log_mean_exp(log_weight), None, found.resampled
         if bool(resampled.any()):
-            scheme = (SCHEMES if self.runner.retained is None else CONDITIONAL)[config.resampling]
-            drawn = scheme(torch.where(resampled[:, None], weights, torch.ones(())), None)
-            ancestors = torch.where(resampled[:, None], drawn, own)
-            index = (ancestors + torch.arange(self.shape[0])[:, None] * config.num_particles).reshape(-1)
+            index = found.flat
             self.log_evidence = torch.where(resampled, evidence, self.log_evidence)
             anew = torch.where(resampled[:, None], torch.zeros_like(log_weight), log_weight)
             self.state = replace(self.state.take(index), log_weight=anew.reshape(-1))
         self.events.append(
             {
                 "step": self.step,
-                "ess": ess,
+                "ess": found.ess,
                 "resampled": resampled,
                 "log_evidence_increment": evidence - self.evidence,
-                "ancestors": ancestors,
+                "ancestors": found.ancestors,
             }
         )
         self.evidence = evidence
