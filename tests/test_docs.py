@@ -46,27 +46,31 @@ def test_docs_testing(capsys):
 
 
 @pytest.mark.parametrize(
-    ("what", "engine", "more", "replicates"),
+    ("what", "call", "quick", "programs"),
     [
-        ("class MyEngine", "MyEngine()", "MyEngine(64)", 50),
-        ("class SuffixMH", "SuffixMH()", "SuffixMH(12)", 400),
-        (
-            "class LinearValue",
-            "SMC(num_particles=32, twist=LinearValue(), ess_threshold=0.9)",
-            "SMC(num_particles=32, twist=LinearValue(), ess_threshold=0.9)",
-            60,
-        ),
+        ("class MyEngine", "MyEngine()", f"MyEngine(64), {FEW}, num_replicates=50", "3 of 3 programs checked, "),
+        ("class SuffixMH", "SuffixMH()", f"SuffixMH(12), {FEW}, num_replicates=400", "3 of 3 programs checked, "),
+        ("class StepReward", "[solve])", "[solve], num_replicates=100)", ""),
+        ("class LinearValue", "ess_threshold=0.9)", f"ess_threshold=0.9), {FEW}, num_replicates=60", "3 of 3 programs"),
     ],
-    ids=["engine", "chain", "twist"],
+    ids=["engine", "chain", "process reward", "value head"],
 )
-def test_what_contributing_adds(what, engine, more, replicates, capsys):
+def test_what_contributing_adds(what, call, quick, programs, capsys):
     (snippet,) = [s for s in snippets("CONTRIBUTING.md") if what in s]
-    quick = snippet.replace(f"check_engine({engine})", f"check_engine({more}, {FEW}, num_replicates={replicates})")
-    assert quick != snippet
-    run(quick, {"__name__": "reader", "PROGRAMS": PROGRAMS})
-    said = capsys.readouterr().out
-    assert "3 of 3 programs checked" in said
-    assert "FAILED" not in said
+    *_, last = snippet.split("\n\n\n")
+    assert last.count(call) == 1
+    run(snippet.replace(last, last.replace(call, quick)), {"__name__": "reader", "PROGRAMS": PROGRAMS})
+    said = " ".join(capsys.readouterr().out.split())
+    assert f": {programs}" in said
+    assert " checks passed" in said
+    assert "FAIL" not in said
+
+
+def test_what_contributing_adds_can_fail(capsys):
+    (snippet,) = [s for s in snippets("CONTRIBUTING.md") if "class MyEngine" in s]
+    wrong = snippet.replace("drawn.log_weight.reshape", "(drawn.log_weight + 1).reshape")
+    run(wrong.replace("MyEngine()", f"MyEngine(64), {FEW}, num_replicates=50"), {"PROGRAMS": PROGRAMS})
+    assert "FAIL" in capsys.readouterr().out
 
 
 # -- docs/from-trl.md: files, commands and a session, in the order of the page --------------------------------

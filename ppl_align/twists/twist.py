@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.core.runs import on_run_end
+from ppl_align.core.text import Texts
 from ppl_align.core.validation import one_of
 from ppl_align.lm.base import Ids
 from ppl_align.lm.completions import Completion
@@ -61,13 +62,12 @@ class Prefixes(NamedTuple):
     ids: list[Ids] | None = None
     source: CompletionDistribution | None = None
 
-    def texts(self) -> list[list[str]]:
-        """The texts so far of each particle, K of them, as the program reads them: without what ends them."""
+    def texts(self) -> Texts:
+        """The texts so far, [m, K], as the program reads them: without what ends them."""
         if self.source is None:
             raise InputError("these prefixes do not know what they were drawn from: there is no text to show")
         flat = Completion(self.tokens, self.source).texts()
-        each = len(flat) // len(self.tokens)
-        return [flat[i * each : (i + 1) * each] for i in range(len(self.tokens))]
+        return Texts(flat, (len(self.tokens), len(flat) // len(self.tokens)))
 
 
 class Scene(NamedTuple):

@@ -156,7 +156,7 @@ def test_prefixes_show_their_texts(plated):
     seen = []
 
     def judge(prefixes):
-        texts = prefixes.texts()
+        texts = prefixes.texts().tolist()
         assert len(texts) == len(prefixes.tokens)
         seen.extend(
             zip(texts, prefixes.tokens.reshape(len(texts), -1, prefixes.tokens.shape[-1]).tolist(), strict=True)
