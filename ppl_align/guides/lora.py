@@ -128,7 +128,6 @@ class _Seen(Population):
 def adapted_lm(prior: CausalLM, adapted: nn.Module) -> CausalLM:
     """The prior with another network inside: same tokenizer, same vocabulary, same limits."""
     lm = copy.copy(prior)
-    lm.__dict__.pop("_log_prob_error", None)
     lm.model = adapted
     lm.unembedding = adapted.get_output_embeddings()  # type: ignore[operator]
     lm.name = f"{prior.name}+lora"

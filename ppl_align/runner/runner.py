@@ -121,7 +121,7 @@ class Runner:
             request.given = [*request.given, (torch.arange(particles.size), beginning, length)]
         site = particles.pending
         assert site is not None
-        (one,) = decode([request], lambda t: self.progress(t, site.fn.max_new_tokens, site.name))
+        (one,) = decode([request], _telling(self.progress, site.fn.max_new_tokens, site.name))
         return self.written(one), one
 
     def request(self, particles: Particles, observer: Observer) -> Request:
@@ -254,12 +254,19 @@ def _place(token: Tensor | int, site: str, particles: Particles) -> Tensor:
     return at
 
 
+def _telling(progress: Report, total: int, note: str) -> Callable[[int], None]:
+    return lambda done: progress(done, total, note)
+
+
 def finish_together(
     runners: Sequence[Runner], particles: Sequence[Particles], observers: Sequence[Observer] | None = None
 ) -> list[Particles]:
     """Several programs to their ends, a completion at a time: what one LM writes alike is decoded as one batch.
 
-    ``particles[i]``, ``observers[i]`` are those of ``runners[i]``."""
+    ``particles[i]``, ``observers[i]`` are those of ``runners[i]``, which share their kept caches from then on; the first
+    one's ``progress`` is told of all. Raises ``InputError`` for one that is to change texts once they are written."""
+    if any(runner.post_decode is not None for runner in runners):
+        raise InputError("a runner with post_decode= changes the texts of its own decode: finish it by itself")
     observing = [Observer() for _ in runners] if observers is None else list(observers)
     current = list(particles)
     for runner in runners:
@@ -277,7 +284,8 @@ def finish_together(
         for i, request in requests.items():
             kinds.setdefault(request.kind, []).append(i)
         for which in kinds.values():
-            decoded = decode([requests[i] for i in which], lambda t: None)
+            most, note = requests[which[0]].source.max_new_tokens, f"{len(which)} of {len(current)} programs"
+            decoded = decode([requests[i] for i in which], _telling(runners[0].progress, most, note))
             for i, one in zip(which, decoded, strict=True):
                 current[i] = runners[i].written(one)
         advance(waiting)

@@ -11,6 +11,7 @@ from toys.lms import ABCD
 from ppl_align import SMC, Enumeration, completion, constrain, reward
 from ppl_align.constraints import Contains
 from ppl_align.core.cost import measure
+from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated
 from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.particles.particles import Particles
@@ -93,3 +94,13 @@ def test_every_observer_sees_its_own_texts_only():
     with isolated(SEED):
         finish_together(list(runners()), [Particles(size) for size in (3, 5, 2, 7)], observers)
     assert all(one.seen for one in observers)
+
+
+def test_progress_is_of_all_and_texts_are_not_changed_behind_it():
+    told = []
+    both = [Runner(Program(row, ROWS[0]), progress=lambda *what: told.append(what)), Runner(Program(row, ROWS[3]))]
+    finish_together(both, [Particles(3), Particles(2)])
+    assert {note for _, _, note in told} == {"2 of 2 programs"}
+    assert all(0 < done <= total for done, total, _ in told)
+    with pytest.raises(InputError, match="finish it by itself"):
+        finish_together([Runner(Program(row, ROWS[0]), post_decode=lambda site, texts: None)], [Particles(2)])

@@ -1,4 +1,4 @@
-"""Writes files of every engine and what is in them: ``python tests/stored_posteriors.py FOLDER``.
+"""Writes files of every engine and what is in them: ``python tests/toys/stored_posteriors.py FOLDER``.
 
 It ran with the code of each format that tests/data/ holds; test_stored_formats.py reads them."""
 
