@@ -52,12 +52,12 @@ class Enumeration(Engine):
                 raise InputError(f"candidates[{site!r}] is a list of at least one answer, got {listed!r}")
 
     def _infer(self, task: Task) -> Posterior:
-        runner = Runner(task.program())
-        particles = runner.look(Particles(1))
-        while (site := particles.pending) is not None:
-            parent, value, log_p = self._expand(site, particles.size)
-            particles = runner.look(particles.take(parent).write(site.name, value, log_p, torch.zeros_like(log_p)))
-            task.progress(particles.size, self.max_sequences, site.name)
+        def expand(site: Site, size: int) -> tuple[Tensor, Tensor, Tensor]:
+            found = self._expand(site, size)
+            task.progress(len(found[0]), self.max_sequences, site.name)
+            return found
+
+        particles = Runner(task.program()).branch(Particles(1), expand)
         self._check_candidates(particles)
         joint = sum(particles.log_prior.values(), particles.log_potential)
         if bool(joint.isneginf().all()):

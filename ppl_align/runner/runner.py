@@ -170,6 +170,16 @@ class Runner:
         held.proposal, held.retained, held.num_particles = Retaining(self.proposal, values, 1), values, 1
         return held.finish(Particles(len(next(iter(values.values())))))
 
+    def branch(self, particles: Particles, listed: Callable[[Site, int], tuple[Tensor, Tensor, Tensor]]) -> Particles:
+        """To the end of the program, each particle with every value of each latent: enumeration.
+
+        ``listed(site, P)``: ``(parent [P'], value [P', ...], log_prior [P'])`` of the P particles before the site."""
+        particles = self.look(particles)
+        while (site := particles.pending) is not None:
+            parent, value, log_p = listed(site, particles.size)
+            particles = self.look(particles.take(parent).write(site.name, value, log_p, torch.zeros_like(log_p)))
+        return particles
+
     def turn(self, particles: Particles) -> Particles:
         """Draw the sites of the next turn, whosever it is: the world's, or of whoever decides."""
         particles = self.look(particles)
@@ -178,11 +188,13 @@ class Runner:
             particles = self.look(self.decode(particles)[0] if site.is_completion else self._drawn(particles, site))
         return particles
 
-    def turns(self, particles: Particles) -> Particles:
-        """To the end of the program, turn by turn."""
-        while (particles := self.look(particles)).pending is not None:
+    def turns(self, particles: Particles) -> tuple[Particles, list[bool]]:
+        """To the end of the program, turn by turn, and whose turns these were (True: the world's)."""
+        whose = []
+        while (site := (particles := self.look(particles)).pending) is not None:
+            whose.append(site.environment)
             particles = self.turn(particles)
-        return particles
+        return particles, whose
 
     # -- and back ------------------------------------------------------------------------------------------------------
 
@@ -263,8 +275,8 @@ def finish_together(
 ) -> list[Particles]:
     """Several programs to their ends, a completion at a time: what one LM writes alike is decoded as one batch.
 
-    ``particles[i]``, ``observers[i]`` are those of ``runners[i]``, which share their kept caches from then on; the first
-    one's ``progress`` is told of all. Raises ``InputError`` for one that is to change texts once they are written."""
+    ``particles[i]``, ``observers[i]`` are those of ``runners[i]``, which share kept caches from then on; the first
+    one's ``progress`` is told of all. Raises ``InputError`` for one that changes texts once they are written."""
     if any(runner.post_decode is not None for runner in runners):
         raise InputError("a runner with post_decode= changes the texts of its own decode: finish it by itself")
     observing = [Observer() for _ in runners] if observers is None else list(observers)

@@ -86,7 +86,7 @@ def _continued(runner: Runner, histories: Particles, copies: int) -> _State:
 
 def ended_weight(runner: Runner, particles: Particles) -> Tensor:
     """psi + log p0/q of particles that are played to their end, [P] nats."""
-    ended = runner.turns(particles)
+    ended, _ = runner.turns(particles)
     return ended.log_potential + ended.log_ratio
 
 

@@ -79,7 +79,7 @@ class TreePlanner(Engine):
     def _infer(self, task: Task) -> Posterior:
         program = task.program()
         runner = Runner(program, constraints=known_constraints(program))
-        turns = kinds_of_turns(runner)
+        _, turns = runner.turns(Particles(1))  # as one episode has them
         if not any(turns):
             raise InputError(
                 "TreePlanner decides in a world that answers, and this program has no environment(...) site that is "
@@ -140,16 +140,6 @@ class TreePlanner(Engine):
                 f"{self.num_particles} episodes of {len(turns)} turns), more than max_histories={self.max_histories}: "
                 f"lower num_actions, num_outcomes or num_particles, or use SVI"
             )
-
-
-def kinds_of_turns(runner: Runner) -> list[bool]:
-    """Whose turn it is, from the first turn to the last (True: the world's), by one episode."""
-    found: list[bool] = []
-    one = Particles(1)
-    while (site := (one := runner.look(one)).pending) is not None:
-        found.append(site.environment)
-        one = runner.turn(one)
-    return found
 
 
 def _per_copy(weight: Tensor, num_actions: int, actions: Tensor) -> Tensor:
