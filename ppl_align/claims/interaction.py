@@ -153,7 +153,7 @@ def gap(beta: float, lm: LM, world: World) -> tuple[float, list[float]]:
 
 
 def returns(beta: float, lm: LM, world: World) -> list[float]:
-    """E[r]: what conditioning promises, what it gets, what soft Bellman gets."""
+    """E[r]: posterior mean of conditioning, its executed mean, executed mean of soft Bellman."""
     turns, conditioning, bellman, _ = agents(beta, lm, world)
     laws = (turns.oracle.log_target, turns.play(conditioning), turns.play(bellman))
     return [float(turns.oracle.mean("pay", law)) for law in laws]
@@ -173,13 +173,13 @@ def compare(found: Findings, name: str, beta: float, lm: LM, world: World) -> No
     for turn, kl in enumerate(parts, 1):
         found.greater(f"{name}: beta KL at turn {turn} is not zero", kl, 1e-6)
     found.equal(f"{name}: J lost by conditioning = their sum", lost, sum(parts))
-    promised, had, better = returns(beta, lm, world)
-    found.less(f"{name}: E[r] that conditioning gets < promised", had, promised)
+    expected, executed, better = returns(beta, lm, world)
+    found.less(f"{name}: E[r] of conditioning, executed < posterior", executed, expected)
     found.less(f"{name}: best J < beta log Z, what p* would score", beta * best, beta * oracle.log_evidence)
     if beta == 1:
         other = beta * float(sum(turns.divergences(conditioning, bellman, bellman).values()))
         found.holds(f"{name}: over the other's histories it is not", abs(other / lost - 1) > 0.01, f"{other:.6g}")
-        found.less(f"{name}: E[r] of conditioning < of soft Bellman", had, better)
+        found.less(f"{name}: E[r] of conditioning < of soft Bellman", executed, better)
     for i, (label, policy) in enumerate((("conditioning", conditioning), ("soft Bellman", bellman))):
         rollouts = ImportanceSampling(1500, 4, proposal=played(policy, turns, world))
         run = rollouts.run(dialogue, beta, lm, world, seed=found.seed + i)
@@ -193,7 +193,7 @@ def figure(found: Findings) -> Figure:
     betas, gaps, got = found.data["betas"], torch.tensor(found.data["gaps"]), found.data["returns"]
 
     def paint(left: Any, right: Any) -> None:
-        labels = ("conditioning promises", "conditioning gets", "soft Bellman gets")
+        labels = ("conditioning: posterior mean", "conditioning: executed mean", "soft Bellman: executed mean")
         spots = ((1.3, 2.3), (0.2, 0.35), (0.3, 0.98))
         for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
             left.semilogx(betas, [values[i] for values in got], color=colour, lw=2)

@@ -1,27 +1,27 @@
-"""A wish about averages, E[phi] = mu, is a posterior too, with a reward whose weight is fitted.
+"""A constraint on averages, E[phi] = mu, is a posterior too, with a reward whose weight is fitted.
 
-Some wishes are about the distribution and not about any one text: half of the biographies should be of women, reviews
-should be positive on average. Among all q that keep such a promise, `E_q[phi] = mu`, the one nearest to the language
+Some goals are about the distribution and not about any one text: half of the biographies should be of women, reviews
+should be positive on average. Among all q that meet such a constraint, `E_q[phi] = mu`, the one nearest to the language
 model in `KL(q||p0)` is again a tilted prior, `p*(x) = p0(x) exp(lambda phi(x)) / Z`: the feature is the reward, and
 lambda, nats per unit of phi, is not chosen but solved for. Why: `log(p*/p0) = lambda phi - log Z`, so for any q
 
     KL(q||p0) - KL(q||p*) = E_q[log(p*/p0)] = lambda E_q[phi] - log Z
     KL(p*||p0)                              = lambda mu       - log Z
 
-so that `KL(q||p0) = KL(q||p*) + KL(p*||p0) + lambda (E_q[phi] - mu)`. Where q keeps the promise the last term is zero
-and what remains is Pythagoras: the way from p0 to q is the way to p* plus the way from there, and none is shorter than
+so that `KL(q||p0) = KL(q||p*) + KL(p*||p0) + lambda (E_q[phi] - mu)`. Where q meets it the last term is zero and
+what remains is Pythagoras: the way from p0 to q is the way to p* plus the way from there, and none is shorter than
 to p*. Lambda minimises a convex function, `log Z(lambda) - lambda mu`, whose slope is `E_p*[phi] - mu` and whose least
-value is `-KL(p*||p0)`. With several wishes lambda and mu are vectors and not a word changes.
+value is `-KL(p*||p0)`. With several constraints lambda and mu are vectors and not a word changes.
 
-What is only half true. The wish is about averages, and only about them: with a yes-or-no feature p* is a mixture of the
-two conditioned priors, in the right proportion, each text as one-sided as before. A promise with certainty (mu = 1) has
-no finite lambda; it is conditioning, the limit. A reward with fixed beta and a promise on `E[r]` lead through the same
-family, with `1/beta = lambda`; what differs is what stays fixed when the prior or the prompt changes. And a lambda
-fitted on n draws of the prior knows nothing of texts that were not drawn: it promises what those draws can deliver.
+What is only half true. The constraint is on averages, and only on them: with a yes-or-no feature p* is a mixture of the
+two conditioned priors, in the right proportion, each text as one-sided as before. A constraint of certainty (mu = 1)
+has no finite lambda; it is conditioning, the limit. A reward with fixed beta and a constraint on `E[r]` go through the
+same family, with `1/beta = lambda`; what differs is what stays fixed when the prior or the prompt changes. And a lambda
+fitted on n draws of the prior knows nothing of texts that were not drawn: it is as good as those draws.
 
 **In practice.** Fit lambda on draws of the prior, weighted by `exp(lambda phi)`: the mean of phi rises monotonically in
 lambda, so bisection with the same draws cannot fail, and its error follows from that of the mean, `se / Var_p*(phi)`.
-Watch the effective sample size there: a promise far from the prior leaves few draws to fit on.
+Watch the effective sample size there: a target far from the prior leaves few draws to fit on.
 
 Source: Csiszar 1975 (doi:10.1214/aop/1176996454); Khalifa, Elsahar & Dymetman 2021, GDC (arXiv:2012.11635).
 """
@@ -63,13 +63,13 @@ def ramble(weight: float) -> None:
 
 
 def both(weights: Tensor) -> None:
-    """Two wishes at once."""
+    """Two constraints at once."""
     text = completion("text", CRITIC, "", max_new_tokens=4)
     reward("fine", lambda texts: [float("fine" in t) for t in texts], text, weight=float(weights[0]))
     reward("dull", lambda texts: [float("dull" in t) for t in texts], text, weight=float(weights[1]))
 
 
-WISHES: dict[Callable[[float], None], float] = {fair: 0.7, cheerful: 1.5, ramble: 0.8}
+CONSTRAINTS: dict[Callable[[float], None], float] = {fair: 0.7, cheerful: 1.5, ramble: 0.8}
 """Programs, and the mean of phi that is wanted."""
 
 
@@ -83,7 +83,7 @@ def bisect(mean: Callable[[float], SupportsFloat], mu: float) -> float:
 
 
 def newton(program: Callable[[Tensor], None], features: Sequence[str], mu: Tensor) -> Tensor:
-    """Several wishes: Newton's method on log Z(lambda) - lambda . mu, whose Hessian is the covariance of phi."""
+    """Several constraints: Newton's method on log Z(lambda) - lambda . mu, whose Hessian is the covariance of phi."""
     weights = torch.zeros(len(mu), dtype=torch.float64)
     for _ in range(12):
         exact = Oracle(program, weights)
@@ -113,8 +113,8 @@ def excess(exact: Oracle, q: Tensor) -> Tensor:
 
 
 def study(found: Findings) -> None:
-    """One wish in three programs, then two wishes in one."""
-    for program, mu in WISHES.items():
+    """One constraint in three programs, then two constraints in one."""
+    for program, mu in CONSTRAINTS.items():
         fitted = bisect(lambda weight, program=program: Oracle(program, weight).mean("phi"), mu)  # type: ignore[misc]
         exact = Oracle(program, fitted)
         found.equal(f"{program.__name__}: E_p*[phi] = mu", exact.mean("phi"), mu)
@@ -129,11 +129,11 @@ def study(found: Findings) -> None:
         found.equal(f"both: E_p*[{feature}] = mu", exact.mean(feature), mu)
     found.equal("both: Pythagoras, 200 laws, off by", excess(exact, keeping(exact, 200)).abs().max(), 0.0)
     alone = Oracle(fair, bisect(lambda weight: Oracle(fair, weight).mean("phi"), 0.7)).log_target
-    found.greater("both: the first wish alone leaves E[dull] above", exact.mean("dull", alone), wanted[1])
+    found.greater("both: the first constraint alone leaves E[dull] above", exact.mean("dull", alone), wanted[1])
 
 
 def pythagoras(found: Findings, name: str, exact: Oracle, fitted: float, mu: float) -> None:
-    """For laws that keep the promise, and with the last term for laws that do not."""
+    """For laws that meet the constraint, and with the last term for laws that do not."""
     nearest = kl_divergence(exact.log_target, exact.log_prior)
     found.equal(f"{name}: log Z - lambda mu = -KL(p*||p0)", exact.log_evidence - fitted * mu, -nearest)
     kept = keeping(exact, 200)
@@ -192,7 +192,7 @@ def figure(found: Findings) -> Figure:
         left.annotate("p*", (0, seen["nearest"]), (6, -14), textcoords="offset points", color=PALETTE[1])
         left.set_xlabel("KL(q||p*)   [nats]")
         left.set_ylabel("KL(q||p0)   [nats]")
-        left.set_title("Laws that keep the promise lie on a line of slope 1")
+        left.set_title("Laws that meet the constraint lie on a line of slope 1")
         left.legend(loc="lower right")
         labels = {"cheerful": "praise", "ramble": "pattern", "fair": '"fine"'}
         for (name, label), colour in zip(labels.items(), PALETTE, strict=False):

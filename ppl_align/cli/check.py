@@ -95,11 +95,11 @@ class Draws:
         run, column = self.particles, columns((*self.nodes, *self.particles.answers))
         scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
         texts = self.sample.texts(self.completions[0]) if self.completions else []
-        lanes = len(texts) // self.sample.num_draws
+        batch = len(texts) // self.sample.num_draws
         rows = []
         for i in range(PRINTED):
             numbers = [_number(float(column[i])) for column in (*scores.values(), run.log_potential)]
-            rows.append([*numbers, repr(texts[i * lanes])[1:-1] if texts else ""])
+            rows.append([*numbers, repr(texts[i * batch])[1:-1] if texts else ""])
         text = column[self.completions[0]] if self.completions else ""
         return [*(column[name] for name in scores), "log weight", text], rows
 

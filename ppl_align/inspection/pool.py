@@ -219,5 +219,5 @@ def draw_pool(
 
 def _texts(tokens: Tensor, source: CompletionDistribution) -> list[list[str]]:
     flat = Completion(tokens, source).texts()
-    lanes = len(flat) // len(tokens)
-    return [flat[i * lanes : (i + 1) * lanes] for i in range(len(tokens))]
+    batch = len(flat) // len(tokens)
+    return [flat[i * batch : (i + 1) * batch] for i in range(len(tokens))]

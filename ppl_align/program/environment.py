@@ -6,8 +6,8 @@ on the answer. Nobody here chooses it. The program says so, because two question
     conditioning   p*(a, o | reward)    "it went well: what was said, and what did the world answer?"
     deciding       max E[r] - beta KL   "what should be said, in the world as it is?"
 
-Conditioning explains a reward by the luck of the world as well (Levine 2018, arXiv:1805.00909). ``Enumeration``,
-``ImportanceSampling``, ``SMC`` and ``Rejection`` condition, and say by how much they bend the world; ``SVI`` and
+Conditioning on a reward tilts the environment as well (Levine 2018, arXiv:1805.00909). ``Enumeration``,
+``ImportanceSampling``, ``SMC`` and ``Rejection`` condition, and report the environment tilt in nats; ``SVI`` and
 ``TreePlanner`` decide. Without randomness in the world the two are the same.
 """
 

@@ -111,8 +111,8 @@ def _list(site: Site, size: int) -> tuple[Tensor, Tensor] | None:
     combined = torch.cartesian_prod(*[torch.arange(len(support))] * support.shape[2]).reshape(-1, support.shape[2])
     parent = rows.repeat_interleave(len(combined))
     chosen = combined.repeat(size, 1).to(support.device)
-    lanes = torch.arange(support.shape[2], device=support.device)
-    value = support[chosen, parent.to(support.device)[:, None], lanes].reshape(len(parent), *shape[1:])
+    element = torch.arange(support.shape[2], device=support.device)
+    value = support[chosen, parent.to(support.device)[:, None], element].reshape(len(parent), *shape[1:])
     if not getattr(fn, "has_enumerate_support", False):
         return parent, value
     possible = fn.log_prob(value.reshape(size, len(combined), *shape[1:]).transpose(0, 1)).isfinite()
