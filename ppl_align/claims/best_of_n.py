@@ -37,14 +37,13 @@ import math
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from torch import Tensor
 
 from ppl_align import CallableLM, ImportanceSampling, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
@@ -188,32 +187,23 @@ def optimum(found: Findings, name: str, oracle: Oracle) -> None:
     found.data[f"{name} gaps"] = (sizes, gaps)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Reward against KL, and the distance from one target."""
-
-    def paint(left: Any, right: Any) -> None:
-        seen = found.data["review"]
-        left.plot(*zip(*seen["posterior"], strict=True), color=PALETTE[0], lw=2)
-        left.annotate("posteriors", seen["posterior"][24], (-70, 8), textcoords="offset points", color=PALETTE[0])
-        for kl, gain, n in seen["bon"]:
-            left.plot([kl, bound(n)], [gain, gain], color=GREY, lw=1, ls=":")
-            left.scatter([kl], [gain], s=26, color=PALETTE[1], zorder=3)
-            left.scatter([bound(n)], [gain], s=22, facecolor="none", edgecolor=GREY, zorder=3)
-            left.annotate(f"n={n}", (kl, gain), (4, -12), textcoords="offset points", color=PALETTE[1])
-        left.annotate(
-            "log n - (n-1)/n", (bound(16), seen["bon"][2][1]), (8, -3), textcoords="offset points", color=GREY
-        )
-        left.set_xlim(0, 1.05 * bound(64))
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[r]   [reward units]")
-        left.set_title("Best-of-n lies below the posteriors")
-        for i, name in enumerate(("review", "ramble")):
-            sizes, gaps = found.data[f"{name} gaps"]
-            right.semilogx(sizes, gaps, marker="o", ms=4, color=PALETTE[i], lw=1.5, base=2)
-            where = (sizes[(2, -3)[i]], gaps[(2, -3)[i]])
-            right.annotate(name, where, ((8, 2), (-50, 2))[i], textcoords="offset points", color=PALETTE[i])
-        right.set_xlabel("n")
-        right.set_ylabel("KL(bon||p*)   [nats]")
-        right.set_title("For one target there is a best n")
-
-    return draw(paint, columns=2)
+    seen = found.data["review"]
+    left.plot(*zip(*seen["posterior"], strict=True), color=PALETTE[0], lw=2)
+    note(left, "posteriors", seen["posterior"][24], (-70, 8), PALETTE[0])
+    for kl, gain, n in seen["bon"]:
+        left.plot([kl, bound(n)], [gain, gain], color=GREY, lw=1, ls=":")
+        left.scatter([kl], [gain], s=26, color=PALETTE[1], zorder=3)
+        left.scatter([bound(n)], [gain], s=22, facecolor="none", edgecolor=GREY, zorder=3)
+        note(left, f"n={n}", (kl, gain), (4, -12), PALETTE[1])
+    note(left, "log n - (n-1)/n", (bound(16), seen["bon"][2][1]), (8, -3), GREY)
+    left.set_xlim(0, 1.05 * bound(64))
+    caption(left, "Best-of-n lies below the posteriors", "KL(q||p0)   [nats]", "E_q[r]   [reward units]")
+    for i, name in enumerate(("review", "ramble")):
+        sizes, gaps = found.data[f"{name} gaps"]
+        right.semilogx(sizes, gaps, marker="o", ms=4, color=PALETTE[i], lw=1.5, base=2)
+        where = (sizes[(2, -3)[i]], gaps[(2, -3)[i]])
+        note(right, name, where, ((8, 2), (-50, 2))[i], PALETTE[i])
+    caption(right, "For one target there is a best n", "n", "KL(bon||p*)   [nats]")

@@ -34,13 +34,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import natural, vanilla
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
@@ -147,31 +146,26 @@ def natural_path(r: Tensor, start: Tensor, beta: float, log_prior: Tensor) -> tu
     return log_q, missing
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Entropy against beta, and the mass that has not collapsed yet against the step."""
-
-    def paint(left: Any, right: Any) -> None:
-        for name, colour, side in (("ramble", PALETTE[0], (6, 4)), ("review", PALETTE[1], (-40, -8))):
-            hardness = found.data[f"{name}: entropy"]
-            left.plot(BETAS, hardness, color=colour, lw=2)
-            left.annotate(name, (BETAS[17], hardness[17]), side, textcoords="offset points", color=colour)
-        left.set_xscale("log")
-        left.invert_xaxis()
-        left.set_xlabel("beta   [reward units per nat]")
-        left.set_ylabel("entropy of p*   [nats]")
-        left.set_title("Entropy of the posterior as the KL term goes")
-        uniform, prior, sprint = found.data["ramble: dynamics"]
-        shown = (
-            (uniform["step"], 1 - uniform["best"], PALETTE[0], "vanilla, from uniform: 1/t"),
-            (prior["step"], 1 - prior["top"], PALETTE[1], "vanilla, from p0: onto another text"),
-            (range(1, 401), sprint, PALETTE[2], "natural"),
-        )
-        for steps, missing, colour, label in shown:
-            right.loglog(steps, np.maximum(missing, 1e-9), color=colour, lw=2, label=label)
-        right.set_ylim(1e-8, 2)
-        right.set_xlabel("step")
-        right.set_ylabel("1 - P(the text it ends on)")
-        right.set_title("Every gradient ends on one text (ramble)")
-        right.legend(loc="lower left")
-
-    return draw(paint, columns=2)
+    for name, colour, side in (("ramble", PALETTE[0], (6, 4)), ("review", PALETTE[1], (-40, -8))):
+        hardness = found.data[f"{name}: entropy"]
+        left.plot(BETAS, hardness, color=colour, lw=2)
+        note(left, name, (BETAS[17], hardness[17]), side, colour)
+    left.set_xscale("log")
+    left.invert_xaxis()
+    caption(
+        left, "Entropy of the posterior as the KL term goes", "beta   [reward units per nat]", "entropy of p*   [nats]"
+    )
+    uniform, prior, sprint = found.data["ramble: dynamics"]
+    shown = (
+        (uniform["step"], 1 - uniform["best"], PALETTE[0], "vanilla, from uniform: 1/t"),
+        (prior["step"], 1 - prior["top"], PALETTE[1], "vanilla, from p0: onto another text"),
+        (range(1, 401), sprint, PALETTE[2], "natural"),
+    )
+    for steps, missing, colour, label in shown:
+        right.loglog(steps, np.maximum(missing, 1e-9), color=colour, lw=2, label=label)
+    right.set_ylim(1e-8, 2)
+    caption(right, "Every gradient ends on one text (ramble)", "step", "1 - P(the text it ends on)")
+    right.legend(loc="lower left")

@@ -29,16 +29,13 @@ PPO, on what clipping does not bound (arXiv:1903.07940).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import fisher, vanilla
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.table import TableGuide
 from ppl_align.testing import Oracle
@@ -181,30 +178,23 @@ def plane(log_q: Tensor, p0: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([kl_divergence(q, p0) for q in log_q]), log_q.exp() @ r
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Reward against distance for three optimisers, and how far PPO's small steps go."""
-
-    def paint(left: Any, right: Any) -> None:
-        data = found.data["ramble"]
-        left.plot(*data["posterior"], color=PALETTE[0], lw=2)
-        left.scatter(*data["natural"], color=PALETTE[0], s=22, zorder=3)
-        left.plot(*data["vanilla"], color=PALETTE[1], lw=2)
-        left.plot(*data["PPO"], color=PALETTE[2], lw=1.5, marker=".", ms=4)
-        left.annotate("posteriors; natural steps (dots)", (0.9, 1.62), color=PALETTE[0], ha="left")
-        left.annotate("vanilla", (1.5, 0.9), color=PALETTE[1])
-        left.annotate("PPO", (2.6, 1.3), color=PALETTE[2])
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[r]   [reward units]")
-        left.set_title("Only natural steps walk the posteriors (ramble)")
-        right.plot(data["PPO"][0], color=PALETTE[2], lw=2)
-        right.plot(data["PPO with KL term"][0], color=PALETTE[0], lw=2)
-        right.plot(data["hops"], color=PALETTE[3], lw=1.3)
-        right.axhline(data["target"], color=PALETTE[0], lw=1, ls="--")
-        right.annotate("PPO: KL from p0", (110, 4.2), color=PALETTE[2])
-        right.annotate("with the KL term (dashed: p*)", (90, 0.78), color=PALETTE[0])
-        right.annotate("KL of each step", (110, 0.15), color=PALETTE[3])
-        right.set_xlabel("outer step of PPO")
-        right.set_ylabel("KL   [nats]")
-        right.set_title("Clipping bounds the step, not the distance")
-
-    return draw(paint, columns=2)
+    data = found.data["ramble"]
+    left.plot(*data["posterior"], color=PALETTE[0], lw=2)
+    left.scatter(*data["natural"], color=PALETTE[0], s=22, zorder=3)
+    left.plot(*data["vanilla"], color=PALETTE[1], lw=2)
+    left.plot(*data["PPO"], color=PALETTE[2], lw=1.5, marker=".", ms=4)
+    left.annotate("posteriors; natural steps (dots)", (0.9, 1.62), color=PALETTE[0], ha="left")
+    left.annotate("vanilla", (1.5, 0.9), color=PALETTE[1])
+    left.annotate("PPO", (2.6, 1.3), color=PALETTE[2])
+    caption(left, "Only natural steps walk the posteriors (ramble)", "KL(q||p0)   [nats]", "E_q[r]   [reward units]")
+    right.plot(data["PPO"][0], color=PALETTE[2], lw=2)
+    right.plot(data["PPO with KL term"][0], color=PALETTE[0], lw=2)
+    right.plot(data["hops"], color=PALETTE[3], lw=1.3)
+    right.axhline(data["target"], color=PALETTE[0], lw=1, ls="--")
+    right.annotate("PPO: KL from p0", (110, 4.2), color=PALETTE[2])
+    right.annotate("with the KL term (dashed: p*)", (90, 0.78), color=PALETTE[0])
+    right.annotate("KL of each step", (110, 0.15), color=PALETTE[3])
+    caption(right, "Clipping bounds the step, not the distance", "outer step of PPO", "KL   [nats]")

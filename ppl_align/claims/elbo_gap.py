@@ -31,12 +31,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, SMC, SVI, ImportanceSampling, Posterior, choose, completion, reward
 from ppl_align.claims._toys import CRITIC, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.warp import log_normalise
@@ -157,27 +156,22 @@ def study_lm(found: Findings, lm: LM) -> None:
     unbiased(found, f"{label}, SMC", exact, run)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """KL against the gap, and the gap that a run sees if it judges itself."""
-
-    def paint(left: Any, right: Any) -> None:
-        gaps = found.data["gaps"]
-        for i, (name, kl, gap) in enumerate(gaps):
-            left.scatter([kl], [i], s=110, marker="|", color=GREY, lw=2)
-            left.scatter([gap], [i], s=22, color=PALETTE[1 if name.startswith("SmolLM2") else 0], zorder=3)
-        left.set_yticks(range(len(gaps)), [name for name, _, _ in gaps])
-        left.set_ylim(len(gaps) - 0.5, -0.5)
-        left.set_xlim(left=0)
-        left.set_xlabel("nats (bar: KL(q||p*) enumerated, dot: log Z - ELBO from draws)")
-        left.set_title("The gap is the distance")
-        for (name, (gaps, kl)), colour in zip(found.data["own"].items(), PALETTE, strict=False):
-            right.plot([n for n, _, _ in gaps], [gap for _, gap, _ in gaps], "o-", ms=4, color=colour)
-            right.plot([1, 64], [kl, kl], color=colour, lw=1, ls="--")
-            right.annotate(name, (64, gaps[-1][1]), (8, -3), textcoords="offset points", color=colour)
-        right.set_xscale("log", base=2)
-        right.set_xlim(0.9, 180)
-        right.set_xlabel("draws N, used for both (dashes: the true gap)")
-        right.set_ylabel("log Zhat - ELBO   [nats]")
-        right.set_title("Judged by its own draws, q looks better than it is")
-
-    return draw(paint, columns=2)
+    gaps = found.data["gaps"]
+    for i, (name, kl, gap) in enumerate(gaps):
+        left.scatter([kl], [i], s=110, marker="|", color=GREY, lw=2)
+        left.scatter([gap], [i], s=22, color=PALETTE[1 if name.startswith("SmolLM2") else 0], zorder=3)
+    left.set_yticks(range(len(gaps)), [name for name, _, _ in gaps])
+    left.set_ylim(len(gaps) - 0.5, -0.5)
+    left.set_xlim(left=0)
+    caption(left, "The gap is the distance", "nats (bar: KL(q||p*) enumerated, dot: log Z - ELBO from draws)")
+    for (name, (gaps, kl)), colour in zip(found.data["own"].items(), PALETTE, strict=False):
+        right.plot([n for n, _, _ in gaps], [gap for _, gap, _ in gaps], "o-", ms=4, color=colour)
+        right.plot([1, 64], [kl, kl], color=colour, lw=1, ls="--")
+        note(right, name, (64, gaps[-1][1]), (8, -3), colour)
+    right.set_xscale("log", base=2)
+    right.set_xlim(0.9, 180)
+    caption(right, "Judged by its own draws, q looks better than it is")
+    right.set(xlabel="draws N, used for both (dashes: the true gap)", ylabel="log Zhat - ELBO   [nats]")

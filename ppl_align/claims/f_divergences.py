@@ -30,15 +30,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import ImportanceSampling, Posterior, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import AutoGuide
 from ppl_align.testing.oracle import Oracle, kl_divergence
@@ -176,23 +175,16 @@ def unlike(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (a @ b) / (a.norm() * b.norm())
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Pseudo-rewards, and what is left of the gradients near the target."""
-
-    def paint(left: Any, right: Any) -> None:
-        t = torch.logspace(-2, 2, 201, dtype=torch.float64)
-        for (label, (_, slope)), colour in zip(DIVERGENCES.items(), PALETTE, strict=False):
-            left.plot(t, slope(torch.ones(())) - slope(t), color=colour, lw=1.8, label=label)
-            right.loglog(found.data["distances"], found.data[label], color=colour, lw=1.8)
-        left.set_xscale("log")
-        left.set_ylim(-5, 8)
-        left.set_xlabel("t = pi/p* of a text")
-        left.set_ylabel("pseudo-reward f'(1) - f'(t)")
-        left.set_title("Who minds a missed text, who an overrated one")
-        left.legend(loc="upper right", fontsize=8.5)
-        right.annotate("TV", (1e-4, found.data["TV"][0]), (4, -12), textcoords="offset points", color=PALETTE[2])
-        right.set_xlabel("distance of the logits from p*")
-        right.set_ylabel("length of the gradient")
-        right.set_title("All gradients fade near p* but one")
-
-    return draw(paint, columns=2)
+    t = torch.logspace(-2, 2, 201, dtype=torch.float64)
+    for (label, (_, slope)), colour in zip(DIVERGENCES.items(), PALETTE, strict=False):
+        left.plot(t, slope(torch.ones(())) - slope(t), color=colour, lw=1.8, label=label)
+        right.loglog(found.data["distances"], found.data[label], color=colour, lw=1.8)
+    left.set_xscale("log")
+    left.set_ylim(-5, 8)
+    caption(left, "Who minds a missed text, who an overrated one", "t = pi/p* of a text", "pseudo-reward f'(1) - f'(t)")
+    left.legend(loc="upper right", fontsize=8.5)
+    note(right, "TV", (1e-4, found.data["TV"][0]), (4, -12), PALETTE[2])
+    caption(right, "All gradients fade near p* but one", "distance of the logits from p*", "length of the gradient")

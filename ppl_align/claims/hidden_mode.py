@@ -37,14 +37,12 @@ Source: Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543); Vehtari et al. 2024 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.rewards.tokens import TokenSum
@@ -186,26 +184,19 @@ def rejection(found: Findings) -> None:
     found.agrees("a=1e-2: acceptance, Z/exp(upper/beta)", accepted, exact / 10, exact)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Runs by ESS and error; the sandwich."""
-
-    def paint(left: Any, right: Any) -> None:
-        seen = found.data["first"]
-        for i, (mask, label) in enumerate(((seen["missed"], "missed the mode"), (~seen["missed"], "hit it"))):
-            left.scatter(seen["ess"][mask], seen["ratio"][mask], s=14, color=PALETTE[i], alpha=0.6, lw=0, label=label)
-        left.axhline(0, color="black", lw=1)
-        left.set_xlabel("effective sample size, of 1000")
-        left.set_ylabel("log Zhat - log Z   [nats]")
-        left.set_title("The runs that look perfect are wrong")
-        left.legend(loc="upper right")
-        lower, upper = found.data["bounds"]
-        edges = torch.linspace(-1, 3, 41).tolist()
-        right.hist(lower.tolist(), edges, color=PALETTE[0], alpha=0.7, label="plain runs: below, on average")
-        right.hist(upper.tolist(), edges, color=PALETTE[1], alpha=0.7, label="exact draw retained: above")
-        right.axvline(0, color="black", lw=1)
-        right.set_xlabel("log Zhat - log Z   [nats]")
-        right.set_ylabel("runs, of 300")
-        right.set_title("One exact draw in each run opens the gap")
-        right.legend()
-
-    return draw(paint, columns=2)
+    seen = found.data["first"]
+    for i, (mask, label) in enumerate(((seen["missed"], "missed the mode"), (~seen["missed"], "hit it"))):
+        left.scatter(seen["ess"][mask], seen["ratio"][mask], s=14, color=PALETTE[i], alpha=0.6, lw=0, label=label)
+    left.axhline(0, color="black", lw=1)
+    caption(left, "The runs that look perfect are wrong", "effective sample size, of 1000", "log Zhat - log Z   [nats]")
+    left.legend(loc="upper right")
+    lower, upper = found.data["bounds"]
+    edges = torch.linspace(-1, 3, 41).tolist()
+    right.hist(lower.tolist(), edges, color=PALETTE[0], alpha=0.7, label="plain runs: below, on average")
+    right.hist(upper.tolist(), edges, color=PALETTE[1], alpha=0.7, label="exact draw retained: above")
+    right.axvline(0, color="black", lw=1)
+    caption(right, "One exact draw in each run opens the gap", "log Zhat - log Z   [nats]", "runs, of 300")
+    right.legend()

@@ -39,12 +39,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, CallableLM, ImportanceSampling, completion, reward
 from ppl_align.claims._turns import Policy, Turns, maximise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle
@@ -189,26 +188,20 @@ def compare(found: Findings, name: str, beta: float, lm: LM, world: World) -> No
         found.agrees(f"{name}: rollouts of {label}: J", beta * float(drawn.mean()), beta * error, beta * exact)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     betas, gaps, got = found.data["betas"], torch.tensor(found.data["gaps"]), found.data["returns"]
-
-    def paint(left: Any, right: Any) -> None:
-        labels = ("conditioning: posterior mean", "conditioning: executed mean", "soft Bellman: executed mean")
-        spots = ((1.3, 2.3), (0.2, 0.35), (0.3, 0.98))
-        for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
-            left.semilogx(betas, [values[i] for values in got], color=colour, lw=2)
-            left.annotate(label, spot, color=colour)
-        left.set_ylim(bottom=0)
-        left.set_xlabel("beta   [reward units]")
-        left.set_ylabel("E[r]   [reward units]")
-        left.set_title("Two agents and one user")
-        right.stackplot(betas, gaps.T, colors=(PALETTE[1], PALETTE[3]), alpha=0.85)
-        first, second = gaps[0].tolist()
-        right.annotate("beta KL of the first turn", (0.22, first / 2), color="white", va="center")
-        right.annotate("of the second", (0.22, first + second / 2), color="white", va="center")
-        right.set_xscale("log")
-        right.set_xlabel("beta   [reward units]")
-        right.set_ylabel("J lost by conditioning   [reward units]")
-        right.set_title("What conditioning loses, turn by turn")
-
-    return draw(paint, columns=2)
+    labels = ("conditioning: posterior mean", "conditioning: executed mean", "soft Bellman: executed mean")
+    spots = ((1.3, 2.3), (0.2, 0.35), (0.3, 0.98))
+    for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
+        left.semilogx(betas, [values[i] for values in got], color=colour, lw=2)
+        left.annotate(label, spot, color=colour)
+    left.set_ylim(bottom=0)
+    caption(left, "Two agents and one user", "beta   [reward units]", "E[r]   [reward units]")
+    right.stackplot(betas, gaps.T, colors=(PALETTE[1], PALETTE[3]), alpha=0.85)
+    first, second = gaps[0].tolist()
+    right.annotate("beta KL of the first turn", (0.22, first / 2), color="white", va="center")
+    right.annotate("of the second", (0.22, first + second / 2), color="white", va="center")
+    right.set_xscale("log")
+    caption(right, "What conditioning loses, turn by turn", "beta   [reward units]")
+    right.set_ylabel("J lost by conditioning   [reward units]")

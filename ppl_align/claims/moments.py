@@ -30,16 +30,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import torch
-from matplotlib.figure import Figure
 from scipy.special import logit
 from torch import Tensor
 
 from ppl_align import ImportanceSampling, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
@@ -181,27 +180,21 @@ def yes_or_no(found: Findings, exact: Oracle, fitted: float, mu: float) -> None:
     found.equal("fair: mu = 0.9999, KL(p0(.|yes)||p*) = -log mu", conditioned, -math.log(0.9999))
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Pythagoras as a line of slope one; lambda as the solution of an equation."""
     seen = found.data["cheerful"]
-
-    def paint(left: Any, right: Any) -> None:
-        left.scatter(*zip(*seen["broken"], strict=True), s=9, color=GREY, alpha=0.6, lw=0, label="E_q[phi] is not mu")
-        left.scatter(*zip(*seen["kept"], strict=True), s=9, color=PALETTE[0], lw=0, label="E_q[phi] = mu")
-        left.scatter([0], [seen["nearest"]], s=46, color=PALETTE[1], zorder=3, clip_on=False)
-        left.annotate("p*", (0, seen["nearest"]), (6, -14), textcoords="offset points", color=PALETTE[1])
-        left.set_xlabel("KL(q||p*)   [nats]")
-        left.set_ylabel("KL(q||p0)   [nats]")
-        left.set_title("Laws that meet the constraint lie on a line of slope 1")
-        left.legend(loc="lower right")
-        labels = {"cheerful": "praise", "ramble": "pattern", "fair": '"fine"'}
-        for (name, label), colour in zip(labels.items(), PALETTE, strict=False):
-            grid, curve, estimate, mu = found.data[f"{name}, curve"]
-            right.plot(grid, curve, color=colour, lw=1.8)
-            right.plot([grid[0], estimate, estimate], [mu, mu, min(curve)], color=colour, lw=1, ls="--")
-            right.annotate(label, (grid[-1], curve[-1]), (4, -3), textcoords="offset points", color=colour)
-        right.set_xlabel("lambda   [nats per unit of phi] (dashes: from 20,000 draws)")
-        right.set_ylabel("E[phi]")
-        right.set_title("The mean rises with lambda, so it can be solved for")
-
-    return draw(paint, columns=2)
+    left.scatter(*zip(*seen["broken"], strict=True), s=9, color=GREY, alpha=0.6, lw=0, label="E_q[phi] is not mu")
+    left.scatter(*zip(*seen["kept"], strict=True), s=9, color=PALETTE[0], lw=0, label="E_q[phi] = mu")
+    left.scatter([0], [seen["nearest"]], s=46, color=PALETTE[1], zorder=3, clip_on=False)
+    note(left, "p*", (0, seen["nearest"]), (6, -14), PALETTE[1])
+    caption(left, "Laws that meet the constraint lie on a line of slope 1", "KL(q||p*)   [nats]", "KL(q||p0)   [nats]")
+    left.legend(loc="lower right")
+    labels = {"cheerful": "praise", "ramble": "pattern", "fair": '"fine"'}
+    for (name, label), colour in zip(labels.items(), PALETTE, strict=False):
+        grid, curve, estimate, mu = found.data[f"{name}, curve"]
+        right.plot(grid, curve, color=colour, lw=1.8)
+        right.plot([grid[0], estimate, estimate], [mu, mu, min(curve)], color=colour, lw=1, ls="--")
+        note(right, label, (grid[-1], curve[-1]), (4, -3), colour)
+    caption(right, "The mean rises with lambda, so it can be solved for")
+    right.set(xlabel="lambda   [nats per unit of phi] (dashes: from 20,000 draws)", ylabel="E[phi]")

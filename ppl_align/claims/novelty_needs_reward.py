@@ -35,12 +35,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, SVI, CallableLM, ImportanceSampling, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.lm.decoding import Rows
 from ppl_align.testing import Oracle
@@ -190,25 +189,17 @@ def plane(log_q: Tensor, log_prior: Tensor) -> float:
     return float(kl_divergence(log_q, log_prior))
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, *axes: Axes) -> None:
     """Reward against distance from the prior, for rounds with the truth and with two beliefs."""
-
-    def paint(*axes: Any) -> None:
-        for axis, name in zip(axes, ("rambler", "critic"), strict=True):
-            data = found.data[name]
-            places = {"true": (PALETTE[0], (-20, 4), "right"), "half right": (PALETTE[2], (6, -3), "left"),
-                      "wrong": (PALETTE[1], (-24, -4), "right")}  # fmt: skip
-            for label, (colour, shift, side) in places.items():
-                axis.plot(*zip(*data[label], strict=True), color=colour, lw=2)
-                axis.annotate(
-                    f"{label} reward", data[label][-1], shift, textcoords="offset points", color=colour, ha=side
-                )
-            axis.scatter(*zip(*data["rounds"], strict=True), color=PALETTE[0], s=28, zorder=3)
-            axis.annotate(
-                "p0; own samples, scored or not", data["rounds"][0], (8, -12), textcoords="offset points", color=GREY
-            )
-            axis.set_xlabel("KL(q||p0)   [nats]")
-            axis.set_ylabel("E_q[r], the true reward   [reward units]")
-            axis.set_title(f"{name}: four rounds (dots) walk the posteriors")
-
-    return draw(paint, columns=2)
+    for axis, name in zip(axes, ("rambler", "critic"), strict=True):
+        data = found.data[name]
+        places = {"true": (PALETTE[0], (-20, 4), "right"), "half right": (PALETTE[2], (6, -3), "left"),
+                  "wrong": (PALETTE[1], (-24, -4), "right")}  # fmt: skip
+        for label, (colour, shift, side) in places.items():
+            axis.plot(*zip(*data[label], strict=True), color=colour, lw=2)
+            note(axis, f"{label} reward", data[label][-1], shift, colour, ha=side)
+        axis.scatter(*zip(*data["rounds"], strict=True), color=PALETTE[0], s=28, zorder=3)
+        note(axis, "p0; own samples, scored or not", data["rounds"][0], (8, -12), GREY)
+        caption(axis, f"{name}: four rounds (dots) walk the posteriors", "KL(q||p0)   [nats]")
+        axis.set_ylabel("E_q[r], the true reward   [reward units]")

@@ -40,12 +40,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, SVI, CallableLM, Completion, ImportanceSampling, completion, reward
 from ppl_align.claims._turns import Turns, maximise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle, kl_divergence
@@ -215,25 +214,20 @@ def sweep() -> dict[str, Any]:
     return {"chances": chances, "gamble": gamble, "betas": betas, "pays": pays}
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     data = found.data
-
-    def paint(left: Any, right: Any) -> None:
-        left.semilogx(data["chances"], data["gamble"], color=PALETTE[1], lw=2)
-        left.axhline(data["agent"], color=PALETTE[0], lw=2)
-        left.annotate("conditioning", (0.07, 0.94), color=PALETTE[1])
-        left.annotate("fixed dynamics: only the mean matters", (0.05, 0.30), color=PALETTE[0])
-        left.set_xlabel("P(win); a win pays .4 / P(win), safe pays 1")
-        left.set_ylabel("P(risky)")
-        left.set_ylim(0, 1.02)
-        left.set_title("Same mean, rarer luck: conditioning gambles")
-        labels = ("conditioning: posterior mean", "conditioning: executed mean", "fixed dynamics: executed mean")
-        spots = ((0.85, 3.3), (1.2, 0.42), (0.12, 1.12))
-        for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
-            right.semilogx(data["betas"], [pay[i] for pay in data["pays"]], color=colour, lw=2)
-            right.annotate(label, spot, color=colour)
-        right.set_xlabel("beta   [reward units]")
-        right.set_ylabel("pay   [reward units]")
-        right.set_title("Posterior mean and executed mean")
-
-    return draw(paint, columns=2)
+    left.semilogx(data["chances"], data["gamble"], color=PALETTE[1], lw=2)
+    left.axhline(data["agent"], color=PALETTE[0], lw=2)
+    left.annotate("conditioning", (0.07, 0.94), color=PALETTE[1])
+    left.annotate("fixed dynamics: only the mean matters", (0.05, 0.30), color=PALETTE[0])
+    left.set_ylim(0, 1.02)
+    caption(
+        left, "Same mean, rarer luck: conditioning gambles", "P(win); a win pays .4 / P(win), safe pays 1", "P(risky)"
+    )
+    labels = ("conditioning: posterior mean", "conditioning: executed mean", "fixed dynamics: executed mean")
+    spots = ((0.85, 3.3), (1.2, 0.42), (0.12, 1.12))
+    for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
+        right.semilogx(data["betas"], [pay[i] for pay in data["pays"]], color=colour, lw=2)
+        right.annotate(label, spot, color=colour)
+    caption(right, "Posterior mean and executed mean", "beta   [reward units]", "pay   [reward units]")

@@ -35,13 +35,12 @@ import math
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import poisson
 from torch import Tensor
 
 from ppl_align import CallableLM, ImportanceSampling, Rejection, completion, reward
 from ppl_align.claims._toys import RAMBLER, pattern
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import PplAlignError
 from ppl_align.testing.oracle import Oracle, kl_divergence
@@ -163,38 +162,31 @@ def sampler(found: Findings, target: Oracle) -> None:
     found.holds("Rejection refuses an upper= that is too low", refused != "it ran", refused)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The laws for four B; distance and bounds against acceptance."""
-
-    def paint(left: Any, right: Any) -> None:
-        shown = slice(0, 26)
-        counts = COUNTS[shown].tolist()
-        left.plot(counts, LOG_Q[shown].exp().tolist(), color=GREY, lw=1.5, ls="--")
-        left.plot(counts, LOG_P[shown].exp().tolist(), color="black", lw=1.5)
-        for i, bound in enumerate((0.5, 1.0, 2.0)):
-            left.plot(
-                counts,
-                found.data["laws"][bound][shown],
-                color=PALETTE[i],
-                lw=0,
-                marker="o",
-                ms=4,
-                label=f"p_B, B={bound:g}",
-            )
-        left.plot([], [], color=GREY, lw=1.5, ls="--", label="prior, Poisson(10)")
-        left.plot([], [], color="black", lw=1.5, label="target, Poisson(11)")
-        left.legend()
-        left.set_xlabel("count")
-        left.set_ylabel("probability")
-        left.set_title("The larger B, the nearer to the target")
-        accepted, tvd, quoted, sharper, *_ = zip(*found.data["curve"], strict=True)
-        labels = (("TVD(p*, p_B)", 32, (4, -16)), ("1 - Z_B/Z", 28, (-64, 0)), ("1 - p*(A_B)", 44, (-70, 8)))
-        for i, (curve, (label, at, away)) in enumerate(zip((tvd, sharper, quoted), labels, strict=True)):
-            right.semilogy(accepted, curve, color=PALETTE[i], lw=2)
-            right.annotate(label, (accepted[at], curve[at]), away, textcoords="offset points", color=PALETTE[i])
-        right.set_ylim(1e-5, 2)
-        right.set_xlabel("share of the draws that is accepted")
-        right.set_ylabel("total variation")
-        right.set_title("Both bounds hold, one is nearly sharp")
-
-    return draw(paint, columns=2)
+    shown = slice(0, 26)
+    counts = COUNTS[shown].tolist()
+    left.plot(counts, LOG_Q[shown].exp().tolist(), color=GREY, lw=1.5, ls="--")
+    left.plot(counts, LOG_P[shown].exp().tolist(), color="black", lw=1.5)
+    for i, bound in enumerate((0.5, 1.0, 2.0)):
+        left.plot(
+            counts,
+            found.data["laws"][bound][shown],
+            color=PALETTE[i],
+            lw=0,
+            marker="o",
+            ms=4,
+            label=f"p_B, B={bound:g}",
+        )
+    left.plot([], [], color=GREY, lw=1.5, ls="--", label="prior, Poisson(10)")
+    left.plot([], [], color="black", lw=1.5, label="target, Poisson(11)")
+    left.legend()
+    caption(left, "The larger B, the nearer to the target", "count", "probability")
+    accepted, tvd, quoted, sharper, *_ = zip(*found.data["curve"], strict=True)
+    labels = (("TVD(p*, p_B)", 32, (4, -16)), ("1 - Z_B/Z", 28, (-64, 0)), ("1 - p*(A_B)", 44, (-70, 8)))
+    for i, (curve, (label, at, away)) in enumerate(zip((tvd, sharper, quoted), labels, strict=True)):
+        right.semilogy(accepted, curve, color=PALETTE[i], lw=2)
+        note(right, label, (accepted[at], curve[at]), away, PALETTE[i])
+    right.set_ylim(1e-5, 2)
+    caption(right, "Both bounds hold, one is nearly sharp", "share of the draws that is accepted", "total variation")

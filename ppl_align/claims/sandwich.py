@@ -44,13 +44,12 @@ from typing import Any
 from unittest import mock
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import SMC, CallableLM, ConditionalSMC, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
 from ppl_align.claims._evidence import STAYS, importance, two_steps
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import InputError
 from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, systematic
@@ -265,31 +264,23 @@ def curves(found: Findings, oracle: Oracle) -> dict[str, Any]:
     return seen
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The sandwich closes with N; the gap and what it bounds."""
-
-    def paint(left: Any, right: Any) -> None:
-        seen = found.data["curves"]
-        for i, label in enumerate(("IS", "SMC")):
-            low, high = zip(*seen[label], strict=True)
-            left.semilogx(seen["sizes"], high, base=2, color=PALETTE[i], lw=1.5, marker="v", ms=5)
-            left.semilogx(seen["sizes"], low, base=2, color=PALETTE[i], lw=1.5, marker="^", ms=5, label=label)
-        left.axhline(seen["log Z"], color="black", lw=1)
-        left.annotate("log Z", (24, seen["log Z"]), (0, 10), textcoords="offset points")
-        left.legend(loc="lower right")
-        left.set_xlabel("particles N")
-        left.set_ylabel("E[log Zhat_c] (v), E[log Zhat] (^)   [nats]")
-        left.set_title("Both sides close in on log Z")
-        gap, distance = zip(*found.data["exact"], strict=True)
-        right.semilogy((1, 2, 3, 4), gap, color=PALETTE[0], marker="o", lw=1.5)
-        right.semilogy((1, 2, 3, 4), distance, color=GREY, marker="o", lw=1.5)
-        right.annotate("gap of the bounds", (3, gap[2]), (0, 8), textcoords="offset points", color=PALETTE[0])
-        right.annotate(
-            "one delivered completion", (2, distance[1]), (-120, -22), textcoords="offset points", color=GREY
-        )
-        right.set_xticks((1, 2, 3, 4))
-        right.set_xlabel("draws N of importance sampling")
-        right.set_ylabel("Jeffreys divergence from p*   [nats]")
-        right.set_title("The gap bounds what is delivered")
-
-    return draw(paint, columns=2)
+    seen = found.data["curves"]
+    for i, label in enumerate(("IS", "SMC")):
+        low, high = zip(*seen[label], strict=True)
+        left.semilogx(seen["sizes"], high, base=2, color=PALETTE[i], lw=1.5, marker="v", ms=5)
+        left.semilogx(seen["sizes"], low, base=2, color=PALETTE[i], lw=1.5, marker="^", ms=5, label=label)
+    left.axhline(seen["log Z"], color="black", lw=1)
+    left.annotate("log Z", (24, seen["log Z"]), (0, 10), textcoords="offset points")
+    left.legend(loc="lower right")
+    caption(left, "Both sides close in on log Z", "particles N", "E[log Zhat_c] (v), E[log Zhat] (^)   [nats]")
+    gap, distance = zip(*found.data["exact"], strict=True)
+    right.semilogy((1, 2, 3, 4), gap, color=PALETTE[0], marker="o", lw=1.5)
+    right.semilogy((1, 2, 3, 4), distance, color=GREY, marker="o", lw=1.5)
+    note(right, "gap of the bounds", (3, gap[2]), (0, 8), PALETTE[0])
+    note(right, "one delivered completion", (2, distance[1]), (-120, -22), GREY)
+    right.set_xticks((1, 2, 3, 4))
+    caption(right, "The gap bounds what is delivered", "draws N of importance sampling")
+    right.set_ylabel("Jeffreys divergence from p*   [nats]")

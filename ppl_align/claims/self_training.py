@@ -33,13 +33,12 @@ import math
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import SVI, MarkovLM, completion, reward
 from ppl_align.claims._drift import WrightFisher, diversity, walk
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.lora import LoRAGuide
 from ppl_align.testing import Oracle
@@ -176,28 +175,22 @@ def check(found: Findings, what: str, values: Tensor, expected: Any) -> None:
     found.agrees(what, values.mean(), error(values), expected)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The shares of one run, and the diversity of many."""
-
-    def paint(left: Any, right: Any) -> None:
-        shares, rounds = found.data["shares"], range(ROUNDS + 1)
-        left.stackplot(rounds, shares[0].T.numpy(), colors=PALETTE[:3], alpha=0.85)
-        left.set_xlim(0, ROUNDS)
-        left.set_ylim(0, 1)
-        left.set_xlabel("round of refitting on 20 own samples")
-        left.set_ylabel("share of each of three tokens")
-        left.set_title("One run: shares drift until one is left")
-        for run in shares[:20]:
-            right.plot(rounds, diversity(run), color=GREY, lw=0.7, alpha=0.6)
-        right.plot(rounds, diversity(shares).mean(0), color=PALETTE[0], lw=2)
-        right.plot(rounds, found.data["law"], color=PALETTE[1], lw=1.4, ls="--")
-        right.plot(rounds, found.data["hoard"], color=PALETTE[2], lw=2)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        right.annotate("mean of 40 runs", (31, 0.24), color=PALETTE[0], bbox=box)
-        right.annotate("H0 (1 - 1/n)^k", (39, 0.13), color=PALETTE[1], bbox=box)
-        right.annotate("old data kept", (36, 0.63), color=PALETTE[2])
-        right.set_xlabel("round")
-        right.set_ylabel("P(two draws differ)")
-        right.set_title("Many runs: diversity falls by 1/n a round")
-
-    return draw(paint, columns=2)
+    shares, rounds = found.data["shares"], range(ROUNDS + 1)
+    left.stackplot(rounds, shares[0].T.numpy(), colors=PALETTE[:3], alpha=0.85)
+    left.set_xlim(0, ROUNDS)
+    left.set_ylim(0, 1)
+    caption(left, "One run: shares drift until one is left", "round of refitting on 20 own samples")
+    left.set_ylabel("share of each of three tokens")
+    for run in shares[:20]:
+        right.plot(rounds, diversity(run), color=GREY, lw=0.7, alpha=0.6)
+    right.plot(rounds, diversity(shares).mean(0), color=PALETTE[0], lw=2)
+    right.plot(rounds, found.data["law"], color=PALETTE[1], lw=1.4, ls="--")
+    right.plot(rounds, found.data["hoard"], color=PALETTE[2], lw=2)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    right.annotate("mean of 40 runs", (31, 0.24), color=PALETTE[0], bbox=box)
+    right.annotate("H0 (1 - 1/n)^k", (39, 0.13), color=PALETTE[1], bbox=box)
+    right.annotate("old data kept", (36, 0.63), color=PALETTE[2])
+    caption(right, "Many runs: diversity falls by 1/n a round", "round", "P(two draws differ)")

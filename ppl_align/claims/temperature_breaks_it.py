@@ -35,12 +35,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.table import TableGuide
 from ppl_align.testing import Oracle
@@ -196,23 +195,18 @@ def expected_step(oracle: Oracle, weights: Tensor) -> Tensor:
     return step.reshape(-1)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Rounds of refitting, and how far token temperature is from a power of the whole text."""
-
-    def paint(left: Any, right: Any) -> None:
-        for (temperature, path), style in zip(found.data["paths"].items(), ("-", "--"), strict=True):
-            for v in range(3):
-                left.plot(path[:9, v], style, color=PALETTE[v], lw=2)
-            left.annotate(f"T={temperature}", (6.5, float(path[6, 0]) + 0.03))
-        left.set_xlabel("round of refitting on own samples")
-        left.set_ylabel("probability of each of three tokens")
-        left.set_title("Below 1 it freezes, above 1 it melts")
-        for (name, values), colour in zip(found.data["apart"].items(), PALETTE, strict=False):
-            right.semilogy(TEMPERATURES, [max(v, 1e-9) for v in values], color=colour, lw=2)
-            right.annotate(name, (TEMPERATURES[-1], values[-1]), (-36, 6), textcoords="offset points", color=colour)
-        right.set_ylim(1e-6, 1)
-        right.set_xlabel("temperature of the token sampler")
-        right.set_ylabel("KL(token-tempered || p0^(1/T))   [nats]")
-        right.set_title("Token temperature is not a power of the text")
-
-    return draw(paint, columns=2)
+    for (temperature, path), style in zip(found.data["paths"].items(), ("-", "--"), strict=True):
+        for v in range(3):
+            left.plot(path[:9, v], style, color=PALETTE[v], lw=2)
+        left.annotate(f"T={temperature}", (6.5, float(path[6, 0]) + 0.03))
+    caption(left, "Below 1 it freezes, above 1 it melts", "round of refitting on own samples")
+    left.set_ylabel("probability of each of three tokens")
+    for (name, values), colour in zip(found.data["apart"].items(), PALETTE, strict=False):
+        right.semilogy(TEMPERATURES, [max(v, 1e-9) for v in values], color=colour, lw=2)
+        note(right, name, (TEMPERATURES[-1], values[-1]), (-36, 6), colour)
+    right.set_ylim(1e-6, 1)
+    caption(right, "Token temperature is not a power of the text", "temperature of the token sampler")
+    right.set_ylabel("KL(token-tempered || p0^(1/T))   [nats]")
