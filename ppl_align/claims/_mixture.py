@@ -17,6 +17,7 @@ from functools import cache
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ppl_align import LM, CallableLM, completion, reward
@@ -111,11 +112,7 @@ class Support:
 
     def at_kl(self, potential: Potential, kl: float, high: float = 20.0) -> float:
         """The 1 / beta whose policy is ``kl`` nats from the prior, below ``high``; the KL has to grow with it."""
-        low = 0.0
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.seen(potential(middle))[0] < kl else (low, middle)
-        return high
+        return float(brentq(lambda k: self.seen(potential(k))[0] - kl, 0.0, high, xtol=1e-14))
 
 
 def closed_form(scale: float, slope: Tensor, variance: Tensor, bonus: Tensor | float = 0.0) -> tuple[float, float]:

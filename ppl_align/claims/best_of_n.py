@@ -38,34 +38,22 @@ from typing import Any
 
 import torch
 from scipy.integrate import quad
-from scipy.optimize import brentq
 from torch import Tensor
 
-from ppl_align import CallableLM, ImportanceSampling, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align import ImportanceSampling, completion, reward
+from ppl_align.claims._toys import COIN, CRITIC, matched, praise, ramble, review
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
-COIN = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2, dtype=torch.float64), name="coin")
+BETA = 0.5
 
 
-def review() -> None:
-    """A film review of at most four words; the reward counts praise, so many reviews tie."""
+def passes(beta: float) -> None:
+    """Reviews, judged as good or not."""
     text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("r", praise, text, beta=0.5)
-
-
-def passes() -> None:
-    """The same reviews, judged as good or not."""
-    text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("r", lambda texts: [float(score > 0) for score in praise(texts)], text, beta=0.5)
-
-
-def ramble() -> None:
-    """Four tokens, no EOS, a reward with many values."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=4)
-    reward("r", pattern, x.tokens, beta=0.5)
+    reward("r", lambda texts: [float(score > 0) for score in praise(texts)], text, beta=beta)
 
 
 def coins(length: int) -> None:
@@ -97,16 +85,6 @@ def by_hand(n: int, r: Tensor, log_prior: Tensor) -> Tensor:
     return found
 
 
-def matched(kl: float, r: Tensor, log_prior: Tensor) -> tuple[float, Tensor]:
-    """The posterior p0 exp(r/beta)/Z with KL(p*||p0) = kl: its beta and its log p* [S]."""
-
-    def tilted(scale: float) -> Tensor:
-        return (log_prior + scale * (r - r.max())).log_softmax(0)
-
-    scale = brentq(lambda s: float(kl_divergence(tilted(s), log_prior)) - kl, 0.0, 1e3, xtol=1e-14, rtol=1e-14)
-    return 1 / scale, tilted(scale)
-
-
 def study(found: Findings) -> None:
     """The bound and what makes it strict; the law; the posterior at the same KL; the best n."""
     for n in (2, 16):
@@ -121,10 +99,10 @@ def study(found: Findings) -> None:
     found.less("64 texts are nearer to it than 8", short[1], short[0])
     found.less("4096 nearer than 64, by a factor of 1000", short[2], short[1] / 1000)
     for program in (review, passes, ramble):
-        compare(found, program, Oracle(program))
-    coincidence(found, Oracle(ramble))
+        compare(found, program, Oracle(program, BETA))
+    coincidence(found, Oracle(ramble, BETA))
     for program in (review, ramble):
-        optimum(found, program.__name__, Oracle(program))
+        optimum(found, program.__name__, Oracle(program, BETA))
 
 
 def compare(found: Findings, program: Any, oracle: Oracle) -> None:
@@ -134,10 +112,10 @@ def compare(found: Findings, program: Any, oracle: Oracle) -> None:
     some = p0[order].log_softmax(0)
     off = by_hand(3, r[order], some) - best_of(3, r[order], some).exp()
     found.equal(f"{name}: law of best-of-3 = listing all triples", off.abs().max(), 0.0)
-    drawn = ImportanceSampling(num_particles=4, num_replicates=8000).run(program, seed=found.seed)
+    drawn = ImportanceSampling(num_particles=4, num_replicates=8000).run(program, BETA, seed=found.seed)
     best = drawn.rewards["r"].amax(-1)
     exact = oracle.mean("r", best_of(4, r, p0))
-    found.agrees(f"{name}: E[r] of best-of-4, drawn", best.mean(), best.std() / math.sqrt(len(best)), exact)
+    found.agrees(f"{name}: E[r] of best-of-4, drawn", *of_draws(best), exact)
     points = []
     for n in (2, 4, 16, 64):
         bon = best_of(n, r, p0)
@@ -161,7 +139,7 @@ def coincidence(found: Findings, oracle: Oracle) -> None:
     r, p0 = oracle.rewards["r"], oracle.log_prior
     bon = best_of(4, r, p0)
     found.equal("ramble: bon of exp(r) is bon of r, KL", kl_divergence(best_of(4, r.exp(), p0), bon), 0.0)
-    moved = float(kl_divergence((p0 + r.exp() / 0.5).log_softmax(0), oracle.log_target))
+    moved = float(kl_divergence((p0 + r.exp() / BETA).log_softmax(0), oracle.log_target))
     found.holds("ramble: the posterior of exp(r) is not that of r", moved > 0.1, f"KL {moved:.3f}")
     spaced = ((bon - p0) * 1e9).round() / 1e9  # one number for each level, whatever the rounding
     posterior = (p0 + spaced).log_softmax(0)

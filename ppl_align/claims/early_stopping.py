@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import fisher, vanilla
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align.claims._toys import CRITIC, RAMBLER, matched, pattern, praise
 from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.table import TableGuide
@@ -157,19 +157,9 @@ def ppo(
     return path
 
 
-def matched(p0: Tensor, r: Tensor, distance: float) -> Tensor:
-    """The posterior (log, [S]) with that KL from p0, by bisection on 1/beta."""
-    low, high = 0.0, 200.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        near = float(kl_divergence((p0 + middle * r).log_softmax(0), p0)) < distance
-        low, high = (middle, high) if near else (low, middle)
-    return (p0 + low * r).log_softmax(0)
-
-
 def report(found: Findings, what: str, log_q: Tensor, p0: Tensor, r: Tensor) -> None:
     """A policy earns less than the posterior at its KL."""
-    best = matched(p0, r, float(kl_divergence(log_q, p0)))
+    _, best = matched(float(kl_divergence(log_q, p0)), r, p0)
     found.less(f"{what}: E[r], and of p* at its KL", log_q.exp() @ r, best.exp() @ r)
 
 

@@ -38,6 +38,8 @@ import torch
 from torch import Tensor
 
 from ppl_align import SVI, ImportanceSampling, MarkovLM, completion, reward
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import jensen_shannon
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import AutoGuide
@@ -106,7 +108,7 @@ def study(found: Findings) -> None:
 
     prior = guide_at(oracle, 0.5, 0.5)
     slopes = oracle.gradient(oracle.reverse_kl, prior).values()
-    found.equal("reverse: |gradient| at the prior", torch.cat([g.reshape(-1) for g in slopes]).norm(), 0.0)
+    found.equal("reverse: |gradient| at the prior", flat(slopes).norm(), 0.0)
     found.less("but a step aside is lower", oracle.reverse_kl(product(0.6, 0.6)), oracle.reverse_kl(product(0.5, 0.5)))
     for seed in range(3):
         guide = SVI(num_steps=60).run(parallel, FAIR, STEEP, seed=found.seed + seed).guide
@@ -188,12 +190,6 @@ def marginals(log_q: Tensor) -> tuple[Tensor, Tensor]:
     """The chances of "yes" in the first and in the second answer."""
     q = log_q.exp()
     return q[2] + q[3], q[1] + q[3]
-
-
-def jensen_shannon(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """(KL(q||m) + KL(p||m)) / 2, m = (q + p)/2, nats."""
-    middle = torch.logaddexp(log_q, log_p) - math.log(2)
-    return (kl_divergence(log_q, middle) + kl_divergence(log_p, middle)) / 2
 
 
 def root(beta: float) -> float:

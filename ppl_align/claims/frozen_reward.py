@@ -38,6 +38,7 @@ from torch import Tensor
 from ppl_align import Enumeration, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import standard_error
 from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle
 
@@ -166,7 +167,7 @@ def orderings(found: Findings, name: str, gold: dict[str, Tensor]) -> None:
 def below(found: Findings, what: str, smaller: Tensor, larger: Tensor) -> None:
     """One arm below another, by the paired differences over seeds."""
     gap = larger - smaller
-    found.less(what, smaller.mean(), larger.mean(), gap.std() / len(gap) ** 0.5)
+    found.less(what, smaller.mean(), larger.mean(), standard_error(gap))
 
 
 def check_parts(found: Findings, texts: Summaries) -> None:

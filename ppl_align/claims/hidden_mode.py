@@ -44,6 +44,7 @@ from torch import Tensor
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
 from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.oracle import Oracle
@@ -110,7 +111,7 @@ def many_runs(found: Findings, name: str, where: int, oracle: Oracle) -> None:
     found.holds(f"{name}: those have the weights of a world without it", same, "identical" if same else "different")
     ratio = (run.log_evidence - oracle.log_evidence).exp()
     quiet, loud = ratio[missed], ratio[~missed]
-    found.agrees(f"{name}: Zhat/Z where missed", quiet.mean(), quiet.std() / len(quiet) ** 0.5, 0.5 / (1 - RARE))
+    found.agrees(f"{name}: Zhat/Z where missed", *of_draws(quiet), 0.5 / (1 - RARE))
     found.holds(f"{name}: Zhat/Z where hit is above 2", bool(loud.min() > 2), f"{loud.min():.2f} or more")
     square = torch.logsumexp(oracle.log_prior + 2 * oracle.log_potential, 0) - 2 * oracle.log_evidence
     error = math.sqrt(math.expm1(float(square)) / DRAWS / RUNS)  # exact: the draws do not know it
@@ -153,8 +154,7 @@ def sandwich(found: Findings, jackpot: float, oracle: Oracle) -> None:
     """Exact draws are in the mode half of the time; retained, they open the gap between the bounds."""
     engine = ImportanceSampling(DRAWS, num_replicates=300)
     exact = oracle.sample(1, 300, seed=found.seed)
-    inside = in_mode(exact).double()
-    found.agrees("share of exact draws in the mode", inside.mean(), inside.std() / math.sqrt(300), 0.5)
+    found.agrees("share of exact draws in the mode", *of_draws(in_mode(exact).double().flatten()), 0.5)
     bounds = evidence_bounds(engine, story, 0, jackpot, exact=exact, seed=found.seed)
     empty = Oracle(story, 0, 0.0).sample(1, 300, seed=found.seed)
     without = evidence_bounds(engine, story, 0, 0.0, exact=empty, seed=found.seed)
@@ -177,8 +177,7 @@ def rejection(found: Findings) -> None:
     jackpot = half(0, 1e-2)
     oracle = Oracle(story, 0, jackpot, 1e-2)
     run = Rejection(10, num_replicates=10, max_draws=10**6).run(story, 0, jackpot, 1e-2, seed=found.seed)
-    share = in_mode(run).double().reshape(-1)
-    found.agrees("a=1e-2: share of Rejection's draws in the mode", share.mean(), share.std() / 10, 0.5)
+    found.agrees("a=1e-2: share of Rejection's draws in the mode", *of_draws(in_mode(run).double().flatten()), 0.5)
     exact = math.exp(oracle.log_evidence - (0.3 + jackpot) / BETA)
     accepted = 99 / (float(run.history["num_draws"].sum()) - 1)
     found.agrees("a=1e-2: acceptance, Z/exp(upper/beta)", accepted, exact / 10, exact)

@@ -42,9 +42,10 @@ import torch
 from torch import Tensor
 
 from ppl_align import LM, CallableLM, ImportanceSampling, completion, reward
-from ppl_align.claims._turns import Policy, Turns, maximise
+from ppl_align.claims._turns import Policy, Turns, climb
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle
 
@@ -162,10 +163,7 @@ def compare(found: Findings, name: str, beta: float, lm: LM, world: World) -> No
     """The two agents in one world, each judged by the real user."""
     turns, conditioning, bellman, best = agents(beta, lm, world)
     oracle = turns.oracle
-    with pyro.get_param_store().scope():
-        guide = ProgramGuide(assistant)
-        oracle.log_q(guide)  # a first run makes the parameters
-        top = maximise(lambda: oracle.elbo(guide), list(pyro.get_param_store().values()))
+    top, _ = climb(oracle, assistant)
     found.equal(f"{name}: J of the trained guide = soft Bellman's", beta * top, beta * best)
     found.equal(f"{name}: its policy, played for real", beta * oracle.elbo(turns.play(bellman)), beta * best)
     lost, parts = gap(beta, lm, world)
@@ -182,10 +180,8 @@ def compare(found: Findings, name: str, beta: float, lm: LM, world: World) -> No
     for i, (label, policy) in enumerate((("conditioning", conditioning), ("soft Bellman", bellman))):
         rollouts = ImportanceSampling(1500, 4, proposal=played(policy, turns, world))
         run = rollouts.run(dialogue, beta, lm, world, seed=found.seed + i)
-        drawn = run.log_weight.reshape(-1)  # mean log-weight under q = ELBO of q
-        error = float(drawn.std() / len(drawn) ** 0.5)
-        exact = float(oracle.elbo(turns.play(policy)))
-        found.agrees(f"{name}: rollouts of {label}: J", beta * float(drawn.mean()), beta * error, beta * exact)
+        drawn = of_draws(beta * run.log_weight.reshape(-1))  # mean log-weight under q = ELBO of q
+        found.agrees(f"{name}: rollouts of {label}: J", *drawn, beta * oracle.elbo(turns.play(policy)))
 
 
 @panels()

@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 from typing import SupportsFloat
 
 import torch
+from scipy.optimize import brentq
 from scipy.special import logit
 from torch import Tensor
 
@@ -72,13 +73,9 @@ CONSTRAINTS: dict[Callable[[float], None], float] = {fair: 0.7, cheerful: 1.5, r
 """Programs, and the mean of phi that is wanted."""
 
 
-def bisect(mean: Callable[[float], SupportsFloat], mu: float) -> float:
+def solve(mean: Callable[[float], SupportsFloat], mu: float) -> float:
     """The lambda at which a rising mean reaches mu."""
-    low, high = -10.0, 10.0
-    for _ in range(42):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(mean(middle)) < mu else (low, middle)
-    return (low + high) / 2
+    return float(brentq(lambda weight: float(mean(weight)) - mu, -10.0, 10.0, xtol=1e-13))
 
 
 def newton(program: Callable[[Tensor], None], features: Sequence[str], mu: Tensor) -> Tensor:
@@ -114,7 +111,7 @@ def excess(exact: Oracle, q: Tensor) -> Tensor:
 def study(found: Findings) -> None:
     """One constraint in three programs, then two constraints in one."""
     for program, mu in CONSTRAINTS.items():
-        fitted = bisect(lambda weight, program=program: Oracle(program, weight).mean("phi"), mu)  # type: ignore[misc]
+        fitted = solve(lambda weight, program=program: Oracle(program, weight).mean("phi"), mu)  # type: ignore[misc]
         exact = Oracle(program, fitted)
         found.equal(f"{program.__name__}: E_p*[phi] = mu", exact.mean("phi"), mu)
         pythagoras(found, program.__name__, exact, fitted, mu)
@@ -127,7 +124,7 @@ def study(found: Findings) -> None:
     for feature, mu in zip(("fine", "dull"), wanted.tolist(), strict=True):
         found.equal(f"both: E_p*[{feature}] = mu", exact.mean(feature), mu)
     found.equal("both: Pythagoras, 200 laws, off by", excess(exact, keeping(exact, 200)).abs().max(), 0.0)
-    alone = Oracle(fair, bisect(lambda weight: Oracle(fair, weight).mean("phi"), 0.7)).log_target
+    alone = Oracle(fair, solve(lambda weight: Oracle(fair, weight).mean("phi"), 0.7)).log_target
     found.greater("both: the first constraint alone leaves E[dull] above", exact.mean("dull", alone), wanted[1])
 
 
@@ -156,7 +153,7 @@ def from_draws(found: Findings, program: Callable[[float], None], exact: Oracle,
     """Lambda from draws of the prior, as one would fit it on a real language model."""
     name, engine = program.__name__, ImportanceSampling(5000, 4)
     phi = engine.run(program, 0.0, seed=found.seed).rewards["phi"].flatten()
-    estimate = bisect(lambda weight: torch.softmax(weight * phi, 0) @ phi, mu)
+    estimate = solve(lambda weight: torch.softmax(weight * phi, 0) @ phi, mu)
     mean, error = engine.run(program, estimate, seed=found.seed).mean("phi")  # the same draws, weighted by the engine
     found.equal(f"{name}: E[phi] as the engine sees it, fitted lambda", mean, mu)
     variance = exact.mean((exact.rewards["phi"] - mu) ** 2)
@@ -175,7 +172,7 @@ def yes_or_no(found: Findings, exact: Oracle, fitted: float, mu: float) -> None:
     given_no = torch.where(yes, -torch.inf, exact.log_prior).log_softmax(0)
     mixture = (mu * given_yes.exp() + (1 - mu) * given_no.exp()).log()
     found.equal("fair: KL(p*||mu p0(.|yes) + (1 - mu) p0(.|no))", kl_divergence(exact.log_target, mixture), 0.0)
-    nearly = Oracle(fair, bisect(lambda weight: Oracle(fair, weight).mean("phi"), 0.9999))
+    nearly = Oracle(fair, solve(lambda weight: Oracle(fair, weight).mean("phi"), 0.9999))
     conditioned = kl_divergence(given_yes, nearly.log_target)
     found.equal("fair: mu = 0.9999, KL(p0(.|yes)||p*) = -log mu", conditioned, -math.log(0.9999))
 

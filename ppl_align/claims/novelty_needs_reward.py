@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ppl_align import LM, SVI, CallableLM, ImportanceSampling, completion, reward
+from ppl_align.claims._gradients import flat
 from ppl_align.claims._toys import CRITIC, RAMBLER, pattern
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
@@ -180,8 +181,7 @@ def texts_only(joint: Oracle, log_q: Tensor) -> Tensor:
 
 def step(joint: Oracle, model: Any, log_data: Tensor) -> Tensor:
     """The expected gradient of log q(x, s) over pairs of that law, flat."""
-    found = joint.gradient(lambda log_q: (log_data.exp() * log_q).sum(), model)
-    return torch.cat([g.reshape(-1) for g in found.values()])
+    return flat(joint.gradient(lambda log_q: (log_data.exp() * log_q).sum(), model).values())
 
 
 def plane(log_q: Tensor, log_prior: Tensor) -> float:

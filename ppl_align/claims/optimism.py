@@ -43,10 +43,9 @@ import torch
 from torch import Tensor
 
 from ppl_align import LM, SVI, CallableLM, Completion, ImportanceSampling, completion, reward
-from ppl_align.claims._turns import Turns, maximise
+from ppl_align.claims._turns import Turns, climb
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
-from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 
@@ -100,15 +99,6 @@ def learner(lm: LM) -> LM:
     return chooser(pyro.param("choice", torch.zeros(lm.vocab_size, dtype=torch.float64)), "learner")
 
 
-def climb(oracle: Oracle, guide: Any) -> Tensor:
-    """log q [S] of a guide after exact gradient ascent on the ELBO."""
-    with pyro.get_param_store().scope():
-        policy = ProgramGuide(guide)
-        oracle.log_q(policy)  # a first run makes the parameters
-        maximise(lambda: oracle.elbo(policy), list(pyro.get_param_store().values()))
-        return oracle.log_q(policy).detach()
-
-
 COIN = chooser(torch.zeros(2, dtype=torch.float64))
 STATED = {  # beta: conditioned P(risky), P(win|risky), posterior and executed mean; agent's P(risky), executed mean
     1.0: ("0.700567", "0.858486", "2.705", "0.579660", "0.354344", "0.787394"),
@@ -121,7 +111,7 @@ def study(found: Findings) -> None:
         name, oracle = f"beta={beta:g}", Oracle(game, beta, COIN)
         turns = Turns(oracle, ["action"])
         conditioned = turns.play(turns.policy_of(oracle.log_target))
-        trained = climb(oracle, agent)
+        trained = climb(oracle, agent)[1]
         risky = oracle.values["action"][:, 0].double()
         lucky = risky * oracle.values["outcome"]
         seen = (
@@ -173,7 +163,7 @@ def general(found: Findings, trial: int) -> None:
     oracle = Oracle(game, beta, lm, luck, pay)
     turns = Turns(oracle, ["action"])
     conditioning = turns.policy_of(oracle.log_target)
-    conditioned, trained = turns.play(conditioning), climb(oracle, agent)
+    conditioned, trained = turns.play(conditioning), climb(oracle, agent)[1]
     policy, best = turns.soft_bellman()
     found.equal(f"{name}: KL(trained||backward induction)", kl_divergence(trained, turns.play(policy)), 0.0)
     averaged = Oracle(sober, beta, lm, luck, pay)
@@ -189,7 +179,7 @@ def general(found: Findings, trial: int) -> None:
     gap = best - oracle.elbo(conditioned)
     found.equal(f"{name}: J gap = beta KL", beta * gap, beta * kl_divergence(conditioned, turns.play(policy)))
     found.less(f"{name}: the best J / beta is below log Z", best, oracle.log_evidence)
-    found.equal(f"{name}: a guide that bends the world: KL to p*", oracle.reverse_kl(climb(oracle, dreamer)), 0.0)
+    found.equal(f"{name}: a guide that bends the world: KL to p*", oracle.reverse_kl(climb(oracle, dreamer)[1]), 0.0)
     certain = torch.full((4, 3), -torch.inf, dtype=torch.float64).scatter(1, luck.argmax(-1, keepdim=True), 0.0)
     fixed = Oracle(game, beta, lm, certain, pay)
     policy, best = Turns(fixed, ["action"]).soft_bellman()

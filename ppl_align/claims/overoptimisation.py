@@ -36,9 +36,10 @@ from torch import Tensor
 
 from ppl_align import CallableLM, Enumeration, ImportanceSampling, Posterior, completion, reward
 from ppl_align.claims._mixture import JUDGE, SCORES, Judge, Potential, Support, answer, closed_form, graded
+from ppl_align.claims._toys import matched
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
-from ppl_align.testing.oracle import Oracle, kl_divergence
+from ppl_align.testing.oracle import Oracle
 
 CAP = 6.0
 """Nats from the prior at which policies are compared."""
@@ -148,12 +149,7 @@ def noise_alone(found: Findings) -> None:
         found.data[f"best of n, {tails}"] = (draws, rise)
         law = (oracle.log_prior + 0.4 * r).log_softmax(0)
         found.equal(f"{tails} noise, posterior at beta=2.5: gold = 1/beta", oracle.mean(gold, law), 0.4)
-        low, high = 0.0, 5.0
-        for _ in range(60):
-            scale = (low + high) / 2
-            law = (oracle.log_prior + scale * r).log_softmax(0)
-            low, high = (scale, high) if kl_divergence(law, oracle.log_prior) < CAP else (low, scale)
-        reached = float(oracle.mean(gold, law))
+        reached = float(oracle.mean(gold, matched(CAP, r, oracle.log_prior)[1]))
         if tails == "gaussian":
             found.holds("gaussian noise, best of n: gold never falls", rise == sorted(rise), "n = 1, 2, 4 ... 1024")
             share = max(abs(rise[k] / float((best[k] * r).sum()) - 0.5) for k in range(1, len(draws)))

@@ -33,25 +33,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from scipy.optimize import bisect
 from torch import Tensor
 
-from ppl_align import SVI, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align import SVI
+from ppl_align.claims._toys import ramble, review
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing.oracle import Oracle, kl_divergence
-
-
-def review(beta: float) -> None:
-    """A film review of at most four tokens, tilted towards praise."""
-    text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("praise", praise, text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Four tokens after a prompt, with a reward that looks at pairs of them."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=4)
-    reward("pattern", pattern, x.tokens, beta=beta)
 
 
 def objective(oracle: Oracle, beta: float, policy: Any) -> Tensor:
@@ -77,11 +66,9 @@ def climb(oracle: Oracle, beta: float, start: Tensor, natural: bool) -> tuple[Te
 
 def reversed_penalty(r: Tensor, log_prior: Tensor, beta: float) -> Tensor:
     """log of the maximiser of E_q[r] - beta KL(p0||q), which is beta p0/(c - r); c by bisection."""
-    low, high = float(r.max()), float(r.max()) + beta  # at c = low the mass is infinite, at c = high at most 1
-    for _ in range(200):
-        c = (low + high) / 2
-        low, high = (c, high) if float((beta * log_prior.exp() / (c - r)).sum()) > 1 else (low, c)
-    return (beta * log_prior.exp() / (high - r)).log()
+    top = float(r.max())  # at c = top the mass is infinite, at c = top + beta at most 1
+    c = bisect(lambda c: float((beta * log_prior.exp() / (c - r)).sum()) - 1, top, top + beta, xtol=1e-15)
+    return (beta * log_prior.exp() / (c - r)).log()
 
 
 def study(found: Findings) -> None:

@@ -30,6 +30,7 @@ Source: Stiennon et al. 2020 (arXiv:2009.01325); Gao, Schulman & Hilton 2022 (ar
 from __future__ import annotations
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ppl_align import Enumeration, ImportanceSampling, completion, reward
@@ -81,16 +82,13 @@ class Path:
         return float(found)
 
     def best(self, cap: float) -> float:
-        """The scale of the highest gold within ``cap`` nats: a grid, then bisection on the covariance."""
+        """The scale of the highest gold within ``cap`` nats: a grid, then a root of the covariance."""
         scales = [k / 100 for k in range(400)]
         top = max((k for k in scales if self.seen(k)[0] <= cap), key=lambda k: self.seen(k)[1])
         low, high = max(top - 0.01, 0.0), top + 0.01
         if not self.covariance(low) > 0 > self.covariance(high):
             return top  # at the edge of the range
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.covariance(middle) > 0 else (low, middle)
-        return high
+        return float(brentq(self.covariance, low, high, xtol=1e-14))
 
 
 def study(found: Findings) -> None:

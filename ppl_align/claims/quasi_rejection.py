@@ -43,6 +43,7 @@ from ppl_align.claims._toys import RAMBLER, pattern
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import PplAlignError
+from ppl_align.core.estimate import of_draws, standard_error
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 COUNTS = torch.arange(int(poisson.isf(1e-15, 11)) + 2)  # beyond, both tails are below 1e-15
@@ -138,21 +139,18 @@ def sampler(found: Findings, target: Oracle) -> None:
     """Rejection on the capped program is the sampler; one bank of prior draws forecasts it for every B."""
     (acceptance, *_), p_b = columns(count, target, 1.0)
     run = Rejection(num_particles=50, num_replicates=100).run(count, 0.0, seed=found.seed)
-    each = run.log_evidence.exp()
-    found.agrees("Rejection, B=1: acceptance", each.mean(), each.std() / 10, acceptance)
-    drawn = run.completions["n"].tokens[..., 0].double().mean(-1)
-    mean = float((p_b.exp() * COUNTS).sum())
-    found.agrees("Rejection, B=1: mean count is that of p_B", drawn.mean(), drawn.std() / 10, mean)
-    found.less("and not that of p*, 11", drawn.mean(), 11.0, drawn.std() / 10)
+    found.agrees("Rejection, B=1: acceptance", *of_draws(run.log_evidence.exp()), acceptance)
+    drawn = of_draws(run.completions["n"].tokens[..., 0].double().mean(-1))
+    found.agrees("Rejection, B=1: mean count is that of p_B", *drawn, (p_b.exp() * COUNTS).sum())
+    found.less("and not that of p*, 11", drawn.value, 11.0, drawn.standard_error)
     bank = ImportanceSampling(num_particles=20_000, num_replicates=1).run(count, seed=found.seed)
     weight = bank.log_weight[0].exp()
-    root = math.sqrt(len(weight))
     for bound in (0.5, 1.0, 2.0):
         (acceptance, _, _, sharper, *_), _ = columns(count, target, bound)
         kept = weight.clamp_max(bound)
         share, left = kept / bound, kept.mean() / weight.mean()
-        error = (kept - left * weight).std() / weight.mean() / root  # delta method for a ratio of means
-        found.agrees(f"one bank of draws, B={bound:g}: acceptance", share.mean(), share.std() / root, acceptance)
+        error = standard_error((kept - left * weight) / weight.mean())  # delta method for a ratio of means
+        found.agrees(f"one bank of draws, B={bound:g}: acceptance", *of_draws(share), acceptance)
         found.agrees(f"one bank of draws, B={bound:g}: 1 - Z_B/Z", 1 - left, error, sharper)
     try:
         Rejection().run(careless, seed=found.seed)

@@ -32,8 +32,6 @@ Source: Levine 2018 (arXiv:1805.00909); Coste et al. 2023 (arXiv:2310.02743); Ei
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -43,6 +41,7 @@ from ppl_align import ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims._mixture import JUDGE, Potential, Reading, Support, closed_form, raw, write
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 CAP = 6.0
@@ -96,7 +95,7 @@ def the_bonus(found: Findings) -> None:
         name, mean, joint = f"ensemble, beta={beta}", Oracle(averaged, beta, weights), Oracle(ensemble, beta, weights)
         law = joint.log_target.reshape(len(weights), -1).logsumexp(0)  # the member summed out: [texts]
         r = counts(mean.values["text"]) @ weights.T / beta
-        bonus = torch.logsumexp(r - r.mean(-1, keepdim=True), -1) - math.log(len(weights))
+        bonus = log_mean_exp(r - r.mean(-1, keepdim=True))
         found.equal(f"{name}: KL(p*||mean's posterior x bonus)", kl_divergence(law, _times(mean, bonus)), 0.0)
         found.greater(f"{name}: the bonus differs by up to [nats]", float(bonus.max() - bonus.min()), 0.05)
         apart.append(float(mean.reverse_kl(law)))

@@ -46,17 +46,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ppl_align import SMC, CallableLM, ConditionalSMC, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
+from ppl_align import SMC, ConditionalSMC, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
 from ppl_align.claims._evidence import STAYS, importance, two_steps
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align.claims._toys import COIN, CRITIC, RAMBLER, pattern, praise
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import Estimate, of_draws
 from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, systematic
 from ppl_align.testing.oracle import Oracle, kl_divergence
 from ppl_align.testing.simulation import simulate
 
-COIN = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2, dtype=torch.float64), name="coin")
 STICKY = MarkovLM(torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.5, 0.0, 2.0]], dtype=torch.float64), name="sticky")
 
 
@@ -103,11 +103,6 @@ def forced(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return ancestors
 
 
-def mean_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and its standard error."""
-    return values.mean(), values.std() / math.sqrt(len(values))
-
-
 def study(found: Findings) -> None:
     """Both sides for every resampler; importance sampling exactly; what breaks it."""
     for program in (review, ramble):
@@ -117,9 +112,9 @@ def study(found: Findings) -> None:
             exact = oracle.sample(1, 2000, seed=found.seed)
             bounds = evidence_bounds(engine, program, exact=exact, seed=found.seed)
             name, (low, high) = f"{program.__name__}, {scheme}", bounds.standard_errors
-            found.agrees(f"{name}: E[Z/Zhat_c]", *mean_error((oracle.log_evidence - bounds.upper).exp()), 1.0)
+            found.agrees(f"{name}: E[Z/Zhat_c]", *of_draws((oracle.log_evidence - bounds.upper).exp()), 1.0)
             if program is ramble:
-                found.agrees(f"{name}: E[Zhat/Z]", *mean_error((bounds.lower - oracle.log_evidence).exp()), 1.0)
+                found.agrees(f"{name}: E[Zhat/Z]", *of_draws((bounds.lower - oracle.log_evidence).exp()), 1.0)
                 found.less(f"{name}: E[log Zhat] < log Z", bounds.lower.mean(), oracle.log_evidence, low)
                 found.greater(f"{name}: E[log Zhat_c] > log Z", bounds.upper.mean(), oracle.log_evidence, high)
     exactly(found, Oracle(ramble))
@@ -149,8 +144,8 @@ def exactly(found: Findings, oracle: Oracle) -> None:
     found.less("IS, N=2: KL(p*||delivered) < upper half", kl_divergence(cases[1].target, cases[1].delivered), other)
     exact = oracle.sample(1, 8000, seed=found.seed)
     bounds = evidence_bounds(ImportanceSampling(4, 8000), ramble, exact=exact, seed=found.seed)
-    found.agrees("IS, N=4, the engine: E[log Zhat]", *mean_error(bounds.lower), cases[3].lower)
-    found.agrees("IS, N=4, the engine: E[log Zhat_c]", *mean_error(bounds.upper), cases[3].upper)
+    found.agrees("IS, N=4, the engine: E[log Zhat]", *of_draws(bounds.lower), cases[3].lower)
+    found.agrees("IS, N=4, the engine: E[log Zhat_c]", *of_draws(bounds.upper), cases[3].upper)
     found.data["exact"] = [(c.upper - c.lower, jeffreys(c.delivered, c.target)) for c in cases]
 
 
@@ -194,10 +189,10 @@ def wrong_way(found: Findings) -> None:
     found.less("forced slot 0, weights 2 and 1/20: E[Z/Zhat_c]", two_steps(2, 0.05, plain), 1.0)
     engine = SMC(2, 60_000, twist="prefix", ess_threshold=1.0)
 
-    def inverse(program: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def inverse(program: Any, *args: Any) -> Estimate:
         oracle = Oracle(program, *args)
         run = ConditionalSMC(engine, oracle.sample(1, 60_000, seed=found.seed)).run(program, *args, seed=found.seed)
-        return mean_error((oracle.log_evidence - run.log_evidence).exp())
+        return of_draws((oracle.log_evidence - run.log_evidence).exp())
 
     found.agrees("two coins, the engine: E[Z/Zhat_c]", *inverse(coins, 2, 20), 1.0)
     with mock.patch.dict(CONDITIONAL, systematic=forced):
@@ -211,7 +206,7 @@ def wrong_way(found: Findings) -> None:
     )
     alive = 1 - (1 - math.exp(oracle.log_evidence)) ** 2
     found.agrees("rejections, IS(2): E[Z/Zhat_c] = P(Zhat > 0)",
-                 *mean_error((oracle.log_evidence - run.log_evidence).exp()), alive)  # fmt: skip
+                 *of_draws((oracle.log_evidence - run.log_evidence).exp()), alive)  # fmt: skip
 
 
 def one_draw_each(found: Findings, oracle: Oracle) -> None:
@@ -220,10 +215,10 @@ def one_draw_each(found: Findings, oracle: Oracle) -> None:
     for k in range(60):
         exact = oracle.sample(1, 1, seed=1000 * found.seed + k)
         shared = ConditionalSMC(engine, exact.take(torch.zeros(100, 1, dtype=torch.long), draws_are_exact=True))
-        mean, error = mean_error(shared.run(ramble, seed=1000 * found.seed + k).log_evidence)
+        mean, error = of_draws(shared.run(ramble, seed=1000 * found.seed + k).log_evidence)
         means.append(mean)
         stated.append(error)
-    ratio = float(torch.stack(means).std() / torch.stack(stated).mean())
+    ratio = float(torch.tensor(means).std() / torch.tensor(stated).mean())
     found.holds("one shared draw: true error over stated error is above 3", ratio > 3, f"{ratio:.1f}")
     try:
         ConditionalSMC(engine, oracle.sample(1, 99)).run(ramble)
@@ -244,7 +239,7 @@ def endings(found: Findings) -> None:
     found.agrees("simulated: E[log Zhat_c - log Z], N=1: mutual information", sum(excess) / len(excess), exact, shared)
     for kept, what in ((1, "above log Z, draws for this ending"), (0, "below log Z, draws for another one")):
         engine = ConditionalSMC(ImportanceSampling(2, 2000), oracles[kept].sample(1, 2000, seed=found.seed))
-        mean, error = mean_error(engine.run(infill, [1], seed=found.seed).log_evidence)
+        mean, error = of_draws(engine.run(infill, [1], seed=found.seed).log_evidence)
         compare = found.greater if kept else found.less
         compare(f"infill: E[log Zhat_c] {what}", mean, oracles[1].log_evidence, error)
 

@@ -35,30 +35,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align import SVI, MarkovLM, completion, reward
+from ppl_align import SVI
 from ppl_align.claims._drift import WrightFisher, diversity, walk
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import ramble, review, speaker
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.guides.lora import LoRAGuide
 from ppl_align.testing import Oracle
-
-
-def review(beta: float) -> None:
-    """A review that may end early, tilted towards praise."""
-    text = completion("review", CRITIC, "", max_new_tokens=3)
-    reward("praise", praise, text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Three tokens, no more, no less."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=beta)
-
-
-def speaker(p: Tensor) -> MarkovLM:
-    """A language model that says one word, word v with probability ``p[v]``."""
-    return MarkovLM(torch.zeros(len(p), len(p), dtype=torch.float64), initial=p.log())
 
 
 def refit(p: Tensor, n: int) -> Tensor:
@@ -73,8 +58,10 @@ P, N, ROUNDS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 20, 50
 def study(found: Findings) -> None:
     """The lemma; the chain that it hides, exactly and by refitting; what slows it down."""
     for program in (review, ramble):
-        oracle, name = Oracle(program, 1.0), program.__name__
-        guide = SVI(num_steps=30, guide="table").run(program, 1.0, seed=found.seed).guide  # some model, not the prior
+        oracle, name = Oracle(program, 1.0, 3), program.__name__
+        guide = (
+            SVI(num_steps=30, guide="table").run(program, 1.0, 3, seed=found.seed).guide
+        )  # some model, not the prior
         (r,) = oracle.rewards.values()
         samples = {"all of its own samples": torch.ones_like(r), "those with r > 0": (r > 0).double()}
         norms = [slope(oracle, guide, kept).abs().max() for kept in samples.values()]
@@ -101,7 +88,7 @@ def study(found: Findings) -> None:
         check(found, f"40 runs of refit(p, 20): H after {k} rounds", diversity(shares[:, k]), chain.diversity[k])
     check(found, "their share of token 0 after 50 rounds", shares[:, -1, 0], P[0])
 
-    texts = Oracle(ramble, 1.0).log_prior.exp()
+    texts = Oracle(ramble, 1.0, 3).log_prior.exp()
     whole = walk(texts, N, 10, lambda k: 1.0)
     check(found, "whole texts of ramble: H after 10 rounds", whole[:, 10], diversity(texts) * (1 - 1 / N) ** 10)
     slow = walk(P, N, ROUNDS, lambda k: 0.2)
@@ -127,10 +114,9 @@ def study_lm(found: Findings, lm: Any) -> None:
         label = f"random direction {i + 1}" if i < 4 else "where colder samples push"
         check(found, f"SmolLM2: E grad log p, {label}", own @ direction, 0.0)
     here, there = own @ directions[-1], cold @ directions[-1]
-    found.greater("SmolLM2: the same there at temperature 0.7", there.mean(), 0.0, error(there))
-    found.less(
-        "SmolLM2: the draws suffice to tell them apart", here.mean(), there.mean(), error(here).hypot(error(there))
-    )
+    (mean, error), (colder, its_error) = of_draws(here), of_draws(there)
+    found.greater("SmolLM2: the same there at temperature 0.7", colder, 0.0, its_error)
+    found.less("SmolLM2: the draws suffice to tell them apart", mean, colder, math.hypot(error, its_error))
 
 
 def steps(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
@@ -156,23 +142,17 @@ def pull(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
 def by_adapter(guide: LoRAGuide, value: Tensor) -> Tensor:
     """The gradient of ``value`` by LoRA's B, flat (by A it is zero as long as B is)."""
     trained = [p for name, p in guide.named_parameters() if "lora_B" in name]
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, trained)])
+    return flat(torch.autograd.grad(value, trained))
 
 
 def slope(oracle: Oracle, guide: Any, kept: Tensor) -> Tensor:
     """E_q[kept * grad log q], the expected step of training on own samples, of which only some may be kept."""
-    steps = oracle.gradient(lambda log_q: (log_q.detach().exp() * kept * log_q).sum(), guide)
-    return torch.cat([g.reshape(-1) for g in steps.values()])
-
-
-def error(values: Tensor) -> Tensor:
-    """Standard error of the mean."""
-    return values.std() / math.sqrt(len(values))
+    return flat(oracle.gradient(lambda log_q: (log_q.detach().exp() * kept * log_q).sum(), guide).values())
 
 
 def check(found: Findings, what: str, values: Tensor, expected: Any) -> None:
     """The mean of independent values against what it should be."""
-    found.agrees(what, values.mean(), error(values), expected)
+    found.agrees(what, *of_draws(values), expected)
 
 
 @panels()

@@ -36,9 +36,10 @@ from torch import Tensor
 
 from ppl_align import LM, CallableLM, ImportanceSampling, completion, reward
 from ppl_align.claims._steering import Ids, Score, backward, divided, steered
-from ppl_align.claims._toys import CRITIC, RAMBLER, WORDS, pattern
+from ppl_align.claims._toys import CRITIC, RAMBLER, WORDS, pattern, ramble
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.lm.decoding import Rows
 from ppl_align.testing.oracle import Oracle
 
@@ -56,12 +57,6 @@ def story(beta: float) -> None:
     """A reward that the first words do not show."""
     text = completion("text", CRITIC, "", max_new_tokens=LENGTH)
     reward("turn", lambda texts: [turn(t) for t in texts], text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Four tokens without an end, rewarded for pairs."""
-    x = completion("text", RAMBLER, [2], max_new_tokens=LENGTH)
-    reward("pattern", pattern, x.tokens, beta=beta)
 
 
 def dice(beta: float) -> None:
@@ -145,8 +140,8 @@ def stand_ins(found: Findings, name: str) -> None:
 def weights_matter(found: Findings, exact: Oracle, rule: Callable[[Rows], Tensor]) -> None:
     """A wrong value function as a proposal: right with weights, wrong without."""
     run = ImportanceSampling(200, 100, proposal=rule).run(story, *exact.args, seed=found.seed)
-    ratio = (run.log_evidence - exact.log_evidence).exp()
-    found.agrees("story: E[Zhat]/Z, mean value as a proposal", ratio.mean(), ratio.std() / len(ratio) ** 0.5, 1.0)
+    ratio = of_draws((run.log_evidence - exact.log_evidence).exp())
+    found.agrees("story: E[Zhat]/Z, mean value as a proposal", *ratio, 1.0)
     found.agrees("story: E[r] of its draws with weights", *run.mean("turn"), exact.mean("turn"))
     found.less("story: E[r] of its draws without weights", exact.mean("turn", rule), exact.mean("turn"))
 

@@ -39,6 +39,7 @@ from ppl_align import SMC, SVI, Engine, Enumeration, ImportanceSampling, Rejecti
 from ppl_align.claims._toys import CRITIC, RAMBLER, praise
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.posterior import evidence
 
 ENGINES: dict[str, Engine] = {
@@ -141,11 +142,10 @@ def study(found: Findings) -> None:
                     scores.append((value - float(truth[question])) / (error or 0.0))
             if label == "importance":  # its draws are draws of p0: what if one forgets the weights?
                 what = next(iter(target.asked.values()))[0]
-                drawn = run.rewards[what] if isinstance(what, str) else what(run.particles)
-                error = float(drawn.std()) / drawn.numel() ** 0.5
-                off = abs(float(drawn.mean() - truth[first]))
-                found.greater(f"{name}: {first} of draws without weights, off by", off, 0.0, error)
-                shown["no weights"] = float(drawn.mean()), error
+                drawn = of_draws((run.rewards[what] if isinstance(what, str) else what(run.particles)).flatten())
+                off = abs(drawn.value - float(truth[first]))
+                found.greater(f"{name}: {first} of draws without weights, off by", off, 0.0, drawn.standard_error)
+                shown["no weights"] = drawn
         found.data[f"{name}: {first}"] = shown, float(truth[first])
     square = (sum(z**2 for z in scores) / len(scores)) ** 0.5
     found.holds(f"errors are as large as stated: rms of {len(scores)} z", 0.4 < square < 2.0, f"{square:.2f}")

@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_align.core.estimate import of_influence, standard_error
+from ppl_align.core.estimate import of_influence, of_replicates, standard_error
 from ppl_align.core.printed import is_rounding
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior.estimates import Estimate
@@ -99,7 +99,7 @@ class Weighted:
             return Estimate(value, math.nan)
         rest = total - w
         left_out = (moment - weighted) / rest - (rest / (n - 1)).log() - self.top
-        error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
+        error = of_replicates(value, left_out).standard_error
         return self._bar(value, left_out.mean() - left_out, error)
 
     @cached_property

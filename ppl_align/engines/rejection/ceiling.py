@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.particles.per_particle import PerParticle, for_each
 from ppl_align.program.compiled import Program
@@ -44,10 +44,9 @@ def ceiling(program: Program, names: Sequence[str]) -> float:
     try:
         held, listed, free = _assign(program)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{_what(names)}: Rejection needs the largest value of weight / beta, and looking for it among the values "
-            f"of the latents failed: {line}"
+            f"of the latents failed: {first_line(error)}"
         ) from error
     total = torch.stack([for_each(held.log_upper[name], held.size) for name in names]).sum(0)
     if not bool(total.isfinite().all()):
