@@ -73,6 +73,11 @@ def matched(kl: float, r: Tensor, log_prior: Tensor) -> tuple[float, Tensor]:
     return 1 / scale, tilted(scale)
 
 
+def spot(log_q: Tensor, log_prior: Tensor, r: Tensor) -> tuple[float, float]:
+    """Where a law lies: KL(q||p0) in nats, and E_q[r]."""
+    return float(kl_divergence(log_q, log_prior)), float((log_q.exp() * r).sum())
+
+
 def jensen_shannon(log_q: Tensor, log_p: Tensor) -> Tensor:
     """(KL(q||m) + KL(p||m)) / 2, m = (q + p)/2, nats."""
     middle = torch.logaddexp(log_q, log_p) - math.log(2)

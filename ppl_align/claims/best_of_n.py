@@ -41,7 +41,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from ppl_align import ImportanceSampling, completion, reward
-from ppl_align.claims._toys import COIN, CRITIC, matched, praise, ramble, review
+from ppl_align.claims._toys import COIN, CRITIC, matched, praise, ramble, review, spot
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.estimate import of_draws
@@ -119,7 +119,7 @@ def compare(found: Findings, program: Any, oracle: Oracle) -> None:
     points = []
     for n in (2, 4, 16, 64):
         bon = best_of(n, r, p0)
-        kl, gain = float(kl_divergence(bon, p0)), float(oracle.mean(r, bon))
+        kl, gain = spot(bon, p0, r)
         points.append((kl, gain, n))
         if n not in (4, 64):
             continue
@@ -130,8 +130,7 @@ def compare(found: Findings, program: Any, oracle: Oracle) -> None:
         else:
             found.less(f"{name}, n={n}: E[r] < posterior's, equal KL", gain, oracle.mean(r, posterior))
     frontier = [(p0 + s * r).log_softmax(0) for s in torch.linspace(0, 12, 240).tolist()]
-    curve = [(float(kl_divergence(q, p0)), float(oracle.mean(r, q))) for q in frontier]
-    found.data[name] = {"bon": points, "posterior": curve}
+    found.data[name] = {"bon": points, "posterior": [spot(q, p0, r) for q in frontier]}
 
 
 def coincidence(found: Findings, oracle: Oracle) -> None:

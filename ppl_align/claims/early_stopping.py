@@ -34,7 +34,7 @@ from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import fisher, vanilla
-from ppl_align.claims._toys import CRITIC, RAMBLER, matched, pattern, praise
+from ppl_align.claims._toys import CRITIC, RAMBLER, matched, pattern, praise, spot
 from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.table import TableGuide
@@ -165,7 +165,8 @@ def report(found: Findings, what: str, log_q: Tensor, p0: Tensor, r: Tensor) -> 
 
 def plane(log_q: Tensor, p0: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """(KL(q||p0), E_q[r]) of policies [n, S]."""
-    return torch.stack([kl_divergence(q, p0) for q in log_q]), log_q.exp() @ r
+    kl, gain = torch.tensor([spot(q, p0, r) for q in log_q], dtype=torch.float64).T
+    return kl, gain
 
 
 @panels()

@@ -40,6 +40,7 @@ from torch import Tensor
 from ppl_align import SVI, ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims._gradients import flat
 from ppl_align.claims._toys import jensen_shannon
+from ppl_align.claims._turns import maximise
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import AutoGuide
@@ -166,17 +167,7 @@ def guide_at(oracle: Oracle, a: float, b: float) -> AutoGuide:
 def fit(oracle: Oracle, guide: AutoGuide, loss: Loss) -> Tensor:
     """Exact descent (L-BFGS) on loss(log q) in the guide's own parameters: log q of the four pairs."""
     tables = [p for part in guide.sites.values() for p in part.parameters()]
-    descent = torch.optim.LBFGS(
-        tables, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> float:
-        descent.zero_grad()
-        value = loss(oracle.log_q(guide))
-        value.backward()
-        return value.item()
-
-    descent.step(closure)
+    maximise(lambda: -loss(oracle.log_q(guide)), tables)
     return oracle.log_q(guide).detach()
 
 

@@ -37,7 +37,7 @@ from scipy.optimize import bisect
 from torch import Tensor
 
 from ppl_align import SVI
-from ppl_align.claims._toys import ramble, review
+from ppl_align.claims._toys import ramble, review, spot
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing.oracle import Oracle, kl_divergence
@@ -118,17 +118,13 @@ def study(found: Findings) -> None:
 
 def plane(oracle: Oracle, r: Tensor, beta: float, cloud: Tensor) -> dict[str, Any]:
     """Reward against distance from the prior: of random policies, and of the posteriors at every beta."""
-
-    def spot(q: Tensor) -> tuple[float, float]:
-        return float(kl_divergence(q, oracle.log_prior)), float(oracle.mean(r, q))
-
     frontier = [(oracle.log_prior + scale * r).log_softmax(0) for scale in torch.linspace(0, 12, 200).tolist()]
     return {
         "beta": beta,
         "top": beta * oracle.log_evidence,
-        "target": spot(oracle.log_target),
-        "cloud": list(map(spot, cloud)),
-        "frontier": list(map(spot, frontier)),
+        "target": spot(oracle.log_target, oracle.log_prior, r),
+        "cloud": [spot(q, oracle.log_prior, r) for q in cloud],
+        "frontier": [spot(q, oracle.log_prior, r) for q in frontier],
     }
 
 

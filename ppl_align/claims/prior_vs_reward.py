@@ -35,10 +35,10 @@ from torch import Tensor
 
 from ppl_align import Enumeration, ImportanceSampling, completion, reward
 from ppl_align.claims._mixture import JUDGE, Judge, Support
-from ppl_align.claims._toys import CRITIC, praise
+from ppl_align.claims._toys import CRITIC, praise, spot
 from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
-from ppl_align.testing.oracle import Oracle, kl_divergence
+from ppl_align.testing.oracle import Oracle
 
 CAP = 6.0
 
@@ -67,8 +67,7 @@ class Path:
 
     def seen(self, scale: float) -> tuple[float, float]:
         """KL(q||p0) in nats, E_q[gold]."""
-        log_q = self.law(scale)
-        return float(kl_divergence(log_q, self.log_prior)), float((log_q.exp() * self.gold).sum())
+        return spot(self.law(scale), self.log_prior, self.gold)
 
     def covariance(self, scale: float) -> float:
         """Cov(gold, r) under the policy."""

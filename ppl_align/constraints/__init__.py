@@ -1,13 +1,11 @@
 """Hard constraints on completions: what they are, and how they are read over token ids."""
 
-from typing import Any
-
 from ppl_align.constraints.automata import AcceptedBy, AutomatonMatcher, Contains, EndsWith
 from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.both import Both
 from ppl_align.constraints.grammars import Grammar, JsonSchema, Regex
 from ppl_align.constraints.length import LengthLimit
-from ppl_align.core.deprecation import deprecated
+from ppl_align.core.deprecation import renamed
 from ppl_align.lm.matcher import Matcher
 
 __all__ = [
@@ -24,11 +22,4 @@ __all__ = [
     "Regex",
 ]
 
-_RENAMED = {"Length": "LengthLimit"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    deprecated(f"ppl_align.constraints.{name}", _RENAMED[name])
-    return globals()[_RENAMED[name]]
+__getattr__ = renamed(globals(), {"Length": "LengthLimit"})

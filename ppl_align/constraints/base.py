@@ -17,9 +17,8 @@ it is acceptable as it stands, without EOS. A dead end, from which nothing accep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
-from ppl_align.core.deprecation import deprecated
+from ppl_align.core.deprecation import renamed
 from ppl_align.lm.base import LM
 from ppl_align.lm.matcher import Matcher
 
@@ -40,8 +39,4 @@ class Constraint(ABC):
         return Both(self, other)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Reader":  # its name until 0.2.0
-        deprecated("ppl_align.constraints.base.Reader", "Matcher")
-        return Matcher
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = renamed(globals(), {"Reader": "Matcher"})

@@ -1,8 +1,6 @@
 """Inference engines, one algorithm per file."""
 
-from typing import Any
-
-from ppl_align.core.deprecation import deprecated
+from ppl_align.core.deprecation import renamed
 from ppl_align.engines.base import Engine
 from ppl_align.engines.conditional import Bounds, ConditionalSMC, evidence_bounds
 from ppl_align.engines.enumeration import Enumeration
@@ -28,11 +26,4 @@ __all__ = [
     "look_ahead",
 ]
 
-_RENAMED = {"Conditional": "ConditionalSMC", "Exact": "Enumeration", "Nested": "TreePlanner"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    deprecated(f"ppl_align.engines.{name}", _RENAMED[name])
-    return globals()[_RENAMED[name]]
+__getattr__ = renamed(globals(), {"Conditional": "ConditionalSMC", "Exact": "Enumeration", "Nested": "TreePlanner"})

@@ -1,8 +1,6 @@
 """Rewards: functions of a text that become likelihoods, in TRL's calling convention or as plain ``f(texts)``."""
 
-from typing import Any
-
-from ppl_align.core.deprecation import deprecated
+from ppl_align.core.deprecation import renamed
 from ppl_align.rewards.accepts import Accepts
 from ppl_align.rewards.adapters import chat, columns, each
 from ppl_align.rewards.calling import evaluate
@@ -42,11 +40,4 @@ __all__ = [
     "logged",
 ]
 
-_RENAMED = {"Length": "LengthReward"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    deprecated(f"ppl_align.rewards.{name}", _RENAMED[name])
-    return globals()[_RENAMED[name]]
+__getattr__ = renamed(globals(), {"Length": "LengthReward"})
