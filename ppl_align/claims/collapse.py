@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import natural, vanilla
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
+from ppl_align.claims._toys import CRITIC, praise, ramble
 from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing import Oracle
@@ -50,27 +50,21 @@ def modest(texts: list[str]) -> list[float]:
     return [p - 0.3 * text.count("very") for p, text in zip(praise(texts), texts, strict=True)]
 
 
-def review(beta: float, taste: Any = modest) -> None:
+def review(beta: float, length: int, taste: Any = modest) -> None:
     """A review that may end early."""
-    text = completion("review", CRITIC, "", max_new_tokens=3)
+    text = completion("review", CRITIC, "", max_new_tokens=length)
     reward("taste", taste, text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Three tokens, no more, no less."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=beta)
 
 
 BETAS = torch.logspace(1, -2.3, 40, dtype=torch.float64).tolist()
 STEPS = {"ramble": 200_000, "review": 20_000}
-RATE = 0.5
+LENGTH, RATE = 3, 0.5
 
 
 def study(found: Findings) -> None:
     """The limit of the posterior; what J makes of it; how fast gradients get there, and where they get stuck."""
     for program in (ramble, review):
-        name, path = program.__name__, [Oracle(program, beta) for beta in BETAS]
+        name, path = program.__name__, [Oracle(program, beta, LENGTH) for beta in BETAS]
         oracle = path[-1]
         (r,) = oracle.rewards.values()
         best, log_prior, nowhere = int(r.argmax()), oracle.log_prior, torch.zeros_like(r)
@@ -83,7 +77,7 @@ def study(found: Findings) -> None:
 
         point = torch.full_like(r, -torch.inf).index_fill(0, torch.tensor(best), 0.0)
         even = float((r[best] - oracle.mean(r, log_prior)) / -log_prior[best])
-        worth = {f: objectives(Oracle(program, f * even), f * even, point) for f in (0.9, 1.0, 1.1)}
+        worth = {f: objectives(Oracle(program, f * even, LENGTH), f * even, point) for f in (0.9, 1.0, 1.1)}
         found.equal(f"{name}: J(best text) = J(p0) at beta={even:.3f}", *worth[1.0])
         found.less(f"{name}: 10% lower, J(p0) < J(best text)", worth[0.9][1], worth[0.9][0])
         found.less(f"{name}: 10% higher, J(best text) < J(p0)", *worth[1.1])
@@ -97,7 +91,7 @@ def study(found: Findings) -> None:
         found.equal(f"{name}: eta t (r_max - E r) tends to 1 - 1/K", uniform["rate"][-1], 1 - 1 / len(r), 1e-2)
         found.less(f"{name}: from p0, {steps:,} steps: P(best)", prior["best"][-1], 1e-4)
         found.less(f"{name}: because 1 - P(another text) is", 1 - prior["top"][-1], 1e-3)
-        target = Oracle(program, 0.5).log_target
+        target = Oracle(program, 0.5, LENGTH).log_target
         for label, start in (("uniform start", nowhere), ("from p0", log_prior)):
             end, missing = natural_path(r, start, 0.0, log_prior)
             found.less(f"{name}: {label}, 400 natural steps: 1 - P(best)", missing[-1], 1e-6)
@@ -108,7 +102,7 @@ def study(found: Findings) -> None:
         if program is ramble:
             found.greater(f"{name}: on the way entropy exceeds that of p0", max(hardness), entropy(log_prior))
 
-    tied = Oracle(review, 0.01, praise)
+    tied = Oracle(review, 0.01, LENGTH, praise)
     (r,) = tied.rewards.values()
     winners = torch.where(r == r.max(), tied.log_prior, -torch.inf).log_softmax(0)
     number = int((r == r.max()).sum())

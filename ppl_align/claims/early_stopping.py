@@ -34,23 +34,19 @@ from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import fisher, vanilla
-from ppl_align.claims._toys import CRITIC, RAMBLER, matched, pattern, praise, spot
+from ppl_align.claims._toys import CRITIC, matched, praise, ramble, spot
 from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.table import TableGuide
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
 
-
-def ramble(beta: float) -> None:
-    """Three tokens, no more, no less."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=beta)
+LENGTH = 3
 
 
-def review(beta: float) -> None:
+def review(beta: float, length: int) -> None:
     """A review that may end early; "very" costs a little."""
-    text = completion("review", CRITIC, "", max_new_tokens=3)
+    text = completion("review", CRITIC, "", max_new_tokens=length)
     reward("praise", praise, text, beta=beta)
     reward("brevity", lambda texts: [-0.3 * t.count("very") for t in texts], text, beta=beta)
 
@@ -58,7 +54,7 @@ def review(beta: float) -> None:
 def study(found: Findings) -> None:
     """Natural gradients by text and by token; vanilla gradients and PPO beside the posterior at their KL."""
     for program in (ramble, review):
-        name, oracle = program.__name__, Oracle(program, 1.0)
+        name, oracle = program.__name__, Oracle(program, 1.0, LENGTH)
         p0, r = oracle.log_prior, sum(oracle.rewards.values(), torch.zeros_like(oracle.log_prior))
         uneven = torch.rand(20, dtype=torch.float64)
         for label, sizes in (
@@ -67,9 +63,9 @@ def study(found: Findings) -> None:
             ("20 uneven steps, in all 2", (2 * uneven / uneven.sum()).tolist()),
         ):
             beta = 1 / sum(sizes)
-            apart = (by_text(p0, r, sizes).exp() - Oracle(program, beta).log_target.exp()).abs().max()
+            apart = (by_text(p0, r, sizes).exp() - Oracle(program, beta, LENGTH).log_target.exp()).abs().max()
             found.equal(f"{name}: {label} = p* at beta={beta:.2g}, |q - p*|", apart, 0.0)
-        gaps = [Oracle(program, 0.5).reverse_kl(by_token(oracle, r, 2 / k, k)).detach() for k in (8, 32, 64)]
+        gaps = [Oracle(program, 0.5, LENGTH).reverse_kl(by_token(oracle, r, 2 / k, k)).detach() for k in (8, 32, 64)]
         found.greater(f"{name}: natural steps per token, 8 of 1/4: KL(q||p*) > 0", gaps[0], 1e-4)
         found.equal(f"{name}: 32 steps / 64 half as large: ratio of KLs", gaps[1] / gaps[2], 4.0, 0.2)
 
@@ -88,7 +84,7 @@ def study(found: Findings) -> None:
         found.greater(f"{name}: PPO, KL from p0 at the end, above 10 x the largest step's", far, 10 * hops.max())
         found.equal(f"{name}: PPO, KL from p0 ends at -log p0(one text)", far, -p0[top], 0.02)
         found.less(f"{name}: PPO, its entropy at the end", entropy(plain[-1]), 0.01)
-        target = Oracle(program, 0.5)
+        target = Oracle(program, 0.5, LENGTH)
         near, away = (target.reverse_kl(log_q[-1]) for log_q in (kept, plain))
         found.less(f"{name}: PPO with the KL term (0.5): KL(q||p*)", near, 0.02)
         found.greater(f"{name}: PPO without it, the same, above 10 times that", away, 10 * near)

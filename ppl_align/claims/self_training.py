@@ -121,9 +121,9 @@ def study_lm(found: Findings, lm: Any) -> None:
 
 def steps(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
     """The mean gradient of log q over each batch of samples drawn at that temperature, [batches, d]."""
-    source = lm.completion(PROMPT, LENGTH)
+    prior = lm.completion(PROMPT, LENGTH)
     drawn = lm.completion(PROMPT, LENGTH, temperature=temperature).expand([batches * SIZE]).sample()
-    means = (guide.log_prob(source.expand([SIZE]), tokens).mean() for tokens in drawn.split(SIZE))
+    means = (guide.log_prob(prior.expand([SIZE]), tokens).mean() for tokens in drawn.split(SIZE))
     return torch.stack([by_adapter(guide, mean) for mean in means])
 
 
@@ -131,11 +131,11 @@ def pull(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
     """The expected gradient at that temperature, less noisily: draws of the prefix, a sum over the next token, [d].
 
     From draws of its own: a direction must not be tested on the samples that it came from."""
-    source, total = lm.completion(PROMPT, LENGTH, temperature=temperature), torch.zeros(())
-    for tokens in source.expand([batches * SIZE]).sample().split(SIZE):
-        logits, _ = guide.lm.teacher_forced([source.prompts[0]] * SIZE, tokens)
+    prior, total = lm.completion(PROMPT, LENGTH, temperature=temperature), torch.zeros(())
+    for tokens in prior.expand([batches * SIZE]).sample().split(SIZE):
+        logits, _ = guide.lm.teacher_forced([prior.prompts[0]] * SIZE, tokens)
         each = ((logits.detach() / temperature).softmax(-1) * logits.log_softmax(-1)).sum(-1)
-        total = total + by_adapter(guide, each.masked_fill(source.ended_before(tokens), 0.0).sum())
+        total = total + by_adapter(guide, each.masked_fill(prior.ended_before(tokens), 0.0).sum())
     return total
 
 

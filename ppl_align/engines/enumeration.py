@@ -125,15 +125,15 @@ def _completions(engine: Enumeration, site: Site, element: int) -> list[tuple[Te
 
 def _sequences(site: Site, listed: Sequence[str | Sequence[int]]) -> list[Ids]:
     """The candidates as whole sequences of ids; raises ``InputError`` for one that is impossible or there twice."""
-    source = site.fn
+    prior = site.fn
     found: dict[Ids, Any] = {}
     for answer in listed:
-        ids = source.lm.encode(answer) if isinstance(answer, str) else answer
-        whole = as_sequence(source, ids)
+        ids = prior.lm.encode(answer) if isinstance(answer, str) else answer
+        whole = as_sequence(prior, ids)
         if not whole:
             raise InputError(
                 f"candidate {answer!r} of {site.name!r} cannot be an answer: it has {len(ids)} tokens and must "
-                f"{'end within' if source.can_end else 'have exactly'} max_new_tokens={source.max_new_tokens}"
+                f"{'end within' if prior.can_end else 'have exactly'} max_new_tokens={prior.max_new_tokens}"
             )
         if whole in found:
             raise InputError(f"candidates of {site.name!r}: {answer!r} and {found[whole]!r} are the same tokens")

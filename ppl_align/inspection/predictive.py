@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -164,8 +164,3 @@ def _ask(name: str, happens: Callable[[str], bool], text: str) -> bool:
         return bool(happens(text))
     except Exception as error:
         raise InputError(f"event {name!r} raised {type(error).__name__}: {error}, on the text {text!r}") from error
-
-
-def events(pool: Pool, prior: Pool, named: Mapping[str, Callable[[str], bool]]) -> list[Event]:
-    """Every event by name."""
-    return [event(pool, prior, name, happens) for name, happens in named.items()]

@@ -52,8 +52,8 @@ class Weighted:
         self.num_draws = len(psi)
         self.top = float(self.log_weight.max())
         self.alive = math.isfinite(self.top)
-        w = (self.log_weight - self.top).exp() if self.alive else torch.zeros_like(self.log_weight)
-        self.relative = w / w.mean() if self.alive else w
+        self.scaled = (self.log_weight - self.top).exp() if self.alive else torch.zeros_like(self.log_weight)
+        self.relative = self.scaled / self.scaled.mean() if self.alive else self.scaled
 
     @cached_property
     def ess(self) -> float:
@@ -83,15 +83,14 @@ class Weighted:
     def log_evidence(self) -> Estimate:
         if not self.alive:
             return Estimate(-math.inf, math.nan)
-        w = (self.log_weight - self.top).exp()
-        return self._estimate(self.top + math.log(float(w.mean())), self.relative - 1)
+        return self._estimate(self.top + math.log(float(self.scaled.mean())), self.relative - 1)
 
     @cached_property
     def kl(self) -> Estimate:
         """KL(p* || p0), nats."""
         if not self.alive:
             return Estimate(math.nan, math.nan)
-        w = (self.log_weight - self.top).exp()
+        w = self.scaled
         weighted = w * torch.where(w > 0, self.psi, 0.0)
         total, moment, n = w.sum(), weighted.sum(), self.num_draws
         value = max(float(moment / total) - self.log_evidence.value, 0.0)

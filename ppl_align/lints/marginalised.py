@@ -54,9 +54,9 @@ def _moves(r: Tensor) -> bool:
 
 def _prompts_differ(sample: PriorSample, run: Particles) -> bool:
     shape = (sample.num_draws,)
-    for name, source in sample.particles.sources.items():
-        here = source.batch_shape or shape
-        if run.sources[name].prompt_rows(here) != source.prompt_rows(here):
+    for name, prior in sample.particles.sources.items():
+        here = prior.batch_shape or shape
+        if run.sources[name].prompt_rows(here) != prior.prompt_rows(here):
             return True
     return False
 

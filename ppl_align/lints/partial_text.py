@@ -23,10 +23,10 @@ HEAVY = 1.0  # nats: rewards that say less than this on prefixes mislead nobody
 
 def partial_text(sample: PriorSample) -> Iterator[Finding]:
     """Ask the program about the first half of each text, as SMC does."""
-    for site, source in sample.completions.items():
-        if source.max_new_tokens < 2 or site in sample.particles.environment:
+    for site, prior in sample.completions.items():
+        if prior.max_new_tokens < 2 or site in sample.particles.environment:
             continue
-        given = _upstream(sample, site) | {site: sample.values[site][..., : source.max_new_tokens // 2]}
+        given = _upstream(sample, site) | {site: sample.values[site][..., : prior.max_new_tokens // 2]}
         try:
             halves = sample.ask(given)
         except Exception as error:  # whatever the program raises

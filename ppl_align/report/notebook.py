@@ -28,11 +28,6 @@ def posterior_html(posterior: Posterior) -> str:
     facts = [f"Warning: {line}." for line in posterior.warnings] + [f"± ?: {line}." for line in unstated(posterior)]
     if posterior.optimism is not None:
         facts.append(f"It conditions the world as well: {posterior.optimism}.")
-    cost = posterior.cost
-    paid = (
-        f"{cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, {cost.reward_calls:,} reward calls, "
-        f"{cost.seconds:.1f} s"
-    )
     made = [] if posterior.provenance is None else [("Provenance", str(posterior.provenance))]
     return _page(
         title=f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
@@ -40,7 +35,7 @@ def posterior_html(posterior: Posterior) -> str:
         facts=facts,
         advice=None,
         blocks=[_numbers(posterior), _texts(posterior)],
-        more=[("Cost", paid), *made],
+        more=[("Cost", str(posterior.cost)), *made],
     )
 
 
