@@ -1,7 +1,7 @@
 """Decide instead of condition: plan over sampled answers.
 
-For programs with `environment(...)`: a tool that may fail, a simulated user. Engines of conditioning explain a good end
-by the luck of the world as well; this one, like `svi`, takes the world as it is and asks what to say in it. It needs no
+For programs with `environment(...)`: a tool that may fail, a simulated user. Engines of conditioning tilt the
+environment as well; this one, like `svi`, takes the world as it is and asks what to say in it. It needs no
 training and no gradient, and its price is a power of the number of turns: (num_actions * num_outcomes) ** turns
 histories for each episode. Where that is too many, `svi` trains a policy.
 """

@@ -1,6 +1,6 @@
 """Biographies of scientists, half of them about women.
 
-A promise about the average: no text is rewarded on its own, the weight of the feature is solved for.
+A constraint on the average: no text is rewarded on its own, the weight of the feature is solved for.
 """
 
 import re

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -21,3 +23,8 @@ def fisher(log_q: Tensor) -> Tensor:
 def natural(r: Tensor) -> Tensor:
     """fisher^-1 vanilla, [S] (Kakade 2001): r itself, up to a constant, since fisher @ r = q (r - E_q r)."""
     return r - r.mean()
+
+
+def flat(parts: Iterable[Tensor]) -> Tensor:
+    """A gradient in several pieces as one vector."""
+    return torch.cat([part.reshape(-1) for part in parts])

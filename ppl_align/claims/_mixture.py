@@ -17,10 +17,12 @@ from functools import cache
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ppl_align import LM, CallableLM, completion, reward
-from ppl_align.testing.oracle import Oracle, kl_divergence
+from ppl_align.claims._toys import spot
+from ppl_align.testing.oracle import Oracle
 
 SHARE = torch.tensor([0.9, 0.1], dtype=torch.float64)
 MEAN = torch.tensor([0.0, -2.0], dtype=torch.float64)
@@ -106,16 +108,11 @@ class Support:
 
     def seen(self, potential: Tensor) -> tuple[float, float]:
         """KL(q||p0) in nats and E_q[gold]."""
-        log_q = self.tilted(potential)
-        return float(kl_divergence(log_q, self.log_prior)), float((log_q.exp() * self.gold).sum())
+        return spot(self.tilted(potential), self.log_prior, self.gold)
 
     def at_kl(self, potential: Potential, kl: float, high: float = 20.0) -> float:
         """The 1 / beta whose policy is ``kl`` nats from the prior, below ``high``; the KL has to grow with it."""
-        low = 0.0
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.seen(potential(middle))[0] < kl else (low, middle)
-        return high
+        return float(brentq(lambda k: self.seen(potential(k))[0] - kl, 0.0, high, xtol=1e-14))
 
 
 def closed_form(scale: float, slope: Tensor, variance: Tensor, bonus: Tensor | float = 0.0) -> tuple[float, float]:

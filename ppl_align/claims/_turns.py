@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
+from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle
 
 Policy = dict[str, Tensor]
@@ -74,6 +77,15 @@ def log_sum(log_x: Tensor, group: Tensor) -> Tensor:
     """The same for logarithms."""
     top = log_x.max()
     return sum_by((log_x - top).exp(), group).log() + top
+
+
+def climb(oracle: Oracle, guide: Any) -> tuple[Tensor, Tensor]:
+    """The largest ELBO of a guide's parameters, and log q [S] there."""
+    with pyro.get_param_store().scope():
+        policy = ProgramGuide(guide)
+        oracle.log_q(policy)  # a first run makes the parameters
+        best = maximise(lambda: oracle.elbo(policy), list(pyro.get_param_store().values()))
+        return best, oracle.log_q(policy).detach()
 
 
 def maximise(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Tensor:

@@ -37,36 +37,23 @@ import math
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from scipy.integrate import quad
-from scipy.optimize import brentq
 from torch import Tensor
 
-from ppl_align import CallableLM, ImportanceSampling, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align import ImportanceSampling, completion, reward
+from ppl_align.claims._toys import COIN, CRITIC, matched, praise, ramble, review, spot
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
-COIN = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2, dtype=torch.float64), name="coin")
+BETA = 0.5
 
 
-def review() -> None:
-    """A film review of at most four words; the reward counts praise, so many reviews tie."""
+def passes(beta: float) -> None:
+    """Reviews, judged as good or not."""
     text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("r", praise, text, beta=0.5)
-
-
-def passes() -> None:
-    """The same reviews, judged as good or not."""
-    text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("r", lambda texts: [float(score > 0) for score in praise(texts)], text, beta=0.5)
-
-
-def ramble() -> None:
-    """Four tokens, no EOS, a reward with many values."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=4)
-    reward("r", pattern, x.tokens, beta=0.5)
+    reward("r", lambda texts: [float(score > 0) for score in praise(texts)], text, beta=beta)
 
 
 def coins(length: int) -> None:
@@ -98,16 +85,6 @@ def by_hand(n: int, r: Tensor, log_prior: Tensor) -> Tensor:
     return found
 
 
-def matched(kl: float, r: Tensor, log_prior: Tensor) -> tuple[float, Tensor]:
-    """The posterior p0 exp(r/beta)/Z with KL(p*||p0) = kl: its beta and its log p* [S]."""
-
-    def tilted(scale: float) -> Tensor:
-        return (log_prior + scale * (r - r.max())).log_softmax(0)
-
-    scale = brentq(lambda s: float(kl_divergence(tilted(s), log_prior)) - kl, 0.0, 1e3, xtol=1e-14, rtol=1e-14)
-    return 1 / scale, tilted(scale)
-
-
 def study(found: Findings) -> None:
     """The bound and what makes it strict; the law; the posterior at the same KL; the best n."""
     for n in (2, 16):
@@ -122,10 +99,10 @@ def study(found: Findings) -> None:
     found.less("64 texts are nearer to it than 8", short[1], short[0])
     found.less("4096 nearer than 64, by a factor of 1000", short[2], short[1] / 1000)
     for program in (review, passes, ramble):
-        compare(found, program, Oracle(program))
-    coincidence(found, Oracle(ramble))
+        compare(found, program, Oracle(program, BETA))
+    coincidence(found, Oracle(ramble, BETA))
     for program in (review, ramble):
-        optimum(found, program.__name__, Oracle(program))
+        optimum(found, program.__name__, Oracle(program, BETA))
 
 
 def compare(found: Findings, program: Any, oracle: Oracle) -> None:
@@ -135,14 +112,14 @@ def compare(found: Findings, program: Any, oracle: Oracle) -> None:
     some = p0[order].log_softmax(0)
     off = by_hand(3, r[order], some) - best_of(3, r[order], some).exp()
     found.equal(f"{name}: law of best-of-3 = listing all triples", off.abs().max(), 0.0)
-    drawn = ImportanceSampling(num_particles=4, num_replicates=8000).run(program, seed=found.seed)
+    drawn = ImportanceSampling(num_particles=4, num_replicates=8000).run(program, BETA, seed=found.seed)
     best = drawn.rewards["r"].amax(-1)
     exact = oracle.mean("r", best_of(4, r, p0))
-    found.agrees(f"{name}: E[r] of best-of-4, drawn", best.mean(), best.std() / math.sqrt(len(best)), exact)
+    found.agrees(f"{name}: E[r] of best-of-4, drawn", *of_draws(best), exact)
     points = []
     for n in (2, 4, 16, 64):
         bon = best_of(n, r, p0)
-        kl, gain = float(kl_divergence(bon, p0)), float(oracle.mean(r, bon))
+        kl, gain = spot(bon, p0, r)
         points.append((kl, gain, n))
         if n not in (4, 64):
             continue
@@ -153,8 +130,7 @@ def compare(found: Findings, program: Any, oracle: Oracle) -> None:
         else:
             found.less(f"{name}, n={n}: E[r] < posterior's, equal KL", gain, oracle.mean(r, posterior))
     frontier = [(p0 + s * r).log_softmax(0) for s in torch.linspace(0, 12, 240).tolist()]
-    curve = [(float(kl_divergence(q, p0)), float(oracle.mean(r, q))) for q in frontier]
-    found.data[name] = {"bon": points, "posterior": curve}
+    found.data[name] = {"bon": points, "posterior": [spot(q, p0, r) for q in frontier]}
 
 
 def coincidence(found: Findings, oracle: Oracle) -> None:
@@ -162,7 +138,7 @@ def coincidence(found: Findings, oracle: Oracle) -> None:
     r, p0 = oracle.rewards["r"], oracle.log_prior
     bon = best_of(4, r, p0)
     found.equal("ramble: bon of exp(r) is bon of r, KL", kl_divergence(best_of(4, r.exp(), p0), bon), 0.0)
-    moved = float(kl_divergence((p0 + r.exp() / 0.5).log_softmax(0), oracle.log_target))
+    moved = float(kl_divergence((p0 + r.exp() / BETA).log_softmax(0), oracle.log_target))
     found.holds("ramble: the posterior of exp(r) is not that of r", moved > 0.1, f"KL {moved:.3f}")
     spaced = ((bon - p0) * 1e9).round() / 1e9  # one number for each level, whatever the rounding
     posterior = (p0 + spaced).log_softmax(0)
@@ -188,32 +164,23 @@ def optimum(found: Findings, name: str, oracle: Oracle) -> None:
     found.data[f"{name} gaps"] = (sizes, gaps)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Reward against KL, and the distance from one target."""
-
-    def paint(left: Any, right: Any) -> None:
-        seen = found.data["review"]
-        left.plot(*zip(*seen["posterior"], strict=True), color=PALETTE[0], lw=2)
-        left.annotate("posteriors", seen["posterior"][24], (-70, 8), textcoords="offset points", color=PALETTE[0])
-        for kl, gain, n in seen["bon"]:
-            left.plot([kl, bound(n)], [gain, gain], color=GREY, lw=1, ls=":")
-            left.scatter([kl], [gain], s=26, color=PALETTE[1], zorder=3)
-            left.scatter([bound(n)], [gain], s=22, facecolor="none", edgecolor=GREY, zorder=3)
-            left.annotate(f"n={n}", (kl, gain), (4, -12), textcoords="offset points", color=PALETTE[1])
-        left.annotate(
-            "log n - (n-1)/n", (bound(16), seen["bon"][2][1]), (8, -3), textcoords="offset points", color=GREY
-        )
-        left.set_xlim(0, 1.05 * bound(64))
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[r]   [reward units]")
-        left.set_title("Best-of-n lies below the posteriors")
-        for i, name in enumerate(("review", "ramble")):
-            sizes, gaps = found.data[f"{name} gaps"]
-            right.semilogx(sizes, gaps, marker="o", ms=4, color=PALETTE[i], lw=1.5, base=2)
-            where = (sizes[(2, -3)[i]], gaps[(2, -3)[i]])
-            right.annotate(name, where, ((8, 2), (-50, 2))[i], textcoords="offset points", color=PALETTE[i])
-        right.set_xlabel("n")
-        right.set_ylabel("KL(bon||p*)   [nats]")
-        right.set_title("For one target there is a best n")
-
-    return draw(paint, columns=2)
+    seen = found.data["review"]
+    left.plot(*zip(*seen["posterior"], strict=True), color=PALETTE[0], lw=2)
+    note(left, "posteriors", seen["posterior"][24], (-70, 8), PALETTE[0])
+    for kl, gain, n in seen["bon"]:
+        left.plot([kl, bound(n)], [gain, gain], color=GREY, lw=1, ls=":")
+        left.scatter([kl], [gain], s=26, color=PALETTE[1], zorder=3)
+        left.scatter([bound(n)], [gain], s=22, facecolor="none", edgecolor=GREY, zorder=3)
+        note(left, f"n={n}", (kl, gain), (4, -12), PALETTE[1])
+    note(left, "log n - (n-1)/n", (bound(16), seen["bon"][2][1]), (8, -3), GREY)
+    left.set_xlim(0, 1.05 * bound(64))
+    caption(left, "Best-of-n lies below the posteriors", "KL(q||p0)   [nats]", "E_q[r]   [reward units]")
+    for i, name in enumerate(("review", "ramble")):
+        sizes, gaps = found.data[f"{name} gaps"]
+        right.semilogx(sizes, gaps, marker="o", ms=4, color=PALETTE[i], lw=1.5, base=2)
+        where = (sizes[(2, -3)[i]], gaps[(2, -3)[i]])
+        note(right, name, where, ((8, 2), (-50, 2))[i], PALETTE[i])
+    caption(right, "For one target there is a best n", "n", "KL(bon||p*)   [nats]")

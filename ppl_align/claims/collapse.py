@@ -34,13 +34,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import natural, vanilla
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims._toys import CRITIC, praise, ramble
+from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
@@ -51,27 +50,21 @@ def modest(texts: list[str]) -> list[float]:
     return [p - 0.3 * text.count("very") for p, text in zip(praise(texts), texts, strict=True)]
 
 
-def review(beta: float, taste: Any = modest) -> None:
+def review(beta: float, length: int, taste: Any = modest) -> None:
     """A review that may end early."""
-    text = completion("review", CRITIC, "", max_new_tokens=3)
+    text = completion("review", CRITIC, "", max_new_tokens=length)
     reward("taste", taste, text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Three tokens, no more, no less."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=beta)
 
 
 BETAS = torch.logspace(1, -2.3, 40, dtype=torch.float64).tolist()
 STEPS = {"ramble": 200_000, "review": 20_000}
-RATE = 0.5
+LENGTH, RATE = 3, 0.5
 
 
 def study(found: Findings) -> None:
     """The limit of the posterior; what J makes of it; how fast gradients get there, and where they get stuck."""
     for program in (ramble, review):
-        name, path = program.__name__, [Oracle(program, beta) for beta in BETAS]
+        name, path = program.__name__, [Oracle(program, beta, LENGTH) for beta in BETAS]
         oracle = path[-1]
         (r,) = oracle.rewards.values()
         best, log_prior, nowhere = int(r.argmax()), oracle.log_prior, torch.zeros_like(r)
@@ -84,7 +77,7 @@ def study(found: Findings) -> None:
 
         point = torch.full_like(r, -torch.inf).index_fill(0, torch.tensor(best), 0.0)
         even = float((r[best] - oracle.mean(r, log_prior)) / -log_prior[best])
-        worth = {f: objectives(Oracle(program, f * even), f * even, point) for f in (0.9, 1.0, 1.1)}
+        worth = {f: objectives(Oracle(program, f * even, LENGTH), f * even, point) for f in (0.9, 1.0, 1.1)}
         found.equal(f"{name}: J(best text) = J(p0) at beta={even:.3f}", *worth[1.0])
         found.less(f"{name}: 10% lower, J(p0) < J(best text)", worth[0.9][1], worth[0.9][0])
         found.less(f"{name}: 10% higher, J(best text) < J(p0)", *worth[1.1])
@@ -98,7 +91,7 @@ def study(found: Findings) -> None:
         found.equal(f"{name}: eta t (r_max - E r) tends to 1 - 1/K", uniform["rate"][-1], 1 - 1 / len(r), 1e-2)
         found.less(f"{name}: from p0, {steps:,} steps: P(best)", prior["best"][-1], 1e-4)
         found.less(f"{name}: because 1 - P(another text) is", 1 - prior["top"][-1], 1e-3)
-        target = Oracle(program, 0.5).log_target
+        target = Oracle(program, 0.5, LENGTH).log_target
         for label, start in (("uniform start", nowhere), ("from p0", log_prior)):
             end, missing = natural_path(r, start, 0.0, log_prior)
             found.less(f"{name}: {label}, 400 natural steps: 1 - P(best)", missing[-1], 1e-6)
@@ -109,7 +102,7 @@ def study(found: Findings) -> None:
         if program is ramble:
             found.greater(f"{name}: on the way entropy exceeds that of p0", max(hardness), entropy(log_prior))
 
-    tied = Oracle(review, 0.01, praise)
+    tied = Oracle(review, 0.01, LENGTH, praise)
     (r,) = tied.rewards.values()
     winners = torch.where(r == r.max(), tied.log_prior, -torch.inf).log_softmax(0)
     number = int((r == r.max()).sum())
@@ -147,31 +140,26 @@ def natural_path(r: Tensor, start: Tensor, beta: float, log_prior: Tensor) -> tu
     return log_q, missing
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Entropy against beta, and the mass that has not collapsed yet against the step."""
-
-    def paint(left: Any, right: Any) -> None:
-        for name, colour, side in (("ramble", PALETTE[0], (6, 4)), ("review", PALETTE[1], (-40, -8))):
-            hardness = found.data[f"{name}: entropy"]
-            left.plot(BETAS, hardness, color=colour, lw=2)
-            left.annotate(name, (BETAS[17], hardness[17]), side, textcoords="offset points", color=colour)
-        left.set_xscale("log")
-        left.invert_xaxis()
-        left.set_xlabel("beta   [reward units per nat]")
-        left.set_ylabel("entropy of p*   [nats]")
-        left.set_title("Entropy of the posterior as the KL term goes")
-        uniform, prior, sprint = found.data["ramble: dynamics"]
-        shown = (
-            (uniform["step"], 1 - uniform["best"], PALETTE[0], "vanilla, from uniform: 1/t"),
-            (prior["step"], 1 - prior["top"], PALETTE[1], "vanilla, from p0: onto another text"),
-            (range(1, 401), sprint, PALETTE[2], "natural"),
-        )
-        for steps, missing, colour, label in shown:
-            right.loglog(steps, np.maximum(missing, 1e-9), color=colour, lw=2, label=label)
-        right.set_ylim(1e-8, 2)
-        right.set_xlabel("step")
-        right.set_ylabel("1 - P(the text it ends on)")
-        right.set_title("Every gradient ends on one text (ramble)")
-        right.legend(loc="lower left")
-
-    return draw(paint, columns=2)
+    for name, colour, side in (("ramble", PALETTE[0], (6, 4)), ("review", PALETTE[1], (-40, -8))):
+        hardness = found.data[f"{name}: entropy"]
+        left.plot(BETAS, hardness, color=colour, lw=2)
+        note(left, name, (BETAS[17], hardness[17]), side, colour)
+    left.set_xscale("log")
+    left.invert_xaxis()
+    caption(
+        left, "Entropy of the posterior as the KL term goes", "beta   [reward units per nat]", "entropy of p*   [nats]"
+    )
+    uniform, prior, sprint = found.data["ramble: dynamics"]
+    shown = (
+        (uniform["step"], 1 - uniform["best"], PALETTE[0], "vanilla, from uniform: 1/t"),
+        (prior["step"], 1 - prior["top"], PALETTE[1], "vanilla, from p0: onto another text"),
+        (range(1, 401), sprint, PALETTE[2], "natural"),
+    )
+    for steps, missing, colour, label in shown:
+        right.loglog(steps, np.maximum(missing, 1e-9), color=colour, lw=2, label=label)
+    right.set_ylim(1e-8, 2)
+    caption(right, "Every gradient ends on one text (ramble)", "step", "1 - P(the text it ends on)")
+    right.legend(loc="lower left")

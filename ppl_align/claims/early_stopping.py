@@ -29,31 +29,24 @@ PPO, on what clipping does not bound (arXiv:1903.07940).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import completion, reward
 from ppl_align.claims._gradients import fisher, vanilla
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims._toys import CRITIC, matched, praise, ramble, spot
+from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides.table import TableGuide
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
 
-
-def ramble(beta: float) -> None:
-    """Three tokens, no more, no less."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=beta)
+LENGTH = 3
 
 
-def review(beta: float) -> None:
+def review(beta: float, length: int) -> None:
     """A review that may end early; "very" costs a little."""
-    text = completion("review", CRITIC, "", max_new_tokens=3)
+    text = completion("review", CRITIC, "", max_new_tokens=length)
     reward("praise", praise, text, beta=beta)
     reward("brevity", lambda texts: [-0.3 * t.count("very") for t in texts], text, beta=beta)
 
@@ -61,7 +54,7 @@ def review(beta: float) -> None:
 def study(found: Findings) -> None:
     """Natural gradients by text and by token; vanilla gradients and PPO beside the posterior at their KL."""
     for program in (ramble, review):
-        name, oracle = program.__name__, Oracle(program, 1.0)
+        name, oracle = program.__name__, Oracle(program, 1.0, LENGTH)
         p0, r = oracle.log_prior, sum(oracle.rewards.values(), torch.zeros_like(oracle.log_prior))
         uneven = torch.rand(20, dtype=torch.float64)
         for label, sizes in (
@@ -70,9 +63,9 @@ def study(found: Findings) -> None:
             ("20 uneven steps, in all 2", (2 * uneven / uneven.sum()).tolist()),
         ):
             beta = 1 / sum(sizes)
-            apart = (by_text(p0, r, sizes).exp() - Oracle(program, beta).log_target.exp()).abs().max()
+            apart = (by_text(p0, r, sizes).exp() - Oracle(program, beta, LENGTH).log_target.exp()).abs().max()
             found.equal(f"{name}: {label} = p* at beta={beta:.2g}, |q - p*|", apart, 0.0)
-        gaps = [Oracle(program, 0.5).reverse_kl(by_token(oracle, r, 2 / k, k)).detach() for k in (8, 32, 64)]
+        gaps = [Oracle(program, 0.5, LENGTH).reverse_kl(by_token(oracle, r, 2 / k, k)).detach() for k in (8, 32, 64)]
         found.greater(f"{name}: natural steps per token, 8 of 1/4: KL(q||p*) > 0", gaps[0], 1e-4)
         found.equal(f"{name}: 32 steps / 64 half as large: ratio of KLs", gaps[1] / gaps[2], 4.0, 0.2)
 
@@ -91,7 +84,7 @@ def study(found: Findings) -> None:
         found.greater(f"{name}: PPO, KL from p0 at the end, above 10 x the largest step's", far, 10 * hops.max())
         found.equal(f"{name}: PPO, KL from p0 ends at -log p0(one text)", far, -p0[top], 0.02)
         found.less(f"{name}: PPO, its entropy at the end", entropy(plain[-1]), 0.01)
-        target = Oracle(program, 0.5)
+        target = Oracle(program, 0.5, LENGTH)
         near, away = (target.reverse_kl(log_q[-1]) for log_q in (kept, plain))
         found.less(f"{name}: PPO with the KL term (0.5): KL(q||p*)", near, 0.02)
         found.greater(f"{name}: PPO without it, the same, above 10 times that", away, 10 * near)
@@ -160,51 +153,35 @@ def ppo(
     return path
 
 
-def matched(p0: Tensor, r: Tensor, distance: float) -> Tensor:
-    """The posterior (log, [S]) with that KL from p0, by bisection on 1/beta."""
-    low, high = 0.0, 200.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        near = float(kl_divergence((p0 + middle * r).log_softmax(0), p0)) < distance
-        low, high = (middle, high) if near else (low, middle)
-    return (p0 + low * r).log_softmax(0)
-
-
 def report(found: Findings, what: str, log_q: Tensor, p0: Tensor, r: Tensor) -> None:
     """A policy earns less than the posterior at its KL."""
-    best = matched(p0, r, float(kl_divergence(log_q, p0)))
+    _, best = matched(float(kl_divergence(log_q, p0)), r, p0)
     found.less(f"{what}: E[r], and of p* at its KL", log_q.exp() @ r, best.exp() @ r)
 
 
 def plane(log_q: Tensor, p0: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """(KL(q||p0), E_q[r]) of policies [n, S]."""
-    return torch.stack([kl_divergence(q, p0) for q in log_q]), log_q.exp() @ r
+    kl, gain = torch.tensor([spot(q, p0, r) for q in log_q], dtype=torch.float64).T
+    return kl, gain
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Reward against distance for three optimisers, and how far PPO's small steps go."""
-
-    def paint(left: Any, right: Any) -> None:
-        data = found.data["ramble"]
-        left.plot(*data["posterior"], color=PALETTE[0], lw=2)
-        left.scatter(*data["natural"], color=PALETTE[0], s=22, zorder=3)
-        left.plot(*data["vanilla"], color=PALETTE[1], lw=2)
-        left.plot(*data["PPO"], color=PALETTE[2], lw=1.5, marker=".", ms=4)
-        left.annotate("posteriors; natural steps (dots)", (0.9, 1.62), color=PALETTE[0], ha="left")
-        left.annotate("vanilla", (1.5, 0.9), color=PALETTE[1])
-        left.annotate("PPO", (2.6, 1.3), color=PALETTE[2])
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[r]   [reward units]")
-        left.set_title("Only natural steps walk the posteriors (ramble)")
-        right.plot(data["PPO"][0], color=PALETTE[2], lw=2)
-        right.plot(data["PPO with KL term"][0], color=PALETTE[0], lw=2)
-        right.plot(data["hops"], color=PALETTE[3], lw=1.3)
-        right.axhline(data["target"], color=PALETTE[0], lw=1, ls="--")
-        right.annotate("PPO: KL from p0", (110, 4.2), color=PALETTE[2])
-        right.annotate("with the KL term (dashed: p*)", (90, 0.78), color=PALETTE[0])
-        right.annotate("KL of each step", (110, 0.15), color=PALETTE[3])
-        right.set_xlabel("outer step of PPO")
-        right.set_ylabel("KL   [nats]")
-        right.set_title("Clipping bounds the step, not the distance")
-
-    return draw(paint, columns=2)
+    data = found.data["ramble"]
+    left.plot(*data["posterior"], color=PALETTE[0], lw=2)
+    left.scatter(*data["natural"], color=PALETTE[0], s=22, zorder=3)
+    left.plot(*data["vanilla"], color=PALETTE[1], lw=2)
+    left.plot(*data["PPO"], color=PALETTE[2], lw=1.5, marker=".", ms=4)
+    left.annotate("posteriors; natural steps (dots)", (0.9, 1.62), color=PALETTE[0], ha="left")
+    left.annotate("vanilla", (1.5, 0.9), color=PALETTE[1])
+    left.annotate("PPO", (2.6, 1.3), color=PALETTE[2])
+    caption(left, "Only natural steps walk the posteriors (ramble)", "KL(q||p0)   [nats]", "E_q[r]   [reward units]")
+    right.plot(data["PPO"][0], color=PALETTE[2], lw=2)
+    right.plot(data["PPO with KL term"][0], color=PALETTE[0], lw=2)
+    right.plot(data["hops"], color=PALETTE[3], lw=1.3)
+    right.axhline(data["target"], color=PALETTE[0], lw=1, ls="--")
+    right.annotate("PPO: KL from p0", (110, 4.2), color=PALETTE[2])
+    right.annotate("with the KL term (dashed: p*)", (90, 0.78), color=PALETTE[0])
+    right.annotate("KL of each step", (110, 0.15), color=PALETTE[3])
+    caption(right, "Clipping bounds the step, not the distance", "outer step of PPO", "KL   [nats]")

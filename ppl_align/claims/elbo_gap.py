@@ -31,29 +31,24 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, SMC, SVI, ImportanceSampling, Posterior, choose, completion, reward
-from ppl_align.claims._toys import CRITIC, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._toys import CRITIC, praise, review
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.warp import log_normalise
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.rewards import Vader
 from ppl_align.testing.oracle import Oracle
 
 BETA = 1.0
 
 
-def review() -> None:
-    """A film review of at most four tokens, tilted towards praise."""
-    text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("praise", praise, text, beta=BETA)
-
-
 def mood() -> None:
-    """The same, after an opening that depends on the reviewer's mood."""
+    """A film review after an opening that depends on the reviewer's mood."""
     good = pyro.sample("good", dist.Bernoulli(torch.tensor(0.3, dtype=torch.float64)))
     text = completion("review", CRITIC, choose(good.long(), [" dull", " very"]), max_new_tokens=3)
     reward("praise", praise, text, beta=BETA)
@@ -82,16 +77,15 @@ def check(found: Findings, name: str, exact: Oracle, q: Tensor, run: Posterior, 
     """The identity by enumeration, ``q`` [S] the log-probability of each text; and as an engine's draws see it."""
     kl = exact.reverse_kl(q)
     found.equal(f"{name}: log Z - ELBO(q) = KL(q||p*)", exact.log_evidence - exact.elbo(q), kl, tolerance)
-    omega = run.log_weight.flatten()
-    found.agrees(f"{name}: from draws of q", exact.log_evidence - omega.mean(), omega.std() / len(omega) ** 0.5, kl)
+    gap = of_draws(exact.log_evidence - run.log_weight.flatten())
+    found.agrees(f"{name}: from draws of q", *gap, kl)
     unbiased(found, name, exact, run)
-    found.data.setdefault("gaps", []).append((name, float(kl), exact.log_evidence - float(omega.mean())))
+    found.data.setdefault("gaps", []).append((name, float(kl), gap.value))
 
 
 def unbiased(found: Findings, name: str, exact: Oracle, run: Posterior) -> None:
     """E[Zhat] = Z, over the replicates of a run."""
-    ratio = (run.log_evidence - exact.log_evidence).exp()
-    found.agrees(f"{name}: E[Zhat] / Z", ratio.mean(), ratio.std() / len(ratio) ** 0.5, 1.0)
+    found.agrees(f"{name}: E[Zhat] / Z", *of_draws((run.log_evidence - exact.log_evidence).exp()), 1.0)
 
 
 def study(found: Findings) -> None:
@@ -128,8 +122,7 @@ def own_log_z(found: Findings, name: str, run: Posterior, kl: Tensor) -> None:
     omega, gaps = run.log_weight.flatten(), []
     for n in (1, 2, 4, 8, 16, 32, 64):
         group = omega.reshape(-1, n)
-        gap = group.logsumexp(1) - math.log(n) - group.mean(1)
-        gaps.append((n, float(gap.mean()), float(gap.std() / len(gap) ** 0.5)))
+        gaps.append((n, *of_draws(log_mean_exp(group) - group.mean(1))))
     found.less(f"{name}: to its own log Zhat of 8 draws, too small", gaps[3][1], kl, gaps[3][2])
     found.data.setdefault("own", {})[name] = gaps, float(kl)
 
@@ -157,27 +150,22 @@ def study_lm(found: Findings, lm: LM) -> None:
     unbiased(found, f"{label}, SMC", exact, run)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """KL against the gap, and the gap that a run sees if it judges itself."""
-
-    def paint(left: Any, right: Any) -> None:
-        gaps = found.data["gaps"]
-        for i, (name, kl, gap) in enumerate(gaps):
-            left.scatter([kl], [i], s=110, marker="|", color=GREY, lw=2)
-            left.scatter([gap], [i], s=22, color=PALETTE[1 if name.startswith("SmolLM2") else 0], zorder=3)
-        left.set_yticks(range(len(gaps)), [name for name, _, _ in gaps])
-        left.set_ylim(len(gaps) - 0.5, -0.5)
-        left.set_xlim(left=0)
-        left.set_xlabel("nats (bar: KL(q||p*) enumerated, dot: log Z - ELBO from draws)")
-        left.set_title("The gap is the distance")
-        for (name, (gaps, kl)), colour in zip(found.data["own"].items(), PALETTE, strict=False):
-            right.plot([n for n, _, _ in gaps], [gap for _, gap, _ in gaps], "o-", ms=4, color=colour)
-            right.plot([1, 64], [kl, kl], color=colour, lw=1, ls="--")
-            right.annotate(name, (64, gaps[-1][1]), (8, -3), textcoords="offset points", color=colour)
-        right.set_xscale("log", base=2)
-        right.set_xlim(0.9, 180)
-        right.set_xlabel("draws N, used for both (dashes: the true gap)")
-        right.set_ylabel("log Zhat - ELBO   [nats]")
-        right.set_title("Judged by its own draws, q looks better than it is")
-
-    return draw(paint, columns=2)
+    gaps = found.data["gaps"]
+    for i, (name, kl, gap) in enumerate(gaps):
+        left.scatter([kl], [i], s=110, marker="|", color=GREY, lw=2)
+        left.scatter([gap], [i], s=22, color=PALETTE[1 if name.startswith("SmolLM2") else 0], zorder=3)
+    left.set_yticks(range(len(gaps)), [name for name, _, _ in gaps])
+    left.set_ylim(len(gaps) - 0.5, -0.5)
+    left.set_xlim(left=0)
+    caption(left, "The gap is the distance", "nats (bar: KL(q||p*) enumerated, dot: log Z - ELBO from draws)")
+    for (name, (gaps, kl)), colour in zip(found.data["own"].items(), PALETTE, strict=False):
+        right.plot([n for n, _, _ in gaps], [gap for _, gap, _ in gaps], "o-", ms=4, color=colour)
+        right.plot([1, 64], [kl, kl], color=colour, lw=1, ls="--")
+        note(right, name, (64, gaps[-1][1]), (8, -3), colour)
+    right.set_xscale("log", base=2)
+    right.set_xlim(0.9, 180)
+    caption(right, "Judged by its own draws, q looks better than it is")
+    right.set(xlabel="draws N, used for both (dashes: the true gap)", ylabel="log Zhat - ELBO   [nats]")

@@ -30,30 +30,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import ImportanceSampling, Posterior, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align import ImportanceSampling, Posterior
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import CRITIC, jensen_shannon, ramble, review
+from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.guides import AutoGuide
 from ppl_align.testing.oracle import Oracle, kl_divergence
-
-
-def review() -> None:
-    """A film review of at most three tokens, tilted towards praise."""
-    text = completion("text", CRITIC, "", max_new_tokens=3)
-    reward("praise", praise, text, beta=1.0)
-
-
-def ramble() -> None:
-    """Three tokens of fixed length, rewarded for pairs."""
-    x = completion("text", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=0.7)
 
 
 class Divergence(NamedTuple):
@@ -63,17 +52,11 @@ class Divergence(NamedTuple):
     slope: Callable[[Tensor], Tensor]
 
 
-def jensen_shannon(log_pi: Tensor, log_p: Tensor) -> Tensor:
-    """KL(p*||m) + KL(pi||m), m half of each: twice the usual one."""
-    log_m = torch.logaddexp(log_pi, log_p) - torch.tensor(2.0, dtype=torch.float64).log()
-    return kl_divergence(log_p, log_m) + kl_divergence(log_pi, log_m)
-
-
 DIVERGENCES = {
     "KL(p*||pi)": Divergence(lambda a, b: kl_divergence(b, a), lambda t: -1 / t),
     "KL(pi||p*)": Divergence(kl_divergence, lambda t: t.log() + 1),
     "TV": Divergence(lambda a, b: (a.exp() - b.exp()).abs().sum() / 2, lambda t: (t - 1).sign() / 2),
-    "2 JS": Divergence(jensen_shannon, lambda t: (2 * t / (t + 1)).log()),
+    "2 JS": Divergence(lambda a, b: 2 * jensen_shannon(a, b), lambda t: (2 * t / (t + 1)).log()),
     "chi2(p*||pi)": Divergence(lambda a, b: (2 * b - a).exp().sum() - 1, lambda t: 1 - 1 / t**2),
     "chi2(pi||p*)": Divergence(lambda a, b: (2 * a - b).exp().sum() - 1, lambda t: 2 * (t - 1)),
 }
@@ -82,8 +65,8 @@ NEEDS_Z = ("TV", "2 JS")
 
 def study(found: Findings) -> None:
     """A random tabular policy on two programs: the table of slopes against autograd, then against draws."""
-    for program in (review, ramble):
-        exact, policy = Oracle(program), AutoGuide(program, "table")
+    for program, beta in ((review, 1.0), (ramble, 0.7)):
+        exact, policy = Oracle(program, beta, 3), AutoGuide(program, "table")
         exact.log_q(policy)  # the first look makes the table, at the prior
         with torch.no_grad():
             for p in policy.sites["text"].parameters():
@@ -95,7 +78,7 @@ def study(found: Findings) -> None:
         exactly = {}
         for label, (value, slope) in DIVERGENCES.items():
             gradient = exact.gradient(lambda log_q, value=value: value(log_q, exact.log_target), policy)  # type: ignore[misc]  # noqa: B023
-            exactly[label] = torch.cat([g.flatten() for g in gradient.values()])
+            exactly[label] = flat(gradient.values())
             off = (log_pi.exp() * slope(t)) @ grad_log_pi - exactly[label]
             found.equal(f"{name}, {label}: formula - autograd, relative", off.norm() / exactly[label].norm(), 0.0)
         wrong_evidence(found, name, log_pi, grad_log_pi, t)
@@ -107,7 +90,7 @@ def scores(exact: Oracle, policy: AutoGuide) -> tuple[Tensor, Tensor]:
     """log pi [S] and grad log pi [S, parameters]."""
     log_pi, parameters = exact.log_q(policy), list(policy.sites["text"].parameters())
     rows = [torch.autograd.grad(each, parameters, retain_graph=True) for each in log_pi]
-    return log_pi.detach(), torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    return log_pi.detach(), torch.stack([flat(row) for row in rows])
 
 
 def by_draws(
@@ -116,8 +99,8 @@ def by_draws(
     """One component of the gradient from draws of pi, and from draws of p0 with weights and a baseline."""
     direction = torch.randn(grad_log_pi.shape[1], dtype=torch.float64)
     t, along = (log_pi - exact.log_target).exp(), grad_log_pi @ direction
-    ours = where(exact, ImportanceSampling(1000, 40, proposal=policy).run(exact.model, seed=found.seed))
-    others = where(exact, ImportanceSampling(1000, 40).run(exact.model, seed=found.seed + 1))
+    ours = where(exact, ImportanceSampling(1000, 40, proposal=policy).run(exact.model, *exact.args, seed=found.seed))
+    others = where(exact, ImportanceSampling(1000, 40).run(exact.model, *exact.args, seed=found.seed + 1))
     weight = (log_pi - exact.log_prior).exp()
     for label, (_, slope) in DIVERGENCES.items():
         estimates = {
@@ -125,8 +108,7 @@ def by_draws(
             "draws of p0, pi/p0, baseline": (weight * (slope(t) - slope(torch.tensor(1.0))) * along)[others],
         }
         for origin, values in estimates.items():
-            error = values.std() / len(values) ** 0.5
-            found.agrees(f"ramble, {label}: {origin}", values.mean(), error, exactly[label] @ direction)
+            found.agrees(f"ramble, {label}: {origin}", *of_draws(values), exactly[label] @ direction)
     bare = (exact.log_prior.exp() * (t.log() + 1)) @ grad_log_pi
     found.greater("ramble, KL(pi||p*): p0 without pi/p0, 1 - cosine", unlike(bare, exactly["KL(pi||p*)"]), 0.01)
 
@@ -176,23 +158,16 @@ def unlike(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (a @ b) / (a.norm() * b.norm())
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Pseudo-rewards, and what is left of the gradients near the target."""
-
-    def paint(left: Any, right: Any) -> None:
-        t = torch.logspace(-2, 2, 201, dtype=torch.float64)
-        for (label, (_, slope)), colour in zip(DIVERGENCES.items(), PALETTE, strict=False):
-            left.plot(t, slope(torch.ones(())) - slope(t), color=colour, lw=1.8, label=label)
-            right.loglog(found.data["distances"], found.data[label], color=colour, lw=1.8)
-        left.set_xscale("log")
-        left.set_ylim(-5, 8)
-        left.set_xlabel("t = pi/p* of a text")
-        left.set_ylabel("pseudo-reward f'(1) - f'(t)")
-        left.set_title("Who minds a missed text, who an overrated one")
-        left.legend(loc="upper right", fontsize=8.5)
-        right.annotate("TV", (1e-4, found.data["TV"][0]), (4, -12), textcoords="offset points", color=PALETTE[2])
-        right.set_xlabel("distance of the logits from p*")
-        right.set_ylabel("length of the gradient")
-        right.set_title("All gradients fade near p* but one")
-
-    return draw(paint, columns=2)
+    t = torch.logspace(-2, 2, 201, dtype=torch.float64)
+    for (label, (_, slope)), colour in zip(DIVERGENCES.items(), PALETTE, strict=False):
+        left.plot(t, slope(torch.ones(())) - slope(t), color=colour, lw=1.8, label=label)
+        right.loglog(found.data["distances"], found.data[label], color=colour, lw=1.8)
+    left.set_xscale("log")
+    left.set_ylim(-5, 8)
+    caption(left, "Who minds a missed text, who an overrated one", "t = pi/p* of a text", "pseudo-reward f'(1) - f'(t)")
+    left.legend(loc="upper right", fontsize=8.5)
+    note(right, "TV", (1e-4, found.data["TV"][0]), (4, -12), PALETTE[2])
+    caption(right, "All gradients fade near p* but one", "distance of the logits from p*", "length of the gradient")

@@ -33,14 +33,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import SVI, ImportanceSampling, MarkovLM, completion, reward
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import jensen_shannon
+from ppl_align.claims._turns import maximise
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.guides import AutoGuide
 from ppl_align.testing import Oracle
@@ -108,7 +109,7 @@ def study(found: Findings) -> None:
 
     prior = guide_at(oracle, 0.5, 0.5)
     slopes = oracle.gradient(oracle.reverse_kl, prior).values()
-    found.equal("reverse: |gradient| at the prior", torch.cat([g.reshape(-1) for g in slopes]).norm(), 0.0)
+    found.equal("reverse: |gradient| at the prior", flat(slopes).norm(), 0.0)
     found.less("but a step aside is lower", oracle.reverse_kl(product(0.6, 0.6)), oracle.reverse_kl(product(0.5, 0.5)))
     for seed in range(3):
         guide = SVI(num_steps=60).run(parallel, FAIR, STEEP, seed=found.seed + seed).guide
@@ -166,17 +167,7 @@ def guide_at(oracle: Oracle, a: float, b: float) -> AutoGuide:
 def fit(oracle: Oracle, guide: AutoGuide, loss: Loss) -> Tensor:
     """Exact descent (L-BFGS) on loss(log q) in the guide's own parameters: log q of the four pairs."""
     tables = [p for part in guide.sites.values() for p in part.parameters()]
-    descent = torch.optim.LBFGS(
-        tables, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> float:
-        descent.zero_grad()
-        value = loss(oracle.log_q(guide))
-        value.backward()
-        return value.item()
-
-    descent.step(closure)
+    maximise(lambda: -loss(oracle.log_q(guide)), tables)
     return oracle.log_q(guide).detach()
 
 
@@ -192,12 +183,6 @@ def marginals(log_q: Tensor) -> tuple[Tensor, Tensor]:
     return q[2] + q[3], q[1] + q[3]
 
 
-def jensen_shannon(log_q: Tensor, log_p: Tensor) -> Tensor:
-    """(KL(q||m) + KL(p||m)) / 2, m = (q + p)/2, nats."""
-    middle = torch.logaddexp(log_q, log_p) - math.log(2)
-    return (kl_divergence(log_q, middle) + kl_divergence(log_p, middle)) / 2
-
-
 def root(beta: float) -> float:
     """The largest root of m = tanh(m / (2 beta)), m = 2a - 1."""
     m = 1.0
@@ -206,29 +191,22 @@ def root(beta: float) -> float:
     return m
 
 
-def figure(found: Findings) -> Figure:
+@panels(3, size=(4.2, 3.8))
+def figure(found: Findings, *axes: Axes) -> None:
     """Both landscapes over (a, b), and where the reverse optimum goes as beta falls."""
-
-    def paint(*axes: Any) -> None:
-        spots = {"forward": [(0.5, 0.5)], "reverse": [(0.975989, 0.975989), (0.024011, 0.024011)]}
-        for axis, (name, optima) in zip(axes, spots.items(), strict=False):
-            surface = found.data[name].numpy()
-            levels = surface.min() + torch.logspace(-2, 0.5, 14).numpy()
-            axis.contour(AXIS, AXIS, surface.T, levels=levels, colors=GREY, linewidths=0.9)
-            axis.scatter(*zip(*optima, strict=True), color=PALETTE[1], s=46, zorder=3)
-            axis.set_aspect("equal")
-            axis.set_xlabel("a = q(first answer is yes)")
-            axis.set_ylabel("b = q(second answer is yes)")
-        axes[0].set_title("Forward KL(p*||q) covers")
-        axes[1].set_title("Reverse KL(q||p*) picks a mode")
-        betas = torch.linspace(0.15, 0.9, 200).tolist()
-        for sign in (1, -1):
-            axes[2].plot(betas, [(1 + sign * root(beta)) / 2 for beta in betas], color=PALETTE[1], lw=2)
-        axes[2].axhline(0.5, color=PALETTE[0], lw=1.4, ls="--")
-        axes[2].annotate("reverse", (0.2, 0.88), color=PALETTE[1])
-        axes[2].annotate("forward", (0.2, 0.53), color=PALETTE[0])
-        axes[2].set_xlabel("beta   [reward units per nat]")
-        axes[2].set_ylabel("a of the optimum")
-        axes[2].set_title("It picks only below beta = 1/2")
-
-    return draw(paint, columns=3, size=(4.2, 3.8))
+    spots = {"forward": [(0.5, 0.5)], "reverse": [(0.975989, 0.975989), (0.024011, 0.024011)]}
+    titles = ("Forward KL(p*||q) covers", "Reverse KL(q||p*) picks a mode")
+    for axis, title, (name, optima) in zip(axes, titles, spots.items(), strict=False):
+        surface = found.data[name].numpy()
+        levels = surface.min() + torch.logspace(-2, 0.5, 14).numpy()
+        axis.contour(AXIS, AXIS, surface.T, levels=levels, colors=GREY, linewidths=0.9)
+        axis.scatter(*zip(*optima, strict=True), color=PALETTE[1], s=46, zorder=3)
+        axis.set_aspect("equal")
+        caption(axis, title, "a = q(first answer is yes)", "b = q(second answer is yes)")
+    betas = torch.linspace(0.15, 0.9, 200).tolist()
+    for sign in (1, -1):
+        axes[2].plot(betas, [(1 + sign * root(beta)) / 2 for beta in betas], color=PALETTE[1], lw=2)
+    axes[2].axhline(0.5, color=PALETTE[0], lw=1.4, ls="--")
+    axes[2].annotate("reverse", (0.2, 0.88), color=PALETTE[1])
+    axes[2].annotate("forward", (0.2, 0.53), color=PALETTE[0])
+    caption(axes[2], "It picks only below beta = 1/2", "beta   [reward units per nat]", "a of the optimum")

@@ -30,17 +30,15 @@ Source: Stiennon et al. 2020 (arXiv:2009.01325); Bai et al. 2022 (arXiv:2204.058
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import Enumeration, ImportanceSampling, MarkovLM, completion, reward
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import standard_error
 from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle
 
@@ -169,7 +167,7 @@ def orderings(found: Findings, name: str, gold: dict[str, Tensor]) -> None:
 def below(found: Findings, what: str, smaller: Tensor, larger: Tensor) -> None:
     """One arm below another, by the paired differences over seeds."""
     gap = larger - smaller
-    found.less(what, smaller.mean(), larger.mean(), gap.std() / len(gap) ** 0.5)
+    found.less(what, smaller.mean(), larger.mean(), standard_error(gap))
 
 
 def check_parts(found: Findings, texts: Summaries) -> None:
@@ -191,7 +189,8 @@ def check_parts(found: Findings, texts: Summaries) -> None:
     found.less("Laplace's mean off the exact belief's, in its sd", off.max(), 0.5, run=True)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     kl = RUNGS.tolist()
     colours = {
         "oracle": (GREY, (3.6, 5.7)),
@@ -199,19 +198,11 @@ def figure(found: Findings) -> Figure:
         "frozen pessimistic": (PALETTE[2], (7.2, 4.6)),
         "frozen mean": (PALETTE[1], (6.5, 2.7)),
     }
-
-    def paint(left: Any, right: Any) -> None:
-        for name, (colour, spot) in colours.items():
-            mean, error = found.data["readers"][name]
-            left.errorbar(kl, mean, [2 * e for e in error], color=colour, lw=2, capsize=2)
-            left.annotate(name, spot, color=colour)
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[gold]   [reward units]")
-        left.set_title(f"{LABELS} labels, frozen or refreshed")
-        right.plot(kl, found.data["calibrated"], color=PALETTE[3], lw=2)
-        right.annotate("frozen mean", (kl[5], found.data["calibrated"][4]), color=PALETTE[3])
-        right.set_xlabel("KL(q||p0)   [nats]")
-        right.set_ylabel("E_q[gold]   [reward units]")
-        right.set_title("Gold drawn from the belief's prior: no hump")
-
-    return draw(paint, columns=2)
+    for name, (colour, spot) in colours.items():
+        mean, error = found.data["readers"][name]
+        left.errorbar(kl, mean, [2 * e for e in error], color=colour, lw=2, capsize=2)
+        left.annotate(name, spot, color=colour)
+    caption(left, f"{LABELS} labels, frozen or refreshed", "KL(q||p0)   [nats]", "E_q[gold]   [reward units]")
+    right.plot(kl, found.data["calibrated"], color=PALETTE[3], lw=2)
+    right.annotate("frozen mean", (kl[5], found.data["calibrated"][4]), color=PALETTE[3])
+    caption(right, "Gold drawn from the belief's prior: no hump", "KL(q||p0)   [nats]", "E_q[gold]   [reward units]")

@@ -37,15 +37,14 @@ Source: Grosse, Ghahramani & Adams 2015 (arXiv:1511.02543); Vehtari et al. 2024 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import SMC, ImportanceSampling, MarkovLM, Posterior, Rejection, completion, evidence_bounds, reward
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims.drawing import PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.oracle import Oracle
@@ -112,7 +111,7 @@ def many_runs(found: Findings, name: str, where: int, oracle: Oracle) -> None:
     found.holds(f"{name}: those have the weights of a world without it", same, "identical" if same else "different")
     ratio = (run.log_evidence - oracle.log_evidence).exp()
     quiet, loud = ratio[missed], ratio[~missed]
-    found.agrees(f"{name}: Zhat/Z where missed", quiet.mean(), quiet.std() / len(quiet) ** 0.5, 0.5 / (1 - RARE))
+    found.agrees(f"{name}: Zhat/Z where missed", *of_draws(quiet), 0.5 / (1 - RARE))
     found.holds(f"{name}: Zhat/Z where hit is above 2", bool(loud.min() > 2), f"{loud.min():.2f} or more")
     square = torch.logsumexp(oracle.log_prior + 2 * oracle.log_potential, 0) - 2 * oracle.log_evidence
     error = math.sqrt(math.expm1(float(square)) / DRAWS / RUNS)  # exact: the draws do not know it
@@ -155,8 +154,7 @@ def sandwich(found: Findings, jackpot: float, oracle: Oracle) -> None:
     """Exact draws are in the mode half of the time; retained, they open the gap between the bounds."""
     engine = ImportanceSampling(DRAWS, num_replicates=300)
     exact = oracle.sample(1, 300, seed=found.seed)
-    inside = in_mode(exact).double()
-    found.agrees("share of exact draws in the mode", inside.mean(), inside.std() / math.sqrt(300), 0.5)
+    found.agrees("share of exact draws in the mode", *of_draws(in_mode(exact).double().flatten()), 0.5)
     bounds = evidence_bounds(engine, story, 0, jackpot, exact=exact, seed=found.seed)
     empty = Oracle(story, 0, 0.0).sample(1, 300, seed=found.seed)
     without = evidence_bounds(engine, story, 0, 0.0, exact=empty, seed=found.seed)
@@ -179,33 +177,25 @@ def rejection(found: Findings) -> None:
     jackpot = half(0, 1e-2)
     oracle = Oracle(story, 0, jackpot, 1e-2)
     run = Rejection(10, num_replicates=10, max_draws=10**6).run(story, 0, jackpot, 1e-2, seed=found.seed)
-    share = in_mode(run).double().reshape(-1)
-    found.agrees("a=1e-2: share of Rejection's draws in the mode", share.mean(), share.std() / 10, 0.5)
+    found.agrees("a=1e-2: share of Rejection's draws in the mode", *of_draws(in_mode(run).double().flatten()), 0.5)
     exact = math.exp(oracle.log_evidence - (0.3 + jackpot) / BETA)
     accepted = 99 / (float(run.history["num_draws"].sum()) - 1)
     found.agrees("a=1e-2: acceptance, Z/exp(upper/beta)", accepted, exact / 10, exact)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Runs by ESS and error; the sandwich."""
-
-    def paint(left: Any, right: Any) -> None:
-        seen = found.data["first"]
-        for i, (mask, label) in enumerate(((seen["missed"], "missed the mode"), (~seen["missed"], "hit it"))):
-            left.scatter(seen["ess"][mask], seen["ratio"][mask], s=14, color=PALETTE[i], alpha=0.6, lw=0, label=label)
-        left.axhline(0, color="black", lw=1)
-        left.set_xlabel("effective sample size, of 1000")
-        left.set_ylabel("log Zhat - log Z   [nats]")
-        left.set_title("The runs that look perfect are wrong")
-        left.legend(loc="upper right")
-        lower, upper = found.data["bounds"]
-        edges = torch.linspace(-1, 3, 41).tolist()
-        right.hist(lower.tolist(), edges, color=PALETTE[0], alpha=0.7, label="plain runs: below, on average")
-        right.hist(upper.tolist(), edges, color=PALETTE[1], alpha=0.7, label="exact draw retained: above")
-        right.axvline(0, color="black", lw=1)
-        right.set_xlabel("log Zhat - log Z   [nats]")
-        right.set_ylabel("runs, of 300")
-        right.set_title("One exact draw in each run opens the gap")
-        right.legend()
-
-    return draw(paint, columns=2)
+    seen = found.data["first"]
+    for i, (mask, label) in enumerate(((seen["missed"], "missed the mode"), (~seen["missed"], "hit it"))):
+        left.scatter(seen["ess"][mask], seen["ratio"][mask], s=14, color=PALETTE[i], alpha=0.6, lw=0, label=label)
+    left.axhline(0, color="black", lw=1)
+    caption(left, "The runs that look perfect are wrong", "effective sample size, of 1000", "log Zhat - log Z   [nats]")
+    left.legend(loc="upper right")
+    lower, upper = found.data["bounds"]
+    edges = torch.linspace(-1, 3, 41).tolist()
+    right.hist(lower.tolist(), edges, color=PALETTE[0], alpha=0.7, label="plain runs: below, on average")
+    right.hist(upper.tolist(), edges, color=PALETTE[1], alpha=0.7, label="exact draw retained: above")
+    right.axvline(0, color="black", lw=1)
+    caption(right, "One exact draw in each run opens the gap", "log Zhat - log Z   [nats]", "runs, of 300")
+    right.legend()

@@ -39,13 +39,13 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, CallableLM, ImportanceSampling, completion, reward
-from ppl_align.claims._turns import Policy, Turns, maximise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._turns import Policy, Turns, climb
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle
 
@@ -153,7 +153,7 @@ def gap(beta: float, lm: LM, world: World) -> tuple[float, list[float]]:
 
 
 def returns(beta: float, lm: LM, world: World) -> list[float]:
-    """E[r]: what conditioning promises, what it gets, what soft Bellman gets."""
+    """E[r]: posterior mean of conditioning, its executed mean, executed mean of soft Bellman."""
     turns, conditioning, bellman, _ = agents(beta, lm, world)
     laws = (turns.oracle.log_target, turns.play(conditioning), turns.play(bellman))
     return [float(turns.oracle.mean("pay", law)) for law in laws]
@@ -163,52 +163,41 @@ def compare(found: Findings, name: str, beta: float, lm: LM, world: World) -> No
     """The two agents in one world, each judged by the real user."""
     turns, conditioning, bellman, best = agents(beta, lm, world)
     oracle = turns.oracle
-    with pyro.get_param_store().scope():
-        guide = ProgramGuide(assistant)
-        oracle.log_q(guide)  # a first run makes the parameters
-        top = maximise(lambda: oracle.elbo(guide), list(pyro.get_param_store().values()))
+    top, _ = climb(oracle, assistant)
     found.equal(f"{name}: J of the trained guide = soft Bellman's", beta * top, beta * best)
     found.equal(f"{name}: its policy, played for real", beta * oracle.elbo(turns.play(bellman)), beta * best)
     lost, parts = gap(beta, lm, world)
     for turn, kl in enumerate(parts, 1):
         found.greater(f"{name}: beta KL at turn {turn} is not zero", kl, 1e-6)
     found.equal(f"{name}: J lost by conditioning = their sum", lost, sum(parts))
-    promised, had, better = returns(beta, lm, world)
-    found.less(f"{name}: E[r] that conditioning gets < promised", had, promised)
+    expected, executed, better = returns(beta, lm, world)
+    found.less(f"{name}: E[r] of conditioning, executed < posterior", executed, expected)
     found.less(f"{name}: best J < beta log Z, what p* would score", beta * best, beta * oracle.log_evidence)
     if beta == 1:
         other = beta * float(sum(turns.divergences(conditioning, bellman, bellman).values()))
         found.holds(f"{name}: over the other's histories it is not", abs(other / lost - 1) > 0.01, f"{other:.6g}")
-        found.less(f"{name}: E[r] of conditioning < of soft Bellman", had, better)
+        found.less(f"{name}: E[r] of conditioning < of soft Bellman", executed, better)
     for i, (label, policy) in enumerate((("conditioning", conditioning), ("soft Bellman", bellman))):
         rollouts = ImportanceSampling(1500, 4, proposal=played(policy, turns, world))
         run = rollouts.run(dialogue, beta, lm, world, seed=found.seed + i)
-        drawn = run.log_weight.reshape(-1)  # mean log-weight under q = ELBO of q
-        error = float(drawn.std() / len(drawn) ** 0.5)
-        exact = float(oracle.elbo(turns.play(policy)))
-        found.agrees(f"{name}: rollouts of {label}: J", beta * float(drawn.mean()), beta * error, beta * exact)
+        drawn = of_draws(beta * run.log_weight.reshape(-1))  # mean log-weight under q = ELBO of q
+        found.agrees(f"{name}: rollouts of {label}: J", *drawn, beta * oracle.elbo(turns.play(policy)))
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     betas, gaps, got = found.data["betas"], torch.tensor(found.data["gaps"]), found.data["returns"]
-
-    def paint(left: Any, right: Any) -> None:
-        labels = ("conditioning promises", "conditioning gets", "soft Bellman gets")
-        spots = ((1.3, 2.3), (0.2, 0.35), (0.3, 0.98))
-        for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
-            left.semilogx(betas, [values[i] for values in got], color=colour, lw=2)
-            left.annotate(label, spot, color=colour)
-        left.set_ylim(bottom=0)
-        left.set_xlabel("beta   [reward units]")
-        left.set_ylabel("E[r]   [reward units]")
-        left.set_title("Two agents and one user")
-        right.stackplot(betas, gaps.T, colors=(PALETTE[1], PALETTE[3]), alpha=0.85)
-        first, second = gaps[0].tolist()
-        right.annotate("beta KL of the first turn", (0.22, first / 2), color="white", va="center")
-        right.annotate("of the second", (0.22, first + second / 2), color="white", va="center")
-        right.set_xscale("log")
-        right.set_xlabel("beta   [reward units]")
-        right.set_ylabel("J lost by conditioning   [reward units]")
-        right.set_title("What conditioning loses, turn by turn")
-
-    return draw(paint, columns=2)
+    labels = ("conditioning: posterior mean", "conditioning: executed mean", "soft Bellman: executed mean")
+    spots = ((1.3, 2.3), (0.2, 0.35), (0.3, 0.98))
+    for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
+        left.semilogx(betas, [values[i] for values in got], color=colour, lw=2)
+        left.annotate(label, spot, color=colour)
+    left.set_ylim(bottom=0)
+    caption(left, "Two agents and one user", "beta   [reward units]", "E[r]   [reward units]")
+    right.stackplot(betas, gaps.T, colors=(PALETTE[1], PALETTE[3]), alpha=0.85)
+    first, second = gaps[0].tolist()
+    right.annotate("beta KL of the first turn", (0.22, first / 2), color="white", va="center")
+    right.annotate("of the second", (0.22, first + second / 2), color="white", va="center")
+    right.set_xscale("log")
+    caption(right, "What conditioning loses, turn by turn", "beta   [reward units]")
+    right.set_ylabel("J lost by conditioning   [reward units]")

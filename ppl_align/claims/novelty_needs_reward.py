@@ -35,12 +35,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, SVI, CallableLM, ImportanceSampling, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, spot
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.lm.decoding import Rows
 from ppl_align.testing import Oracle
@@ -129,7 +129,7 @@ def study(found: Findings) -> None:
             covariance = start.mean(r * r_hat, p0) - start.mean(r, p0) * start.mean(r_hat, p0)
             found.equal(f"{name}: {label} r_hat, slope of E[r] = Cov(r, r_hat)", slope, covariance)
             path = [Oracle(hope, prior, judge, 1 / scale) for scale in SCALES]
-            found.data[name][label] = [(plane(o.log_target, p0), float(start.mean("r", o.log_target))) for o in path]
+            found.data[name][label] = [spot(o.log_target, p0, r) for o in path]
             curve = torch.tensor([gain for _, gain in found.data[name][label]], dtype=torch.float64)
             if label == "wrong":
                 found.less(f"{name}: wrong r_hat, largest change of E[r]", curve.diff().max(), 1e-9)
@@ -139,7 +139,7 @@ def study(found: Findings) -> None:
                 found.greater(f"{name}: which is more than E_p0[r]", curve[-1], start.mean(r, p0))
                 found.less(f"{name}: and less than the best text", curve[-1], r.max())
         path = [Oracle(truth, prior, 1 / scale) for scale in SCALES]
-        found.data[name]["true"] = [(plane(o.log_target, p0), float(o.mean("r"))) for o in path]
+        found.data[name]["true"] = [spot(o.log_target, p0, r) for o in path]
 
     never = torch.tensor([0.0, -torch.inf, 0.0])
     mute = CallableLM(3, lambda prefix: RAMBLER.fn(prefix) + never, name="mute")
@@ -155,7 +155,7 @@ def rounds(found: Findings, start: Oracle, prior: LM) -> list[tuple[float, float
         before, lm = lm, learned(Oracle(truth, lm, 1.0))
         now, once = Oracle(truth, lm, 1.0).log_prior, Oracle(truth, prior, 1 / k).log_target
         found.equal(f"{name}: {k} rounds = posterior at beta/{k}, KL", kl_divergence(now, once), 0.0)
-        seen.append((plane(now, start.log_prior), float(start.mean("r", now))))
+        seen.append(spot(now, start.log_prior, start.rewards["r"]))
         found.greater(f"{name}: E[r] grows in round {k}", seen[-1][1], seen[-2][1])
     drawn = ImportanceSampling(num_particles=1000).run(truth, before, 1.0, seed=found.seed)
     found.agrees(f"{name}: E[r] of round 4 from 4000 weighted samples", *drawn.mean("r"), seen[-1][1])
@@ -181,34 +181,20 @@ def texts_only(joint: Oracle, log_q: Tensor) -> Tensor:
 
 def step(joint: Oracle, model: Any, log_data: Tensor) -> Tensor:
     """The expected gradient of log q(x, s) over pairs of that law, flat."""
-    found = joint.gradient(lambda log_q: (log_data.exp() * log_q).sum(), model)
-    return torch.cat([g.reshape(-1) for g in found.values()])
+    return flat(joint.gradient(lambda log_q: (log_data.exp() * log_q).sum(), model).values())
 
 
-def plane(log_q: Tensor, log_prior: Tensor) -> float:
-    """KL(q||p0) as a number, nats."""
-    return float(kl_divergence(log_q, log_prior))
-
-
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, *axes: Axes) -> None:
     """Reward against distance from the prior, for rounds with the truth and with two beliefs."""
-
-    def paint(*axes: Any) -> None:
-        for axis, name in zip(axes, ("rambler", "critic"), strict=True):
-            data = found.data[name]
-            places = {"true": (PALETTE[0], (-20, 4), "right"), "half right": (PALETTE[2], (6, -3), "left"),
-                      "wrong": (PALETTE[1], (-24, -4), "right")}  # fmt: skip
-            for label, (colour, shift, side) in places.items():
-                axis.plot(*zip(*data[label], strict=True), color=colour, lw=2)
-                axis.annotate(
-                    f"{label} reward", data[label][-1], shift, textcoords="offset points", color=colour, ha=side
-                )
-            axis.scatter(*zip(*data["rounds"], strict=True), color=PALETTE[0], s=28, zorder=3)
-            axis.annotate(
-                "p0; own samples, scored or not", data["rounds"][0], (8, -12), textcoords="offset points", color=GREY
-            )
-            axis.set_xlabel("KL(q||p0)   [nats]")
-            axis.set_ylabel("E_q[r], the true reward   [reward units]")
-            axis.set_title(f"{name}: four rounds (dots) walk the posteriors")
-
-    return draw(paint, columns=2)
+    for axis, name in zip(axes, ("rambler", "critic"), strict=True):
+        data = found.data[name]
+        places = {"true": (PALETTE[0], (-20, 4), "right"), "half right": (PALETTE[2], (6, -3), "left"),
+                  "wrong": (PALETTE[1], (-24, -4), "right")}  # fmt: skip
+        for label, (colour, shift, side) in places.items():
+            axis.plot(*zip(*data[label], strict=True), color=colour, lw=2)
+            note(axis, f"{label} reward", data[label][-1], shift, colour, ha=side)
+        axis.scatter(*zip(*data["rounds"], strict=True), color=PALETTE[0], s=28, zorder=3)
+        note(axis, "p0; own samples, scored or not", data["rounds"][0], (8, -12), GREY)
+        caption(axis, f"{name}: four rounds (dots) walk the posteriors", "KL(q||p0)   [nats]")
+        axis.set_ylabel("E_q[r], the true reward   [reward units]")

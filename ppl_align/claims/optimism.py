@@ -2,15 +2,15 @@
 
 A choice has an outcome that the agent does not control: a tool that may fail, a user, a market. Write the outcome as
 a site of the program, put `exp(r/beta)` on the result and condition. Bayes' rule then explains the reward by all that
-was random, the luck of the world included:
+was random, the environment included:
 
     p*(a, o) = p0(a) p(o|a) exp(r/beta) / Z    so    p*(a)   ∝ p0(a) E_o[exp(r/beta)]
                                                      p*(o|a) ∝ p(o|a) exp(r/beta)
 
-The second law is not that of the world. Whoever acts by the first expects what the second promises, and is
-disappointed. An agent that can choose only the action maximises `J(pi) = E[r] - beta KL(pi||p0)` with the world held
-fixed. In variational terms: a guide `q(a, o) = pi(a) p(o|a)` whose environment site *is* the prior. The mean over o
-then goes into the exponent, in place of a mean of exponentials, and the optimum is
+The second law is not that of the world. Whoever acts by the first expects the posterior mean `E_p*[r]` and gets less,
+the executed mean. An agent that can choose only the action maximises `J(pi) = E[r] - beta KL(pi||p0)` with the world
+held fixed. In variational terms: a guide `q(a, o) = pi(a) p(o|a)` whose environment site *is* the prior. The mean over
+o then goes into the exponent, in place of a mean of exponentials, and the optimum is
 
     pi(a) ∝ p0(a) exp(E_o[r]/beta)
 
@@ -22,7 +22,7 @@ score of somebody who also rewrites the world.
 What is only half true. Conditioning is not wrong, it answers another question: "I know that it went well; what had I
 done?" And for a language model on its own there is no gap at all, since appending a token has one outcome. It
 comes back with tools, users and simulators, and with a *judge that is random*: averaging `exp(r/beta)` over noisy
-scores of one text is conditioning on the judge's luck.
+scores of one text tilts the judge as well.
 
 **In practice.** Where something random stands between the text and the reward, let the reward be its mean,
 `reward("r", expected, text)`: average several outcomes, or several calls of a noisy judge, *before* the exponential. If
@@ -40,14 +40,12 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, SVI, CallableLM, Completion, ImportanceSampling, completion, reward
-from ppl_align.claims._turns import Turns, maximise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._turns import Turns, climb
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
-from ppl_align.guides import ProgramGuide
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 
@@ -101,17 +99,8 @@ def learner(lm: LM) -> LM:
     return chooser(pyro.param("choice", torch.zeros(lm.vocab_size, dtype=torch.float64)), "learner")
 
 
-def climb(oracle: Oracle, guide: Any) -> Tensor:
-    """log q [S] of a guide after exact gradient ascent on the ELBO."""
-    with pyro.get_param_store().scope():
-        policy = ProgramGuide(guide)
-        oracle.log_q(policy)  # a first run makes the parameters
-        maximise(lambda: oracle.elbo(policy), list(pyro.get_param_store().values()))
-        return oracle.log_q(policy).detach()
-
-
 COIN = chooser(torch.zeros(2, dtype=torch.float64))
-STATED = {  # beta: conditioned P(risky), P(win) believed, pay believed, pay got, agent's P(risky), pay got
+STATED = {  # beta: conditioned P(risky), P(win|risky), posterior and executed mean; agent's P(risky), executed mean
     1.0: ("0.700567", "0.858486", "2.705", "0.579660", "0.354344", "0.787394"),
     0.5: ("0.975883", None, None, None, "0.231475", None),
 }
@@ -122,16 +111,16 @@ def study(found: Findings) -> None:
         name, oracle = f"beta={beta:g}", Oracle(game, beta, COIN)
         turns = Turns(oracle, ["action"])
         conditioned = turns.play(turns.policy_of(oracle.log_target))
-        trained = climb(oracle, agent)
+        trained = climb(oracle, agent)[1]
         risky = oracle.values["action"][:, 0].double()
         lucky = risky * oracle.values["outcome"]
         seen = (
             ("conditioning: P(risky)", oracle.mean(risky)),
-            ("conditioning: P(win|risky) believed (true .1)", oracle.mean(lucky) / oracle.mean(risky)),
-            ("conditioning: the pay it believes", oracle.mean("pay")),
-            ("conditioning: the pay it gets", oracle.mean("pay", conditioned)),
+            ("conditioning: P(win|risky) by p* (true .1)", oracle.mean(lucky) / oracle.mean(risky)),
+            ("conditioning: posterior mean of the pay", oracle.mean("pay")),
+            ("conditioning: executed mean of the pay", oracle.mean("pay", conditioned)),
             ("fixed dynamics: P(risky)", oracle.mean(risky, trained)),
-            ("fixed dynamics: the pay it gets", oracle.mean("pay", trained)),
+            ("fixed dynamics: executed mean of the pay", oracle.mean("pay", trained)),
         )
         for (what, value), figure in zip(seen, figures, strict=True):
             if figure is not None:
@@ -155,7 +144,7 @@ def sampled(found: Findings) -> None:
     risky = oracle.values["action"][:, 0].double()
     run = ImportanceSampling(num_particles=4000).run(game, 1.0, COIN, seed=found.seed)
     found.agrees("ImportanceSampling conditions: P(risky)", *run.mean(_chose_risky), oracle.mean(risky))
-    found.agrees("ImportanceSampling believes: pay", *run.mean("pay"), oracle.mean("pay"))
+    found.agrees("ImportanceSampling: posterior mean of the pay", *run.mean("pay"), oracle.mean("pay"))
     svi = SVI(guide=agent, num_steps=120, num_particles=32, learning_rate=0.05)
     trained = oracle.log_q(svi.run(game, 1.0, COIN, seed=found.seed).guide).detach()
     best = Turns(oracle, ["action"]).soft_bellman()[1]
@@ -174,7 +163,7 @@ def general(found: Findings, trial: int) -> None:
     oracle = Oracle(game, beta, lm, luck, pay)
     turns = Turns(oracle, ["action"])
     conditioning = turns.policy_of(oracle.log_target)
-    conditioned, trained = turns.play(conditioning), climb(oracle, agent)
+    conditioned, trained = turns.play(conditioning), climb(oracle, agent)[1]
     policy, best = turns.soft_bellman()
     found.equal(f"{name}: KL(trained||backward induction)", kl_divergence(trained, turns.play(policy)), 0.0)
     averaged = Oracle(sober, beta, lm, luck, pay)
@@ -190,7 +179,7 @@ def general(found: Findings, trial: int) -> None:
     gap = best - oracle.elbo(conditioned)
     found.equal(f"{name}: J gap = beta KL", beta * gap, beta * kl_divergence(conditioned, turns.play(policy)))
     found.less(f"{name}: the best J / beta is below log Z", best, oracle.log_evidence)
-    found.equal(f"{name}: a guide that bends the world: KL to p*", oracle.reverse_kl(climb(oracle, dreamer)), 0.0)
+    found.equal(f"{name}: a guide that bends the world: KL to p*", oracle.reverse_kl(climb(oracle, dreamer)[1]), 0.0)
     certain = torch.full((4, 3), -torch.inf, dtype=torch.float64).scatter(1, luck.argmax(-1, keepdim=True), 0.0)
     fixed = Oracle(game, beta, lm, certain, pay)
     policy, best = Turns(fixed, ["action"]).soft_bellman()
@@ -215,25 +204,20 @@ def sweep() -> dict[str, Any]:
     return {"chances": chances, "gamble": gamble, "betas": betas, "pays": pays}
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     data = found.data
-
-    def paint(left: Any, right: Any) -> None:
-        left.semilogx(data["chances"], data["gamble"], color=PALETTE[1], lw=2)
-        left.axhline(data["agent"], color=PALETTE[0], lw=2)
-        left.annotate("conditioning", (0.07, 0.94), color=PALETTE[1])
-        left.annotate("fixed dynamics: only the mean matters", (0.05, 0.30), color=PALETTE[0])
-        left.set_xlabel("P(win); a win pays .4 / P(win), safe pays 1")
-        left.set_ylabel("P(risky)")
-        left.set_ylim(0, 1.02)
-        left.set_title("Same mean, rarer luck: conditioning gambles")
-        labels = ("conditioning believes", "conditioning gets", "fixed dynamics gets")
-        spots = ((0.85, 3.3), (0.12, 0.5), (0.55, 0.93))
-        for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
-            right.semilogx(data["betas"], [pay[i] for pay in data["pays"]], color=colour, lw=2)
-            right.annotate(label, spot, color=colour)
-        right.set_xlabel("beta   [reward units]")
-        right.set_ylabel("pay   [reward units]")
-        right.set_title("What is promised, what is had")
-
-    return draw(paint, columns=2)
+    left.semilogx(data["chances"], data["gamble"], color=PALETTE[1], lw=2)
+    left.axhline(data["agent"], color=PALETTE[0], lw=2)
+    left.annotate("conditioning", (0.07, 0.94), color=PALETTE[1])
+    left.annotate("fixed dynamics: only the mean matters", (0.05, 0.30), color=PALETTE[0])
+    left.set_ylim(0, 1.02)
+    caption(
+        left, "Same mean, rarer luck: conditioning gambles", "P(win); a win pays .4 / P(win), safe pays 1", "P(risky)"
+    )
+    labels = ("conditioning: posterior mean", "conditioning: executed mean", "fixed dynamics: executed mean")
+    spots = ((0.85, 3.3), (1.2, 0.42), (0.12, 1.12))
+    for i, (label, spot, colour) in enumerate(zip(labels, spots, (GREY, PALETTE[1], PALETTE[0]), strict=True)):
+        right.semilogx(data["betas"], [pay[i] for pay in data["pays"]], color=colour, lw=2)
+        right.annotate(label, spot, color=colour)
+    caption(right, "Posterior mean and executed mean", "beta   [reward units]", "pay   [reward units]")

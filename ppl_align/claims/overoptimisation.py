@@ -31,17 +31,15 @@ Source: Gao, Schulman & Hilton 2022 (arXiv:2210.10760); Kwa, Thomas & Garriga-Al
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import CallableLM, Enumeration, ImportanceSampling, Posterior, completion, reward
 from ppl_align.claims._mixture import JUDGE, SCORES, Judge, Potential, Support, answer, closed_form, graded
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._toys import matched
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
-from ppl_align.testing.oracle import Oracle, kl_divergence
+from ppl_align.testing.oracle import Oracle
 
 CAP = 6.0
 """Nats from the prior at which policies are compared."""
@@ -151,12 +149,7 @@ def noise_alone(found: Findings) -> None:
         found.data[f"best of n, {tails}"] = (draws, rise)
         law = (oracle.log_prior + 0.4 * r).log_softmax(0)
         found.equal(f"{tails} noise, posterior at beta=2.5: gold = 1/beta", oracle.mean(gold, law), 0.4)
-        low, high = 0.0, 5.0
-        for _ in range(60):
-            scale = (low + high) / 2
-            law = (oracle.log_prior + scale * r).log_softmax(0)
-            low, high = (scale, high) if kl_divergence(law, oracle.log_prior) < CAP else (low, scale)
-        reached = float(oracle.mean(gold, law))
+        reached = float(oracle.mean(gold, matched(CAP, r, oracle.log_prior)[1]))
         if tails == "gaussian":
             found.holds("gaussian noise, best of n: gold never falls", rise == sorted(rise), "n = 1, 2, 4 ... 1024")
             share = max(abs(rise[k] / float((best[k] * r).sum()) - 0.5) for k in range(1, len(draws)))
@@ -168,7 +161,8 @@ def noise_alone(found: Findings) -> None:
             found.less("heavy tails, posterior: gold at KL = 6", reached, 0.1 * CAP**0.5)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     labels = {
         "raw proxy": (PALETTE[1], (2.1, 0.3)),
         "marginalised, N(proxy, s^2)": (PALETTE[4], (3.0, -0.62)),
@@ -176,22 +170,14 @@ def figure(found: Findings) -> Figure:
         "kind hidden": (PALETTE[3], (4.4, 1.5)),
         "oracle": (GREY, (3.0, 2.75)),
     }
-
-    def paint(left: Any, right: Any) -> None:
-        for name, (colour, spot) in labels.items():
-            left.plot(*zip(*found.data[name], strict=True), color=colour, lw=2)
-            left.annotate(name, spot, color=colour)
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[gold]   [reward units]")
-        left.set_title("A raw proxy turns, a calibrated one does not")
-        for (tails, colour), spot in zip(
-            (("gaussian", PALETTE[0]), ("heavy", PALETTE[1])), ((12, 1.75), (40, 0.75)), strict=True
-        ):
-            draws, gold = found.data[f"best of n, {tails}"]
-            right.semilogx(draws, gold, "o-", ms=3.5, color=colour, lw=2)
-            right.annotate(f"{tails} noise" if tails == "gaussian" else "heavy tails", spot, color=colour)
-        right.set_xlabel("n")
-        right.set_ylabel("E[gold] of the best of n   [reward units]")
-        right.set_title("Noise alone: only heavy tails turn best-of-n")
-
-    return draw(paint, columns=2)
+    for name, (colour, spot) in labels.items():
+        left.plot(*zip(*found.data[name], strict=True), color=colour, lw=2)
+        left.annotate(name, spot, color=colour)
+    caption(left, "A raw proxy turns, a calibrated one does not", "KL(q||p0)   [nats]", "E_q[gold]   [reward units]")
+    for (tails, colour), spot in zip(
+        (("gaussian", PALETTE[0]), ("heavy", PALETTE[1])), ((12, 1.75), (40, 0.75)), strict=True
+    ):
+        draws, gold = found.data[f"best of n, {tails}"]
+        right.semilogx(draws, gold, "o-", ms=3.5, color=colour, lw=2)
+        right.annotate(f"{tails} noise" if tails == "gaussian" else "heavy tails", spot, color=colour)
+    caption(right, "Noise alone: only heavy tails turn best-of-n", "n", "E[gold] of the best of n   [reward units]")

@@ -33,26 +33,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
+from scipy.optimize import bisect
 from torch import Tensor
 
-from ppl_align import SVI, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align import SVI
+from ppl_align.claims._toys import ramble, review, spot
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.testing.oracle import Oracle, kl_divergence
-
-
-def review(beta: float) -> None:
-    """A film review of at most four tokens, tilted towards praise."""
-    text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("praise", praise, text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Four tokens after a prompt, with a reward that looks at pairs of them."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=4)
-    reward("pattern", pattern, x.tokens, beta=beta)
 
 
 def objective(oracle: Oracle, beta: float, policy: Any) -> Tensor:
@@ -78,11 +66,9 @@ def climb(oracle: Oracle, beta: float, start: Tensor, natural: bool) -> tuple[Te
 
 def reversed_penalty(r: Tensor, log_prior: Tensor, beta: float) -> Tensor:
     """log of the maximiser of E_q[r] - beta KL(p0||q), which is beta p0/(c - r); c by bisection."""
-    low, high = float(r.max()), float(r.max()) + beta  # at c = low the mass is infinite, at c = high at most 1
-    for _ in range(200):
-        c = (low + high) / 2
-        low, high = (c, high) if float((beta * log_prior.exp() / (c - r)).sum()) > 1 else (low, c)
-    return (beta * log_prior.exp() / (high - r)).log()
+    top = float(r.max())  # at c = top the mass is infinite, at c = top + beta at most 1
+    c = bisect(lambda c: float((beta * log_prior.exp() / (c - r)).sum()) - 1, top, top + beta, xtol=1e-15)
+    return (beta * log_prior.exp() / (c - r)).log()
 
 
 def study(found: Findings) -> None:
@@ -132,51 +118,41 @@ def study(found: Findings) -> None:
 
 def plane(oracle: Oracle, r: Tensor, beta: float, cloud: Tensor) -> dict[str, Any]:
     """Reward against distance from the prior: of random policies, and of the posteriors at every beta."""
-
-    def spot(q: Tensor) -> tuple[float, float]:
-        return float(kl_divergence(q, oracle.log_prior)), float(oracle.mean(r, q))
-
     frontier = [(oracle.log_prior + scale * r).log_softmax(0) for scale in torch.linspace(0, 12, 200).tolist()]
     return {
         "beta": beta,
         "top": beta * oracle.log_evidence,
-        "target": spot(oracle.log_target),
-        "cloud": list(map(spot, cloud)),
-        "frontier": list(map(spot, frontier)),
+        "target": spot(oracle.log_target, oracle.log_prior, r),
+        "cloud": [spot(q, oracle.log_prior, r) for q in cloud],
+        "frontier": [spot(q, oracle.log_prior, r) for q in frontier],
     }
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The climb, and the geometry of J."""
     seen = found.data["plane of ramble"]
     paths = {name.split(", ")[1]: pair for name, pair in found.data.items() if name.startswith("ramble, ")}
-
-    def paint(left: Any, right: Any) -> None:
-        for colour, (start, (natural, plain)) in zip(PALETTE, paths.items(), strict=False):
-            left.semilogy([gap for gap in natural if gap > 1e-14], color=colour, lw=1.8, label=f"from {start}")
-            left.semilogy(plain, color=colour, lw=1.2, ls="--")
-        left.set_ylim(1e-14, 1e2)
-        left.set_xlabel("step (dashed: plain gradient)")
-        left.set_ylabel("beta log Z - J(q)   [reward units]")
-        left.set_title("Natural gradient ascent ends at beta log Z")
-        left.legend(loc="lower right")
-        right.scatter(*zip(*seen["cloud"], strict=True), s=9, color=GREY, alpha=0.6, lw=0)
-        right.plot(*zip(*seen["frontier"], strict=True), color=PALETTE[0], lw=2)
-        kl, gain = seen["target"]
-        edge = max(x for x, _ in seen["frontier"])
-        right.plot([0, edge], [seen["top"], seen["top"] + seen["beta"] * edge], color=PALETTE[1], lw=1.2, ls="--")
-        right.scatter([kl], [gain], s=46, color=PALETTE[1], zorder=3)
-        notes = {
-            "p*": ((kl, gain), (-12, 8), PALETTE[1]),
-            "height beta log Z, slope beta": ((edge, seen["top"] + seen["beta"] * edge), (8, -2), PALETTE[1]),
-            "posteriors at every beta": (max(seen["frontier"]), (8, -2), PALETTE[0]),
-            "300 random policies": (max(seen["cloud"]), (-90, -24), GREY),
-        }
-        for text, (at, offset, colour) in notes.items():
-            right.annotate(text, at, offset, textcoords="offset points", color=colour)
-        right.set_xlim(left=0)
-        right.set_xlabel("KL(q||p0)   [nats]")
-        right.set_ylabel("E_q[r]   [reward units]")
-        right.set_title("p* is where a line of slope beta touches the best")
-
-    return draw(paint, columns=2)
+    for colour, (start, (natural, plain)) in zip(PALETTE, paths.items(), strict=False):
+        left.semilogy([gap for gap in natural if gap > 1e-14], color=colour, lw=1.8, label=f"from {start}")
+        left.semilogy(plain, color=colour, lw=1.2, ls="--")
+    left.set_ylim(1e-14, 1e2)
+    caption(left, "Natural gradient ascent ends at beta log Z", "step (dashed: plain gradient)")
+    left.set_ylabel("beta log Z - J(q)   [reward units]")
+    left.legend(loc="lower right")
+    right.scatter(*zip(*seen["cloud"], strict=True), s=9, color=GREY, alpha=0.6, lw=0)
+    right.plot(*zip(*seen["frontier"], strict=True), color=PALETTE[0], lw=2)
+    kl, gain = seen["target"]
+    edge = max(x for x, _ in seen["frontier"])
+    right.plot([0, edge], [seen["top"], seen["top"] + seen["beta"] * edge], color=PALETTE[1], lw=1.2, ls="--")
+    right.scatter([kl], [gain], s=46, color=PALETTE[1], zorder=3)
+    notes = {
+        "p*": ((kl, gain), (-12, 8), PALETTE[1]),
+        "height beta log Z, slope beta": ((edge, seen["top"] + seen["beta"] * edge), (8, -2), PALETTE[1]),
+        "posteriors at every beta": (max(seen["frontier"]), (8, -2), PALETTE[0]),
+        "300 random policies": (max(seen["cloud"]), (-90, -24), GREY),
+    }
+    for text, (at, offset, colour) in notes.items():
+        note(right, text, at, offset, colour)
+    right.set_xlim(left=0)
+    caption(right, "p* is where a line of slope beta touches the best", "KL(q||p0)   [nats]", "E_q[r]   [reward units]")

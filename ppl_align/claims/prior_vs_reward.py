@@ -29,18 +29,16 @@ Source: Stiennon et al. 2020 (arXiv:2009.01325); Gao, Schulman & Hilton 2022 (ar
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from matplotlib.figure import Figure
+from scipy.optimize import brentq
 from torch import Tensor
 
 from ppl_align import Enumeration, ImportanceSampling, completion, reward
 from ppl_align.claims._mixture import JUDGE, Judge, Support
-from ppl_align.claims._toys import CRITIC, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._toys import CRITIC, praise, spot
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
-from ppl_align.testing.oracle import Oracle, kl_divergence
+from ppl_align.testing.oracle import Oracle
 
 CAP = 6.0
 
@@ -69,8 +67,7 @@ class Path:
 
     def seen(self, scale: float) -> tuple[float, float]:
         """KL(q||p0) in nats, E_q[gold]."""
-        log_q = self.law(scale)
-        return float(kl_divergence(log_q, self.log_prior)), float((log_q.exp() * self.gold).sum())
+        return spot(self.law(scale), self.log_prior, self.gold)
 
     def covariance(self, scale: float) -> float:
         """Cov(gold, r) under the policy."""
@@ -84,16 +81,13 @@ class Path:
         return float(found)
 
     def best(self, cap: float) -> float:
-        """The scale of the highest gold within ``cap`` nats: a grid, then bisection on the covariance."""
+        """The scale of the highest gold within ``cap`` nats: a grid, then a root of the covariance."""
         scales = [k / 100 for k in range(400)]
         top = max((k for k in scales if self.seen(k)[0] <= cap), key=lambda k: self.seen(k)[1])
         low, high = max(top - 0.01, 0.0), top + 0.01
         if not self.covariance(low) > 0 > self.covariance(high):
             return top  # at the edge of the range
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.covariance(middle) > 0 else (low, middle)
-        return high
+        return float(brentq(self.covariance, low, high, xtol=1e-14))
 
 
 def study(found: Findings) -> None:
@@ -187,28 +181,22 @@ def ladder(found: Findings) -> None:
         found.agrees(f"reviews: draws of one run weighed for beta={1 / scale:.3g}", value, error, exact.seen(scale)[1])
 
 
-def figure(found: Findings) -> Figure:
-    def paint(left: Any, right: Any) -> None:
-        for i, error in enumerate((1.5, 2.0, 3.0, 4.0)):
-            points = [point for point in found.data[f"error {error:g}"] if point[0] <= CAP]
-            left.plot(*zip(*points, strict=True), color=PALETTE[i], lw=2)
-            top = max(points, key=lambda point: point[1])
-            left.scatter(*top, color=PALETTE[i], s=30, zorder=3)
-            left.annotate(f"error {error:g}", top, (8, 4), textcoords="offset points", color=PALETTE[i])
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[gold]   [reward units]")
-        left.set_title("The bolder the judge, the sooner to stop")
-        right.plot(*zip(*found.data["raw"], strict=True), color=PALETTE[2], lw=2)
-        right.plot(*zip(*found.data["mixture, worst"], strict=True), color=GREY, lw=1.5, ls="--")
-        right.scatter(*found.data["best"], color=PALETTE[2], s=30, zorder=3)
-        right.axvspan(0, CAP, color=GREY, alpha=0.15, lw=0)
-        right.annotate("the range that is meant", (0.3, 0.85), color=GREY)
-        right.annotate("raw proxy, error 3", (12, -0.85), color=PALETTE[2])
-        right.annotate("worst policy at that KL", (8.0, -3.2), color=GREY)
-        right.set_xlim(0, 31)
-        right.set_ylim(-4, 1.2)
-        right.set_xlabel("KL(q||p0)   [nats]")
-        right.set_ylabel("E_q[gold]   [reward units]")
-        right.set_title("Far out gold turns up again")
-
-    return draw(paint, columns=2)
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
+    for i, error in enumerate((1.5, 2.0, 3.0, 4.0)):
+        points = [point for point in found.data[f"error {error:g}"] if point[0] <= CAP]
+        left.plot(*zip(*points, strict=True), color=PALETTE[i], lw=2)
+        top = max(points, key=lambda point: point[1])
+        left.scatter(*top, color=PALETTE[i], s=30, zorder=3)
+        note(left, f"error {error:g}", top, (8, 4), PALETTE[i])
+    caption(left, "The bolder the judge, the sooner to stop", "KL(q||p0)   [nats]", "E_q[gold]   [reward units]")
+    right.plot(*zip(*found.data["raw"], strict=True), color=PALETTE[2], lw=2)
+    right.plot(*zip(*found.data["mixture, worst"], strict=True), color=GREY, lw=1.5, ls="--")
+    right.scatter(*found.data["best"], color=PALETTE[2], s=30, zorder=3)
+    right.axvspan(0, CAP, color=GREY, alpha=0.15, lw=0)
+    right.annotate("the range that is meant", (0.3, 0.85), color=GREY)
+    right.annotate("raw proxy, error 3", (12, -0.85), color=PALETTE[2])
+    right.annotate("worst policy at that KL", (8.0, -3.2), color=GREY)
+    right.set_xlim(0, 31)
+    right.set_ylim(-4, 1.2)
+    caption(right, "Far out gold turns up again", "KL(q||p0)   [nats]", "E_q[gold]   [reward units]")

@@ -35,15 +35,15 @@ import math
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import poisson
 from torch import Tensor
 
 from ppl_align import CallableLM, ImportanceSampling, Rejection, completion, reward
 from ppl_align.claims._toys import RAMBLER, pattern
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import PplAlignError
+from ppl_align.core.estimate import of_draws, standard_error
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 COUNTS = torch.arange(int(poisson.isf(1e-15, 11)) + 2)  # beyond, both tails are below 1e-15
@@ -139,21 +139,18 @@ def sampler(found: Findings, target: Oracle) -> None:
     """Rejection on the capped program is the sampler; one bank of prior draws forecasts it for every B."""
     (acceptance, *_), p_b = columns(count, target, 1.0)
     run = Rejection(num_particles=50, num_replicates=100).run(count, 0.0, seed=found.seed)
-    each = run.log_evidence.exp()
-    found.agrees("Rejection, B=1: acceptance", each.mean(), each.std() / 10, acceptance)
-    drawn = run.completions["n"].tokens[..., 0].double().mean(-1)
-    mean = float((p_b.exp() * COUNTS).sum())
-    found.agrees("Rejection, B=1: mean count is that of p_B", drawn.mean(), drawn.std() / 10, mean)
-    found.less("and not that of p*, 11", drawn.mean(), 11.0, drawn.std() / 10)
+    found.agrees("Rejection, B=1: acceptance", *of_draws(run.log_evidence.exp()), acceptance)
+    drawn = of_draws(run.completions["n"].tokens[..., 0].double().mean(-1))
+    found.agrees("Rejection, B=1: mean count is that of p_B", *drawn, (p_b.exp() * COUNTS).sum())
+    found.less("and not that of p*, 11", drawn.value, 11.0, drawn.standard_error)
     bank = ImportanceSampling(num_particles=20_000, num_replicates=1).run(count, seed=found.seed)
     weight = bank.log_weight[0].exp()
-    root = math.sqrt(len(weight))
     for bound in (0.5, 1.0, 2.0):
         (acceptance, _, _, sharper, *_), _ = columns(count, target, bound)
         kept = weight.clamp_max(bound)
         share, left = kept / bound, kept.mean() / weight.mean()
-        error = (kept - left * weight).std() / weight.mean() / root  # delta method for a ratio of means
-        found.agrees(f"one bank of draws, B={bound:g}: acceptance", share.mean(), share.std() / root, acceptance)
+        error = standard_error((kept - left * weight) / weight.mean())  # delta method for a ratio of means
+        found.agrees(f"one bank of draws, B={bound:g}: acceptance", *of_draws(share), acceptance)
         found.agrees(f"one bank of draws, B={bound:g}: 1 - Z_B/Z", 1 - left, error, sharper)
     try:
         Rejection().run(careless, seed=found.seed)
@@ -163,38 +160,31 @@ def sampler(found: Findings, target: Oracle) -> None:
     found.holds("Rejection refuses an upper= that is too low", refused != "it ran", refused)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The laws for four B; distance and bounds against acceptance."""
-
-    def paint(left: Any, right: Any) -> None:
-        shown = slice(0, 26)
-        counts = COUNTS[shown].tolist()
-        left.plot(counts, LOG_Q[shown].exp().tolist(), color=GREY, lw=1.5, ls="--")
-        left.plot(counts, LOG_P[shown].exp().tolist(), color="black", lw=1.5)
-        for i, bound in enumerate((0.5, 1.0, 2.0)):
-            left.plot(
-                counts,
-                found.data["laws"][bound][shown],
-                color=PALETTE[i],
-                lw=0,
-                marker="o",
-                ms=4,
-                label=f"p_B, B={bound:g}",
-            )
-        left.plot([], [], color=GREY, lw=1.5, ls="--", label="prior, Poisson(10)")
-        left.plot([], [], color="black", lw=1.5, label="target, Poisson(11)")
-        left.legend()
-        left.set_xlabel("count")
-        left.set_ylabel("probability")
-        left.set_title("The larger B, the nearer to the target")
-        accepted, tvd, quoted, sharper, *_ = zip(*found.data["curve"], strict=True)
-        labels = (("TVD(p*, p_B)", 32, (4, -16)), ("1 - Z_B/Z", 28, (-64, 0)), ("1 - p*(A_B)", 44, (-70, 8)))
-        for i, (curve, (label, at, away)) in enumerate(zip((tvd, sharper, quoted), labels, strict=True)):
-            right.semilogy(accepted, curve, color=PALETTE[i], lw=2)
-            right.annotate(label, (accepted[at], curve[at]), away, textcoords="offset points", color=PALETTE[i])
-        right.set_ylim(1e-5, 2)
-        right.set_xlabel("share of the draws that is accepted")
-        right.set_ylabel("total variation")
-        right.set_title("Both bounds hold, one is nearly sharp")
-
-    return draw(paint, columns=2)
+    shown = slice(0, 26)
+    counts = COUNTS[shown].tolist()
+    left.plot(counts, LOG_Q[shown].exp().tolist(), color=GREY, lw=1.5, ls="--")
+    left.plot(counts, LOG_P[shown].exp().tolist(), color="black", lw=1.5)
+    for i, bound in enumerate((0.5, 1.0, 2.0)):
+        left.plot(
+            counts,
+            found.data["laws"][bound][shown],
+            color=PALETTE[i],
+            lw=0,
+            marker="o",
+            ms=4,
+            label=f"p_B, B={bound:g}",
+        )
+    left.plot([], [], color=GREY, lw=1.5, ls="--", label="prior, Poisson(10)")
+    left.plot([], [], color="black", lw=1.5, label="target, Poisson(11)")
+    left.legend()
+    caption(left, "The larger B, the nearer to the target", "count", "probability")
+    accepted, tvd, quoted, sharper, *_ = zip(*found.data["curve"], strict=True)
+    labels = (("TVD(p*, p_B)", 32, (4, -16)), ("1 - Z_B/Z", 28, (-64, 0)), ("1 - p*(A_B)", 44, (-70, 8)))
+    for i, (curve, (label, at, away)) in enumerate(zip((tvd, sharper, quoted), labels, strict=True)):
+        right.semilogy(accepted, curve, color=PALETTE[i], lw=2)
+        note(right, label, (accepted[at], curve[at]), away, PALETTE[i])
+    right.set_ylim(1e-5, 2)
+    caption(right, "Both bounds hold, one is nearly sharp", "share of the draws that is accepted", "total variation")

@@ -32,19 +32,16 @@ Source: Levine 2018 (arXiv:1805.00909); Coste et al. 2023 (arXiv:2310.02743); Ei
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import ImportanceSampling, MarkovLM, completion, reward
 from ppl_align.claims._mixture import JUDGE, Potential, Reading, Support, closed_form, raw, write
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.particles.weights import log_mean_exp
 from ppl_align.testing.oracle import Oracle, kl_divergence
 
 CAP = 6.0
@@ -98,7 +95,7 @@ def the_bonus(found: Findings) -> None:
         name, mean, joint = f"ensemble, beta={beta}", Oracle(averaged, beta, weights), Oracle(ensemble, beta, weights)
         law = joint.log_target.reshape(len(weights), -1).logsumexp(0)  # the member summed out: [texts]
         r = counts(mean.values["text"]) @ weights.T / beta
-        bonus = torch.logsumexp(r - r.mean(-1, keepdim=True), -1) - math.log(len(weights))
+        bonus = log_mean_exp(r - r.mean(-1, keepdim=True))
         found.equal(f"{name}: KL(p*||mean's posterior x bonus)", kl_divergence(law, _times(mean, bonus)), 0.0)
         found.greater(f"{name}: the bonus differs by up to [nats]", float(bonus.max() - bonus.min()), 0.05)
         apart.append(float(mean.reverse_kl(law)))
@@ -193,28 +190,22 @@ def sweep(found: Findings, texts: Support, calibrated: Tensor) -> None:
     found.greater("strange sd x 3, beta=1: J, pessimistic > 0.9 of best", last["pessimistic"], 0.9 * last["mean"])
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     colours = {"marginalised": PALETTE[1], "mean": PALETTE[0], "pessimistic": PALETTE[2]}
     spots = {"marginalised": (3.2, -0.55), "mean": (2.6, 0.2), "pessimistic": (4.0, 2.0)}
     beside = {"marginalised": (2.3, -1.5), "mean": (3.5, 0.42), "pessimistic": (1.2, -0.05)}
-
-    def paint(left: Any, right: Any) -> None:
-        for arm, colour in colours.items():
-            left.plot(*zip(*found.data[f"mis-calibrated, {arm}"], strict=True), color=colour, lw=2)
-            left.annotate("mean (the raw proxy)" if arm == "mean" else arm, spots[arm], color=colour)
-            right.plot(found.data["factors"], found.data["j"][arm], color=colour, lw=2)
-            right.annotate(arm, beside[arm], color=colour)
-        for arm, style in zip(colours, (":", "--", "-."), strict=True):
-            left.plot(*zip(*found.data[f"calibrated, {arm}"], strict=True), color=GREY, lw=2, ls=style)
-        left.annotate("calibrated belief, all three ways", (1.2, 2.9), color=GREY)
-        left.set_xlabel("KL(q||p0)   [nats]")
-        left.set_ylabel("E_q[gold]   [reward units]")
-        left.set_title("One belief, three ways to use it")
-        right.set_ylim(top=0.8)
-        right.axvline(1, color=GREY, lw=1, ls="--")
-        right.annotate("calibrated", (0.95, -3.0), color=GREY, ha="right")
-        right.set_xlabel("believed / right standard deviation, strange texts")
-        right.set_ylabel("E_q[gold] - KL(q||p0)   [reward units]")
-        right.set_title("J at beta = 1: too unsure in the wrong place")
-
-    return draw(paint, columns=2)
+    for arm, colour in colours.items():
+        left.plot(*zip(*found.data[f"mis-calibrated, {arm}"], strict=True), color=colour, lw=2)
+        left.annotate("mean (the raw proxy)" if arm == "mean" else arm, spots[arm], color=colour)
+        right.plot(found.data["factors"], found.data["j"][arm], color=colour, lw=2)
+        right.annotate(arm, beside[arm], color=colour)
+    for arm, style in zip(colours, (":", "--", "-."), strict=True):
+        left.plot(*zip(*found.data[f"calibrated, {arm}"], strict=True), color=GREY, lw=2, ls=style)
+    left.annotate("calibrated belief, all three ways", (1.2, 2.9), color=GREY)
+    caption(left, "One belief, three ways to use it", "KL(q||p0)   [nats]", "E_q[gold]   [reward units]")
+    right.set_ylim(top=0.8)
+    right.axvline(1, color=GREY, lw=1, ls="--")
+    right.annotate("calibrated", (0.95, -3.0), color=GREY, ha="right")
+    caption(right, "J at beta = 1: too unsure in the wrong place", "believed / right standard deviation, strange texts")
+    right.set_ylabel("E_q[gold] - KL(q||p0)   [reward units]")

@@ -44,33 +44,21 @@ from typing import Any
 from unittest import mock
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import SMC, CallableLM, ConditionalSMC, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
+from ppl_align import SMC, ConditionalSMC, ImportanceSampling, MarkovLM, completion, evidence_bounds, reward
 from ppl_align.claims._evidence import STAYS, importance, two_steps
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._toys import COIN, RAMBLER, ramble, review
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import InputError
+from ppl_align.core.estimate import Estimate, of_draws
 from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, systematic
 from ppl_align.testing.oracle import Oracle, kl_divergence
 from ppl_align.testing.simulation import simulate
 
-COIN = CallableLM(2, lambda prefix: torch.zeros(len(prefix), 2, dtype=torch.float64), name="coin")
+BETA, MILD = 0.8, 1.5
 STICKY = MarkovLM(torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.5, 0.0, 2.0]], dtype=torch.float64), name="sticky")
-
-
-def review() -> None:
-    """A film review of at most four words, tilted towards praise."""
-    text = completion("review", CRITIC, "", max_new_tokens=4)
-    reward("praise", praise, text, beta=1.5)
-
-
-def ramble(length: int = 4) -> None:
-    """A fixed number of tokens, a reward that looks at pairs of them."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=length)
-    reward("pattern", pattern, x.tokens, beta=0.8)
 
 
 def coins(first: float, last: float) -> None:
@@ -104,32 +92,27 @@ def forced(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return ancestors
 
 
-def mean_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and its standard error."""
-    return values.mean(), values.std() / math.sqrt(len(values))
-
-
 def study(found: Findings) -> None:
     """Both sides for every resampler; importance sampling exactly; what breaks it."""
-    for program in (review, ramble):
-        oracle = Oracle(program)
+    for program, beta in ((review, MILD), (ramble, BETA)):
+        oracle = Oracle(program, beta)
         for scheme in SCHEMES:
             engine = SMC(4, 2000, resampling=scheme, twist="prefix", ess_threshold=1.0)
             exact = oracle.sample(1, 2000, seed=found.seed)
-            bounds = evidence_bounds(engine, program, exact=exact, seed=found.seed)
+            bounds = evidence_bounds(engine, program, beta, exact=exact, seed=found.seed)
             name, (low, high) = f"{program.__name__}, {scheme}", bounds.standard_errors
-            found.agrees(f"{name}: E[Z/Zhat_c]", *mean_error((oracle.log_evidence - bounds.upper).exp()), 1.0)
+            found.agrees(f"{name}: E[Z/Zhat_c]", *of_draws((oracle.log_evidence - bounds.upper).exp()), 1.0)
             if program is ramble:
-                found.agrees(f"{name}: E[Zhat/Z]", *mean_error((bounds.lower - oracle.log_evidence).exp()), 1.0)
+                found.agrees(f"{name}: E[Zhat/Z]", *of_draws((bounds.lower - oracle.log_evidence).exp()), 1.0)
                 found.less(f"{name}: E[log Zhat] < log Z", bounds.lower.mean(), oracle.log_evidence, low)
                 found.greater(f"{name}: E[log Zhat_c] > log Z", bounds.upper.mean(), oracle.log_evidence, high)
-    exactly(found, Oracle(ramble))
-    delivered(found, Oracle(ramble, 2))
-    certificates(found, Oracle(review))
+    exactly(found, Oracle(ramble, BETA))
+    delivered(found, Oracle(ramble, BETA, 2))
+    certificates(found, Oracle(review, MILD))
     wrong_way(found)
-    one_draw_each(found, Oracle(ramble))
+    one_draw_each(found, Oracle(ramble, BETA))
     endings(found)
-    found.data["curves"] = curves(found, Oracle(ramble))
+    found.data["curves"] = curves(found, Oracle(ramble, BETA))
 
 
 def jeffreys(log_p: Tensor, log_q: Tensor) -> float:
@@ -149,9 +132,9 @@ def exactly(found: Findings, oracle: Oracle) -> None:
     found.less("IS, N=2: KL(delivered||p*) < lower half of the gap", kl_divergence(*cases[1][2:]), half)
     found.less("IS, N=2: KL(p*||delivered) < upper half", kl_divergence(cases[1].target, cases[1].delivered), other)
     exact = oracle.sample(1, 8000, seed=found.seed)
-    bounds = evidence_bounds(ImportanceSampling(4, 8000), ramble, exact=exact, seed=found.seed)
-    found.agrees("IS, N=4, the engine: E[log Zhat]", *mean_error(bounds.lower), cases[3].lower)
-    found.agrees("IS, N=4, the engine: E[log Zhat_c]", *mean_error(bounds.upper), cases[3].upper)
+    bounds = evidence_bounds(ImportanceSampling(4, 8000), ramble, BETA, exact=exact, seed=found.seed)
+    found.agrees("IS, N=4, the engine: E[log Zhat]", *of_draws(bounds.lower), cases[3].lower)
+    found.agrees("IS, N=4, the engine: E[log Zhat_c]", *of_draws(bounds.upper), cases[3].upper)
     found.data["exact"] = [(c.upper - c.lower, jeffreys(c.delivered, c.target)) for c in cases]
 
 
@@ -159,12 +142,12 @@ def delivered(found: Findings, oracle: Oracle) -> None:
     """SMC: the law of one completion picked by weight, from many runs, against the gap."""
     engine = SMC(2, 20_000, twist="prefix", ess_threshold=1.0)
     exact = oracle.sample(1, 20_000, seed=found.seed)
-    bounds = evidence_bounds(engine, ramble, 2, exact=exact, seed=found.seed)
-    run, place = engine.run(ramble, 2, seed=found.seed), torch.tensor([1, 3])
+    bounds = evidence_bounds(engine, ramble, BETA, 2, exact=exact, seed=found.seed)
+    run, place = engine.run(ramble, BETA, 2, seed=found.seed), torch.tensor([1, 3])
     share = torch.zeros(9, dtype=torch.float64)
     picked = run.log_weight.softmax(-1) / len(run.log_weight)
-    share.index_add_(0, (run.completions["x"].tokens * place).sum(-1).reshape(-1), picked.reshape(-1))
-    distance = jeffreys(share[(oracle.values["x"] * place).sum(-1)].log(), oracle.log_target)
+    share.index_add_(0, (run.completions["text"].tokens * place).sum(-1).reshape(-1), picked.reshape(-1))
+    distance = jeffreys(share[(oracle.values["text"] * place).sum(-1)].log(), oracle.log_target)
     error = math.hypot(*bounds.standard_errors)
     found.less("SMC, N=2: Jeffreys divergence of one delivered text < gap", distance, bounds.gap, error)
 
@@ -172,7 +155,7 @@ def delivered(found: Findings, oracle: Oracle) -> None:
 def certificates(found: Findings, oracle: Oracle) -> None:
     """How often one replicate is off by more than log(1/d)."""
     engine = ImportanceSampling(1, 8000)
-    bounds = evidence_bounds(engine, review, exact=oracle.sample(1, 8000, seed=found.seed), seed=found.seed)
+    bounds = evidence_bounds(engine, review, MILD, exact=oracle.sample(1, 8000, seed=found.seed), seed=found.seed)
     for d in (0.1, 0.3):
         error = math.sqrt(d * (1 - d) / 8000)
         above = (bounds.lower > oracle.log_evidence - math.log(d)).double().mean()
@@ -195,10 +178,10 @@ def wrong_way(found: Findings) -> None:
     found.less("forced slot 0, weights 2 and 1/20: E[Z/Zhat_c]", two_steps(2, 0.05, plain), 1.0)
     engine = SMC(2, 60_000, twist="prefix", ess_threshold=1.0)
 
-    def inverse(program: Any, *args: Any) -> tuple[Tensor, Tensor]:
+    def inverse(program: Any, *args: Any) -> Estimate:
         oracle = Oracle(program, *args)
         run = ConditionalSMC(engine, oracle.sample(1, 60_000, seed=found.seed)).run(program, *args, seed=found.seed)
-        return mean_error((oracle.log_evidence - run.log_evidence).exp())
+        return of_draws((oracle.log_evidence - run.log_evidence).exp())
 
     found.agrees("two coins, the engine: E[Z/Zhat_c]", *inverse(coins, 2, 20), 1.0)
     with mock.patch.dict(CONDITIONAL, systematic=forced):
@@ -212,7 +195,7 @@ def wrong_way(found: Findings) -> None:
     )
     alive = 1 - (1 - math.exp(oracle.log_evidence)) ** 2
     found.agrees("rejections, IS(2): E[Z/Zhat_c] = P(Zhat > 0)",
-                 *mean_error((oracle.log_evidence - run.log_evidence).exp()), alive)  # fmt: skip
+                 *of_draws((oracle.log_evidence - run.log_evidence).exp()), alive)  # fmt: skip
 
 
 def one_draw_each(found: Findings, oracle: Oracle) -> None:
@@ -221,13 +204,13 @@ def one_draw_each(found: Findings, oracle: Oracle) -> None:
     for k in range(60):
         exact = oracle.sample(1, 1, seed=1000 * found.seed + k)
         shared = ConditionalSMC(engine, exact.take(torch.zeros(100, 1, dtype=torch.long), draws_are_exact=True))
-        mean, error = mean_error(shared.run(ramble, seed=1000 * found.seed + k).log_evidence)
+        mean, error = of_draws(shared.run(ramble, BETA, seed=1000 * found.seed + k).log_evidence)
         means.append(mean)
         stated.append(error)
-    ratio = float(torch.stack(means).std() / torch.stack(stated).mean())
+    ratio = float(torch.tensor(means).std() / torch.tensor(stated).mean())
     found.holds("one shared draw: true error over stated error is above 3", ratio > 3, f"{ratio:.1f}")
     try:
-        ConditionalSMC(engine, oracle.sample(1, 99)).run(ramble)
+        ConditionalSMC(engine, oracle.sample(1, 99)).run(ramble, BETA)
         refused = False
     except InputError:
         refused = True
@@ -245,7 +228,7 @@ def endings(found: Findings) -> None:
     found.agrees("simulated: E[log Zhat_c - log Z], N=1: mutual information", sum(excess) / len(excess), exact, shared)
     for kept, what in ((1, "above log Z, draws for this ending"), (0, "below log Z, draws for another one")):
         engine = ConditionalSMC(ImportanceSampling(2, 2000), oracles[kept].sample(1, 2000, seed=found.seed))
-        mean, error = mean_error(engine.run(infill, [1], seed=found.seed).log_evidence)
+        mean, error = of_draws(engine.run(infill, [1], seed=found.seed).log_evidence)
         compare = found.greater if kept else found.less
         compare(f"infill: E[log Zhat_c] {what}", mean, oracles[1].log_evidence, error)
 
@@ -260,36 +243,28 @@ def curves(found: Findings, oracle: Oracle) -> dict[str, Any]:
             ("IS", ImportanceSampling(n, 500)),
             ("SMC", SMC(n, 500, twist="prefix", ess_threshold=1.0)),
         ):
-            bounds = evidence_bounds(engine, ramble, exact=exact, seed=found.seed)
+            bounds = evidence_bounds(engine, ramble, BETA, exact=exact, seed=found.seed)
             seen[label].append((float(bounds.lower.mean()), float(bounds.upper.mean())))
     return seen
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The sandwich closes with N; the gap and what it bounds."""
-
-    def paint(left: Any, right: Any) -> None:
-        seen = found.data["curves"]
-        for i, label in enumerate(("IS", "SMC")):
-            low, high = zip(*seen[label], strict=True)
-            left.semilogx(seen["sizes"], high, base=2, color=PALETTE[i], lw=1.5, marker="v", ms=5)
-            left.semilogx(seen["sizes"], low, base=2, color=PALETTE[i], lw=1.5, marker="^", ms=5, label=label)
-        left.axhline(seen["log Z"], color="black", lw=1)
-        left.annotate("log Z", (24, seen["log Z"]), (0, 10), textcoords="offset points")
-        left.legend(loc="lower right")
-        left.set_xlabel("particles N")
-        left.set_ylabel("E[log Zhat_c] (v), E[log Zhat] (^)   [nats]")
-        left.set_title("Both sides close in on log Z")
-        gap, distance = zip(*found.data["exact"], strict=True)
-        right.semilogy((1, 2, 3, 4), gap, color=PALETTE[0], marker="o", lw=1.5)
-        right.semilogy((1, 2, 3, 4), distance, color=GREY, marker="o", lw=1.5)
-        right.annotate("gap of the bounds", (3, gap[2]), (0, 8), textcoords="offset points", color=PALETTE[0])
-        right.annotate(
-            "one delivered completion", (2, distance[1]), (-120, -22), textcoords="offset points", color=GREY
-        )
-        right.set_xticks((1, 2, 3, 4))
-        right.set_xlabel("draws N of importance sampling")
-        right.set_ylabel("Jeffreys divergence from p*   [nats]")
-        right.set_title("The gap bounds what is delivered")
-
-    return draw(paint, columns=2)
+    seen = found.data["curves"]
+    for i, label in enumerate(("IS", "SMC")):
+        low, high = zip(*seen[label], strict=True)
+        left.semilogx(seen["sizes"], high, base=2, color=PALETTE[i], lw=1.5, marker="v", ms=5)
+        left.semilogx(seen["sizes"], low, base=2, color=PALETTE[i], lw=1.5, marker="^", ms=5, label=label)
+    left.axhline(seen["log Z"], color="black", lw=1)
+    left.annotate("log Z", (24, seen["log Z"]), (0, 10), textcoords="offset points")
+    left.legend(loc="lower right")
+    caption(left, "Both sides close in on log Z", "particles N", "E[log Zhat_c] (v), E[log Zhat] (^)   [nats]")
+    gap, distance = zip(*found.data["exact"], strict=True)
+    right.semilogy((1, 2, 3, 4), gap, color=PALETTE[0], marker="o", lw=1.5)
+    right.semilogy((1, 2, 3, 4), distance, color=GREY, marker="o", lw=1.5)
+    note(right, "gap of the bounds", (3, gap[2]), (0, 8), PALETTE[0])
+    note(right, "one delivered completion", (2, distance[1]), (-120, -22), GREY)
+    right.set_xticks((1, 2, 3, 4))
+    caption(right, "The gap bounds what is delivered", "draws N of importance sampling")
+    right.set_ylabel("Jeffreys divergence from p*   [nats]")

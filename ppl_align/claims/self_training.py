@@ -33,33 +33,17 @@ import math
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_align import SVI, MarkovLM, completion, reward
+from ppl_align import SVI
 from ppl_align.claims._drift import WrightFisher, diversity, walk
-from ppl_align.claims._toys import CRITIC, RAMBLER, pattern, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import ramble, review, speaker
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.guides.lora import LoRAGuide
 from ppl_align.testing import Oracle
-
-
-def review(beta: float) -> None:
-    """A review that may end early, tilted towards praise."""
-    text = completion("review", CRITIC, "", max_new_tokens=3)
-    reward("praise", praise, text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Three tokens, no more, no less."""
-    x = completion("x", RAMBLER, [2], max_new_tokens=3)
-    reward("pattern", pattern, x.tokens, beta=beta)
-
-
-def speaker(p: Tensor) -> MarkovLM:
-    """A language model that says one word, word v with probability ``p[v]``."""
-    return MarkovLM(torch.zeros(len(p), len(p), dtype=torch.float64), initial=p.log())
 
 
 def refit(p: Tensor, n: int) -> Tensor:
@@ -74,8 +58,10 @@ P, N, ROUNDS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), 20, 50
 def study(found: Findings) -> None:
     """The lemma; the chain that it hides, exactly and by refitting; what slows it down."""
     for program in (review, ramble):
-        oracle, name = Oracle(program, 1.0), program.__name__
-        guide = SVI(num_steps=30, guide="table").run(program, 1.0, seed=found.seed).guide  # some model, not the prior
+        oracle, name = Oracle(program, 1.0, 3), program.__name__
+        guide = (
+            SVI(num_steps=30, guide="table").run(program, 1.0, 3, seed=found.seed).guide
+        )  # some model, not the prior
         (r,) = oracle.rewards.values()
         samples = {"all of its own samples": torch.ones_like(r), "those with r > 0": (r > 0).double()}
         norms = [slope(oracle, guide, kept).abs().max() for kept in samples.values()]
@@ -102,7 +88,7 @@ def study(found: Findings) -> None:
         check(found, f"40 runs of refit(p, 20): H after {k} rounds", diversity(shares[:, k]), chain.diversity[k])
     check(found, "their share of token 0 after 50 rounds", shares[:, -1, 0], P[0])
 
-    texts = Oracle(ramble, 1.0).log_prior.exp()
+    texts = Oracle(ramble, 1.0, 3).log_prior.exp()
     whole = walk(texts, N, 10, lambda k: 1.0)
     check(found, "whole texts of ramble: H after 10 rounds", whole[:, 10], diversity(texts) * (1 - 1 / N) ** 10)
     slow = walk(P, N, ROUNDS, lambda k: 0.2)
@@ -128,17 +114,16 @@ def study_lm(found: Findings, lm: Any) -> None:
         label = f"random direction {i + 1}" if i < 4 else "where colder samples push"
         check(found, f"SmolLM2: E grad log p, {label}", own @ direction, 0.0)
     here, there = own @ directions[-1], cold @ directions[-1]
-    found.greater("SmolLM2: the same there at temperature 0.7", there.mean(), 0.0, error(there))
-    found.less(
-        "SmolLM2: the draws suffice to tell them apart", here.mean(), there.mean(), error(here).hypot(error(there))
-    )
+    (mean, error), (colder, its_error) = of_draws(here), of_draws(there)
+    found.greater("SmolLM2: the same there at temperature 0.7", colder, 0.0, its_error)
+    found.less("SmolLM2: the draws suffice to tell them apart", mean, colder, math.hypot(error, its_error))
 
 
 def steps(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
     """The mean gradient of log q over each batch of samples drawn at that temperature, [batches, d]."""
-    source = lm.completion(PROMPT, LENGTH)
+    prior = lm.completion(PROMPT, LENGTH)
     drawn = lm.completion(PROMPT, LENGTH, temperature=temperature).expand([batches * SIZE]).sample()
-    means = (guide.log_prob(source.expand([SIZE]), tokens).mean() for tokens in drawn.split(SIZE))
+    means = (guide.log_prob(prior.expand([SIZE]), tokens).mean() for tokens in drawn.split(SIZE))
     return torch.stack([by_adapter(guide, mean) for mean in means])
 
 
@@ -146,58 +131,46 @@ def pull(guide: LoRAGuide, lm: Any, temperature: float, batches: int) -> Tensor:
     """The expected gradient at that temperature, less noisily: draws of the prefix, a sum over the next token, [d].
 
     From draws of its own: a direction must not be tested on the samples that it came from."""
-    source, total = lm.completion(PROMPT, LENGTH, temperature=temperature), torch.zeros(())
-    for tokens in source.expand([batches * SIZE]).sample().split(SIZE):
-        logits, _ = guide.lm.teacher_forced([source.prompts[0]] * SIZE, tokens)
+    prior, total = lm.completion(PROMPT, LENGTH, temperature=temperature), torch.zeros(())
+    for tokens in prior.expand([batches * SIZE]).sample().split(SIZE):
+        logits, _ = guide.lm.teacher_forced([prior.prompts[0]] * SIZE, tokens)
         each = ((logits.detach() / temperature).softmax(-1) * logits.log_softmax(-1)).sum(-1)
-        total = total + by_adapter(guide, each.masked_fill(source.ended_before(tokens), 0.0).sum())
+        total = total + by_adapter(guide, each.masked_fill(prior.ended_before(tokens), 0.0).sum())
     return total
 
 
 def by_adapter(guide: LoRAGuide, value: Tensor) -> Tensor:
     """The gradient of ``value`` by LoRA's B, flat (by A it is zero as long as B is)."""
     trained = [p for name, p in guide.named_parameters() if "lora_B" in name]
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, trained)])
+    return flat(torch.autograd.grad(value, trained))
 
 
 def slope(oracle: Oracle, guide: Any, kept: Tensor) -> Tensor:
     """E_q[kept * grad log q], the expected step of training on own samples, of which only some may be kept."""
-    steps = oracle.gradient(lambda log_q: (log_q.detach().exp() * kept * log_q).sum(), guide)
-    return torch.cat([g.reshape(-1) for g in steps.values()])
-
-
-def error(values: Tensor) -> Tensor:
-    """Standard error of the mean."""
-    return values.std() / math.sqrt(len(values))
+    return flat(oracle.gradient(lambda log_q: (log_q.detach().exp() * kept * log_q).sum(), guide).values())
 
 
 def check(found: Findings, what: str, values: Tensor, expected: Any) -> None:
     """The mean of independent values against what it should be."""
-    found.agrees(what, values.mean(), error(values), expected)
+    found.agrees(what, *of_draws(values), expected)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """The shares of one run, and the diversity of many."""
-
-    def paint(left: Any, right: Any) -> None:
-        shares, rounds = found.data["shares"], range(ROUNDS + 1)
-        left.stackplot(rounds, shares[0].T.numpy(), colors=PALETTE[:3], alpha=0.85)
-        left.set_xlim(0, ROUNDS)
-        left.set_ylim(0, 1)
-        left.set_xlabel("round of refitting on 20 own samples")
-        left.set_ylabel("share of each of three tokens")
-        left.set_title("One run: shares drift until one is left")
-        for run in shares[:20]:
-            right.plot(rounds, diversity(run), color=GREY, lw=0.7, alpha=0.6)
-        right.plot(rounds, diversity(shares).mean(0), color=PALETTE[0], lw=2)
-        right.plot(rounds, found.data["law"], color=PALETTE[1], lw=1.4, ls="--")
-        right.plot(rounds, found.data["hoard"], color=PALETTE[2], lw=2)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        right.annotate("mean of 40 runs", (31, 0.24), color=PALETTE[0], bbox=box)
-        right.annotate("H0 (1 - 1/n)^k", (39, 0.13), color=PALETTE[1], bbox=box)
-        right.annotate("old data kept", (36, 0.63), color=PALETTE[2])
-        right.set_xlabel("round")
-        right.set_ylabel("P(two draws differ)")
-        right.set_title("Many runs: diversity falls by 1/n a round")
-
-    return draw(paint, columns=2)
+    shares, rounds = found.data["shares"], range(ROUNDS + 1)
+    left.stackplot(rounds, shares[0].T.numpy(), colors=PALETTE[:3], alpha=0.85)
+    left.set_xlim(0, ROUNDS)
+    left.set_ylim(0, 1)
+    caption(left, "One run: shares drift until one is left", "round of refitting on 20 own samples")
+    left.set_ylabel("share of each of three tokens")
+    for run in shares[:20]:
+        right.plot(rounds, diversity(run), color=GREY, lw=0.7, alpha=0.6)
+    right.plot(rounds, diversity(shares).mean(0), color=PALETTE[0], lw=2)
+    right.plot(rounds, found.data["law"], color=PALETTE[1], lw=1.4, ls="--")
+    right.plot(rounds, found.data["hoard"], color=PALETTE[2], lw=2)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    right.annotate("mean of 40 runs", (31, 0.24), color=PALETTE[0], bbox=box)
+    right.annotate("H0 (1 - 1/n)^k", (39, 0.13), color=PALETTE[1], bbox=box)
+    right.annotate("old data kept", (36, 0.63), color=PALETTE[2])
+    caption(right, "Many runs: diversity falls by 1/n a round", "round", "P(two draws differ)")

@@ -40,11 +40,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import SMC, ImportanceSampling, MarkovLM, completion, reward
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.rewards.tokens import TokenSum
 from ppl_align.testing.chain import ChainOracle
@@ -202,27 +201,19 @@ def self_assessment(found: Findings) -> None:
             found.holds(f"{name}: the median log Zhat is too low", bool(low > 0), f"by {low:.1f} nats")
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Price against length; crossover against noise."""
-
-    def paint(left: Any, right: Any) -> None:
-        for i, (label, curve) in enumerate(found.data["prices"].items()):
-            left.loglog(LENGTHS, curve, color=PALETTE[i], lw=1.8, marker="o", ms=4, label=label)
-        left.set_xticks(LENGTHS, [str(t) for t in LENGTHS])
-        left.set_xticks([], minor=True)
-        left.legend()
-        left.set_xlabel("length T   [tokens]")
-        left.set_ylabel("tokens to unit relative variance")
-        left.set_title("Without a twist the price is exponential")
-        sigmas, table = found.data["crossover"]
-        for i, (beta, row) in enumerate(table.items()):
-            right.semilogy(sigmas, row, color=PALETTE[i], lw=1.8, marker="o", ms=4)
-            right.annotate(
-                f"beta = {beta:g}", (sigmas[2], row[2]), (4, -14), textcoords="offset points", color=PALETTE[i]
-            )
-        right.annotate("the twist wins above", (0.52, 100), color=GREY)
-        right.set_xlabel("noise of the twist   [nats per prefix]")
-        right.set_ylabel("length where it starts to win   [tokens]")
-        right.set_title("Noise delays the gain, it does not prevent it")
-
-    return draw(paint, columns=2)
+    for i, (label, curve) in enumerate(found.data["prices"].items()):
+        left.loglog(LENGTHS, curve, color=PALETTE[i], lw=1.8, marker="o", ms=4, label=label)
+    left.set_xticks(LENGTHS, [str(t) for t in LENGTHS])
+    left.set_xticks([], minor=True)
+    left.legend()
+    caption(left, "Without a twist the price is exponential", "length T   [tokens]", "tokens to unit relative variance")
+    sigmas, table = found.data["crossover"]
+    for i, (beta, row) in enumerate(table.items()):
+        right.semilogy(sigmas, row, color=PALETTE[i], lw=1.8, marker="o", ms=4)
+        note(right, f"beta = {beta:g}", (sigmas[2], row[2]), (4, -14), PALETTE[i])
+    right.annotate("the twist wins above", (0.52, 100), color=GREY)
+    caption(right, "Noise delays the gain, it does not prevent it", "noise of the twist   [nats per prefix]")
+    right.set_ylabel("length where it starts to win   [tokens]")

@@ -30,17 +30,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, CallableLM, ImportanceSampling, completion, reward
 from ppl_align.claims._steering import Ids, Score, backward, divided, steered
-from ppl_align.claims._toys import CRITIC, RAMBLER, WORDS, pattern
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims._toys import CRITIC, RAMBLER, WORDS, pattern, ramble
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.lm.decoding import Rows
 from ppl_align.testing.oracle import Oracle
 
@@ -58,12 +57,6 @@ def story(beta: float) -> None:
     """A reward that the first words do not show."""
     text = completion("text", CRITIC, "", max_new_tokens=LENGTH)
     reward("turn", lambda texts: [turn(t) for t in texts], text, beta=beta)
-
-
-def ramble(beta: float) -> None:
-    """Four tokens without an end, rewarded for pairs."""
-    x = completion("text", RAMBLER, [2], max_new_tokens=LENGTH)
-    reward("pattern", pattern, x.tokens, beta=beta)
 
 
 def dice(beta: float) -> None:
@@ -147,8 +140,8 @@ def stand_ins(found: Findings, name: str) -> None:
 def weights_matter(found: Findings, exact: Oracle, rule: Callable[[Rows], Tensor]) -> None:
     """A wrong value function as a proposal: right with weights, wrong without."""
     run = ImportanceSampling(200, 100, proposal=rule).run(story, *exact.args, seed=found.seed)
-    ratio = (run.log_evidence - exact.log_evidence).exp()
-    found.agrees("story: E[Zhat]/Z, mean value as a proposal", ratio.mean(), ratio.std() / len(ratio) ** 0.5, 1.0)
+    ratio = of_draws((run.log_evidence - exact.log_evidence).exp())
+    found.agrees("story: E[Zhat]/Z, mean value as a proposal", *ratio, 1.0)
     found.agrees("story: E[r] of its draws with weights", *run.mean("turn"), exact.mean("turn"))
     found.less("story: E[r] of its draws without weights", exact.mean("turn", rule), exact.mean("turn"))
 
@@ -164,27 +157,22 @@ def constraint(found: Findings) -> None:
     found.greater("constraint: steering by its square, KL(q||p*) above", exact.reverse_kl(squared), 0.0)
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """KL of the stand-ins over beta; the first word of a story."""
-
-    def paint(left: Any, right: Any) -> None:
-        for name, style in (("story", "-"), ("ramble", "--")):
-            for rule, colour in (("mean value", PALETTE[0]), ("greedy", PALETTE[1])):
-                left.loglog(BETAS, found.data[f"{name}, {rule}"], style, color=colour, marker="o", ms=3)
-        left.annotate("greedy", (1.1, 0.2), color=PALETTE[1])
-        left.annotate("mean value", (0.55, 4e-4), color=PALETTE[0])
-        left.set_xticks(BETAS, map(str, BETAS))
-        left.minorticks_off()
-        left.set_xlabel("beta   [reward units] (line: story, dashes: ramble)")
-        left.set_ylabel("KL(q||p*)   [nats]")
-        left.set_title("Not the soft value, not the posterior")
-        colours = dict(zip(found.data["first"], (GREY, PALETTE[2], PALETTE[0], PALETTE[1]), strict=True))
-        for i, (rule, chances) in enumerate(found.data["first"].items()):
-            places = [v + 0.2 * (i - 1.5) for v in range(len(WORDS))]
-            right.bar(places, chances, width=0.19, color=colours[rule], label=rule)
-        right.set_xticks(range(len(WORDS)), ["(end)", *(word.strip() for word in WORDS[1:])])
-        right.set_ylabel("probability of the first word, beta = 0.5")
-        right.set_title('Only p* knows that "dull" can end "fine"')
-        right.legend()
-
-    return draw(paint, columns=2)
+    for name, style in (("story", "-"), ("ramble", "--")):
+        for rule, colour in (("mean value", PALETTE[0]), ("greedy", PALETTE[1])):
+            left.loglog(BETAS, found.data[f"{name}, {rule}"], style, color=colour, marker="o", ms=3)
+    left.annotate("greedy", (1.1, 0.2), color=PALETTE[1])
+    left.annotate("mean value", (0.55, 4e-4), color=PALETTE[0])
+    left.set_xticks(BETAS, map(str, BETAS))
+    left.minorticks_off()
+    caption(left, "Not the soft value, not the posterior", "beta   [reward units] (line: story, dashes: ramble)")
+    left.set_ylabel("KL(q||p*)   [nats]")
+    colours = dict(zip(found.data["first"], (GREY, PALETTE[2], PALETTE[0], PALETTE[1]), strict=True))
+    for i, (rule, chances) in enumerate(found.data["first"].items()):
+        places = [v + 0.2 * (i - 1.5) for v in range(len(WORDS))]
+        right.bar(places, chances, width=0.19, color=colours[rule], label=rule)
+    right.set_xticks(range(len(WORDS)), ["(end)", *(word.strip() for word in WORDS[1:])])
+    caption(right, 'Only p* knows that "dull" can end "fine"', "", "probability of the first word, beta = 0.5")
+    right.legend()

@@ -32,14 +32,14 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from pyro import poutine
 from torch import Tensor
 
 from ppl_align import SMC, SVI, Engine, Enumeration, ImportanceSampling, Rejection, choose, completion, reward
 from ppl_align.claims._toys import CRITIC, RAMBLER, praise
-from ppl_align.claims.drawing import GREY, PALETTE, draw
+from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.posterior import evidence
 
 ENGINES: dict[str, Engine] = {
@@ -142,28 +142,24 @@ def study(found: Findings) -> None:
                     scores.append((value - float(truth[question])) / (error or 0.0))
             if label == "importance":  # its draws are draws of p0: what if one forgets the weights?
                 what = next(iter(target.asked.values()))[0]
-                drawn = run.rewards[what] if isinstance(what, str) else what(run.particles)
-                error = float(drawn.std()) / drawn.numel() ** 0.5
-                off = abs(float(drawn.mean() - truth[first]))
-                found.greater(f"{name}: {first} of draws without weights, off by", off, 0.0, error)
-                shown["no weights"] = float(drawn.mean()), error
+                drawn = of_draws((run.rewards[what] if isinstance(what, str) else what(run.particles)).flatten())
+                off = abs(drawn.value - float(truth[first]))
+                found.greater(f"{name}: {first} of draws without weights, off by", off, 0.0, drawn.standard_error)
+                shown["no weights"] = drawn
         found.data[f"{name}: {first}"] = shown, float(truth[first])
     square = (sum(z**2 for z in scores) / len(scores)) ** 0.5
     found.holds(f"errors are as large as stated: rms of {len(scores)} z", 0.4 < square < 2.0, f"{square:.2f}")
 
 
-def figure(found: Findings) -> Figure:
+@panels(3, size=(4.2, 2.8))
+def figure(found: Findings, *panels: Axes) -> None:
     """One panel for each target: every engine's answer, and the exact one."""
-
-    def paint(*panels: Any) -> None:
-        for axes, (title, (shown, truth)) in zip(panels, found.data.items(), strict=True):
-            axes.axvline(truth, color=GREY, lw=1.2, ls="--")
-            for i, (label, (value, error)) in enumerate(shown.items()):
-                colour = GREY if label == "no weights" else PALETTE[0]
-                axes.errorbar([value], [i], xerr=[2 * error], fmt="o", ms=5, color=colour, capsize=3)
-            axes.set_yticks(range(len(shown)), list(shown))
-            axes.set_ylim(len(shown) - 0.5, -0.5)
-            axes.set_xlabel(f"{title.split(': ')[1]}   (± 2 standard errors)")
-            axes.set_title(f"Target: {title.split(': ')[0]} (dashes: enumerated)")
-
-    return draw(paint, columns=3, size=(4.2, 2.8))
+    for axes, (title, (shown, truth)) in zip(panels, found.data.items(), strict=True):
+        axes.axvline(truth, color=GREY, lw=1.2, ls="--")
+        for i, (label, (value, error)) in enumerate(shown.items()):
+            colour = GREY if label == "no weights" else PALETTE[0]
+            axes.errorbar([value], [i], xerr=[2 * error], fmt="o", ms=5, color=colour, capsize=3)
+        axes.set_yticks(range(len(shown)), list(shown))
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        target, asked = title.split(": ")
+        caption(axes, f"Target: {target} (dashes: enumerated)", f"{asked}   (± 2 standard errors)")

@@ -35,13 +35,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_align import LM, ImportanceSampling, MarkovLM, completion, reward
-from ppl_align.claims._toys import CRITIC, RAMBLER
-from ppl_align.claims.drawing import PALETTE, draw
+from ppl_align.claims._gradients import flat
+from ppl_align.claims._toys import CRITIC, RAMBLER, speaker
+from ppl_align.claims.drawing import PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
+from ppl_align.core.estimate import of_draws
 from ppl_align.guides.table import TableGuide
 from ppl_align.testing import Oracle
 from ppl_align.testing.oracle import entropy, kl_divergence
@@ -78,11 +79,6 @@ def refit(lm: MarkovLM, temperature: float) -> MarkovLM:
     """What infinitely many samples at that temperature teach: each row of the table, tempered."""
     initial = None if lm.log_initial is None else lm.log_initial / temperature
     return MarkovLM(lm.log_table / temperature, initial, lm.eos_id)
-
-
-def speaker(p: Tensor) -> MarkovLM:
-    """Says word v with probability ``p[v]``."""
-    return MarkovLM(torch.zeros(len(p), len(p), dtype=torch.float64), initial=p.log())
 
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -150,11 +146,10 @@ def study(found: Findings) -> None:
     long = exact.completions["x"].lengths[0].double()
     colder = refit(CRITIC, 0.7)
     drawn = ImportanceSampling(num_particles=2000, proposal=colder).run(speak, CRITIC, 4, seed=found.seed)
-    value, error = drawn.mean("length")
     truth = exact.mean(long, exact.log_prior)
-    found.agrees("critic: length, drawn at 0.7 with weights", value, error, truth)
-    raw = drawn.completions["x"].lengths.double()
-    found.greater("critic: without weights it is off", (raw.mean() - truth).abs(), 0.0, raw.std() / raw.numel() ** 0.5)
+    found.agrees("critic: length, drawn at 0.7 with weights", *drawn.mean("length"), truth)
+    raw, error = of_draws(drawn.completions["x"].lengths.double().flatten())
+    found.greater("critic: without weights it is off", abs(raw - truth), 0.0, error)
     found.data["apart"] = {toy.name: [gap(toy, length, t) for t in TEMPERATURES] for toy, length in toys}
 
 
@@ -192,27 +187,21 @@ def expected_step(oracle: Oracle, weights: Tensor) -> Tensor:
     """sum_x weights(x) grad log p(x) in the logits of a table that is p itself, flat."""
     table = TableGuide(oracle.source())
     table.prepare(oracle.source())
-    (step,) = oracle.gradient(lambda log_q: (weights * log_q).sum(), table).values()
-    return step.reshape(-1)
+    return flat(oracle.gradient(lambda log_q: (weights * log_q).sum(), table).values())
 
 
-def figure(found: Findings) -> Figure:
+@panels()
+def figure(found: Findings, left: Axes, right: Axes) -> None:
     """Rounds of refitting, and how far token temperature is from a power of the whole text."""
-
-    def paint(left: Any, right: Any) -> None:
-        for (temperature, path), style in zip(found.data["paths"].items(), ("-", "--"), strict=True):
-            for v in range(3):
-                left.plot(path[:9, v], style, color=PALETTE[v], lw=2)
-            left.annotate(f"T={temperature}", (6.5, float(path[6, 0]) + 0.03))
-        left.set_xlabel("round of refitting on own samples")
-        left.set_ylabel("probability of each of three tokens")
-        left.set_title("Below 1 it freezes, above 1 it melts")
-        for (name, values), colour in zip(found.data["apart"].items(), PALETTE, strict=False):
-            right.semilogy(TEMPERATURES, [max(v, 1e-9) for v in values], color=colour, lw=2)
-            right.annotate(name, (TEMPERATURES[-1], values[-1]), (-36, 6), textcoords="offset points", color=colour)
-        right.set_ylim(1e-6, 1)
-        right.set_xlabel("temperature of the token sampler")
-        right.set_ylabel("KL(token-tempered || p0^(1/T))   [nats]")
-        right.set_title("Token temperature is not a power of the text")
-
-    return draw(paint, columns=2)
+    for (temperature, path), style in zip(found.data["paths"].items(), ("-", "--"), strict=True):
+        for v in range(3):
+            left.plot(path[:9, v], style, color=PALETTE[v], lw=2)
+        left.annotate(f"T={temperature}", (6.5, float(path[6, 0]) + 0.03))
+    caption(left, "Below 1 it freezes, above 1 it melts", "round of refitting on own samples")
+    left.set_ylabel("probability of each of three tokens")
+    for (name, values), colour in zip(found.data["apart"].items(), PALETTE, strict=False):
+        right.semilogy(TEMPERATURES, [max(v, 1e-9) for v in values], color=colour, lw=2)
+        note(right, name, (TEMPERATURES[-1], values[-1]), (-36, 6), colour)
+    right.set_ylim(1e-6, 1)
+    caption(right, "Token temperature is not a power of the text", "temperature of the token sampler")
+    right.set_ylabel("KL(token-tempered || p0^(1/T))   [nats]")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
-from ppl_align.cli.console import note, show, user_code, waiting
+from ppl_align.cli.console import note, plain_table, show, user_code, waiting
 from ppl_align.cli.plan import Asked, Job, Plan, load_one
 from ppl_align.particles.per_particle import said
 from ppl_align.posterior.naming import columns
@@ -34,12 +34,11 @@ def check(asked: Asked, engines: Sequence[str]) -> int:
             findings = draws.findings(plan)
     except Exception as error:
         return plan.failed(job, error, asked.debug)
-    out = Console(markup=False, highlight=False, emoji=False)
     arguments = ", ".join(f"{name}={value!r}" for name, value in _arguments(plan, job).items())
     show(f"{plan.spec}({textwrap.shorten(arguments, 200)})\n")
-    out.print(_grid(["site", "what", "shape", "from"], draws.sites()))
+    show(_grid(["site", "what", "shape", "from"], draws.sites()))
     show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
-    out.print(Printable(lambda width: _wide(*draws.table(), width)))
+    show(Printable(lambda width: _wide(*draws.table(), width)))
     cost, count = draws.sample.cost, draws.sample.num_draws
     show(f"\n{count} draws in {cost.seconds:.1f} s: {cost.lm_tokens} LM tokens, {cost.reward_calls} reward calls")
     for finding in findings:
@@ -95,11 +94,11 @@ class Draws:
         run, column = self.particles, columns((*self.nodes, *self.particles.answers))
         scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
         texts = self.sample.texts(self.completions[0]) if self.completions else []
-        lanes = len(texts) // self.sample.num_draws
+        batch = len(texts) // self.sample.num_draws
         rows = []
         for i in range(PRINTED):
             numbers = [_number(float(column[i])) for column in (*scores.values(), run.log_potential)]
-            rows.append([*numbers, repr(texts[i * lanes])[1:-1] if texts else ""])
+            rows.append([*numbers, repr(texts[i * batch])[1:-1] if texts else ""])
         text = column[self.completions[0]] if self.completions else ""
         return [*(column[name] for name in scores), "log weight", text], rows
 
@@ -125,7 +124,7 @@ def _wide(header: list[str], rows: list[list[str]], width: int) -> RenderableTyp
 
 
 def _grid(header: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table()
     numeric = [all(_is_number(row[i]) for row in rows) for i in range(len(header))]
     for name, right in zip(header, numeric, strict=True):
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from ppl_align.core.errors import InputError, PplAlignError
 
@@ -42,6 +43,11 @@ def show(result: Any, as_json: bool = False) -> None:
         Console(markup=False, highlight=False, emoji=False).print(result)
     else:
         print(result)
+
+
+def plain_table() -> Table:
+    """Columns two spaces apart under bold headers."""
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
 
 
 def one_line(error: BaseException, source: Path | None = None, where: str = "", hint: str = "") -> str:

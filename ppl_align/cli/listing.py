@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from ppl_align import gallery
-from ppl_align.cli.console import note
+from ppl_align.cli.console import note, show
 
 
 def listing(kind: gallery.Kind) -> int:
@@ -17,7 +16,7 @@ def listing(kind: gallery.Kind) -> int:
     table.add_column()
     for entry in entries:
         table.add_row(entry.name, entry.summary)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    show(table)
     usage = {"models": "ppl-align run NAME, ppl-align check NAME", "inference": "ppl-align run MODEL --engine NAME"}
     note(f"\n{usage[kind]}; files in {gallery.folder(kind)}")
     return 0

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppl_align.cli.console import plain_table
 from ppl_align.cli.output import OutputFolder
 from ppl_align.cli.verdict import over_rows
 
@@ -70,11 +71,9 @@ class Results:
             folder.write_all(folder.root, self._save_overview)
 
     def _overview(self) -> Any:
-        from rich.table import Table
-
         from ppl_align.diagnostics.columns import ANSWER
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        table = plain_table()
         columns = [c for c in self.pairs[0][1].columns if c.block == ANSWER or c.key == "ess"]
         for header in ("row", "prompt", "run"):
             table.add_column(header, overflow="fold")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from ppl_align.cli.console import note
+from ppl_align.cli.console import note, plain_table, show
 from ppl_align.rewards.registry import SHIPPED, Shipped
 
 
 def listing() -> int:
     """Name, range and meaning on stdout; how to use one on stderr."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = plain_table()
     for column in ("name", "range", "what"):
         table.add_column(column, no_wrap=column != "what")
     for name, entry in sorted(SHIPPED.items()):
         table.add_row(name, reach(entry), entry.what)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    show(table)
     calls = ", ".join(entry.call for _, entry in sorted(SHIPPED.items()) if entry.arguments)
     note("\nby name: reward(name, 'vader', text) or --set reward=vader; by path: my_module:reward or my_file.py:reward")
     note(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_align.core.columns import lacking
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 
 Row = dict[str, Any]
 
@@ -102,7 +102,7 @@ def _parquet(path: Path) -> list[Row]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"--data {path}: not a Parquet file ({_first_line(error)})") from error
+        raise InputError(f"--data {path}: not a Parquet file ({first_line(error)})") from error
     _once(path, table.column_names)
     return table.to_pylist()
 
@@ -117,7 +117,3 @@ def _once(path: Path, names: Sequence[str], where: str = "") -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise InputError(f"--data {path}{where}: there are two columns {twice!r}: rename one of them, or take it out")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -40,6 +40,12 @@ class Cost:
     seconds: float = 0.0
     lm_seconds: float = 0.0
 
+    def __str__(self) -> str:
+        return (
+            f"{self.lm_tokens:,} LM tokens, {self.lm_forwards:,} forwards, {self.reward_calls:,} reward calls, "
+            f"{self.seconds:.1f} s"
+        )
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 

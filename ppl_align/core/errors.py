@@ -56,3 +56,14 @@ class AllDeadError(RunError):
 
 class TooManyDrawsError(RunError):
     """Rejection sampling would draw, or has drawn, from the prior more often than it may. Other engines need not."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, up to the end of the line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def type_and_line(error: BaseException) -> str:
+    """The same after its type."""
+    name = type(error).__name__
+    return f"{name}: {first_line(error)}" if str(error).strip() else name

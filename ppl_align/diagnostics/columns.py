@@ -160,13 +160,13 @@ COLUMNS = (
 
 
 def reward_column(name: str, target: float | None = None) -> Column:
-    """The column of one reward, and the mean that is promised, if one is."""
-    promised = "" if target is None else f", promised: {target:g}"
+    """The column of one reward, and its target mean, if it has one."""
+    wanted = "" if target is None else f", target: {target:g}"
     return Column(
         f"E[{name}]",
         f"E[{name}]" + ("" if target is None else f" → {target:g}"),
         ANSWER,
-        f"posterior mean of the reward ± standard error{promised}",
+        f"posterior mean of the reward ± standard error{wanted}",
         number(3),
         error=f"se[{name}]",
     )

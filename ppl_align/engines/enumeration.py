@@ -67,10 +67,10 @@ class Enumeration(Engine):
 
     def _expand(self, site: Site, size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Every value of the site for every assignment: ``(parent [P'], value [P', ...], log_prior [P'])``."""
-        lanes = site.fn.batch_shape[1:]
+        batch = site.fn.batch_shape[1:]
         parent, held, log_p = torch.arange(size), None, torch.zeros(size, dtype=torch.float64)
-        for lane in range(math.prod(lanes)):
-            support = (_completions if site.is_completion else _support)(self, site, lane)
+        for element in range(math.prod(batch)):
+            support = (_completions if site.is_completion else _support)(self, site, element)
             copies = torch.tensor([len(support[p][1]) for p in parent.tolist()])
             self.refuse_too_many(int(copies.sum()), site.name)
             chosen = torch.repeat_interleave(torch.arange(len(parent)), copies)
@@ -79,7 +79,7 @@ class Enumeration(Engine):
             held = new if held is None else torch.cat([held[chosen], new], 1)
             parent = parent[chosen]
         assert held is not None
-        return parent, held.reshape(len(parent), *lanes, *held.shape[2:]), log_p
+        return parent, held.reshape(len(parent), *batch, *held.shape[2:]), log_p
 
     def _check_candidates(self, particles: Particles) -> None:
         unknown = sorted(set(self.candidates or ()) - set(particles.sources))
@@ -93,26 +93,26 @@ class Enumeration(Engine):
         """Raises ``InputError`` for more assignments, at the site ``name``, than there may be."""
         if count > self.max_sequences:
             raise InputError(
-                f"Exact would enumerate more than {self.max_sequences} assignments at {name!r} ({count} already): "
+                f"Enumeration would list more than {self.max_sequences} assignments at {name!r} ({count} already): "
                 f"lower max_new_tokens, declare top_k=, raise max_sequences, or use another engine"
             )
 
 
-def _support(engine: Enumeration, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
+def _support(engine: Enumeration, site: Site, element: int) -> list[tuple[Tensor, Tensor]]:
     """An ordinary latent: (values [S, ...], log p [S]) for each assignment."""
     if not getattr(site.fn, "has_enumerate_support", False):
-        raise InputError(f"Exact cannot enumerate {site.name!r} ({type(site.fn).__name__}): use another engine")
+        raise InputError(f"Enumeration cannot enumerate {site.name!r} ({type(site.fn).__name__}): use another engine")
     values = site.fn.enumerate_support(expand=True)
     log_p = site.fn.log_prob(values).double()
     refuse_no_density(site.name, log_p)
     size, event = site.fn.batch_shape[0], site.fn.event_shape
     values, log_p = values.reshape(len(values), size, -1, *event), log_p.reshape(len(log_p), size, -1)
-    return [(values[:, p, lane], log_p[:, p, lane]) for p in range(size)]
+    return [(values[:, p, element], log_p[:, p, element]) for p in range(size)]
 
 
-def _completions(engine: Enumeration, site: Site, lane: int) -> list[tuple[Tensor, Tensor]]:
+def _completions(engine: Enumeration, site: Site, element: int) -> list[tuple[Tensor, Tensor]]:
     """A completion: (tokens [S, T], log p [S]) for each assignment, one tree per distinct prompt."""
-    index = site.fn.index.reshape(site.fn.batch_shape[0], -1)[:, lane].tolist()
+    index = site.fn.index.reshape(site.fn.batch_shape[0], -1)[:, element].tolist()
     listed = (engine.candidates or {}).get(site.name)
     if listed is None:
         check = partial(engine.refuse_too_many, name=site.name)
@@ -125,15 +125,15 @@ def _completions(engine: Enumeration, site: Site, lane: int) -> list[tuple[Tenso
 
 def _sequences(site: Site, listed: Sequence[str | Sequence[int]]) -> list[Ids]:
     """The candidates as whole sequences of ids; raises ``InputError`` for one that is impossible or there twice."""
-    source = site.fn
+    prior = site.fn
     found: dict[Ids, Any] = {}
     for answer in listed:
-        ids = source.lm.encode(answer) if isinstance(answer, str) else answer
-        whole = as_sequence(source, ids)
+        ids = prior.lm.encode(answer) if isinstance(answer, str) else answer
+        whole = as_sequence(prior, ids)
         if not whole:
             raise InputError(
                 f"candidate {answer!r} of {site.name!r} cannot be an answer: it has {len(ids)} tokens and must "
-                f"{'end within' if source.can_end else 'have exactly'} max_new_tokens={source.max_new_tokens}"
+                f"{'end within' if prior.can_end else 'have exactly'} max_new_tokens={prior.max_new_tokens}"
             )
         if whole in found:
             raise InputError(f"candidates of {site.name!r}: {answer!r} and {found[whole]!r} are the same tokens")

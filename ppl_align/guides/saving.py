@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.core.files import folder_beside
 from ppl_align.guides.auto import AutoGuide
 from ppl_align.guides.head import HeadGuide
@@ -88,7 +88,7 @@ def load_guide(folder: str | Path, *lms: LM, model: Callable[..., Any] | None = 
         index = json.loads((path / INDEX).read_text(encoding="utf-8"))
         tensors = load_file(path / TENSORS)
     except Exception as error:  # json and safetensors have errors of their own for a broken file
-        raise InputError(f"the guide in {path} cannot be read ({_first_line(error)}): save it again") from None
+        raise InputError(f"the guide in {path} cannot be read ({first_line(error)[:120]}): save it again") from None
     try:
         if int(index["format"]) > FORMAT:
             raise InputError(f"the guide in {path} was written by a newer ppl-align: upgrade to read it")
@@ -110,7 +110,7 @@ def load_guide(folder: str | Path, *lms: LM, model: Callable[..., Any] | None = 
             else:
                 guide.sites[name] = _KINDS[entry["kind"]].restored(lm, entry["settings"], own)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"the guide in {path} is incomplete ({_first_line(error)}): save it again") from None
+        raise InputError(f"the guide in {path} is incomplete ({first_line(error)[:120]}): save it again") from None
     return guide
 
 
@@ -131,7 +131,3 @@ def _the_lm(path: Path, entry: Mapping[str, Any], lms: tuple[LM, ...]) -> LM:
 
 def _no_model(*args: Any, **kwargs: Any) -> Any:
     raise InputError("a guide that was loaded does not know its program: load_guide(folder, lm, model=program)")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

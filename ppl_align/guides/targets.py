@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.guides.stacked import NEW, activate, make_room
 from ppl_align.lm.placement import input_device
 from ppl_align.lm.precision import HALF
@@ -58,7 +58,7 @@ def with_new_adapter(model: nn.Module, rank: int, base: str, name: str) -> Any:
             raise
         except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
             # peft's default does not fit this network, or the network not what peft made of a layer
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            reason = first_line(error)[:120]
             continue
         return adapted
     raise InputError(f'guide="lora" finds no linear layer in {name} that it could adapt ({reason}): use guide="head"')

@@ -152,11 +152,11 @@ def support_size(fn: Any, num_particles: int) -> tuple[float, float] | None:
     """(values of a latent site, LM tokens that it takes to list them), for one particle; None: it cannot be listed.
 
     An upper bound where the prior gives probability zero to some tokens or top-p cuts it."""
-    lanes = max(math.prod(fn.batch_shape) // num_particles, 1)
+    batch = max(math.prod(fn.batch_shape) // num_particles, 1)
     if not isinstance(fn, CompletionDistribution):
         if not getattr(fn, "has_enumerate_support", False):
             return None
-        return float(len(fn.enumerate_support(expand=False))) ** lanes, 0.0
+        return float(len(fn.enumerate_support(expand=False))) ** batch, 0.0
     vocab, length = fn.lm.vocab_size, fn.max_new_tokens
     ends = len(fn.terminal)
     if fn.warp.top_k is not None:
@@ -164,6 +164,6 @@ def support_size(fn: Any, num_particles: int) -> tuple[float, float] | None:
     try:
         going = [float(vocab - ends) ** t for t in range(length)]
         leaves = sum(ends * g for g in going[:-1]) + vocab * going[-1]
-        return leaves**lanes, sum(going[1:]) * lanes
+        return leaves**batch, sum(going[1:]) * batch
     except OverflowError:
         return math.inf, math.inf

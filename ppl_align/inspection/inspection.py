@@ -20,12 +20,11 @@ from ppl_align.core.progress import Report, reporting
 from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.core.validation import at_least
-from ppl_align.inspection import predictive
 from ppl_align.inspection.advice import advise
 from ppl_align.inspection.costs import Prediction, predict
 from ppl_align.inspection.doubt import doubt
 from ppl_align.inspection.pool import Pool, draw_pool
-from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, prior_rewards
+from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, event, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
 from ppl_align.inspection.trials import try_engines
@@ -175,13 +174,12 @@ def inspect(
         paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
         trials = try_engines(model, args, kwargs, pool, seed)
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
-    happened = predictive.events(pool, prior, events or {})
     prices = predict(pool, prior, goal, trials)
-    sources = pool.completions.values()
-    prompts = {source.lm.decode(prompt) for source in sources for prompt in source.prompts[:8]}
+    priors = pool.completions.values()
+    prompts = {fn.lm.decode(prompt) for fn in priors for prompt in fn.prompts[:8]}
     return Inspection(
         model=getattr(model, "__name__", type(model).__name__),
-        lm=", ".join(sorted({source.lm.name for source in sources})),
+        lm=", ".join(sorted({fn.lm.name for fn in priors})),
         prompts=tuple(sorted(prompts)),
         rewards=tuple(rewards),
         written=written,
@@ -191,7 +189,7 @@ def inspect(
         slope=log_evidence_slope(pool),
         profile=paid,
         predictions=tuple(prices),
-        events=tuple(happened),
+        events=tuple(event(pool, prior, name, happens) for name, happens in (events or {}).items()),
         advice=tuple(advise(pool, written, grid, rewards, trials)),
         goal=goal,
         seed=seed,

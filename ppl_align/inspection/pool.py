@@ -58,7 +58,7 @@ class Pool:
     @cached_property
     def texts(self) -> dict[str, list[list[str]]]:
         """By completion site, a list of texts for each draw (several where a plate holds several)."""
-        return {name: _texts(self.particles.values[name], source) for name, source in self.particles.sources.items()}
+        return {name: _texts(self.particles.values[name], prior) for name, prior in self.particles.sources.items()}
 
     @property
     def tilt(self) -> Tensor:
@@ -217,7 +217,7 @@ def draw_pool(
     return Pool(program, Particles.concat(parts), sites, constraints, known, cost)
 
 
-def _texts(tokens: Tensor, source: CompletionDistribution) -> list[list[str]]:
-    flat = Completion(tokens, source).texts()
-    lanes = len(flat) // len(tokens)
-    return [flat[i * lanes : (i + 1) * lanes] for i in range(len(tokens))]
+def _texts(tokens: Tensor, prior: CompletionDistribution) -> list[list[str]]:
+    flat = Completion(tokens, prior).texts()
+    batch = len(flat) // len(tokens)
+    return [flat[i * batch : (i + 1) * batch] for i in range(len(tokens))]

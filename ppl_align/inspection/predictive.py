@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.weighted import Weighted
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program.environment import Seeds
+from ppl_align.program.log_bounds import is_discrete
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEVER_SEEN = 3.0
@@ -88,8 +89,7 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     the prior itself. A seed has log p0 = 0 by definition: what is then estimated is the entropy of all else, less what
     the history and the likelihood tell of the seed, which is never negative."""
     if any(
-        value.is_floating_point() and not _is_discrete(pool.sites[name])
-        for name, value in pool.particles.values.items()
+        value.is_floating_point() and not is_discrete(pool.sites[name]) for name, value in pool.particles.values.items()
     ):
         return None
     w, log_prior = pool.weighted(pool.psi), pool.total_log_prior
@@ -104,13 +104,6 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
     return Answers(
         before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.particles.values)
     )
-
-
-def _is_discrete(fn: object) -> bool:
-    try:
-        return bool(fn.support.is_discrete)  # type: ignore[attr-defined]
-    except (AttributeError, NotImplementedError):
-        return False
 
 
 @dataclass(frozen=True)
@@ -171,8 +164,3 @@ def _ask(name: str, happens: Callable[[str], bool], text: str) -> bool:
         return bool(happens(text))
     except Exception as error:
         raise InputError(f"event {name!r} raised {type(error).__name__}: {error}, on the text {text!r}") from error
-
-
-def events(pool: Pool, prior: Pool, named: Mapping[str, Callable[[str], bool]]) -> list[Event]:
-    """Every event by name."""
-    return [event(pool, prior, name, happens) for name, happens in named.items()]

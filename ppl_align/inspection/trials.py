@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import PplAlignError
+from ppl_align.core.errors import PplAlignError, first_line, type_and_line
 from ppl_align.core.runs import nested_run
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.engines import SMC, SVI
@@ -48,9 +48,9 @@ def refusal_of_svi(task: Task, seed: int) -> str | None:
     try:
         engine.run(task.model, *task.args, seed=seed, **task.kwargs)
     except PplAlignError as error:
-        return _line(error)
+        return first_line(error)
     except Exception as error:  # whatever it is, it is no run
-        return f"{type(error).__name__}: {_line(error)}"
+        return type_and_line(error)
     return None
 
 
@@ -74,7 +74,3 @@ def _longest(pool: Pool) -> int:
         lengths: Tensor = sequence_lengths(pool.particles.values[name].cpu(), fn.terminal)
         most = torch.maximum(most, lengths.reshape(pool.num_draws, -1).amax(-1).float())
     return int(torch.where(pool.log_weight.isfinite(), most, -1.0).argmax())
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -23,7 +23,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ppl_align.core.estimate import of_influence, standard_error
+from ppl_align.core.estimate import of_influence, of_replicates, standard_error
 from ppl_align.core.printed import is_rounding
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior.estimates import Estimate
@@ -52,8 +52,8 @@ class Weighted:
         self.num_draws = len(psi)
         self.top = float(self.log_weight.max())
         self.alive = math.isfinite(self.top)
-        w = (self.log_weight - self.top).exp() if self.alive else torch.zeros_like(self.log_weight)
-        self.relative = w / w.mean() if self.alive else w
+        self.scaled = (self.log_weight - self.top).exp() if self.alive else torch.zeros_like(self.log_weight)
+        self.relative = self.scaled / self.scaled.mean() if self.alive else self.scaled
 
     @cached_property
     def ess(self) -> float:
@@ -83,15 +83,14 @@ class Weighted:
     def log_evidence(self) -> Estimate:
         if not self.alive:
             return Estimate(-math.inf, math.nan)
-        w = (self.log_weight - self.top).exp()
-        return self._estimate(self.top + math.log(float(w.mean())), self.relative - 1)
+        return self._estimate(self.top + math.log(float(self.scaled.mean())), self.relative - 1)
 
     @cached_property
     def kl(self) -> Estimate:
         """KL(p* || p0), nats."""
         if not self.alive:
             return Estimate(math.nan, math.nan)
-        w = (self.log_weight - self.top).exp()
+        w = self.scaled
         weighted = w * torch.where(w > 0, self.psi, 0.0)
         total, moment, n = w.sum(), weighted.sum(), self.num_draws
         value = max(float(moment / total) - self.log_evidence.value, 0.0)
@@ -99,7 +98,7 @@ class Weighted:
             return Estimate(value, math.nan)
         rest = total - w
         left_out = (moment - weighted) / rest - (rest / (n - 1)).log() - self.top
-        error = float(((n - 1) / n * (left_out - left_out.mean()).square().sum()).sqrt())
+        error = of_replicates(value, left_out).standard_error
         return self._bar(value, left_out.mean() - left_out, error)
 
     @cached_property

@@ -1,6 +1,6 @@
 """A tilted environment: what the world answers, followed by something to condition on.
 
-Conditioning on a reward explains it by the world's luck as well: p*(answer) ∝ p0(answer) E[w | answer]. Who wants to
+Conditioning on a reward tilts the environment as well: p*(answer) ∝ p0(answer) E[w | answer]. Who wants to
 know what to *do* has to leave the world as it is (Levine 2018, arXiv:1805.00909, section 2.3).
 """
 

@@ -40,14 +40,14 @@ def hidden_warp(sample: PriorSample, proposal: Any) -> Iterator[Finding]:
         yield from _of_program(sample, proposal)
         return
     source_of = as_proposal(proposal)
-    for site, source in sample.completions.items():
+    for site, prior in sample.completions.items():
         if site in sample.particles.environment:
             continue
         inner = source_of.tokens(site)
         if inner is None:
             continue
-        flat = _flat(source)
-        tokens = sample.values[site].reshape(-1, source.max_new_tokens)
+        flat = _flat(prior)
+        tokens = sample.values[site].reshape(-1, prior.max_new_tokens)
         yield from _lost(site, flat, tokens, inner, sample.num_draws)
         if isinstance(source_of, FromTokens):
             yield from _sharper(site, flat, tokens, inner)
@@ -58,54 +58,54 @@ def _of_program(sample: PriorSample, guide: ProgramGuide) -> Iterator[Finding]:
         nodes: Mapping[str, Any] = (
             poutine.trace(guide.guide).get_trace(*sample.program.args, **sample.program.kwargs).nodes
         )
-    for site, source in sample.completions.items():
+    for site, prior in sample.completions.items():
         fn = nodes[site]["fn"] if site in nodes else None
         if not isinstance(fn, CompletionDistribution):
             continue
-        if fn.warp == source.warp:
-            if fn.lm is not source.lm and fn.prompts == source.prompts:
-                yield from _sharper(site, _flat(source), sample.values[site].reshape(-1, source.max_new_tokens), fn.lm)
+        if fn.warp == prior.warp:
+            if fn.lm is not prior.lm and fn.prompts == prior.prompts:
+                yield from _sharper(site, _flat(prior), sample.values[site].reshape(-1, prior.max_new_tokens), fn.lm)
             continue
         log_q = fn.log_prob(sample.values[site]).reshape(sample.num_draws, -1).sum(-1)
-        text = other_warp(site, fn.warp, source.warp)
+        text = other_warp(site, fn.warp, prior.warp)
         yield _finding(text, float(log_q.isneginf().double().mean()), sample.num_draws)
 
 
-def _lost(site: str, source: CompletionDistribution, tokens: Tensor, inner: Any, num_draws: int) -> Iterator[Finding]:
+def _lost(site: str, prior: CompletionDistribution, tokens: Tensor, inner: Any, num_draws: int) -> Iterator[Finding]:
     """Re-read the draws of the prior: which of their tokens could the proposal not have written?"""
-    log_q = _score(source, tokens, inner)
-    lost = (log_q.isneginf() & ~source.ended_before(tokens)).any(-1).reshape(num_draws, -1).any(-1)
+    log_q = _score(prior, tokens, inner)
+    lost = (log_q.isneginf() & ~prior.ended_before(tokens)).any(-1).reshape(num_draws, -1).any(-1)
     if bool(lost.any()):
         text = f"the proposal for {site!r} gives probability zero to tokens that the model can write"
         yield _finding(text, float(lost.double().mean()), num_draws)
 
 
-def _sharper(site: str, source: CompletionDistribution, tokens: Tensor, inner: Any) -> Iterator[Finding]:
+def _sharper(site: str, prior: CompletionDistribution, tokens: Tensor, inner: Any) -> Iterator[Finding]:
     """Is the proposal p0 to a power above 1? ``tokens``: draws of the prior [M, T]."""
-    slope = sharpness(source, tokens, inner)
+    slope = sharpness(prior, tokens, inner)
     if slope is not None and slope > SHARPER:
-        temperature = f"{source.warp.temperature / slope:.3g}"
+        temperature = f"{prior.warp.temperature / slope:.3g}"
         yield Finding(
             LINT,
             "warning",
             f"the proposal for {site!r} is its prior at temperature={temperature} (declared: "
-            f"{source.warp.temperature:g}): the weights p/q of rare tokens have no useful bound",
+            f"{prior.warp.temperature:g}): the weights p/q of rare tokens have no useful bound",
             f"if texts are meant to be that sharp write completion(..., temperature={temperature}), else propose at "
             "the declared temperature",
         )
 
 
-def _flat(source: CompletionDistribution) -> CompletionDistribution:
-    return source.reshaped((source.batch_shape.numel(),))
+def _flat(prior: CompletionDistribution) -> CompletionDistribution:
+    return prior.reshaped((prior.batch_shape.numel(),))
 
 
-def _score(source: CompletionDistribution, tokens: Tensor, inner: Any) -> Tensor:
+def _score(prior: CompletionDistribution, tokens: Tensor, inner: Any) -> Tensor:
     """log q of every token [M, T]."""
     if isinstance(inner, LM):
-        return source.proposed_log_probs(inner, tokens).cpu()
+        return prior.proposed_log_probs(inner, tokens).cpu()
     columns = []
     with torch.no_grad():
-        for t, (rows, where) in enumerate(forced_rows(source, tokens)):
+        for t, (rows, where) in enumerate(forced_rows(prior, tokens)):
             columns.append(torch.as_tensor(inner(rows))[where, tokens[:, t]].cpu())
     return torch.stack(columns, -1)
 

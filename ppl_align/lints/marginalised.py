@@ -7,7 +7,6 @@ being uncertain. The bonus over the mean reward is, to second order, Var(r) / (2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.particles.particles import Particles
+from ppl_align.particles.weights import log_mean_exp
 
 REPEATS = 16
 """Values of the latent that each completion is judged by."""
@@ -54,9 +54,9 @@ def _moves(r: Tensor) -> bool:
 
 def _prompts_differ(sample: PriorSample, run: Particles) -> bool:
     shape = (sample.num_draws,)
-    for name, source in sample.particles.sources.items():
-        here = source.batch_shape or shape
-        if run.sources[name].prompt_rows(here) != source.prompt_rows(here):
+    for name, prior in sample.particles.sources.items():
+        here = prior.batch_shape or shape
+        if run.sources[name].prompt_rows(here) != prior.prompt_rows(here):
             return True
     return False
 
@@ -67,6 +67,6 @@ def _bonus(log_factors: Tensor) -> tuple[float, bool]:
     if not bool(finite.any()):
         return 0.0, bool((log_factors != log_factors[0]).any())
     f = log_factors[:, finite]
-    each = f.logsumexp(0) - math.log(len(f)) - f.mean(0)
+    each = log_mean_exp(f.T) - f.mean(0)
     moves = float((f.amax(0) - f.amin(0)).max()) > NEGLIGIBLE + 1e-6 * float(f.abs().max())
     return float(each.mean()), moves

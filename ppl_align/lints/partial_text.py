@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import RewardError, RunError
+from ppl_align.core.errors import RewardError, RunError, type_and_line
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.particles.particles import Particles
@@ -23,16 +23,16 @@ HEAVY = 1.0  # nats: rewards that say less than this on prefixes mislead nobody
 
 def partial_text(sample: PriorSample) -> Iterator[Finding]:
     """Ask the program about the first half of each text, as SMC does."""
-    for site, source in sample.completions.items():
-        if source.max_new_tokens < 2 or site in sample.particles.environment:
+    for site, prior in sample.completions.items():
+        if prior.max_new_tokens < 2 or site in sample.particles.environment:
             continue
-        given = _upstream(sample, site) | {site: sample.values[site][..., : source.max_new_tokens // 2]}
+        given = _upstream(sample, site) | {site: sample.values[site][..., : prior.max_new_tokens // 2]}
         try:
             halves = sample.ask(given)
         except Exception as error:  # whatever the program raises
             own: dict[type[Exception], str] = {RewardError: "reward", RunError: "world"}
             who = own.get(type(error), "program")
-            said = str(error) if who != "program" else f"{site!r} cannot be read: {_first_line(error)}"
+            said = str(error) if who != "program" else f"{site!r} cannot be read: {type_and_line(error)}"
             yield Finding(
                 f"{who} on partial text", "warning", f"on unfinished text: {said}", "use SMC(twist=None), or catch it"
             )
@@ -41,10 +41,6 @@ def partial_text(sample: PriorSample) -> Iterator[Finding]:
             if name in halves.rewards:
                 yield from _of_reward(sample.particles, halves, name)
         yield from _closed_too_early(sample.particles, halves)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _upstream(sample: PriorSample, site: str) -> dict[str, Tensor]:

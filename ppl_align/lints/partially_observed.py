@@ -1,4 +1,4 @@
-"""A hidden world: it has answered, the agent has not been told, and what is best to say depends on it.
+"""A partially observed environment: it has answered, the agent is not told, and what is best to say depends on it.
 
 ``TreePlanner`` looks ahead from the history, in which every answer of the world so far stands, shown or not; so does
 the backward induction that gives ``Enumeration`` its best J. Both are then the values of an agent who knows more than
@@ -21,7 +21,7 @@ def partially_observed(sample: PriorSample) -> Iterator[Finding]:
         if found is not None:
             site, factor = found
             yield Finding(
-                "hidden world",
+                "partially observed environment",
                 "warning",
                 f"{name!r} is what the world answers, the prompt of {site!r} does not show it, and {factor!r} depends "
                 "on both: TreePlanner and the best J of Enumeration decide as if the agent knew it",

@@ -59,7 +59,7 @@ class PriorSample:
     @property
     def completions(self) -> dict[str, CompletionDistribution]:
         """The prior of every completion that is not observed, the world's included."""
-        return {name: source for name, source in self.particles.sources.items() if name in self.values}
+        return {name: prior for name, prior in self.particles.sources.items() if name in self.values}
 
     @property
     def latents(self) -> list[str]:

@@ -22,7 +22,7 @@ from ppl_align.lints.partially_observed import partially_observed
 from ppl_align.lints.prior_sample import DRAWS, PriorSample
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
-from ppl_align.lints.structure import CAUSES, dynamic_structure, non_static
+from ppl_align.lints.structure import CAUSES, dynamic, dynamic_structure
 from ppl_align.lints.trailing_space import trailing_space
 from ppl_align.lints.truncation import truncation
 from ppl_align.lints.undeclared_randomness import undeclared_randomness
@@ -54,7 +54,7 @@ def lint(model: Callable[..., Any], *args: Any, num_draws: int = DRAWS, seed: in
     try:
         sample = PriorSample(model, args, kwargs, seed, num_draws)
     except CAUSES as error:
-        return [non_static(error)]
+        return [dynamic(error)]
     return lint_draws(sample)
 
 
@@ -65,7 +65,7 @@ def lint_draws(sample: PriorSample) -> list[Finding]:
         try:
             found += one(sample)
         except CAUSES as error:
-            found.append(non_static(error))
+            found.append(dynamic(error))
     return sorted(dict.fromkeys(found), key=lambda finding: _ORDER[finding.severity])
 
 

@@ -1,4 +1,4 @@
-"""Rewards that say nothing, or shout: constant on the prior, or with a beta out of scale with the spread of r.
+"""Uninformative and over-scaled rewards: constant on the prior, or with a beta out of scale with the spread of r.
 
 What a hard constraint turns down is no waste: most engines never draw it."""
 

@@ -24,15 +24,15 @@ SCATTER = 0.01  # standard deviation about the line, in those of log q
 AGREE = 0.01  # slopes of different prefixes, relative to each other
 
 
-def sharpness(source: CompletionDistribution, tokens: Tensor, inner: Any) -> float | None:
+def sharpness(prior: CompletionDistribution, tokens: Tensor, inner: Any) -> float | None:
     """The slope 1/T of log q in log p0, by draws of the prior [M, T]; None where q is not p0 to some power.
 
     ``inner``: ``Rows -> log_q [rows, V]`` or another LM."""
-    if isinstance(inner, LM) and inner.vocab_size != source.lm.vocab_size:
+    if isinstance(inner, LM) and inner.vocab_size != prior.lm.vocab_size:
         return None
     slopes, points = [], 0
     with torch.no_grad():
-        for log_p, log_q in islice(_side_by_side(source, tokens, inner), POSITIONS):
+        for log_p, log_q in islice(_side_by_side(prior, tokens, inner), POSITIONS):
             for x, y in zip(log_p.double(), log_q.double(), strict=True):
                 on = x.isfinite() & y.isfinite()
                 x, y = x[on] - x[on].mean(), y[on] - y[on].mean()
@@ -48,14 +48,14 @@ def sharpness(source: CompletionDistribution, tokens: Tensor, inner: Any) -> flo
     return sorted(slopes)[len(slopes) // 2]
 
 
-def _side_by_side(source: CompletionDistribution, tokens: Tensor, inner: Any) -> Iterator[tuple[Tensor, Tensor]]:
+def _side_by_side(prior: CompletionDistribution, tokens: Tensor, inner: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """log p0 and log q [rows, V] of the distinct prefixes, position by position."""
-    prior = forced_rows(source, tokens)
+    rows = forced_rows(prior, tokens)
     if isinstance(inner, LM):
-        settings = (source.max_new_tokens, source.warp, source.stop_ids)
-        other = CompletionDistribution(inner, source.prompts, source.index, *settings)
-        for (ours, _), (theirs, _) in zip(prior, forced_rows(other, tokens), strict=True):
+        settings = (prior.max_new_tokens, prior.warp, prior.stop_ids)
+        other = CompletionDistribution(inner, prior.prompts, prior.index, *settings)
+        for (ours, _), (theirs, _) in zip(rows, forced_rows(other, tokens), strict=True):
             yield ours.log_probs.cpu(), theirs.log_probs.cpu()
     else:
-        for ours, _ in prior:
+        for ours, _ in rows:
             yield ours.log_probs.cpu(), torch.as_tensor(inner(ours)).cpu()

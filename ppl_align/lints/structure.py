@@ -1,4 +1,4 @@
-"""Non-static structure: particles that would visit different sites, or a program that changes from run to run."""
+"""Dynamic structure: particles that would visit different sites, or a program that changes from run to run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ALONE = 4
 """Particles that are looked at alone: a branch that half of them take is missed once in sixteen times."""
 
 
-def non_static(error: Exception) -> Finding:
+def dynamic(error: Exception) -> Finding:
     """The finding for what a run of the program raised."""
-    return Finding("non-static structure", "error", " ".join(str(error).split()))
+    return Finding("dynamic structure", "error", " ".join(str(error).split()))
 
 
 def dynamic_structure(sample: PriorSample) -> Iterator[Finding]:
@@ -25,4 +25,4 @@ def dynamic_structure(sample: PriorSample) -> Iterator[Finding]:
         for i in range(min(ALONE, sample.num_draws)):
             sample.ask(rows=slice(i, i + 1))
     except CAUSES as error:
-        yield non_static(error)
+        yield dynamic(error)

@@ -18,10 +18,10 @@ from ppl_align.lm.spelling import Spelling
 
 def trailing_space(sample: PriorSample) -> Iterator[Finding]:
     """A line for each completion with such a prompt. What a chat template writes is what the network was trained on."""
-    for site, source in sample.particles.sources.items():
-        count = _ending_in_space(source)
-        if count and _words_begin_with_a_space(source.lm):
-            which = "the prompt" if len(source.prompts) == 1 else f"{count} of {len(source.prompts)} prompts"
+    for site, prior in sample.particles.sources.items():
+        count = _ending_in_space(prior)
+        if count and _words_begin_with_a_space(prior.lm):
+            which = "the prompt" if len(prior.prompts) == 1 else f"{count} of {len(prior.prompts)} prompts"
             yield Finding(
                 "trailing space",
                 "warning",
@@ -31,9 +31,9 @@ def trailing_space(sample: PriorSample) -> Iterator[Finding]:
             )
 
 
-def _ending_in_space(source: CompletionDistribution) -> int:
-    written = [prompt for prompt in source.prompts if not isinstance(prompt, WholeIds) and prompt]
-    return sum(text.endswith(" ") for text in source.lm.decode_batch(written)) if written else 0
+def _ending_in_space(prior: CompletionDistribution) -> int:
+    written = [prompt for prompt in prior.prompts if not isinstance(prompt, WholeIds) and prompt]
+    return sum(text.endswith(" ") for text in prior.lm.decode_batch(written)) if written else 0
 
 
 def _words_begin_with_a_space(lm: LM) -> bool:

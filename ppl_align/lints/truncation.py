@@ -20,16 +20,16 @@ MANY = 0.5
 def truncation(sample: PriorSample) -> Iterator[Finding]:
     """How many draws are cut off, and whether they are turned down for it."""
     run = sample.particles
-    for site, source in sample.completions.items():
-        if not source.can_end:
+    for site, prior in sample.completions.items():
+        if not prior.can_end:
             continue  # texts have a fixed length: there is no end to be missed
-        cut = cut_off(sample.values[site], source)
+        cut = cut_off(sample.values[site], prior)
         share = float(cut.double().mean())
-        said = turned_down(site, source, cut, run.factors, run.rewards)
+        said = turned_down(site, prior, cut, run.factors, run.rewards)
         if said is not None:
             yield Finding("truncation", "warning", said, "raise max_new_tokens, or give a stop=")
         elif share > MANY:
-            limit = f"max_new_tokens={source.max_new_tokens}"
+            limit = f"max_new_tokens={prior.max_new_tokens}"
             yield Finding(
                 "truncation", "note", f"{100 * share:.0f}% of the draws of {site!r} are cut off at {limit}, unfinished"
             )

@@ -12,7 +12,7 @@ from functools import cached_property
 from numbers import Integral
 from typing import Any
 
-from ppl_align.core.errors import InputError, PromptError
+from ppl_align.core.errors import InputError, PromptError, first_line
 from ppl_align.lm.base import Ids
 
 _NO_TOKEN = "\ufffd"
@@ -115,7 +115,7 @@ class Codec:
         try:
             text = tokenizer.apply_chat_template(list(messages), tokenize=False, **how)
         except Exception as error:  # the template is a program of its own, and raises what it likes
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise PromptError(f"the chat template of {self.name} does not take these messages: {reason}") from error
         return self.encode(text)
 

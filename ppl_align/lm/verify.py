@@ -29,7 +29,7 @@ from ppl_align.lm.warp import log_normalise
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
 
-PATIENCE = 5.0  # seconds that crossing one length may take
+MAX_SECONDS = 5.0  # for crossing one length
 _BEGIN = 4  # tokens of the longer of two prompts
 _SHORT = 16  # lengths up to this one are crossed along with all else
 _TIMED = 64  # tokens of the forward that tells how long others take
@@ -181,7 +181,7 @@ class _Verification:
         for length in self.long:
             if second is None:
                 second = self._seconds_a_token()
-            affordable = 4 * length * second * max(1.0, length / 2048) <= PATIENCE
+            affordable = 4 * length * second * max(1.0, length / 2048) <= MAX_SECONDS
             if affordable:
                 trial = self._trial([length - 1, length + 2])
                 error = self._error(trial, plan)

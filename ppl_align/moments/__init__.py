@@ -1,4 +1,4 @@
-"""Distributional constraints: wishes about averages, E[phi] = mu, as a posterior whose reward weights are fitted."""
+"""Moment constraints, E[phi] = mu, as a posterior whose reward weights are fitted."""
 
 from ppl_align.moments.constraint import MomentConstraint, moment_constraint
 from ppl_align.moments.fit import MomentFit

@@ -1,4 +1,4 @@
-"""``moment_constraint``: a wish about averages, written into a Pyro program.
+"""``moment_constraint``: a constraint on averages, written into a Pyro program.
 
 Among all distributions q with ``E_q[phi_k] = mu_k``, the one nearest to p in KL(q||p) is
 
@@ -6,7 +6,7 @@ Among all distributions q with ``E_q[phi_k] = mu_k``, the one nearest to p in KL
 
 where p is what the program says *without* the constraint: the prior times all other factors. So the constraint is a
 reward of weight lambda, and lambda is not chosen but solved for. As phi counts from its target, the log-evidence falls
-by KL(p_lambda||p), and a text that a feature does not apply to (``None``) is left alone: the wish is then about the
+by KL(p_lambda||p), and a text that a feature does not apply to (``None``) is left alone: the constraint is then on the
 others, E[phi | it applies] = mu. (Khalifa et al. 2021, arXiv:2012.11635.)
 """
 
@@ -49,7 +49,7 @@ What = Completion | Texts | Tensor | str
 def moment_constraint(
     features: Mapping[str, Any], targets: Mapping[str, float], *, num_pool: int = 512, seed: int = 0
 ) -> MomentConstraint:
-    """A promise about averages: ``half = moment_constraint({"woman": says_she}, {"woman": 0.5})``, called in a program.
+    """A constraint on averages: ``half = moment_constraint({"woman": says_she}, {"woman": 0.5})``, called in a program.
 
     ``features``  by name: rewards of any kind (:func:`ppl_align.reward`), one finite number for each text, or ``None``
                   where the feature does not apply (with attributes ``upper`` and ``lower``, for ``Rejection``)
@@ -229,8 +229,8 @@ class MomentConstraint:
             self._off = before
 
     def __repr__(self) -> str:
-        wish = ", ".join(f"E[{name}] = {target:g}" for name, target in self.targets.items())
-        return f"MomentConstraint({wish})" + ("" if self.fitted is None else f"\n{self.fitted}")
+        wanted = ", ".join(f"E[{name}] = {target:g}" for name, target in self.targets.items())
+        return f"MomentConstraint({wanted})" + ("" if self.fitted is None else f"\n{self.fitted}")
 
 
 def _batch(completion: What) -> torch.Size:

@@ -32,7 +32,7 @@ class MomentFit:
     ``before``      E[phi] without the constraint ± standard error
     ``after``       E[phi] under p_lambda: mu on this pool, ± how far it may be from mu in truth
     ``ess``         effective draws of the pool, weighted by p_lambda; ``num_draws`` of them in all
-    ``kl``          KL(p_lambda||p), nats: what the promise costs
+    ``kl``          KL(p_lambda||p), nats: what the constraint costs
     ``pool``        the engine that drew the pool, and of which program; ``exact``: it holds every value there is
     ``noticed``     what the run that drew the pool noticed of the program, one line each
     """

@@ -55,7 +55,7 @@ class Particles:
     And what is the same for all of them:
 
     ``log_lower``     by factor: the smallest value that is not a rejection; None where it is not known
-    ``targets``       the mean that a reward is to have, where one is promised (``moment_constraint``)
+    ``targets``       the mean that a reward is to have, where one is asked for (``moment_constraint``)
     ``prefix_closed``  by factor: a rejection of a prefix is one of the whole text
     ``environment``   the latents met, in order, at which the world answers
     ``constraints``   the matchers of the hard constraints met, by completion site

@@ -1,4 +1,4 @@
-"""What a finished run shows of its program for free: rewards that say nothing, or shout.
+"""What a finished run shows of its program for free: uninformative and over-scaled rewards.
 
 Only runs whose particles are draws of the prior can tell; what an engine has steered no longer says how the prior was.
 """
@@ -93,14 +93,14 @@ def with_findings(posterior: Posterior, proposal: Any = None) -> Posterior:
 
     ``proposal``: what the engine was given to draw from, where it did not train a guide of its own."""
     found = [*posterior.warnings, *findings(posterior), *hidden_warps(posterior, posterior.guide or proposal)]
-    found += broken_promises(posterior)
+    found += unmet_moment_constraints(posterior)
     for line in found if is_top_level() else ():
         log.warning(line)
     return replace(posterior, history={**posterior.history, "warnings": found}) if found else posterior
 
 
-def broken_promises(posterior: Posterior) -> list[str]:
-    """Means that a run which decides leaves off their promise: lambda was fitted for the target of conditioning."""
+def unmet_moment_constraints(posterior: Posterior) -> list[str]:
+    """Means that a run which decides leaves off their targets: lambda was fitted for the target of conditioning."""
     if posterior.target != "decision":
         return []
     found = []
@@ -108,7 +108,7 @@ def broken_promises(posterior: Posterior) -> list[str]:
         value, error = posterior.mean(name)
         if abs(value - target) > 3 * error:
             found.append(
-                f"the mean of {name!r} is {with_error(value, error)}, not the {target:g} that was promised: its weight "
+                f"the mean of {name!r} is {with_error(value, error)}, not its target {target:g}: its weight "
                 "was fitted for engines that condition, and this one decides"
             )
     return found

@@ -1,4 +1,4 @@
-"""What a run that conditions believes of the world, beside what its agent would get there."""
+"""The environment tilt of a run that conditions; its posterior means, beside the means when its agent is executed."""
 
 from __future__ import annotations
 

@@ -38,11 +38,7 @@ def paragraph(posterior: Posterior) -> str:
     parts += [f"Warning: {line}." for line in posterior.warnings]
     if posterior.optimism is not None:
         parts.append(f"It conditions the world as well: {posterior.optimism}.")
-    cost = posterior.cost
-    parts.append(
-        f"Cost: {cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, "
-        f"{cost.reward_calls:,} reward calls, {cost.seconds:.1f} s."
-    )
+    parts.append(f"Cost: {posterior.cost}.")
     if posterior.provenance is not None:
         parts.append(f"Made with {posterior.provenance.line}.")
     return " ".join(parts)

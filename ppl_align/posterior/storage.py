@@ -15,7 +15,7 @@ from torch import Tensor
 from xarray.backends import NetCDF4DataStore
 
 from ppl_align.core.cost import Cost
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.core.files import written_beside
 from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
@@ -54,7 +54,7 @@ def load(path: str | Path) -> Posterior:
     try:
         attrs, groups = _read(path)
     except Exception as error:  # netCDF4 and xarray each have their own for a broken file
-        raise InputError(f"{path} cannot be read as a saved posterior ({_first_line(error)})") from None
+        raise InputError(f"{path} cannot be read as a saved posterior ({first_line(error)[:120]})") from None
     if attrs.get("inference_library") != "ppl_align" or "weighted" not in groups:
         raise InputError(f"{path} was not written by Posterior.save")
     written = _format(attrs)
@@ -161,7 +161,3 @@ def _completion(weighted: xr.Dataset, name: str, terminal: list[int]) -> Complet
 
 def _tensor(array: xr.DataArray) -> Tensor:
     return torch.tensor(array.values)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

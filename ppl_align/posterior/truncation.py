@@ -36,13 +36,13 @@ def cut_short(posterior: Posterior) -> list[str]:
     return lines
 
 
-def cut_off(tokens: Tensor, source: CompletionDistribution) -> Tensor:
+def cut_off(tokens: Tensor, prior: CompletionDistribution) -> Tensor:
     """Which draws have a completion that fills the limit and does not end there: [P, plates..., T] -> bool [P]."""
-    return (~source.ends_within(tokens)).reshape(len(tokens), -1).any(-1).cpu()
+    return (~prior.ends_within(tokens)).reshape(len(tokens), -1).any(-1).cpu()
 
 
 def turned_down(
-    site: str, source: CompletionDistribution, cut: Tensor, factors: Mapping[str, Tensor], rewards: Mapping[str, Tensor]
+    site: str, prior: CompletionDistribution, cut: Tensor, factors: Mapping[str, Tensor], rewards: Mapping[str, Tensor]
 ) -> str | None:
     """What the first factor that wants endings does to draws that have none. All tensors [P]."""
     share = float(cut.double().mean())
@@ -51,7 +51,7 @@ def turned_down(
     for name, factor in factors.items():
         done = _done_to(factor, rewards.get(name), cut)
         if done is not None:
-            limit = f"max_new_tokens={source.max_new_tokens}"
+            limit = f"max_new_tokens={prior.max_new_tokens}"
             return f"{100 * share:.0f}% of the draws of {site!r} are cut off at {limit}; {name!r} {done}"
     return None
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.rewards.answers import shorten
 from ppl_align.rewards.convention import plain_text
 
@@ -117,8 +117,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         else:
             rows = _frame(path)
     except (ValueError, OSError, UnicodeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"{path} cannot be read as preference pairs ({first[:120]})") from None
+        raise InputError(f"{path} cannot be read as preference pairs ({first_line(error)[:120]})") from None
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise InputError(f"{path} is not a list of objects with prompt, chosen and rejected")
     return rows

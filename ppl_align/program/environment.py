@@ -6,8 +6,8 @@ on the answer. Nobody here chooses it. The program says so, because two question
     conditioning   p*(a, o | reward)    "it went well: what was said, and what did the world answer?"
     deciding       max E[r] - beta KL   "what should be said, in the world as it is?"
 
-Conditioning explains a reward by the luck of the world as well (Levine 2018, arXiv:1805.00909). ``Enumeration``,
-``ImportanceSampling``, ``SMC`` and ``Rejection`` condition, and say by how much they bend the world; ``SVI`` and
+Conditioning on a reward tilts the environment as well (Levine 2018, arXiv:1805.00909). ``Enumeration``,
+``ImportanceSampling``, ``SMC`` and ``Rejection`` condition, and report the environment tilt in nats; ``SVI`` and
 ``TreePlanner`` decide. Without randomness in the world the two are the same.
 """
 
@@ -29,7 +29,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_align.core.cost import count
-from ppl_align.core.errors import InputError, ModelError, PplAlignError, RunError
+from ppl_align.core.errors import InputError, ModelError, PplAlignError, RunError, type_and_line
 from ppl_align.core.runs import remembered
 from ppl_align.core.text import Texts
 from ppl_align.lm.base import LM
@@ -185,8 +185,7 @@ def _answer(name: str, world: Callable[..., Any], row: tuple[Any, ...], takes_rn
     except PplAlignError:
         raise
     except Exception as error:
-        what = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise RunError(f"environment {name!r} raised {what}, asked about {_shown(row)}") from error
+        raise RunError(f"environment {name!r} raised {type_and_line(error)}, asked about {_shown(row)}") from error
     finally:
         _asking.reset(token)
     if isinstance(answer, (Tensor, np.generic)) and np.ndim(answer) == 0:

@@ -137,13 +137,13 @@ class Execute(Messenger):
         self.factors[msg["name"]] = self._per_particle(msg, log_prob)
         upper = log_upper_of(msg, log_prob.shape, self.nesting)
         self.log_upper[msg["name"]] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
-        lanes = log_prob.shape[-self.nesting :] if self.nesting else ()
-        self.log_lower[msg["name"]] = log_lower_of(msg, math.prod(lanes))
+        batch = log_prob.shape[-self.nesting :] if self.nesting else ()
+        self.log_lower[msg["name"]] = log_lower_of(msg, math.prod(batch))
         self.prefix_closed[msg["name"]] = notes.prefix_closed
         scale = notes.scale
         if notes.reward is not None and scale is not None:
             self.rewards[msg["name"]] = self._per_particle(msg, notes.reward)
-            self.scales[msg["name"]] = self._lanes(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
+            self.scales[msg["name"]] = self._per_element(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
         if notes.target is not None:
             self.targets[msg["name"]] = notes.target
         if notes.constrains is not None and notes.matcher is not None:
@@ -155,8 +155,7 @@ class Execute(Messenger):
         stray = [d for d in range(-len(shape), 0) if shape[d] != 1 and d not in plates]
         if stray:
             what = f"completion {msg['name']!r} is a batch of {list(shape)}"
-            surplus = len(shape) > 1 + self.nesting
-            remedy = ROOM if surplus else f"write it under pyro.plate(..., {shape[stray[0]]})"
+            remedy = ROOM if len(shape) > 1 + self.nesting else f"write it under pyro.plate(..., {shape[stray[0]]})"
             raise ModelError(f"{what}, but no plate declares its dimension {stray[0]}: {remedy}")
 
     def _log_prior(self, msg: Any, value: Tensor) -> Tensor:
@@ -166,9 +165,9 @@ class Execute(Messenger):
 
     def _per_particle(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P]: plates of the program are summed, the particle plate is kept."""
-        return self._lanes(msg, value).sum(-1)
+        return self._per_element(msg, value).sum(-1)
 
-    def _lanes(self, msg: Any, value: Tensor) -> Tensor:
+    def _per_element(self, msg: Any, value: Tensor) -> Tensor:
         """[P, plates...] (or less) -> [P, K], float64 on the CPU."""
         size, nesting = self.given.size, self.nesting
         value = value.detach().double().cpu()

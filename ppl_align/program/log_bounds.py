@@ -17,7 +17,7 @@ def log_upper_of(msg: Any, shape: torch.Size, nesting: int) -> float | Tensor | 
     A probability is at most 1, a density may be anything; of a reward its bounds say. Where they hold for one element
     each (a weight that is drawn), the result broadcasts with the shape, and whoever asks sums over the plates."""
     noted = KEY in msg["infer"]
-    each = notes_of(msg).log_upper if noted else 0.0 if _is_discrete(msg["fn"]) else None
+    each = notes_of(msg).log_upper if noted else 0.0 if is_discrete(msg["fn"]) else None
     if each is None:
         return None
     scale = msg["scale"]
@@ -32,7 +32,8 @@ def log_upper_of(msg: Any, shape: torch.Size, nesting: int) -> float | Tensor | 
     return (each if msg["mask"] is None else max(each, 0.0)) * float(scale) * count
 
 
-def _is_discrete(fn: Any) -> bool:
+def is_discrete(fn: Any) -> bool:
+    """Has a distribution a discrete support, as far as it says?"""
     try:
         return bool(fn.support.is_discrete)
     except (AttributeError, NotImplementedError):

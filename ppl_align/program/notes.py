@@ -18,7 +18,7 @@ class Notes:
     """``environment``    the world answers here
     ``reward``, ``scale``  of a reward: raw r, [...], and nats per unit      ``fn``  the function that was asked
     ``log_upper``, ``log_lower``  the largest and smallest value of its log-factor, nats; None: not known
-    ``target``         the mean that it is to have, where one is promised
+    ``target``         the mean that it is to have, where one is asked for
     ``prefix_closed``  a rejection of a prefix is one of the whole text
     ``constrains``     of a hard constraint: the completion that it is on     ``matcher``  what reads its tokens
     """

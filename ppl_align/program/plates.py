@@ -26,10 +26,10 @@ def plates_of(msg: Any) -> Plates:
 
 def as_written(value: Tensor, plates: Plates, nesting: int) -> Tensor:
     """[P, n dimensions, ...] -> [P, dimensions of the site's own plates, ...]."""
-    surplus = nesting - len(plates)
-    if surplus <= 0 or any(size != 1 for size in value.shape[1 : 1 + surplus]):
+    extra = nesting - len(plates)
+    if extra <= 0 or any(size != 1 for size in value.shape[1 : 1 + extra]):
         return value
-    return value.reshape(value.shape[0], *value.shape[1 + surplus :])
+    return value.reshape(value.shape[0], *value.shape[1 + extra :])
 
 
 def with_room(value: Tensor, dims: int) -> Tensor:

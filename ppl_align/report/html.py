@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 
-from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
+from ppl_align.diagnostics.columns import is_missing
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.result import Posterior
+from ppl_align.report.notebook import template
 from ppl_align.report.plots import STYLE, colours
-from ppl_align.report.terminal import headline
+from ppl_align.report.terminal import blocks, cell, headline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,26 +38,13 @@ BLIND_SPOTS = (
 
 def render(compared: Comparison) -> str:
     """The whole page as a string."""
-    environment = Environment(
-        loader=PackageLoader("ppl_align.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    colour = colours(compared)
-    blocks, every = [], compared.columns
-    for key, title in BLOCKS.items():
-        columns = [c for c in every if c.block == key]
-        rows = [(name, [c.text(row) for c in columns]) for name, row in compared.rows.items()]
-        blocks.append({"title": title, "columns": columns, "rows": rows})
-    lines = headline(compared)
-    return environment.get_template("report.html.j2").render(
+    colour, lines = colours(compared), headline(compared)
+    return template("report.html.j2").render(
         title=lines[0],
         facts=lines[1:],
         created_at=compared.reference["created_at"],
         advice=compared.advice,
-        blocks=blocks,
+        blocks=[{"title": title, "columns": columns, "rows": rows} for title, columns, rows in blocks(compared)],
         colour=colour,
         figures={name: _data_uri(figure) for name, figure in compared.figures().items()},
         runs=[_run(name, run, colour[name]) for name, run in compared.runs.items()],
@@ -82,7 +69,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
         rewards = [
             {
                 "name": reward,
-                "shown": "-" if is_missing(row[column[reward]]) else number(3)(row[column[reward]]),
+                "shown": cell("", row[column[reward]]),
                 "style": shades[reward](row[column[reward]]),
             }
             for reward in run.rewards
@@ -90,9 +77,9 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
         latents = [f"{latent} = {row[column[latent]]}" for latent in run.latents]
         completions.append(
             {
-                "probability": f"{row['probability']:.4f}",
+                "probability": cell("probability", row["probability"]),
                 "width": f"{100 * row['probability'] / table['probability'].iloc[0]:.1f}",
-                "log_prior": fixed(1)(row["log_prior"]),
+                "log_prior": cell("log_prior", row["log_prior"]),
                 "rewards": rewards,
                 "latents": latents,
                 "texts": [str(row[column[site]]) for site in run.completions],

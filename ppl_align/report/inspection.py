@@ -14,7 +14,7 @@ from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.columns import number, percent
 from ppl_align.inspection import Inspection
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.report.terminal import Printable, _table, grids
+from ppl_align.report.terminal import Printable, empty_table, grids
 from ppl_align.rewards.answers import shorten
 
 PRINTED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
@@ -167,7 +167,7 @@ def _probability(estimate: Estimate, bound: float | None) -> str:
 
 
 def _predictions(found: Inspection) -> Table:
-    table = _table()
+    table = empty_table()
     for header in ("engine", "draws", "LM tokens", "seconds", "because"):
         is_number = header not in ("engine", "because")
         table.add_column(Text(header), justify="right" if is_number else "left", no_wrap=is_number, overflow="fold")

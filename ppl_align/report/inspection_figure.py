@@ -11,6 +11,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ppl_align.core.estimate import Estimate
 from ppl_align.inspection import Inspection
 from ppl_align.report.inspection import _name
 from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges, literally
@@ -73,9 +74,9 @@ def _over_beta(found: Inspection, axes: Axes) -> np.ndarray:
     return x
 
 
-def _curve(axes: Axes, x: np.ndarray, y: list[float], errors: list[float], colour: str, label: str) -> None:
+def _curve(axes: Axes, x: np.ndarray, estimates: list[Estimate], colour: str, label: str) -> None:
     """A line with a band of two standard errors; dotted where no error is known. A single point is a point."""
-    value, error = np.array(y), np.array(errors)
+    value, error = np.array(estimates).T
     value = np.where(np.isfinite(value), value, np.nan)
     known = ~np.isnan(error)
     band = np.where(known, 2 * error, np.nan)
@@ -89,11 +90,8 @@ def _curve(axes: Axes, x: np.ndarray, y: list[float], errors: list[float], colou
 
 def _divergence(found: Inspection, axes: Axes) -> None:
     x = _over_beta(found, axes)
-    for i, which in enumerate(("log_evidence", "kl")):
-        estimates = [getattr(s, which) for s in found.strengths]
-        label = ("log Z", "KL(p*||p0)")[i]
-        values, errors = ([e.value for e in estimates], [e.standard_error for e in estimates])
-        _curve(axes, x, values, errors, PALETTE[i], label)
+    _curve(axes, x, [s.log_evidence for s in found.strengths], PALETTE[0], "log Z")
+    _curve(axes, x, [s.kl for s in found.strengths], PALETTE[1], "KL(p*||p0)")
     seen = [e.value for s in found.strengths if s.enough or s.factor == 1 for e in (s.log_evidence, s.kl)]
     seen = [value for value in seen if math.isfinite(value)]
     if not found.pool.confined:
@@ -114,14 +112,7 @@ def _means(found: Inspection, axes: Axes) -> None:
     x = _over_beta(found, axes)
     for i, reward in enumerate(found.rewards[: len(PALETTE)]):
         estimates = [s.rewards[reward.name] for s in found.strengths]
-        _curve(
-            axes,
-            x,
-            [e.value for e in estimates],
-            [e.standard_error for e in estimates],
-            PALETTE[i],
-            f"E[{literally(_name(reward.name))}]",
-        )
+        _curve(axes, x, estimates, PALETTE[i], f"E[{literally(_name(reward.name))}]")
     axes.set_ylabel("reward units")
     axes.set_title("What it buys")
     axes.legend(fontsize=8.5)

@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ppl_align.diagnostics.columns import BLOCKS, fixed, number, whole
+from ppl_align.diagnostics.columns import fixed, number, whole
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.paragraph import draws_of
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
-from ppl_align.report.terminal import cell, headline, visible
+from ppl_align.report.terminal import blocks, headline, numbers_and_texts
 
 SHOWN = 5  # texts
 
@@ -29,11 +29,6 @@ def posterior_html(posterior: Posterior) -> str:
     ]
     if posterior.optimism is not None:
         facts.append(f"It conditions the world as well: {posterior.optimism}.")
-    cost = posterior.cost
-    paid = (
-        f"{cost.lm_tokens:,} LM tokens, {cost.lm_forwards:,} forwards, {cost.reward_calls:,} reward calls, "
-        f"{cost.seconds:.1f} s"
-    )
     made = [] if posterior.provenance is None else [("Provenance", str(posterior.provenance))]
     return _page(
         title=f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
@@ -41,28 +36,23 @@ def posterior_html(posterior: Posterior) -> str:
         facts=facts,
         advice=None,
         blocks=[_numbers(posterior), _texts(posterior)],
-        more=[("Cost", paid), *made],
+        more=[("Cost", str(posterior.cost)), *made],
     )
 
 
 def comparison_html(compared: Comparison) -> str:
     """Headline, verdict, and the tables of the comparison, block by block."""
     title, *facts = headline(compared)
-    blocks = []
-    for key, heading in BLOCKS.items():
-        columns = [c for c in compared.columns if c.block == key]
-        blocks.append(
-            {
-                "title": heading,
-                "columns": [
-                    _left("run"),
-                    *({"header": c.header, "meaning": c.meaning, "left": False} for c in columns),
-                ],
-                "rows": [[name, *(c.text(row) for c in columns)] for name, row in compared.rows.items()],
-            }
-        )
+    tables = [
+        {
+            "title": heading,
+            "columns": [_left("run"), *(_right(c.header, c.meaning) for c in columns)],
+            "rows": [[name, *cells] for name, cells in rows],
+        }
+        for heading, columns, rows in blocks(compared)
+    ]
     made = [(f"Provenance of {n}", str(r.provenance)) for n, r in compared.runs.items() if r.provenance is not None]
-    return _page(title=title, facts=facts, advice=compared.advice, blocks=blocks, more=made)
+    return _page(title=title, facts=facts, advice=compared.advice, blocks=tables, more=made)
 
 
 def _numbers(posterior: Posterior) -> dict[str, Any]:
@@ -84,14 +74,8 @@ def _numbers(posterior: Posterior) -> dict[str, Any]:
 
 
 def _texts(posterior: Posterior) -> dict[str, Any]:
-    table = posterior.table(by="text").head(SHOWN)
-    texts = [c for c in table.columns if table[c].map(lambda value: isinstance(value, str)).any()]
-    numbers = [c for c in table.columns if c not in texts]
-    rows = [
-        [cell(str(name), row[name]) for name in numbers] + [visible(str(row[name])) for name in texts]
-        for row in table.to_dict("records")
-    ]
-    columns = [*(_right(str(name)) for name in numbers), *(_left(str(name)) for name in texts)]
+    numbers, texts, rows = numbers_and_texts(posterior.table(by="text").head(SHOWN))
+    columns = [*map(_right, numbers), *map(_left, texts)]
     return {"title": "The most probable draws", "columns": columns, "rows": rows}
 
 
@@ -105,11 +89,13 @@ def _right(header: str, meaning: str = "") -> dict[str, Any]:
 
 def _page(**parts: Any) -> str:
     """Everything is escaped; what no encoding can hold is replaced."""
-    return _template().render(**parts).replace("\x00", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode("utf-8")
+    text = template("notebook.html.j2").render(**parts).replace("\x00", "\N{SYMBOL FOR NULL}")
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of ``report/templates``; what is put into it is escaped."""
     environment = Environment(
         loader=PackageLoader("ppl_align.report"),
         autoescape=True,
@@ -117,4 +103,4 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("notebook.html.j2")
+    return environment.get_template(name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.advisor import Advice
-from ppl_align.diagnostics.columns import BLOCKS, fixed, is_missing, number
+from ppl_align.diagnostics.columns import BLOCKS, Column, fixed, is_missing, number
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.diversity import NUM_DRAWS
 from ppl_align.posterior.result import Posterior
@@ -56,13 +56,20 @@ def comparison(compared: Comparison) -> Printable:
         parts: list[RenderableType] = [
             Text(line, style="dim" if i else "bold") for i, line in enumerate(headline(compared))
         ]
-        columns, rows = compared.columns, compared.rows
-        for block, title in BLOCKS.items():
-            cells = {c.header: [c.text(row) for row in rows.values()] for c in columns if c.block == block}
-            parts += [Text(), Text(title, style="bold"), *grids("run", list(rows), cells, width)]
+        for title, columns, rows in blocks(compared):
+            cells = {c.header: [texts[i] for _, texts in rows] for i, c in enumerate(columns)}
+            parts += [Text(), Text(title, style="bold"), *grids("run", list(compared.rows), cells, width)]
         return Group(*parts, Text(), advice(compared.advice))
 
     return Printable(layout)
+
+
+def blocks(compared: Comparison) -> Iterator[tuple[str, list[Column], list[tuple[str, list[str]]]]]:
+    """Title, columns and rows ``(run, cells)`` of each table."""
+    every = compared.columns
+    for block, title in BLOCKS.items():
+        columns = [c for c in every if c.block == block]
+        yield title, columns, [(name, [c.text(row) for c in columns]) for name, row in compared.rows.items()]
 
 
 def headline(compared: Comparison) -> list[str]:
@@ -132,12 +139,13 @@ def _fill(needed: dict[str, int], room: int) -> list[list[str]]:
     return tables
 
 
-def _table() -> Table:
+def empty_table() -> Table:
+    """As all tables of a terminal look."""
     return Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold cyan")
 
 
 def _grid(what: str, rows: Sequence[str], columns: dict[str, list[str]]) -> Table:
-    table = _table()
+    table = empty_table()
     table.add_column(what, no_wrap=True)
     for header in columns:
         table.add_column(Text(header), justify="right", no_wrap=True)
@@ -158,19 +166,28 @@ def frame(data: pd.DataFrame) -> Printable:
 
 def _texts(data: pd.DataFrame, index: bool = False) -> Table:
     """Numbers to the left at their own width, texts to the right in what is left."""
-    texts = [c for c in data.columns if data[c].map(lambda value: isinstance(value, str)).any()]
-    numbers = [c for c in data.columns if c not in texts]
-    table = _table()
+    numbers, texts, rows = numbers_and_texts(data)
+    table = empty_table()
     if index:
         table.add_column("", justify="right", style="dim", no_wrap=True)
     for name in numbers:
-        table.add_column(Text(str(name)), justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for name in texts:
-        table.add_column(Text(str(name)), overflow="fold", ratio=1)
-    for label, row in zip(data.index, data.to_dict("records"), strict=True):
-        shown = [Text(cell(str(name), row[name])) for name in numbers]
-        table.add_row(*([str(label)] if index else []), *shown, *(Text(visible(str(row[name]))) for name in texts))
+        table.add_column(Text(name), overflow="fold", ratio=1)
+    for label, row in zip(data.index, rows, strict=True):
+        table.add_row(*([str(label)] if index else []), *map(Text, row))
     return table
+
+
+def numbers_and_texts(data: pd.DataFrame) -> tuple[list[str], list[str], list[list[str]]]:
+    """Names of the columns of numbers and of those of texts, and the cells of each row in that order."""
+    texts = [c for c in data.columns if data[c].map(lambda value: isinstance(value, str)).any()]
+    numbers = [c for c in data.columns if c not in texts]
+    rows = [
+        [*(cell(str(name), row[name]) for name in numbers), *(visible(str(row[name])) for name in texts)]
+        for row in data.to_dict("records")
+    ]
+    return list(map(str, numbers)), list(map(str, texts)), rows
 
 
 def cell(name: str, value: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_align.core.cost import count
-from ppl_align.core.errors import InputError, PplAlignError, RewardError
+from ppl_align.core.errors import InputError, PplAlignError, RewardError, type_and_line
 from ppl_align.core.pyro_stack import plates
 from ppl_align.core.runs import is_top_level, on_run_end, remembered
 from ppl_align.core.seeds import generators
@@ -128,7 +128,7 @@ class _Question:
             raise error
         text, error = self._culprit(error)
         hint = _hint(error, chat=not isinstance(self.seen.columns["completions"][0], str))
-        raise RewardError(f"reward {self.name!r} raised {_one_line(error)}, on {text}{hint}") from error
+        raise RewardError(f"reward {self.name!r} raised {type_and_line(error)}, on {text}{hint}") from error
 
     def _culprit(self, error: Exception) -> tuple[str, Exception]:
         """The text on which a failed batch fails: asked one by one, until one does."""
@@ -190,11 +190,6 @@ def as_reward(name: str, fn: Any) -> Callable[..., Any]:
     return fn
 
 
-def _one_line(error: Exception) -> str:
-    message = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {message[0]}" if message else "")
-
-
 def _hint(error: Exception, chat: bool) -> str:
     if isinstance(error, (AttributeError, TypeError, KeyError)) and chat:
         return ". The prompt is chat messages, so a completion is too: read completion[0]['content']"
@@ -211,7 +206,7 @@ def _of_tensor(name: str, fn: Callable[..., Any], value: Tensor) -> Tensor:
     except PplAlignError:
         raise
     except Exception as error:
-        raise RewardError(f"reward {name!r} raised {_one_line(error)}, on {_describe(value)}") from error
+        raise RewardError(f"reward {name!r} raised {type_and_line(error)}, on {_describe(value)}") from error
     if not isinstance(r, Tensor):
         raise RewardError(f"reward {name!r} of {_describe(value)} must be a tensor, not {type(r).__name__}")
     if r.shape != value.shape[: r.dim()] or (r.dim() == 0 and value.dim() and _inside_a_plate()):

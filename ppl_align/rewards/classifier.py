@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.rewards.convention import plain_text
 
 _NO_LIMIT = 10**9  # tokenizers write some huge number where they know of no limit
@@ -245,8 +245,8 @@ def load_classifier(name: str, **settings: Any) -> ClassifierReward:
             )
             tokenizer = AutoTokenizer.from_pretrained(path if is_local else name, **found)
     except (OSError, ValueError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        said = refusal(name, str(error), is_local) or f"no sequence-classification model of that name ({line})"
+        known = refusal(name, str(error), is_local)
+        said = known or f"no sequence-classification model of that name ({first_line(error)})"
         raise InputError(f"reward {name!r}: {said}") from error
     except RuntimeError as error:  # weights of another shape
         raise InputError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.data.packages import MINILM
 
 
@@ -80,8 +80,7 @@ def _load(folder: str) -> tuple[Any, Any, int]:
             model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{folder} holds no sentence-transformers model ({first})") from error
+        raise InputError(f"{folder} holds no sentence-transformers model ({first_line(error)})") from error
     sentence = Path(folder) / "sentence_bert_config.json"
     most = int(model.config.max_position_embeddings)
     if sentence.is_file():

@@ -1,4 +1,4 @@
-"""Programs that lie: each makes some diagnostic look better, or mean something else, than one would think.
+"""Adversarial programs: each makes some diagnostic look better, or mean something else, than one would think.
 
 Ordinary programs over toy language models, small enough for ``Enumeration``: a diagnostic can be shown what it missed.
 """
@@ -61,7 +61,7 @@ _HIDDEN = _hidden_log_weight()
 def hidden_mode() -> Completion:
     """One completion of prior mass 1e-4 holds half of the posterior mass; the rest is smooth.
 
-    The lie: 1000 prior draws miss it with probability (1 - 1e-4)^1000 = .905. ESS (98% of the draws), k-hat (below .5)
+    The trap: 1000 prior draws miss it with probability (1 - 1e-4)^1000 = .905. ESS (98% of the draws), k-hat (below .5)
     and the spread of log Zhat (below .01) are then perfect, while log Zhat is log 2 = .693 nats too low and every
     expectation is that of the other half. Only draws of the posterior itself would show it.
     """
@@ -73,7 +73,7 @@ def hidden_mode() -> Completion:
 def heavy_tail() -> Completion:
     """Weights u^-0.9 of a uniform number u: a Pareto tail of shape .9, cut off at u = 5e-5.
 
-    The lie: the effective sample size. The relative variance of the weights is 161.6 by enumeration, so that 1000
+    The trap: the effective sample size. The relative variance of the weights is 161.6 by enumeration, so that 1000
     prior draws are worth 1000 / 162.6 = 6.2; the weights that a run of 1000 has seen say several times as much (40 in
     the median), and the variance that goes with it is too small by as much. k-hat is the one diagnostic that tells:
     about .8, above the .7 up to which importance weights can be used (Vehtari et al., arXiv:1507.02646).
@@ -86,8 +86,8 @@ def heavy_tail() -> Completion:
 def optimistic_environment() -> Completion:
     """One choice, prior 1/2: safe pays 1; risky pays 4 with probability .1, else 0. beta = 1.
 
-    The lie: conditioning on the pay-off also conditions the coin. It picks risky with .700567 and believes that it
-    then wins with .858486, where the truth is .1; an agent that may choose its action but not its luck (variational
+    The trap: conditioning on the pay-off also conditions the coin. It picks risky with .700567; by the posterior
+    it then wins with .858486, where the truth is .1; an agent that may choose its action but not its luck (variational
     inference with the environment held fixed) picks risky with .354344 (Levine 2018, arXiv:1805.00909, section 3.2).
     """
     x = completion("x", CHOICE, [], max_new_tokens=1)
@@ -104,7 +104,7 @@ def optimistic_environment() -> Completion:
 def duplicate_strings() -> Completion:
     """Different token ids that spell the same text: "aa" is one token, or "a" twice.
 
-    The lie: the most probable ids are those of "b" (.35), the most probable *text* is "aa" (.25 as one token and .16
+    The trap: the most probable ids are those of "b" (.35), the most probable *text* is "aa" (.25 as one token and .16
     as two, .41 together). Whoever counts ids sees four distinct completions, whoever counts texts sees three.
     """
     x = completion("x", SPELLINGS, [], max_new_tokens=3)

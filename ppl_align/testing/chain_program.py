@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_align.core.errors import ModelError
@@ -15,9 +14,9 @@ from ppl_align.lm import MarkovLM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
-from ppl_align.program.execute import is_bookkeeping
 from ppl_align.program.notes import notes_of
 from ppl_align.program.plates import PARTICLES
+from ppl_align.program.record import Record
 from ppl_align.rewards.accepts import Accepts
 from ppl_align.rewards.tokens import LastToken, TokenSum
 
@@ -53,13 +52,15 @@ def run_on(
     program: Program, site: str, source: CompletionDistribution, tokens: Tensor
 ) -> dict[str, tuple[TokenReward, float]]:
     """The rewards of the program, after checking that they say of ``tokens [P, T]`` what their functions say."""
-    with isolated(0), _Observed() as observed:
+    with isolated(0), Record() as record:
         pending = program.run(Particles(len(tokens), {site: tokens}), draw=False).pending
     if pending is not None:
         what = "is a second completion" if pending.is_completion else "is a latent"
         raise _refuse(pending.name, f"{what}: only one completion may be random")
     rewards = {}
-    for name, msg in observed.sites.items():
+    for name, msg in record.nodes.items():
+        if not msg["is_observed"]:
+            continue
         notes = notes_of(msg)
         fn, scale = notes.fn, notes.scale
         if fn is None or scale is None:
@@ -75,18 +76,6 @@ def run_on(
             raise _refuse(name, f"does not read the tokens of {site!r} as they are: give reward() x.tokens")
         rewards[name] = (fn, _one_scale(name, scale))
     return rewards
-
-
-class _Observed(Messenger):
-    """Keeps the last message of every observed site (a program may be started more than once)."""
-
-    def __enter__(self) -> _Observed:
-        self.sites: dict[str, Any] = {}
-        return super().__enter__()
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not is_bookkeeping(msg):
-            self.sites[msg["name"]] = dict(msg)
 
 
 def _checked_source(name: str, source: CompletionDistribution) -> CompletionDistribution:

@@ -52,21 +52,22 @@ def check_engine(
     shapes      shapes [R, N, ...], names of the sites, rewards and factors, engine, seed, JSON-able configuration
     seed        same seed, same result; another seed, another one (unless it is exact)
     state       global random numbers, Pyro's parameter store and torch's switches are untouched
-    scores      log p0, rewards and factors of each particle are the program's own, when scored again
+    scores      log p0, rewards and factors of each particle are the program's own, when scored again; draws whose
+                log_proposal is log p0 have the means of the prior
     cost        the bill is what was really spent
     arviz       ArviZ summarises it; netCDF gives back what was saved
     Zhat        E[Zhat] = Z over replicates
     weights     E[Zhat sum_i W_i 1(x_i = x)] = Z p*(x): properly weighted, for the most probable assignments
-    prior       draws whose log_proposal says that they are draws of the prior have its means
     ==========  ===================================================================================================
 
     An engine whose runs are Markov chains (``Kind.CHAIN``) estimates no Z: its log_evidence is NaN. Its ``weights`` are
     right if chains that begin in exact draws of the posterior (its field ``init``) are in draws of it at their end. Of
     an engine that decides (``Kind.POLICY``), if the world answers by its own law and its J is no more than the best.
 
-    The last three are tests: over seeds, a correct engine fails any of them with probability 1e-3 at most, all programs
-    together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a pass: give the engine
-    more particles. They see what the engine visits, so bring programs whose prior covers the posterior.
+    Means of the prior, Zhat and weights are tests: over seeds, a correct engine fails any of them with probability 1e-3
+    at most, all programs together. Where Zhat varies by more than 0.6 of its mean they are inconclusive, which is not a
+    pass: give the engine more particles. They see what the engine visits, so bring programs whose prior covers the
+    posterior.
     A program that the engine refuses is no failure, as long as it runs another: whether it may refuse so many is for
     the reader to judge, so the verdict says first how many were really checked. What the engine warns of or logs in
     every run is shown once. Nothing that it raises gets out. Raises ``InputError`` where there is no engine, or a

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from ppl_align.core.errors import PplAlignError
-from ppl_align.report.terminal import Printable
+from ppl_align.report.terminal import Printable, grids
 
 Status = Literal["passed", "failed", "inconclusive", "refused", "absent"]
 _SIGNS: dict[str, str] = {
@@ -23,7 +21,6 @@ _SIGNS: dict[str, str] = {
     "refused": "-",
     "absent": "none stated",
 }
-_GAP = 2  # between two columns: one of padding, one that SIMPLE_HEAD draws
 
 
 class ContractError(PplAlignError, AssertionError):
@@ -122,11 +119,10 @@ class Report:
         checks = list(dict.fromkeys(result.check for result in self.results))
         cells = {(result.subject, result.check): _SIGNS[result.status] for result in self.results}
         if len(subjects) == 1:  # one column of checks reads better than one row of them
-            tables = [_table("check", checks, {subjects[0]: [cells[subjects[0], check] for check in checks]})]
+            tables = grids("check", checks, {subjects[0]: [cells[subjects[0], check] for check in checks]}, width)
         else:
             columns = {check: [cells.get((subject, check), "-") for subject in subjects] for check in checks}
-            groups = _fitting(columns, width - max(map(len, subjects)))
-            tables = [_table("program", subjects, group) for group in groups]
+            tables = grids("program", subjects, columns, width)
         colour = "green" if self else "red"
         notes = [Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in self.lines()]
         return Group(*tables, Text(), Text(f"=> {self.verdict}", style=f"bold {colour}"), *notes)
@@ -138,27 +134,3 @@ class Report:
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         yield Printable(self._layout)
-
-
-def _fitting(columns: dict[str, list[str]], width: int) -> list[dict[str, list[str]]]:
-    """The columns in groups that fit into ``width`` each."""
-    groups: list[dict[str, list[str]]] = [{}]
-    used = 0
-    for header, cells in columns.items():
-        needed = max(map(len, [header, *cells])) + _GAP
-        if groups[-1] and used + needed > width:
-            groups.append({})
-            used = 0
-        groups[-1][header] = cells
-        used += needed
-    return groups
-
-
-def _table(corner: str, rows: list[str], columns: dict[str, list[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold cyan")
-    table.add_column(corner, no_wrap=True)
-    for header in columns:
-        table.add_column(Text(header), justify="right", no_wrap=True)
-    for i, row in enumerate(rows):
-        table.add_row(Text(row), *(Text(column[i]) for column in columns.values()))
-    return table

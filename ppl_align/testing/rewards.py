@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_align.core.errors import InputError, PplAlignError
+from ppl_align.core.errors import InputError, PplAlignError, first_line, type_and_line
 from ppl_align.rewards.answers import read_answers, shorten
 from ppl_align.rewards.calling import as_reward
 from ppl_align.rewards.convention import call, convention
@@ -19,6 +19,7 @@ from ppl_align.testing.checks import Finding
 from ppl_align.testing.report import Report, Result
 from ppl_align.testing.texts import PROMPTS, TEXTS
 
+PASSED: Finding = ("passed", "", None)
 ROUNDING = 1e-4  # relative to the answer (at least 1): what padding a batch may do to a network in float32
 
 
@@ -100,7 +101,7 @@ class _Case:
         except _NoAnswers:
             finding = ("inconclusive", "there are no answers to look at", None)
         except Exception as error:
-            finding = ("failed", f"expected an answer, it raised {_one_line(error)}", None)
+            finding = _failed(f"expected an answer, it raised {_one_line(error)}")
         return Result(self.name, check, *finding)
 
     @property
@@ -147,13 +148,18 @@ class _Case:
         """Do new answers about these rows agree with those of the batch?"""
         for i, got in zip(rows, answers, strict=True):
             if not _agree(self.answers[i], got):
-                line = f"expected {_say(self.answers[i])} for {shorten(self.texts[i], 40)} {when}, got {_say(got)}"
-                return "failed", line, None
-        return "passed", "", None
+                return _failed(
+                    f"expected {_say(self.answers[i])} for {shorten(self.texts[i], 40)} {when}, got {_say(got)}"
+                )
+        return PASSED
 
 
 class _NoAnswers(Exception):
     """The batch has no usable answers: another check says why."""
+
+
+def _failed(line: str) -> Finding:
+    return "failed", line, None
 
 
 def _agree(one: float, two: float) -> bool:
@@ -167,8 +173,7 @@ def _say(answer: float) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if isinstance(error, PplAlignError) else type(error).__name__ + (f": {lines[0]}" if lines else "")
+    return first_line(error) if isinstance(error, PplAlignError) else type_and_line(error)
 
 
 def _number(answer: Any) -> float | None:
@@ -186,14 +191,13 @@ def _number(answer: Any) -> float | None:
 
 def _runs(case: _Case) -> Finding:
     if not isinstance(case.batch, Exception):
-        return "passed", "", None
+        return PASSED
     for i in range(len(case.texts)):  # one by one: on which text?
         try:
             case.raw([i])
         except Exception as error:
-            return "failed", f"expected an answer, it raised {_one_line(error)}, on {shorten(case.texts[i], 40)}", None
-    line = f"expected an answer, it raised {_one_line(case.batch)}, on {len(case.texts)} texts together"
-    return "failed", line, None
+            return _failed(f"expected an answer, it raised {_one_line(error)}, on {shorten(case.texts[i], 40)}")
+    return _failed(f"expected an answer, it raised {_one_line(case.batch)}, on {len(case.texts)} texts together")
 
 
 def _length(case: _Case) -> Finding:
@@ -204,24 +208,22 @@ def _length(case: _Case) -> Finding:
     except (_NoAnswers, TypeError):
         got = shorten(case.batch, 40)
     passed = got == f"{len(case.texts)} answers"
-    return ("passed", "", None) if passed else ("failed", f"expected {len(case.texts)} answers, got {got}", None)
+    return PASSED if passed else _failed(f"expected {len(case.texts)} answers, got {got}")
 
 
 def _numbers(case: _Case) -> Finding:
     for text, answer in zip(case.texts, case.listed, strict=False):
         if answer is not None and _number(answer) is None:
-            line = f"expected a number or None for {shorten(text, 40)}, got {shorten(answer, 40)}"
-            return "failed", line, None
-    return "passed", "", None
+            return _failed(f"expected a number or None for {shorten(text, 40)}, got {shorten(answer, 40)}")
+    return PASSED
 
 
 def _finite(case: _Case) -> Finding:
     for text, answer in zip(case.texts, case.listed, strict=False):
         number = 0.0 if answer is None else _number(answer)
         if number is not None and (math.isnan(number) or number == math.inf):
-            line = f"expected a number below +inf for {shorten(text, 40)}, got {number} (None: does not apply)"
-            return "failed", line, None
-    return "passed", "", None
+            return _failed(f"expected a number below +inf for {shorten(text, 40)}, got {number} (None: does not apply)")
+    return PASSED
 
 
 def _deterministic(case: _Case) -> Finding:
@@ -240,9 +242,9 @@ def _order(case: _Case) -> Finding:
         np.random.default_rng(0).permutation(len(case.answers)).tolist(),
     ):
         finding = case.compare(rows, case.ask(rows), "in another order")
-        if finding[0] != "passed":
+        if finding != PASSED:
             return finding
-    return "passed", "", None
+    return PASSED
 
 
 def _duplicates(case: _Case) -> Finding:
@@ -261,22 +263,23 @@ def _bounds(case: _Case) -> Finding:
             beyond = side * (answer - bound) > ROUNDING * max(1.0, abs(bound))
             if beyond and not (side < 0 and answer == -math.inf):
                 relation = "at most" if side > 0 else "at least"
-                line = f"expected {relation} its {name} = {bound:g} for {shorten(text, 40)}, got {_say(answer)}"
-                return "failed", line, None
-    return "passed", "", None
+                return _failed(
+                    f"expected {relation} its {name} = {bound:g} for {shorten(text, 40)}, got {_say(answer)}"
+                )
+    return PASSED
 
 
 def _inputs(case: _Case) -> Finding:
     if isinstance(case.batch, Exception):
         raise _NoAnswers
     if case.changed:
-        return "failed", f"expected the {case.changed[0]} it was given to stay as they were, it changed them", None
-    return "passed", "", None
+        return _failed(f"expected the {case.changed[0]} it was given to stay as they were, it changed them")
+    return PASSED
 
 
 def _empty_text(case: _Case) -> Finding:
     _Case(case.name, case.fn, {k: ["" if k == "completions" else v[0]] for k, v in case.table.items()}).raw([0])
-    return "passed", "", None
+    return PASSED
 
 
 _CHECKS: dict[str, Callable[[_Case], Finding]] = {

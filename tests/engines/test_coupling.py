@@ -73,7 +73,7 @@ def test_a_turn_has_the_law_of_conditioning_in_the_mean(
     program: Callable[[], None], tries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each statistic of what is said, against the table of the exact posterior; plain choice among K is far off."""
-    monkeypatch.setattr(coupling, "PATIENCE", 1000)
+    monkeypatch.setattr(coupling, "MAX_ROUNDS", 1000)
     exact, size = Enumeration().run(program), 3000
     torch.manual_seed(SEED)
     said = coupling.condition(runner_of(program), Particles(size), tries)
@@ -89,7 +89,7 @@ def test_a_turn_has_the_law_of_conditioning_in_the_mean(
 
 
 def test_chains_that_find_nothing_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coupling, "PATIENCE", 3)
+    monkeypatch.setattr(coupling, "MAX_ROUNDS", 3)
 
     def hopeless() -> None:
         x = completion("x", AB, "", max_new_tokens=3)
@@ -147,7 +147,7 @@ def test_what_it_gets_is_unbiased(name: str, monkeypatch: pytest.MonkeyPatch) ->
     """Against enumeration; the run's own draws are many, so that what is left is what the agent says afterwards."""
     program, options = PROGRAMS[name]
     monkeypatch.setattr(optimism, "NUM_DRAWS", 200)
-    monkeypatch.setattr(coupling, "PATIENCE", 500)
+    monkeypatch.setattr(coupling, "MAX_ROUNDS", 500)
     exact = Enumeration().run(program, **options).optimism
     found = ImportanceSampling(20_000, 1).run(program, seed=SEED, **options).optimism
     assert exact is not None

@@ -298,7 +298,7 @@ def changes_by_chance() -> None:
 
 @pytest.mark.parametrize("program", [branches_on_a_batch, branches_on_text, changes_by_chance])
 def test_non_static_structure(program: Callable[[], None]) -> None:
-    findings = found(program, "non-static structure")
+    findings = found(program, "dynamic structure")
     assert findings
     assert findings[0].severity == "error"
 

@@ -167,7 +167,7 @@ HIDDEN = [guess, guess_or_die, half_shown, through_a_verdict, through_a_second_t
 
 @pytest.mark.parametrize("program", HIDDEN)
 def test_a_partially_observed_environment(program: Callable[[], None]) -> None:
-    (finding,) = found(program, "hidden world")
+    (finding,) = found(program, "partially observed environment")
     assert finding.severity == "warning"
     for named in ("'coin'", "the prompt of 'x'", "'pay'", "TreePlanner and the best J of Enumeration"):
         assert named in finding.text
@@ -215,7 +215,7 @@ def already_heard() -> None:
 
 @pytest.mark.parametrize("program", [shown, told_in_words, two_shown, comes_last, each_for_itself, already_heard])
 def test_an_environment_that_is_fully_observed(program: Callable[[], None]) -> None:
-    assert found(program, "hidden world") == []
+    assert found(program, "partially observed environment") == []
     assert all(f.remedy.endswith("SVI or TreePlanner") for f in found(program, "tilted environment"))
 
 

@@ -74,7 +74,7 @@ def test_a_window_that_is_crossed_in_time_needs_no_limit():
 
 
 def test_a_window_that_takes_too_long_is_the_end_of_the_cache(monkeypatch):
-    monkeypatch.setattr(verify, "PATIENCE", 0.0)
+    monkeypatch.setattr(verify, "MAX_SECONDS", 0.0)
     lm = CausalLM(mistral())
     assert lm.plan == Plan(limit=WINDOW - 1)
     crosses_rightly(lm)

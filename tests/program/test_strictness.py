@@ -211,7 +211,7 @@ def test_inspect_and_lints_follow():
     assert abs(value - float(truth.log_evidence)) < 4.5 * error
     assert found.beta is None  # there is no one beta
     assert found.pool.log_bound == pytest.approx(float(WEIGHTS.max()) / 0.8 * 3 * STEP)
-    factor = found.pool.factors["r"]
+    factor = found.pool.particles.factors["r"]
     assert found.rewards[0].nats == pytest.approx(float(factor.std(unbiased=False)), rel=1e-6)
     share = float((factor - found.pool.log_bound).exp().mean())
     line = next(p for p in found.predictions if p.engine == "rejection")

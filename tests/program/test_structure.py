@@ -85,7 +85,7 @@ def test_a_run_that_stopped_may_be_the_beginning_of_another():
 
 @pytest.mark.parametrize("test", [torch.any, torch.all], ids=["any", "all"])
 def test_the_lint_looks_at_single_particles(test):
-    (finding,) = [f for f in lint(lucky(test)) if f.lint == "non-static structure"]
+    (finding,) = [f for f in lint(lucky(test)) if f.lint == "dynamic structure"]
     assert finding.severity == "error"
     assert "site 'luck'" in finding.text
-    assert not [f for f in lint(lucky(lambda batch: True)) if f.lint == "non-static structure"]
+    assert not [f for f in lint(lucky(lambda batch: True)) if f.lint == "dynamic structure"]

@@ -40,11 +40,11 @@ class Resampled(Engine):
 
 def found(engine):
     report = check_engine(engine, FEW)
-    return {check: [r.status for r in report.results if r.check == check] for check in ("Zhat", "weights", "prior")}
+    return {check: [r.status for r in report.results if r.check == check] for check in ("scores", "Zhat", "weights")}
 
 
 def test_what_was_moved_is_no_draw_of_the_prior():
-    assert found(Resampled()) == {check: ["passed"] * 2 for check in ("Zhat", "weights", "prior")}
+    assert found(Resampled()) == {check: ["passed"] * 2 for check in ("scores", "Zhat", "weights")}
     wrong = found(Resampled(honest=False))
     assert wrong["Zhat"] == wrong["weights"] == ["passed"] * 2, "nothing else would tell"
-    assert wrong["prior"] == ["failed"] * 2
+    assert wrong["scores"] == ["failed"] * 2

@@ -24,7 +24,7 @@ from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import draw_by
 from ppl_align.runner.runner import Runner
 
-PATIENCE = 20  # rounds of K - 1 tries, after which two chains that have not met are given up
+MAX_ROUNDS = 20  # of K - 1 tries, after which two chains that have not met are given up
 
 
 @dataclass
@@ -62,7 +62,7 @@ def condition(runner: Runner, histories: Particles, tries: int) -> Signed:
     lost = x.score.isneginf()
     apart = (~met).nonzero()[:, 0]
     x, y = x.take(apart), y.take(apart)
-    for _ in range(PATIENCE):
+    for _ in range(MAX_ROUNDS):
         if not len(apart):
             break
         x, y, met = _step(runner, histories.take(apart), x, y, tries)

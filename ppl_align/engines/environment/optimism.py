@@ -160,8 +160,8 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     executed = {name: _mean_of_played(r, played, distinct) for name, r in played.particles.rewards.items()}
     log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
     tilt = _last_tilt(seen, psi, last, log_z)
-    believed = {name: posterior.mean(name) for name in posterior.rewards}
-    return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", believed, executed)
+    posterior_mean = {name: posterior.mean(name) for name in posterior.rewards}
+    return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", posterior_mean, executed)
 
 
 Turns = list[tuple[bool, list[str]]]

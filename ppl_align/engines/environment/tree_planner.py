@@ -51,11 +51,11 @@ class TreePlanner(Engine):
 
     Episodes are independent, each with plans of its own. The policy converges to the optimum as both numbers grow. At
     a finite budget it is off both ways: few actions keep it near the prior (the value is too low: a concave function of
-    a mean of few draws), few outcomes make it like luck (the value is too high: an exponential of a noisy mean), by
+    a mean of few draws), few outcomes make it seek risk (the value is too high: an exponential of a noisy mean), by
     about half the variance of V over ``num_outcomes``. What it delivers is judged in fresh episodes, not by its plans:
     J of the result is a lower bound, in expectation, on J of the policy as it is.
 
-    ``history["planned"]`` [R, N]: the value that each episode's first plan promised, nats. ``log_proposal`` counts
+    ``history["planned"]`` [R, N]: the value that each episode's first plan expected, nats. ``log_proposal`` counts
     the choice among the drawn actions, log q = log p0(a) + log(num_actions * w_a) with w_a the mean weight of the
     copies of a, which makes E[log q - log p0] an upper bound on the KL of the policy. ``target`` is "decision": weights
     are uniform, there is no log evidence.

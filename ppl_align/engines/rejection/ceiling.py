@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import InputError, first_line
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.particles.per_particle import PerParticle, for_each
 from ppl_align.program.compiled import Program
@@ -44,10 +44,9 @@ def ceiling(program: Program, names: Sequence[str]) -> float:
     try:
         held, listed, free = _assign(program)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{_what(names)}: Rejection needs the largest value of weight / beta, and looking for it among the values "
-            f"of the latents failed: {line}"
+            f"of the latents failed: {first_line(error)}"
         ) from error
     total = torch.stack([for_each(held.log_upper[name], held.size) for name in names]).sum(0)
     if not bool(total.isfinite().all()):
@@ -111,8 +110,8 @@ def _list(site: Site, size: int) -> tuple[Tensor, Tensor] | None:
     combined = torch.cartesian_prod(*[torch.arange(len(support))] * support.shape[2]).reshape(-1, support.shape[2])
     parent = rows.repeat_interleave(len(combined))
     chosen = combined.repeat(size, 1).to(support.device)
-    lanes = torch.arange(support.shape[2], device=support.device)
-    value = support[chosen, parent.to(support.device)[:, None], lanes].reshape(len(parent), *shape[1:])
+    element = torch.arange(support.shape[2], device=support.device)
+    value = support[chosen, parent.to(support.device)[:, None], element].reshape(len(parent), *shape[1:])
     if not getattr(fn, "has_enumerate_support", False):
         return parent, value
     possible = fn.log_prob(value.reshape(size, len(combined), *shape[1:]).transpose(0, 1)).isfinite()

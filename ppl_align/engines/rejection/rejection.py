@@ -106,7 +106,7 @@ class Rejection(Engine):
             if left == 0:
                 raise TooManyDrawsError(
                     f"Rejection accepted {stream.num_accepted} of {self._wanted} particles in "
-                    f"max_draws={self.max_draws} draws (its pilot promised {forecast.share}): {REMEDY}"
+                    f"max_draws={self.max_draws} draws (its pilot run expected {forecast.share}): {REMEDY}"
                 )
             stream.draw(min(width, left, math.ceil((self._wanted - stream.num_accepted) / share)))
         task.progress(self._wanted, self._wanted, f"accepts {stream.acceptance()[0]:.1%}")

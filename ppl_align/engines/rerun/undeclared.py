@@ -108,14 +108,14 @@ def _said(program: Program, particles: Particles, score: list[str]) -> tuple[Sai
     return (said if pending is None else [*said, (pending.name, {})]), run, record.nodes
 
 
-class _Speaker:
+class _SameLM:
     """A language model; another object is the same if its fingerprint is."""
 
     def __init__(self, lm: LM) -> None:
         self.lm = lm
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Speaker) and (self.lm is other.lm or self.lm.fingerprint == other.lm.fingerprint)
+        return isinstance(other, _SameLM) and (self.lm is other.lm or self.lm.fingerprint == other.lm.fingerprint)
 
 
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
@@ -124,7 +124,7 @@ def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     yield "kind", type(fn).__name__
     if isinstance(fn, CompletionDistribution):
         yield "prompt", [fn.prompts[i] for i in fn.index.reshape(-1).tolist()]
-        yield "language model", _Speaker(fn.lm)
+        yield "language model", _SameLM(fn.lm)
         yield "settings", (fn.max_new_tokens, fn.warp)
     if node["is_observed"] and type(fn).__name__ != "Unit":
         yield "observed value", node["value"]

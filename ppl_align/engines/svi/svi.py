@@ -50,9 +50,9 @@ class SVI(Engine):
     A program with ``environment(...)`` sites is decided, not conditioned: the guide repeats these sites unchanged, so
     that the ELBO is J / beta = E[r] / beta - KL(policy || p0), and the draws are those of the policy, of equal weight
     (``target`` is "decision"). Under a hard constraint J is finite only for a policy that never breaks it: a text that
-    ends dead is written again from the same history, the world left as it is (:mod:`ppl_align.engines.again`). What
-    cannot be mended so (a likelihood of zero for another reason, a guide of your own) keeps its weight, J is -inf, and
-    ``posterior.warnings`` says so.
+    turns out infeasible is drawn again from the same history, the world left as it is (resampling of infeasible
+    completions, :mod:`ppl_align.runner.infeasible`). Where that does not help (a likelihood of zero for another reason,
+    a guide of your own) it keeps its weight, J is -inf, and ``posterior.warnings`` says so.
 
     A plate with ``subsample_size=`` is trained on subsamples, and the weights are computed with the whole plate: one of
     ``posterior.warnings`` says so.

@@ -15,7 +15,6 @@ from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 
 _BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]
-_BY_DRAW = ("values", "log_prior", "log_proposal", "factors", "rewards", "scales", "log_upper")  # of a pool, [N, ...]
 _BY_REPLICATE = ("lineage", "num_draws")  # [R, ...]
 
 
