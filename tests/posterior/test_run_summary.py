@@ -1,9 +1,8 @@
-"""The numbers of a run against numbers computed here from its weights, and the same numbers where they are shown."""
+"""The numbers of a run against numbers computed here from its weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,9 +12,10 @@ import pytest
 import torch
 from scipy import stats
 from toys.lms import ABC
-from toys.synthetic import LENGTH, SCALE, exact, importance, law, praise, sample, smc, svi, weigh
+from toys.runs_by_weights import MADE, of, played, resampled, waited, weighted
+from toys.synthetic import SCALE, exact, law, praise, sample, svi, weigh
 
-from ppl_align import Posterior, compare
+from ppl_align import Posterior
 from ppl_align.core.cost import Cost
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior.run_summary import RunSummary, summary_of
@@ -102,49 +102,6 @@ def test_a_population_without_weight_counts_as_zero() -> None:
 # -- runs of hundreds of draws, by their definitions -----------------------------------------------------------------
 
 
-def of(run: Posterior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """w [R, N] of mean 1, the rewards and the log-likelihoods [R, N]."""
-    w = np.exp(run.log_weight.numpy())
-    return w / w.mean(), run.rewards["praise"].numpy(), run.factors["praise"].numpy()
-
-
-def weighted() -> Posterior:
-    """Draws that lean towards the reward, but of no guide that was trained."""
-    index, log_q = sample(3, (4, 200), 0.0, 0.6, -0.3, 0.0, 0.2)
-    return weigh("importance", index, log_q, SCALE)
-
-
-def resampled() -> Posterior:
-    """Weights that differ within a population, as they do some tokens after it was resampled."""
-    run = smc(2, replicates=6, particles=64)
-    noise = torch.randn(run.log_weight.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    return replace(run, log_weight=run.log_weight + 0.5 * noise)
-
-
-def waited() -> Posterior:
-    """Exact draws: each population took so many draws of the prior, and knows Z from their number."""
-    log_weight = SCALE * praise(law()[0])
-    p = (law()[1] + log_weight).softmax(0)
-    index = torch.multinomial(p, 4 * 50, True, generator=torch.Generator().manual_seed(5)).reshape(4, 50)
-    tries = torch.tensor([760, 910, 805, 834])  # of a truth of 810
-    log_z = (49 / (tries.double() - 1)).log() + SCALE * LENGTH
-    even = log_z[:, None].expand(4, 50).clone()
-    return weigh("rejection", index, None, SCALE, log_weight=even, kind="exact draws", history={"num_draws": tries})
-
-
-def played() -> Posterior:
-    """Episodes of a policy."""
-    index, log_q = sample(6, (4, 50), 0.0, 0.6, -0.3, 0.0, 0.2)
-    return weigh("nested", index, log_q, SCALE, log_weight=torch.zeros(4, 50).double(), kind="policy")
-
-
-MADE: dict[str, Callable[[], Posterior]] = {
-    "weighted": weighted,
-    "prior draws": importance,
-    "guide": svi,
-    "resampled": resampled,
-    "exact draws": waited,
-}
 each_run = pytest.mark.parametrize("name", MADE)
 
 
@@ -376,64 +333,3 @@ def test_it_is_computed_once() -> None:
     run = weighted()
     assert summary_of(run) is summary_of(run)
     assert RunSummary(run).row() == summary_of(run).row()
-
-
-# -- where they are shown --------------------------------------------------------------------------------------------
-
-
-def numbers(run: Posterior) -> dict[str, float]:
-    """By column of a comparison, computed here."""
-    w, r, likelihood = of(run)
-    each = np.log(np.exp(run.log_weight.numpy()).mean(1))
-    log_z = math.log(np.exp(each).mean())
-    texts = run.completions["review"].tokens.tolist()
-    return {
-        "E[praise]": (w * r).mean(),
-        "log_evidence": log_z,
-        "log_evidence_spread": each.std(ddof=1),
-        "kl_to_prior": (w * likelihood).mean() - log_z,
-        "ess": (w.sum(1) ** 2 / (w**2).sum(1)).mean(),
-        "largest_weight": (w.max(1) / w.sum(1)).mean(),
-        "distinct_completions": float(np.mean([len(set(map(tuple, row))) for row in texts])),
-        "num_replicates": len(w),
-        "num_particles": w.shape[1],
-        "lm_tokens": 2000,
-    }
-
-
-def test_the_table_of_a_comparison_holds_the_same_numbers() -> None:
-    runs = {"is": weighted(), "smc": resampled(), "exact": exact()}
-    found = compare(runs)
-    for name in ("is", "smc"):
-        expected = numbers(runs[name])
-        assert found.table.loc[name, list(expected)].to_dict() == pytest.approx(expected)
-        row = summary_of(runs[name]).row()
-        assert {key: found.rows[name][key] for key in row if isinstance(row[key], float)} == pytest.approx(
-            {key: value for key, value in row.items() if isinstance(value, float)}, nan_ok=True
-        )
-    assert math.isnan(found.table.loc["exact", "ess"])
-
-
-def test_a_printed_comparison_shows_them() -> None:
-    run = weighted()
-    w, r, _ = of(run)
-    expected, n = numbers(run), w.size
-    error = (w * (r - (w * r).mean())).std(ddof=1) / math.sqrt(n)
-    log_z_error = w.std(ddof=1) / math.sqrt(n)
-    lines = [line.split() for line in str(compare({"is": run, "exact": exact()})).splitlines()]
-    cells = {cell for words in lines if words[:1] == ["is"] for cell in words[1:]}
-    assert {f"{error:.2g}", f"{log_z_error:.2g}"} <= cells
-    assert {f"{expected['log_evidence_spread']:.2g}", f"{expected['ess']:.1f}"} <= cells
-    assert {f"{expected['largest_weight']:.2g}", "2,000", "200", "4"} <= cells
-
-
-@pytest.mark.parametrize("name", ["weighted", "resampled"])
-def test_a_paragraph_says_the_same_numbers(name: str) -> None:
-    run = MADE[name]()
-    expected, said = numbers(run), run.summary()
-    assert f"log Z = {expected['log_evidence']:.4g}, spread {expected['log_evidence_spread']:.2g} over" in said
-    particles = run.log_weight.shape[1]
-    assert f"Weight ESS {expected['ess']:.1f} of {particles}, largest weight {expected['largest_weight']:.2g}, " in said
-    assert f", {expected['distinct_completions']:.1f} distinct completions per replicate." in said
-    value, error = map(float, said.split("E[praise] = ")[1].split(". ")[0].split(" ± "))
-    assert abs(value - expected["E[praise]"]) < 0.06 * error, "to the second digit of the error"
