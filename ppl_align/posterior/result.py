@@ -36,7 +36,7 @@ class Posterior:
     ``rewards``      by reward: raw r [R, N], NaN where it does not apply
     ``scales``       by reward: nats per unit, weight / beta, [R, N] (given as a number: the same for all; in a plate:
                      the mean over its elements); ``drawn_scales``: rewards for which it may differ from draw to draw
-    ``targets``      the mean that a reward is to have, where the program promises one (``moment_constraint``)
+    ``targets``      the mean that a reward is to have, where the program has a ``moment_constraint``
     ``factors``      by factor or observed site: log-factor [R, N] (for a reward: scale * r)
     ``log_upper``    by the same names: the largest value the log-factor could take, [R, N] nats; +inf where not known
     ``log_prior``    by latent site: log p0 [R, N]

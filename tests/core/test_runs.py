@@ -93,25 +93,25 @@ def steep(completion_ids, **_):
     return [1000.0 * float(sum(LADDER[ids])) for ids in completion_ids]
 
 
-def wished(feature=says_one, target=0.7, **settings):
+def constrained(feature=says_one, target=0.7, **settings):
     """A program that lints have something to say about: a reward that does not tell texts apart."""
-    wish = moment_constraint({"wish": feature}, {"wish": target}, **settings)
+    moments = moment_constraint({"moments": feature}, {"moments": target}, **settings)
 
     def program():
         x = completion("x", EOS, [0], max_new_tokens=4)
         reward("flat", lambda texts: [1.0 for _ in texts], x)
-        wish(x)
+        moments(x)
 
-    return wish, program
+    return moments, program
 
 
 FLAT = "reward 'flat' is 1 on every draw: it does not tell them apart"
 
 
 def test_a_run_that_fits_a_moment_says_each_thing_once(caplog):
-    wish, program = wished()
+    moments, program = constrained()
     run = ImportanceSampling(64).run(program)
-    assert wish.fitted is not None
+    assert moments.fitted is not None
     assert lines(caplog) == [FLAT], "for the user's run, and not for the pool"
     assert run.warnings == (FLAT,)
     caplog.clear()
@@ -121,19 +121,19 @@ def test_a_run_that_fits_a_moment_says_each_thing_once(caplog):
 
 
 def test_a_fit_by_hand_is_silent_and_tells_when_asked(caplog):
-    wish, program = wished()
-    wish.fit(program)
+    moments, program = constrained()
+    moments.fit(program)
     assert lines(caplog) == []
-    assert wish.fitted.noticed == (FLAT,)
-    assert f"Warning: {FLAT}." in str(wish.fitted)
-    wish.fit(program, engine=SMC(200, 1))
+    assert moments.fitted.noticed == (FLAT,)
+    assert f"Warning: {FLAT}." in str(moments.fitted)
+    moments.fit(program, engine=SMC(200, 1))
     assert lines(caplog) == [], "nor does it say that SMC without a twist is importance sampling"
     SMC(200, 1).run(program)
     assert any("is importance sampling" in line for line in lines(caplog))
 
 
 def test_what_the_fit_itself_has_to_say_is_a_warning_of_every_run_that_uses_it():
-    _, program = wished(steep, 2650.0, num_pool=400)
+    _, program = constrained(steep, 2650.0, num_pool=400)
     with pytest.warns(UserWarning, match="effective draws of 400 carry the fit") as heard:
         run = ImportanceSampling(64).run(program)
     assert sum("carry the fit" in str(warning.message) for warning in heard) == 1
@@ -144,7 +144,7 @@ def test_what_the_fit_itself_has_to_say_is_a_warning_of_every_run_that_uses_it()
 
 
 def test_a_fit_that_fails_fails_the_run():
-    _, program = wished(target=1.5)
+    _, program = constrained(target=1.5)
     with pytest.raises(InputError, match="cannot be met"):
         ImportanceSampling(16).run(program)
 
@@ -167,7 +167,7 @@ def test_what_an_agent_would_get_is_measured_for_the_users_run_only(caplog):
 
 
 def test_aside_changes_no_number():
-    _, program = wished()
+    _, program = constrained()
     loud = ImportanceSampling(64).run(program, seed=3)
     with nested_run():
         quiet = ImportanceSampling(64).run(program, seed=3)

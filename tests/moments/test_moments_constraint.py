@@ -12,7 +12,7 @@ import torch
 from conftest import SEED
 from scipy.optimize import brentq
 from toys.contracts import contract_of
-from toys.moments import FIRST, MESSAGES, SCORE, WISHES, each_wish, enumerated, make, means, says_she, tilted
+from toys.moments import CONSTRAINTS, FIRST, MESSAGES, SCORE, each_constraint, enumerated, make, means, says_she, tilted
 
 from ppl_align import (
     SMC,
@@ -40,52 +40,54 @@ Z = bonferroni_z(30)  # the statistical comparisons of this file
 # -- exact ------------------------------------------------------------------------------------------------------
 
 
-@each_wish
+@each_constraint
 def test_a_fit_on_the_exact_posterior_is_exact(name):
-    wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Enumeration())
-    log_p, phi, mu = enumerated(program, wish)
-    weights = torch.tensor([w.value for w in wish.fitted.weights.values()], dtype=torch.float64)
+    constraint, program = make(*CONSTRAINTS[name])
+    constraint.fit(program, engine=Enumeration())
+    log_p, phi, mu = enumerated(program, constraint)
+    weights = torch.tensor([w.value for w in constraint.fitted.weights.values()], dtype=torch.float64)
     law = tilted(log_p, phi, mu, weights)
     torch.testing.assert_close(means(law, phi), mu, rtol=1e-10, atol=0)
-    assert wish.fitted.kl.value == pytest.approx(float(kl_divergence(law, log_p)), abs=1e-10)
-    assert [e.standard_error for e in wish.fitted.weights.values()] == [0.0] * len(mu)
-    for k, before in enumerate(wish.fitted.before.values()):
+    assert constraint.fitted.kl.value == pytest.approx(float(kl_divergence(law, log_p)), abs=1e-10)
+    assert [e.standard_error for e in constraint.fitted.weights.values()] == [0.0] * len(mu)
+    for k, before in enumerate(constraint.fitted.before.values()):
         assert before.value == pytest.approx(float(means(log_p, phi)[k]), abs=1e-12)
     seen = Enumeration().run(program)
-    for target, feature in zip(mu.tolist(), wish.targets, strict=True):
+    for target, feature in zip(mu.tolist(), constraint.targets, strict=True):
         assert seen.mean(feature).value == pytest.approx(target, rel=1e-10)
-        assert seen.scales[feature].unique().tolist() == [wish.fitted.weights[feature].value]
+        assert seen.scales[feature].unique().tolist() == [constraint.fitted.weights[feature].value]
 
 
 def test_one_multiplier_by_bisection():
-    wish, program = make(*WISHES["one"])
-    log_p, phi, mu = enumerated(program, wish)
+    constraint, program = make(*CONSTRAINTS["one"])
+    log_p, phi, mu = enumerated(program, constraint)
     expected = brentq(
         lambda w: float(means(tilted(log_p, phi, mu, torch.tensor([w], dtype=mu.dtype)), phi)) - 0.7, -9, 9, xtol=1e-14
     )
     share = float(means(log_p, phi))
     assert expected == pytest.approx(math.log(0.7 / 0.3) - math.log(share / (1 - share)), abs=1e-9)
-    assert wish.fit(program, engine=Enumeration()).fitted.weights["one"].value == pytest.approx(expected, abs=1e-9)
+    assert constraint.fit(program, engine=Enumeration()).fitted.weights["one"].value == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
-@each_wish
+@each_constraint
 def test_the_evidence_falls_by_the_kl(name):
-    wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Enumeration())
-    with wish._switched_off():
+    constraint, program = make(*CONSTRAINTS[name])
+    constraint.fit(program, engine=Enumeration())
+    with constraint._switched_off():
         without = Enumeration().run(program).log_evidence
     drop = without - Enumeration().run(program).log_evidence
-    assert float(drop) == pytest.approx(wish.fitted.kl.value, abs=1e-10)
+    assert float(drop) == pytest.approx(constraint.fitted.kl.value, abs=1e-10)
 
 
-@each_wish
+@each_constraint
 def test_pythagoras(name):
-    """No law that keeps the promise is nearer, and the way there is the way to p_lambda plus the way from there."""
-    wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Enumeration())
-    log_p, phi, mu = enumerated(program, wish)
-    weights = torch.tensor([w.value for w in wish.fitted.weights.values()], dtype=torch.float64)
+    """No law that meets the constraint is nearer, and the way there is the way to p_lambda plus the way from there."""
+    constraint, program = make(*CONSTRAINTS[name])
+    constraint.fit(program, engine=Enumeration())
+    log_p, phi, mu = enumerated(program, constraint)
+    weights = torch.tensor([w.value for w in constraint.fitted.weights.values()], dtype=torch.float64)
     nearest, g = tilted(log_p, phi, mu, weights), (phi - mu).nan_to_num(0.0)
     for _ in range(20):
         other = (log_p + torch.randn_like(log_p)).log_softmax(0)
@@ -97,21 +99,21 @@ def test_pythagoras(name):
 
 def test_a_posterior_that_has_the_constraint_is_a_pool_too():
     """Its factors are taken back first, so that a fit can be repeated from wherever one is."""
-    wish, program = make(*WISHES["two"])
-    wish.fit(program, engine=ImportanceSampling(200, 1))
-    rough, seen = wish.fitted, Enumeration().run(program)
-    exact = make(*WISHES["two"])[0]
-    exact.features = wish.features
-    wish.fit(program, pool=seen)
-    again = wish.fitted
-    wish.fit(program, engine=Enumeration())
-    for name in wish.targets:
-        assert again.weights[name].value == pytest.approx(wish.fitted.weights[name].value, rel=1e-9)
+    constraint, program = make(*CONSTRAINTS["two"])
+    constraint.fit(program, engine=ImportanceSampling(200, 1))
+    rough, seen = constraint.fitted, Enumeration().run(program)
+    exact = make(*CONSTRAINTS["two"])[0]
+    exact.features = constraint.features
+    constraint.fit(program, pool=seen)
+    again = constraint.fitted
+    constraint.fit(program, engine=Enumeration())
+    for name in constraint.targets:
+        assert again.weights[name].value == pytest.approx(constraint.fitted.weights[name].value, rel=1e-9)
         assert abs(rough.weights[name].value / again.weights[name].value - 1) > 1e-4
 
 
 def test_a_pool_without_the_features_is_asked_for_them():
-    wish = moment_constraint({"she": says_she}, {"she": 0.4})
+    constraint = moment_constraint({"she": says_she}, {"she": 0.4})
 
     def plain():
         reward("short", lambda texts: [-len(text) for text in texts], completion("x", MESSAGES, "", 3), beta=9)
@@ -119,10 +121,10 @@ def test_a_pool_without_the_features_is_asked_for_them():
     def program():
         x = completion("x", MESSAGES, "", 3)
         reward("short", lambda texts: [-len(text) for text in texts], x, beta=9)
-        wish(x)
+        constraint(x)
 
     SMC(8).run(program)  # which fits lambda, roughly
-    wish.fit(pool=Enumeration().run(plain))
+    constraint.fit(pool=Enumeration().run(plain))
     assert Enumeration().run(program).mean("she").value == pytest.approx(0.4, abs=1e-12)
 
 
@@ -140,23 +142,25 @@ each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 @each_engine
 def test_the_contract_of_engines(engine):
-    wish, program = make(*WISHES["two"], rewarded=engine != "rejection")  # which would accept one draw in a hundred
-    wish.fit(program, engine=Enumeration())
-    report = contract_of(ENGINES[engine], {"two wishes": program}, seed=SEED, num_replicates=150)
+    constraint, program = make(
+        *CONSTRAINTS["two"], rewarded=engine != "rejection"
+    )  # which would accept one draw in a hundred
+    constraint.fit(program, engine=Enumeration())
+    report = contract_of(ENGINES[engine], {"two constraints": program}, seed=SEED, num_replicates=150)
     report.raise_if_failed()
     assert "refused" not in str(report).replace("0 refused", "")
 
 
 @each_engine
 @pytest.mark.parametrize("name", ["two", "where it applies", "rare"])
-def test_every_engine_keeps_the_promise(engine, name):
-    wish, program = make(*WISHES[name], rewarded=engine != "rejection")
-    wish.fit(program, engine=Enumeration())
+def test_every_engine_meets_the_constraint(engine, name):
+    constraint, program = make(*CONSTRAINTS[name], rewarded=engine != "rejection")
+    constraint.fit(program, engine=Enumeration())
     wide = ENGINES[engine]
     if engine != "exact":
         wide = dataclasses.replace(wide, num_replicates=64)
     seen = wide.run(program, seed=SEED)
-    for feature, target in wish.targets.items():
+    for feature, target in constraint.targets.items():
         value, error = seen.mean(feature)
         assert abs(value - target) <= Z * error + 1e-9
         assert error < 0.1 * abs(seen.rewards[feature].nan_to_num(0.0)).max()
@@ -165,11 +169,11 @@ def test_every_engine_keeps_the_promise(engine, name):
 @pytest.mark.parametrize("name", ["one", "rare", "nearly so"])
 def test_the_largest_factor_is_known(name):
     """Rejection trusts it; a feature of two values reaches it."""
-    wish, program = make(*WISHES[name])
-    wish.fit(program, engine=Enumeration())
+    constraint, program = make(*CONSTRAINTS[name])
+    constraint.fit(program, engine=Enumeration())
     tokens = Enumeration().run(program).particles["x"].tokens[0]
     execution = Program(program).run(Particles(len(tokens), {"x": tokens}), draw=False)
-    (feature,) = wish.targets
+    (feature,) = constraint.targets
     assert execution.log_upper[feature] == pytest.approx(float(execution.factors[feature].max()), abs=1e-12)
 
 
@@ -194,10 +198,10 @@ POOLS = {
     ],
 )
 def test_errors_are_as_large_as_they_say(name, pool):
-    wish, program = make(*WISHES[name])
-    exact = wish.fit(program, engine=Enumeration()).fitted
-    runs = [wish.fit(program, engine=POOLS[pool]).fitted for wish.seed in range(SEED, SEED + 40)]
-    for feature in wish.targets:
+    constraint, program = make(*CONSTRAINTS[name])
+    exact = constraint.fit(program, engine=Enumeration()).fitted
+    runs = [constraint.fit(program, engine=POOLS[pool]).fitted for constraint.seed in range(SEED, SEED + 40)]
+    for feature in constraint.targets:
         z = [
             (run.weights[feature].value - exact.weights[feature].value) / run.weights[feature].standard_error
             for run in runs
@@ -212,80 +216,80 @@ def test_errors_are_as_large_as_they_say(name, pool):
 
 
 def test_it_fits_itself_and_leaves_the_run_alone():
-    wish, program = make(*WISHES["one"], num_pool=300)
+    constraint, program = make(*CONSTRAINTS["one"], num_pool=300)
     before = torch.get_rng_state()
     first = ImportanceSampling(32).run(program, seed=5)
     assert torch.equal(before, torch.get_rng_state())
-    fitted = wish.fitted
+    fitted = constraint.fitted
     second = ImportanceSampling(32).run(program, seed=5)
-    assert wish.fitted is fitted, "once for each program"
+    assert constraint.fitted is fitted, "once for each program"
     assert torch.equal(first.particles["x"].tokens, second.particles["x"].tokens)
     assert torch.equal(first.log_weight, second.log_weight)
     assert first.cost.reward_calls > second.cost.reward_calls + 300, "the pool is on the bill of who needed it"
     assert fitted.num_draws == 300
-    again, program = make(*WISHES["one"], num_pool=300)
+    again, program = make(*CONSTRAINTS["one"], num_pool=300)
     SMC(8).run(program, seed=17)
     assert again.fitted.weights == fitted.weights, "whoever comes first, and with whatever seed"
-    other, program = make(*WISHES["one"], num_pool=300, seed=1)
+    other, program = make(*CONSTRAINTS["one"], num_pool=300, seed=1)
     SMC(8).run(program, seed=17)
     assert other.fitted.weights != fitted.weights
 
 
 def test_the_pool_is_no_copy_of_a_run():
     """Same seed, another stream: what lambda was fitted on is no draw of the run that uses it."""
-    wish, program = make(*WISHES["large units"], num_pool=64, rewarded=False)
+    constraint, program = make(*CONSTRAINTS["large units"], num_pool=64, rewarded=False)
     run = ImportanceSampling(64, 1).run(program, seed=0)
-    assert wish.fitted.before["score"].value != pytest.approx(float(run.rewards["score"].mean()), rel=1e-9)
+    assert constraint.fitted.before["score"].value != pytest.approx(float(run.rewards["score"].mean()), rel=1e-9)
 
 
 def test_one_lambda_for_each_prompt():
-    wish, program = make(*WISHES["one"])
+    constraint, program = make(*CONSTRAINTS["one"])
     found = {}
     for prompt in ([0], [1]):
         Enumeration().run(program, prompt=tuple(prompt))
-        found[tuple(prompt)] = wish.fitted
+        found[tuple(prompt)] = constraint.fitted
     Enumeration().run(program, (0,))
-    assert wish.fitted is found[0,], "given by position or by name, or not at all"
+    assert constraint.fitted is found[0,], "given by position or by name, or not at all"
     Enumeration().run(program)
-    assert wish.fitted is found[0,]
+    assert constraint.fitted is found[0,]
     assert found[0,].weights != found[1,].weights
     for prompt in found:
-        log_p, phi, mu = enumerated(program, wish, prompt)
-        wish.fit(program, prompt, engine=Enumeration())
-        law = tilted(log_p, phi, mu, torch.tensor([wish.fitted.weights["one"].value], dtype=torch.float64))
+        log_p, phi, mu = enumerated(program, constraint, prompt)
+        constraint.fit(program, prompt, engine=Enumeration())
+        law = tilted(log_p, phi, mu, torch.tensor([constraint.fitted.weights["one"].value], dtype=torch.float64))
         assert float(means(law, phi)) == pytest.approx(0.7, abs=1e-10)
 
 
 def test_latents_upstream_belong_to_what_is_tilted():
-    wish = moment_constraint({"first": FIRST}, {"first": 0.8})
+    constraint = moment_constraint({"first": FIRST}, {"first": 0.8})
 
     def program():
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
         x = completion("x", FIXED, torch.stack([torch.ones_like(z), z], -1), max_new_tokens=3)
-        wish(x)
+        constraint(x)
 
     report = check_engine(SMC(64, twist="prefix"), {"upstream": program}, seed=SEED, num_replicates=50)
     report.raise_if_failed()
-    wish.fit(program, engine=Enumeration())
+    constraint.fit(program, engine=Enumeration())
     seen = Enumeration().run(program)
     assert seen.mean("first").value == pytest.approx(0.8, abs=1e-10)
     assert abs(seen.mean("z").value - 0.7) > 0.01, "the latent is tilted along"
 
 
 def test_a_text_feature_in_a_program_with_choices():
-    wish = moment_constraint({"she": says_she}, {"she": 0.5}, num_pool=4000)
+    constraint = moment_constraint({"she": says_she}, {"she": 0.5}, num_pool=4000)
 
     def program():
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
-        wish(completion("x", MESSAGES, choose(z, ["he ", "she "]), max_new_tokens=3))
+        constraint(completion("x", MESSAGES, choose(z, ["he ", "she "]), max_new_tokens=3))
 
     value = Enumeration().run(program).mean("she").value
-    assert abs(value - 0.5) < Z * wish.fitted.after["she"].standard_error
-    assert wish.fitted.after["she"].value == pytest.approx(0.5, abs=1e-10)
+    assert abs(value - 0.5) < Z * constraint.fitted.after["she"].standard_error
+    assert constraint.fitted.after["she"].value == pytest.approx(0.5, abs=1e-10)
 
 
-def test_the_promise_is_shown_beside_what_was_reached(tmp_path):
-    _, program = make(*WISHES["one"])
+def test_the_target_is_shown_beside_what_was_reached(tmp_path):
+    _, program = make(*CONSTRAINTS["one"])
     run = ImportanceSampling(200).run(program)
     assert run.targets == {"one": 0.7}
     again = Posterior.load(run.save(tmp_path / "run.nc"))

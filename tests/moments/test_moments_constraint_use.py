@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from toys.moments import FIRST, MESSAGES, ONE, WISHES, Feature, make, says_she
+from toys.moments import CONSTRAINTS, FIRST, MESSAGES, ONE, Feature, make, says_she
 
 from ppl_align import SMC, Enumeration, ImportanceSampling, completion, moment_constraint
 from ppl_align.core.errors import InputError, RewardError
@@ -22,31 +22,31 @@ from ppl_align.testing.programs import EOS
 
 
 def test_a_sketch_fits_nothing():
-    wish, program = make(*WISHES["one"])
+    constraint, program = make(*CONSTRAINTS["one"])
     assert sketch(Program(program)).stopped is None
-    assert wish.fitted is None
+    assert constraint.fitted is None
 
 
 def test_plain_pyro_after_a_fit():
-    wish, program = make(*WISHES["one"])
+    constraint, program = make(*CONSTRAINTS["one"])
     with pytest.raises(InputError, match=r"fit it first, constraint.fit\(model\)"):
         poutine.trace(program).get_trace()
-    weight = wish.fit(program).fitted.weights["one"].value
+    weight = constraint.fit(program).fitted.weights["one"].value
     node = poutine.trace(program).get_trace().nodes["one"]
     phi = node["infer"]["ppl_align"].reward
     torch.testing.assert_close(node["fn"].log_prob(node["value"]), weight * (phi - 0.7))
 
 
 def test_by_hand_it_says_what_the_features_are():
-    wish = moment_constraint({"she": says_she}, {"she": 0.5})
-    assert wish("she is")["she"] == 1.0
-    assert wish.fitted is None
+    constraint = moment_constraint({"she": says_she}, {"she": 0.5})
+    assert constraint("she is")["she"] == 1.0
+    assert constraint.fitted is None
 
 
 def test_it_prints_what_was_reached():
-    wish, program = make(*WISHES["two"])
-    assert repr(wish) == "MomentConstraint(E[one] = 0.6, E[score] = 500)"
-    lines = repr(wish.fit(program)).splitlines()
+    constraint, program = make(*CONSTRAINTS["two"])
+    assert repr(constraint) == "MomentConstraint(E[one] = 0.6, E[score] = 500)"
+    lines = repr(constraint.fit(program)).splitlines()
     assert lines[1].split() == ["feature", "before", "wanted", "after", "lambda"]
     assert "0.6" in lines[2]
     assert "effective of 512 draws, importance of program" in lines[4]
@@ -82,19 +82,19 @@ REFUSED = {
 @pytest.mark.parametrize("engine", [Enumeration(), ImportanceSampling(500, 1)], ids=["exact", "draws"])
 def test_what_cannot_be_met_is_said(name, engine):
     features, targets, line = REFUSED[name]
-    wish, program = make(features, targets)
+    constraint, program = make(features, targets)
     with pytest.raises(InputError, match=line) as raised:
-        wish.fit(program, engine=engine)
+        constraint.fit(program, engine=engine)
     assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match=line):
         SMC(8).run(program)
-    assert wish.fitted is None
+    assert constraint.fitted is None
 
 
 def test_a_target_barely_inside():
     """Feasible is feasible, however far out: one law in a million has it."""
-    wish, program = make({"one": ONE}, {"one": 1 - 1e-6})
-    wish.fit(program, engine=Enumeration())
+    constraint, program = make({"one": ONE}, {"one": 1 - 1e-6})
+    constraint.fit(program, engine=Enumeration())
     assert Enumeration().run(program).mean("one").value == pytest.approx(1 - 1e-6, abs=1e-12)
 
 
@@ -114,15 +114,15 @@ def test_what_makes_no_constraint(features, targets, line):
 
 
 def test_other_misuse():
-    wish, program = make(*WISHES["one"])
+    constraint, program = make(*CONSTRAINTS["one"])
     with pytest.raises(InputError, match="num_pool must be"):
         moment_constraint({"one": ONE}, {"one": 0.5}, num_pool=1)
     with pytest.raises(InputError, match="takes a model"):
-        wish.fit()
+        constraint.fit()
     with pytest.raises(InputError, match="not both"):
-        wish.fit(program, engine=Enumeration(), pool=Enumeration().run(program))
+        constraint.fit(program, engine=Enumeration(), pool=Enumeration().run(program))
     with pytest.raises(InputError, match="does not use this constraint"):
-        wish.fit(make(*WISHES["rare"])[1])
+        constraint.fit(make(*CONSTRAINTS["rare"])[1])
     infinite, program = make(
         {"one": Feature(lambda ids: -math.inf if 1 in ids else 0, upper=None, lower=None)}, {"one": 0.5}
     )
@@ -136,25 +136,25 @@ def test_a_pool_of_two_completions_is_ambiguous():
         completion("b", EOS, [0], 2)
 
     with pytest.raises(InputError, match=r"not one completion to read it from \(a, b\)"):
-        make(*WISHES["one"])[0].fit(pool=ImportanceSampling(8).run(two))
+        make(*CONSTRAINTS["one"])[0].fit(pool=ImportanceSampling(8).run(two))
 
 
 def test_inside_a_plate_it_is_refused():
-    wish = moment_constraint({"she": says_she}, {"she": 0.5})
+    constraint = moment_constraint({"she": says_she}, {"she": 0.5})
 
     def program():
         with pyro.plate("two", 2):
-            wish(completion("x", MESSAGES, "", 3))
+            constraint(completion("x", MESSAGES, "", 3))
 
     with pytest.raises(InputError, match="inside of a plate"):
-        wish.fit(program)
+        constraint.fit(program)
 
     def beside():
         with pyro.plate("two", 2):
             pyro.sample("z", dist.Bernoulli(0.3))
-        wish(completion("x", MESSAGES, "", 3))
+        constraint(completion("x", MESSAGES, "", 3))
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        wish.fit(beside)
-    assert wish.fitted.after["she"].value == pytest.approx(0.5, abs=1e-9)
+        constraint.fit(beside)
+    assert constraint.fitted.after["she"].value == pytest.approx(0.5, abs=1e-9)

@@ -41,18 +41,18 @@ def says_she(texts):
 
 def make(features, targets, *, rewarded=True, **settings):
     """A constraint, and a program that it stands in."""
-    wish = moment_constraint(features, targets, **settings)
+    constraint = moment_constraint(features, targets, **settings)
 
     def program(prompt=(0,)):
         x = completion("x", EOS, list(prompt), max_new_tokens=4)
         if rewarded:
             reward("r", lambda t: 0.8 * (t == 0).sum(-1), x.tokens, upper=3.2)
-        wish(x)
+        constraint(x)
 
-    return wish, program
+    return constraint, program
 
 
-WISHES = {
+CONSTRAINTS = {
     "one": ({"one": ONE}, {"one": 0.7}),
     "rare": ({"first": FIRST}, {"first": 0.02}),
     "large units": ({"score": SCORE}, {"score": 900.0}),
@@ -61,15 +61,15 @@ WISHES = {
     "two": ({"one": ONE, "score": SCORE}, {"one": 0.6, "score": 500.0}),
     "three": ({"one": ONE, "first": FIRST, "where": WHERE}, {"one": 0.75, "first": 0.4, "where": 0.6}),
 }
-each_wish = pytest.mark.parametrize("name", WISHES)
+each_constraint = pytest.mark.parametrize("name", CONSTRAINTS)
 
 
-def enumerated(program, wish, *args):
+def enumerated(program, constraint, *args):
     """(log p [S], phi [S, K], mu [K]) of the program without the constraint, by enumeration."""
-    with wish._switched_off():
+    with constraint._switched_off():
         oracle = Oracle(program, *args)
-    phi = torch.stack([oracle.rewards[name] for name in wish.targets], -1)
-    return oracle.log_target, phi, torch.tensor(list(wish.targets.values()), dtype=torch.float64)
+    phi = torch.stack([oracle.rewards[name] for name in constraint.targets], -1)
+    return oracle.log_target, phi, torch.tensor(list(constraint.targets.values()), dtype=torch.float64)
 
 
 def tilted(log_p, phi, mu, weights):
