@@ -19,9 +19,7 @@ from functools import cache
 import numpy as np
 
 from ppl_align.core.errors import InputError
-from ppl_align.lm.base import LM
-from ppl_align.lm.ensemble import Ensemble
-from ppl_align.lm.prompted import Prompted
+from ppl_align.lm.base import LM, Voiced
 
 _BROKEN = "\ufffd"  # what is shown for bytes that are no character
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -78,8 +76,7 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
         return lm
 
     def inside() -> LM:
-        other = copy.copy(speller)
-        other.__dict__["_caches"] = {}
+        other = copy.copy(speller)  # which remembers nothing
         other.cached("spelling", lambda: Spelling(spelling.within, spelling.within))
         return other
 
@@ -88,8 +85,8 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
 
 def who_spells(lm: LM) -> LM:
     """The LM whose tokens they are: of a mixture its first member, of a prompted LM the one that it wraps."""
-    while isinstance(lm, (Ensemble, Prompted)):
-        lm = lm.lms[0] if isinstance(lm, Ensemble) else lm.lm
+    while isinstance(lm, Voiced):
+        lm = lm.voice
     return lm
 
 

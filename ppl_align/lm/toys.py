@@ -12,7 +12,6 @@ from torch import Tensor
 from ppl_align.core.cost import count, network
 from ppl_align.core.errors import InputError, PromptError
 from ppl_align.lm.base import LM, Decoder, Ids
-from ppl_align.lm.warp import Warp
 
 
 class ToyDecoder:
@@ -59,10 +58,6 @@ class ToyLM(LM):
     def start(self, prompts: Sequence[Ids]) -> Decoder:
         count(prompt_tokens=sum(map(len, prompts)))
         return ToyDecoder(self, list(prompts), [len(p) for p in prompts])
-
-    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
-        log_probs = warp(self.forced_log_probs(prompts, tokens))
-        return log_probs.gather(-1, tokens[..., None].to(log_probs.device))[..., 0]
 
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         count(scored_tokens=tokens.numel())

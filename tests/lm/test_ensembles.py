@@ -151,7 +151,7 @@ def test_tokens_are_alike_in_a_persona_as_in_the_lm_itself(tiny_llama: CausalLM)
 
 
 def test_bos_is_put_in_front_once(tiny_llama: CausalLM, monkeypatch):
-    monkeypatch.setitem(tiny_llama.codec.__dict__, "opening", (5,))
+    monkeypatch.setitem(tiny_llama.__dict__, "opening", (5,))
     prompted = Prompted(tiny_llama, before=[1])
     assert prompted.wrap([(2,)]) == [(5, 1, 2)]
     assert prompted.wrap([tiny_llama.begin((2,))]) == [(5, 1, 2)]
