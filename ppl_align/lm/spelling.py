@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM, Voiced
@@ -163,12 +164,34 @@ class Machine:
     """A finite automaton over A symbols: bytes, or tokens.
 
     ``moves``  [S, A] int64, the next state    ``start``    ``accepting``  [S] bool
-    ``counts``  [S, A] int64, what each move adds to a count"""
+    ``counts``  [S, A], what each move adds to a count"""
 
     moves: np.ndarray
     start: int
     accepting: np.ndarray
     counts: np.ndarray
+
+    def reachable(self) -> Machine:
+        """Without the states that no text leads to."""
+        reached = np.zeros(len(self.moves), dtype=bool)
+        reached[self.start] = True
+        while not reached[self.moves[reached]].all():
+            reached[self.moves[reached]] = True
+        name = reached.cumsum() - 1
+        return Machine(name[self.moves[reached]], int(name[self.start]), self.accepting[reached], self.counts[reached])
+
+    def minimal(self) -> Machine:
+        """The smallest machine that accepts the same (Moore's refinement of states that differ); it counts nothing."""
+        small = self.reachable()
+        group, count = np.unique(small.accepting, return_inverse=True)[1], 0
+        while count < int(group.max()) + 1:  # two states differ if a symbol leads them into different groups
+            count = int(group.max()) + 1
+            seen = torch.from_numpy(np.concatenate([group[:, None], group[small.moves]], 1))
+            group = seen.unique(dim=0, return_inverse=True)[1].numpy()
+        member = np.zeros(count, dtype=np.int64)
+        member[group] = np.arange(len(group))
+        moves = group[small.moves[member]]
+        return Machine(moves, int(group[small.start]), small.accepting[member], np.zeros_like(moves))
 
 
 @dataclass(frozen=True)

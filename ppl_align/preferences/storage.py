@@ -46,8 +46,6 @@ def save(posterior: RewardPosterior, path: str | Path) -> Path:
 
 def load(path: str | Path, features: Features | None = None) -> RewardPosterior:
     """See :meth:`RewardPosterior.load`."""
-    from ppl_align.preferences.posterior import RewardPosterior
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no learned reward at {path}")

@@ -205,7 +205,7 @@ def test_teacher_forcing_whole_distributions(name):
 def test_long_texts_are_scored_in_pieces(monkeypatch):
     lm = ENSEMBLES["product"]
     tokens, decoded = support(lm)
-    monkeypatch.setattr("ppl_align.lm.ensemble.SCORING_ELEMENTS", 5 * 4 * 3)
+    monkeypatch.setattr("ppl_align.lm.base.SCORING_ELEMENTS", 5 * 4 * 3)
     torch.testing.assert_close(score(lm, tokens), decoded, rtol=0, atol=1e-10)
 
 
