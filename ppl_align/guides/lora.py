@@ -70,14 +70,12 @@ class LoRAGuide(TokenGuide):
     def proposal(self) -> LM:
         return self.lm
 
+    @torch.no_grad()
     def draw(self, source: CompletionDistribution) -> Draw:
         if not source.warp.cuts:  # the prior need not be asked where q may go
-            with torch.no_grad():
-                population = Population(source.by(self.lm)).run()
+            population = Population(source.by(self.lm)).run()
             return Draw(population.tokens, population.log_p)
-        with torch.no_grad():
-            seen = _Seen(source, self.lm)
-            seen.run()
+        seen = _Seen(source, self.lm).run()
         tokens, inside = seen.tokens, torch.stack(seen.inside, 1)
 
         def score() -> Tensor:

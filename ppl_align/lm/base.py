@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -26,6 +26,18 @@ class WholeIds(tuple[int, ...]):
 
 
 SCORING_ELEMENTS = 2**26  # texts are scored in chunks of at most this many log-probabilities (256 MB in float32)
+
+
+def alike(values: Iterable[T]) -> dict[T, list[int]]:
+    """The numbers of those that are equal, by what they are, in the order of first occurrence.
+
+    >>> alike(["a", "b", "a"])
+    {'a': [0, 2], 'b': [1]}
+    """
+    found: dict[T, list[int]] = {}
+    for i, value in enumerate(values):
+        found.setdefault(value, []).append(i)
+    return found
 
 
 class Decoder(Protocol):

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ppl_align.core.cost import count
-from ppl_align.lm.base import Ids, WithLogits
+from ppl_align.lm.base import Ids, WithLogits, alike
 from ppl_align.lm.network import call, start_afresh
 from ppl_align.lm.transfer import upload
 
@@ -83,10 +83,8 @@ class CausalDecoder(WithLogits):
 
         Rows with equally many ids to come are read together; pads stay on the left, as in any cache of ours."""
         known = [min(n, len(prompt) - 1) for n, prompt in zip(known, prompts, strict=True)]  # something is read
-        rest = [len(prompt) - n for n, prompt in zip(known, prompts, strict=True)]
         parts, order = [], []
-        for width in dict.fromkeys(rest):
-            rows = [i for i, n in enumerate(rest) if n == width]
+        for rows in alike(len(prompt) - n for n, prompt in zip(known, prompts, strict=True)).values():
             part = cls._with_rows(lm, [places[i] for i in rows], [known[i] for i in rows])
             ids = torch.tensor([prompts[i][known[i] :] for i in rows], device=lm.device)
             part._show(*part.read(ids))
@@ -177,11 +175,10 @@ class ByLengthDecoder(WithLogits):
     """A cache for the rows of each length of prompt, for networks that a padded cache misleads."""
 
     def __init__(self, lm: CausalLM, prompts: Sequence[Ids]) -> None:
-        lengths = [len(p) for p in prompts]
-        alike = [[i for i, n in enumerate(lengths) if n == length] for length in dict.fromkeys(lengths)]
+        groups = list(alike(map(len, prompts)).values())
         self.lm = lm
-        self.caches = [CausalDecoder.after(lm, [prompts[i] for i in rows], padded=False) for rows in alike]
-        self._place(alike)
+        self.caches = [CausalDecoder.after(lm, [prompts[i] for i in rows], padded=False) for rows in groups]
+        self._place(groups)
 
     def _place(self, rows: list[list[int]]) -> None:
         """``rows``: which rows, by number, stand in each of the caches."""

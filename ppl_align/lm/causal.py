@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from transformers import DynamicCache
 from ppl_align.core.cost import network
 from ppl_align.core.errors import InputError, PromptError
 from ppl_align.core.runs import remembered
-from ppl_align.lm.acquire import Loaded, acquire
+from ppl_align.lm.acquire import acquire
 from ppl_align.lm.adapter import with_adapter
 from ppl_align.lm.base import Decoder, Ids
 from ppl_align.lm.codec import TokenizedLM, end_ids
@@ -29,8 +28,6 @@ from ppl_align.lm.prepack import prepack as prepack_linears
 from ppl_align.lm.reading import read_texts, start
 from ppl_align.lm.verify import plan_for
 from ppl_align.lm.warp import Warp, log_normalise
-
-_LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
 
 
 class CausalLM(TokenizedLM):
@@ -73,7 +70,7 @@ class CausalLM(TokenizedLM):
         verify: bool = True,
         **kwargs: Any,
     ) -> None:
-        found = acquire(name_or_path, tokenizer, device, dtype, prepack, kwargs, _LOADED)
+        found = acquire(name_or_path, tokenizer, device, dtype, prepack, kwargs)
         self.name, model, self.tokenizer = found.name, found.model, found.tokenizer
         self._following, self._keep, self._prepack = found.following, found.loaded, prepack
         self._layouts: list[PackedForward] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm import cached, recompute
-from ppl_align.lm.base import Decoder, Ids, WithLogits
+from ppl_align.lm.base import Decoder, Ids, WithLogits, alike
 from ppl_align.lm.plan import BY_LENGTH, Plan
 
 if TYPE_CHECKING:
@@ -50,13 +50,9 @@ def read_texts(lm: CausalLM, plan: Plan, prompts: Sequence[Ids], tokens: Tensor)
         return recompute.read_texts(lm, prompts, tokens, plan.whole)
     if plan.kind != BY_LENGTH:
         return cached.read_texts(lm, prompts, tokens, padded=True)
-    lengths = torch.tensor([len(p) for p in prompts])
-    alike = [torch.nonzero(lengths == length)[:, 0] for length in lengths.unique()]
-    found = [
-        cached.read_texts(lm, [prompts[i] for i in rows.tolist()], tokens[rows.to(tokens.device)], padded=False)
-        for rows in alike
-    ]
-    back = torch.cat(alike).argsort().to(tokens.device)
+    groups = list(alike(map(len, prompts)).values())
+    found = [cached.read_texts(lm, [prompts[i] for i in rows], tokens[rows], padded=False) for rows in groups]
+    back = torch.tensor([i for rows in groups for i in rows]).argsort().to(tokens.device)
     return torch.cat([logits for logits, _ in found])[back], torch.cat([hidden for _, hidden in found])[back]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.cost import count
-from ppl_align.lm.base import SCORING_ELEMENTS, Ids, WithLogits
+from ppl_align.lm.base import SCORING_ELEMENTS, Ids, WithLogits, alike
 from ppl_align.lm.network import call, keeps_few
 from ppl_align.lm.transfer import upload
 
@@ -25,11 +25,10 @@ def read(lm: CausalLM, rows: Sequence[Ids], keep: int = 1) -> tuple[Tensor, Tens
     logits: list[Tensor] = []
     hidden: list[Tensor] = []
     order: list[int] = []
-    for length in sorted({len(row) for row in rows}):
-        alike = [i for i, row in enumerate(rows) if len(row) == length]
+    for length, members in alike(map(len, rows)).items():
         size = max(1, SCORING_ELEMENTS // ((keep if keeps_few(lm) else length) * lm.vocab_size))
-        for first in range(0, len(alike), size):
-            chunk = alike[first : first + size]
+        for first in range(0, len(members), size):
+            chunk = members[first : first + size]
             found = call(lm, upload([rows[i] for i in chunk], lm.device), keep)
             count(lm_forwards=1)
             logits.append(found[0])

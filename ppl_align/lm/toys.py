@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_align.core.cost import count, network
 from ppl_align.core.errors import InputError, PromptError
-from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.base import LM, Decoder, Ids, alike
 
 
 class ToyDecoder:
@@ -111,11 +111,8 @@ class CallableLM(ToyLM):
         self.fn = fn
 
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
-        by_length: dict[int, list[int]] = {}  # fn sees one length at a time; prompts may differ in length
-        for i, prefix in enumerate(prefixes):
-            by_length.setdefault(len(prefix), []).append(i)
         parts, order = [], []
-        for length, members in by_length.items():
+        for length, members in alike(map(len, prefixes)).items():  # fn sees one length at a time
             rows = np.array([prefixes[i] for i in members], dtype=np.int64)  # torch takes three times as long
             batch = torch.from_numpy(rows).reshape(len(members), length)
             with network():
