@@ -269,16 +269,12 @@ class GuidanceMatcher(Matcher):
         known = len(prefix)
         while known and prefix[:known] not in self.young and prefix[:known] not in self.old:
             known -= 1
-        place = self._remembered(prefix[:known]) if known else self.root
+        begun = prefix[:known]
+        place = self.young.setdefault(begun, self.old.get(begun)) if known else self.root
         for t in range(known, len(prefix)):
             place = None if place is None else self._after(place, prefix[t])
             self.young[prefix[: t + 1]] = place
         return place
-
-    def _remembered(self, prefix: Ids) -> _Place | None:
-        if prefix not in self.young:
-            self.young[prefix] = self.old[prefix]
-        return self.young[prefix]
 
     def _after(self, place: _Place, token: int) -> _Place | None:
         ids = self._spelt(place, token)

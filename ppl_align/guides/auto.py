@@ -94,7 +94,7 @@ class AutoGuide:
                 f'guide="lora" cannot be confined to the constraint on {name!r}, since it draws with a network of its '
                 f'own: use guide="head"'
             )
-        return Restriction.of(matchers, source)
+        return Restriction(matchers, source)
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:
         kind = self.kind

@@ -13,6 +13,7 @@ from torch import nn
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm.following import Following
+from ppl_align.lm.names import load_causal
 from ppl_align.lm.placement import (
     checked_device,
     convert,
@@ -69,8 +70,6 @@ def acquire(
     wanted = _floating_type(dtype)
     if isinstance(given, nn.Module):
         return _in_memory(given, tokenizer, place, wanted, keywords)
-    from ppl_align.lm.names import load_causal
-
     name, spread = str(given), keywords.get("device_map") is not None
     if spread and place is not None:
         raise InputError(

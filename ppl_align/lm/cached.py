@@ -69,10 +69,11 @@ class CausalDecoder(WithLogits):
         at = rows.to(self.lm.device)
         lengths = self.lengths[at].tolist()
         layers: Any = self.cache.layers
-        cut = [
-            tuple(part.index_select(0, at)[:, :, -max(lengths) :] for part in (one.keys, one.values)) for one in layers
-        ]
-        return Kept([(keys, values) for keys, values in cut], lengths)
+
+        def cut(part: Tensor) -> Tensor:
+            return part.index_select(0, at)[:, :, -max(lengths) :]
+
+        return Kept([(cut(layer.keys), cut(layer.values)) for layer in layers], lengths)
 
     @classmethod
     @torch.no_grad()
