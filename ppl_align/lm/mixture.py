@@ -89,10 +89,7 @@ class MixtureDecoder:
         self.decoders, self.log_weights = decoders, log_weights
         self.parts = [decoder.log_probs for decoder in decoders]
         self.logits = self.log_probs = _mix(self.parts, log_weights)
-
-    @property
-    def hidden(self) -> Tensor | None:
-        return hidden_of(self.decoders)
+        self.hidden = hidden_of(decoders)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> MixtureDecoder:
         where = parents.to(self.log_weights.device), tokens.to(self.log_weights.device)

@@ -64,10 +64,9 @@ def portable(name: str) -> str:
     return name
 
 
-def load_causal(name: str, read_tokenizer: bool = True, **kwargs: Any) -> tuple[Any, Any]:
+def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` for whatever a user calls a language model; ``read_tokenizer=False``: None for the latter,
     which need not be there."""
-    kwargs["read_tokenizer"] = read_tokenizer
     if name == SMOLLM2:
         return _from_pretrained(str(smollm2_folder()), remedy=_START_ANEW, **kwargs)
     path = Path(name).expanduser()

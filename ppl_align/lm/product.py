@@ -70,14 +70,10 @@ class ProductDecoder(WithLogits):
     """One decoder of each expert."""
 
     def __init__(self, product: Product, decoders: list[Decoder]) -> None:
-        self.product, self.decoders = product, decoders
+        self.product, self.decoders, self.hidden = product, decoders, hidden_of(decoders)
         self.logits = product.combine([decoder.log_probs for decoder in decoders])
         if bool(self.logits.isneginf().all(-1).any()):
             raise RunError(f"{product.name}: after one of the texts no token is possible under every expert")
-
-    @property
-    def hidden(self) -> Tensor | None:
-        return hidden_of(self.decoders)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> ProductDecoder:
         return ProductDecoder(self.product, [decoder.extend(parents, tokens) for decoder in self.decoders])
