@@ -49,7 +49,7 @@ class Laws:
             constrain("format", constraint, completion("x", lm, prompt, max_new_tokens=max_new_tokens, stop=stop))
 
         source = lm.completion(prompt, max_new_tokens, stop=stop)
-        restriction = Restriction([constraint.compile(lm)], max_new_tokens, lm.eos_id, source.stop_ids)
+        restriction = Restriction([constraint.compile(lm)], source)
         exact = Enumeration(candidates={"x": sentences(restriction, source.terminal)}).run(model)
         tokens = exact.particles["x"].tokens.reshape(-1, max_new_tokens)
         self.texts = exact.particles["x"].texts()

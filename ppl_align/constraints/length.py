@@ -79,7 +79,9 @@ class LengthMatcher(Matcher):
     def __init__(self, bounds: LengthLimit, lm: LM) -> None:
         self.bounds, self.eos_ids = bounds, lm.eos_ids
         self.low, self.high = bounds.min_words or 0, bounds.max_words
-        words = _nothing(lm) if bounds.min_words is None and bounds.max_words is None else _words_of(lm)
+        words = (
+            _nothing(lm) if bounds.min_words is None and bounds.max_words is None else spell(lm, _words()).reachable()
+        )
         self.start, self.ends = words.start, words.accepting.astype(int).tolist()
         read = ~np.isin(np.arange(lm.vocab_size), lm.eos_ids)
         moves = np.stack([words.counts, words.moves], -1).transpose(1, 0, 2)[read]  # [V, S, 2]
@@ -154,18 +156,6 @@ class LengthMatcher(Matcher):
                 found.append((gains & ((1 << (most + 1)) - 1)) | (beyond << (most + 1)))
             self.gains.append(found)
         return self.gains[k]
-
-
-def _words_of(lm: LM) -> Machine:
-    """What each token does to the number of words; without the states that no token leads to."""
-    words = spell(lm, _words())
-    reached = np.zeros(len(words.moves), dtype=bool)
-    reached[words.start] = True
-    while not reached[words.moves[reached]].all():
-        reached[words.moves[reached]] = True
-    name = reached.cumsum() - 1
-    moves = name[words.moves[reached]]
-    return Machine(moves, int(name[words.start]), words.accepting[reached], words.counts[reached])
 
 
 def _nothing(lm: LM) -> Machine:

@@ -62,17 +62,22 @@ def _refused(grammar: str) -> str | None:
 
 def accepted(grammar: str, texts: Sequence[str]) -> list[bool]:
     """Which of the texts a Lark grammar accepts, read byte by byte. Raises ``InputError`` where it cannot be read."""
-    package = llguidance()
-    first = package.LLMatcher(_bytewise(), package.LLMatcher.grammar_from_lark(grammar), log_level=0)
-    if first.is_error():
-        raise InputError(f"a grammar cannot be read: {one_line(first.get_error())}")
-    found = []
+    first, found = _started(_bytewise(), grammar, "a grammar"), []
     for text in texts:
         ids = [1 + byte for byte in text.encode()]
         matcher = first.deep_copy()
         read = matcher.validate_tokens(ids) == len(ids)
         found.append(bool(read and matcher.consume_tokens(ids) and matcher.is_accepting()))
     return found
+
+
+def _started(tokenizer: Any, grammar: str, what: str) -> Any:
+    """A matcher that has read nothing. Raises ``InputError`` where the grammar cannot be read."""
+    package = llguidance()
+    matcher = package.LLMatcher(tokenizer, package.LLMatcher.grammar_from_lark(grammar), log_level=0)
+    if matcher.is_error():
+        raise InputError(f"{what} cannot be read: {one_line(matcher.get_error())}")
+    return matcher
 
 
 @lru_cache(maxsize=1)
@@ -196,14 +201,8 @@ class GuidanceMatcher(Matcher):
     Raises ``InputError`` for a grammar that llguidance cannot read, or that no text of ``lm`` satisfies."""
 
     def __init__(self, lm: LM, grammar: str, what: str) -> None:
-        package = llguidance()
         self.vocabulary, self.what = Vocabulary.of(lm), what
-        matcher = package.LLMatcher(
-            self.vocabulary.tokenizer, package.LLMatcher.grammar_from_lark(grammar), log_level=0
-        )
-        if matcher.is_error():
-            raise InputError(f"{what} cannot be read: {one_line(matcher.get_error())}")
-        self.root = _Place(matcher)
+        self.root = _Place(_started(self.vocabulary.tokenizer, grammar, what))
         self.young: dict[Ids, _Place | None] = {}  # places of late; None: no text begins like this
         self.old: dict[Ids, _Place | None] = {}
         if not self.root.accepting and not self._bits(self.root).any():
@@ -270,16 +269,12 @@ class GuidanceMatcher(Matcher):
         known = len(prefix)
         while known and prefix[:known] not in self.young and prefix[:known] not in self.old:
             known -= 1
-        place = self._remembered(prefix[:known]) if known else self.root
+        begun = prefix[:known]
+        place = self.young.setdefault(begun, self.old.get(begun)) if known else self.root
         for t in range(known, len(prefix)):
             place = None if place is None else self._after(place, prefix[t])
             self.young[prefix[: t + 1]] = place
         return place
-
-    def _remembered(self, prefix: Ids) -> _Place | None:
-        if prefix not in self.young:
-            self.young[prefix] = self.old[prefix]
-        return self.young[prefix]
 
     def _after(self, place: _Place, token: int) -> _Place | None:
         ids = self._spelt(place, token)

@@ -14,7 +14,8 @@ and is tried again; what is still judged wrongly is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from math import lcm
@@ -23,8 +24,14 @@ from typing import Any
 from ppl_align.constraints.llg import accepted
 from ppl_align.core.errors import InputError
 
-BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-KEYWORDS = (*BOUNDS, "multipleOf")
+BOUNDS: dict[str, Callable[[Decimal, Decimal], bool]] = {
+    "minimum": operator.ge,
+    "maximum": operator.le,
+    "exclusiveMinimum": operator.gt,
+    "exclusiveMaximum": operator.lt,
+}
+KEYWORDS = {**BOUNDS, "multipleOf": lambda x, step: x % step == 0}
+"""What they say of a number, and of their own value."""
 _DATA = ("enum", "const", "default", "examples")
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _DIGITS = 1100  # of any number that a double holds
@@ -182,15 +189,9 @@ def _meets(schema: Schema, x: Decimal) -> bool:
     """Does a number meet the keywords, by exact arithmetic?"""
     with localcontext() as context:
         context.prec = 2 * _DIGITS
-        said = {key: _decimal(value) for key, value in schema.items() if key in KEYWORDS}
-        return (
-            (schema.get("type") != "integer" or x == x.to_integral_value())
-            and ("minimum" not in said or x >= said["minimum"])
-            and ("maximum" not in said or x <= said["maximum"])
-            and ("exclusiveMinimum" not in said or x > said["exclusiveMinimum"])
-            and ("exclusiveMaximum" not in said or x < said["exclusiveMaximum"])
-            and ("multipleOf" not in said or x % said["multipleOf"] == 0)
-        )
+        if schema.get("type") == "integer" and x != x.to_integral_value():
+            return False
+        return all(holds(x, _decimal(schema[key])) for key, holds in KEYWORDS.items() if key in schema)
 
 
 def _decimal(value: float) -> Decimal:

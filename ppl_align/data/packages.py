@@ -16,6 +16,20 @@ from pathlib import Path
 from ppl_align.core.errors import InputError
 
 
+def folder_of(module: str) -> Path | None:
+    """Where a package lies, which is not imported; None if it is not on this machine."""
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec(module)
+    return Path(spec.submodule_search_locations[0]) if spec is not None and spec.submodule_search_locations else None
+
+
+def install(pin: str) -> None:
+    """Install a package without its dependencies. Raises ``InputError`` where that fails."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", pin]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise InputError(f"could not install {pin}: is the package index reachable?")
+
+
 @dataclass(frozen=True)
 class Package:
     """``inside``: a file or folder of the package ``module``; ``pin`` installs it, ``fetch`` is its word for
@@ -30,12 +44,8 @@ class Package:
     @property
     def installed(self) -> Path | None:
         """Where it lies, None if it is not on this machine."""
-        importlib.invalidate_caches()
-        spec = importlib.util.find_spec(self.module)
-        if spec is None or not spec.submodule_search_locations:
-            return None
-        place = Path(spec.submodule_search_locations[0]) / self.inside
-        return place if place.exists() else None
+        folder = folder_of(self.module)
+        return folder / self.inside if folder is not None and (folder / self.inside).exists() else None
 
     @property
     def place(self) -> Path:
@@ -48,9 +58,7 @@ class Package:
     def get(self) -> Path:
         """Install the package if it is missing; returns the place. Raises ``InputError`` where that fails."""
         if self.installed is None:
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", self.pin]
-            if subprocess.run(command, check=False).returncode != 0:
-                raise InputError(f"could not install {self.pin}: is the package index reachable?")
+            install(self.pin)
         found = self.installed
         if found is None:
             raise InputError(f"{self.pin} is installed, but {self.inside} is not where it was")

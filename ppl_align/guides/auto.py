@@ -79,10 +79,9 @@ class AutoGuide:
         """The trainable part for a site, made when it is first met."""
         if name not in self.sites:
             if isinstance(fn, CompletionDistribution):
-                self.lms[name] = fn.lm
-            self.sites[name] = (
-                self._make(fn) if isinstance(fn, CompletionDistribution) else LatentGuide(fn, self.nesting)
-            )
+                self.lms[name], self.sites[name] = fn.lm, self._make(fn)
+            else:
+                self.sites[name] = LatentGuide(fn, self.nesting)
         return self.sites[name]
 
     def restriction(self, name: str, source: CompletionDistribution) -> Restriction | None:
@@ -95,12 +94,14 @@ class AutoGuide:
                 f'guide="lora" cannot be confined to the constraint on {name!r}, since it draws with a network of its '
                 f'own: use guide="head"'
             )
-        return Restriction.of(matchers, source)
+        return Restriction(matchers, source)
 
     def _make(self, source: CompletionDistribution) -> TokenGuide:
         kind = self.kind
-        if kind == "auto":
-            kind = "head" if source.lm.hidden_size is not None else _table_that_fits(source)
+        if kind == "auto" and source.lm.hidden_size is not None:
+            kind = "head"
+        elif kind == "auto":  # where most prefixes would never be seen, the table of those of one token back
+            kind = "table" if table.size_for(source) <= ALL_PREFIXES else "markov"
         if kind == "table":
             return TableGuide(source)
         if kind == "markov":
@@ -136,11 +137,6 @@ class AutoGuide:
         return f"AutoGuide({self.kind!r}, rank={self.rank}, sites={kinds})"
 
 
-def _table_that_fits(source: CompletionDistribution) -> str:
-    """The table of all prefixes can be anything; where most of them would never be seen, those of one token back."""
-    return "table" if table.size_for(source) <= ALL_PREFIXES else "markov"
-
-
 class _Substitute(Messenger):
     """Every latent of the program is drawn from the guide; its parameters are registered with Pyro."""
 
@@ -157,14 +153,14 @@ class _Substitute(Messenger):
             return
         if _is_certain(msg["fn"]):  # nothing to learn, and no other value to draw
             return
-        part = self.guide.part(msg["name"], msg["fn"])
+        name, fn = msg["name"], msg["fn"]
+        part = self.guide.part(name, fn)
         if isinstance(part, TokenGuide):
-            part.prepare(msg["fn"])
-        register(msg["name"], part)
-        if isinstance(part, TokenGuide):
-            msg["fn"] = GuidedCompletion(part, msg["fn"].within(self.guide.restriction(msg["name"], msg["fn"])))
+            part.prepare(fn)
+            msg["fn"] = GuidedCompletion(part, fn.within(self.guide.restriction(name, fn)))
         else:
-            msg["fn"] = part(msg["fn"])
+            msg["fn"] = part(fn)
+        register(name, part)
 
 
 def _is_certain(fn: Any) -> bool:

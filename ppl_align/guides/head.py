@@ -47,13 +47,9 @@ class HeadGuide(TokenGuide):
         self._unembed = [unembedding]  # in a list: not a parameter of this guide
         return unembedding
 
-    @classmethod
-    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> HeadGuide:
-        guide = cls.__new__(cls)
-        nn.Module.__init__(guide)
-        guide._look_at(lm)
-        guide.left, guide.right = (nn.Parameter(tensors[name].to(lm.device)) for name in ("left", "right"))
-        return guide
+    def _restore(self, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self._look_at(lm)
+        self.left, self.right = (nn.Parameter(tensors[name].to(lm.device)) for name in ("left", "right"))
 
     @property
     def unembedding(self) -> Tensor:

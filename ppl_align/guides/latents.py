@@ -59,7 +59,7 @@ class LatentGuide(nn.Module):
         if not hasattr(self, "loc"):
             return prior
         scale, event_dim = self.log_scale.exp(), len(prior.event_shape)
-        if _is_real(prior.support):
+        if getattr(prior.support, "base_constraint", prior.support) is constraints.real:
             return dist.Normal(prior.mean + prior.stddev * self.loc, prior.stddev * scale).to_event(event_dim)
         size = biject_to(prior.support).inverse_shape(prior.shape())
         base = dist.Normal(self.loc, scale).expand(torch.Size(size)).to_event(event_dim)
@@ -71,8 +71,3 @@ def _unwrap(prior: Any) -> Any:
     while hasattr(prior, "base_dist") and not hasattr(prior, "transforms"):
         prior = prior.base_dist
     return prior
-
-
-def _is_real(support: Any) -> bool:
-    base = getattr(support, "base_constraint", support)
-    return base is constraints.real

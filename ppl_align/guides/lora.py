@@ -21,10 +21,10 @@ from ppl_align.guides.targets import with_new_adapter
 from ppl_align.guides.tokens import Draw, TokenGuide
 from ppl_align.lm.adapter import with_adapter
 from ppl_align.lm.base import LM
-from ppl_align.lm.base_names import base_name
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.decoding import Population, Rows
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.names import portable
 
 
 class LoRAGuide(TokenGuide):
@@ -50,19 +50,15 @@ class LoRAGuide(TokenGuide):
                 f'guide="lora" adapts a frozen network, and {prior.name} has parameters that require gradients: '
                 f"call lm.model.requires_grad_(False) first"
             )
-        self.adapted = with_new_adapter(prior.model, rank, base_name(prior), prior.name)
+        self.adapted = with_new_adapter(prior.model, rank, portable(prior.name), prior.name)
         self._lm = [adapted_lm(prior, self.adapted)]
 
-    @classmethod
-    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LoRAGuide:
+    def _restore(self, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """``settings["folder"]``: where :meth:`save` wrote the adapter."""
         if not isinstance(lm, CausalLM):
             raise InputError(f'guide="lora" adapts a CausalLM; {lm.name} has no weights to adapt')
-        guide = cls.__new__(cls)
-        nn.Module.__init__(guide)
-        guide.adapted = with_adapter(lm.model, settings["folder"], lm.name).eval()
-        guide._lm = [adapted_lm(lm, guide.adapted)]
-        return guide
+        self.adapted = with_adapter(lm.model, settings["folder"], lm.name).eval()
+        self._lm = [adapted_lm(lm, self.adapted)]
 
     @property
     def lm(self) -> CausalLM:
@@ -74,14 +70,12 @@ class LoRAGuide(TokenGuide):
     def proposal(self) -> LM:
         return self.lm
 
+    @torch.no_grad()
     def draw(self, source: CompletionDistribution) -> Draw:
         if not source.warp.cuts:  # the prior need not be asked where q may go
-            with torch.no_grad():
-                population = Population(self._adapt(source)).run()
+            population = Population(source.by(self.lm)).run()
             return Draw(population.tokens, population.log_p)
-        with torch.no_grad():
-            seen = _Seen(source, self.lm)
-            seen.run()
+        seen = _Seen(source, self.lm).run()
         tokens, inside = seen.tokens, torch.stack(seen.inside, 1)
 
         def score() -> Tensor:
@@ -89,12 +83,6 @@ class LoRAGuide(TokenGuide):
             return source.proposed_log_probs(self.lm, drawn, inside).double().sum(-1)
 
         return Draw(tokens, seen.log_q, seen.log_p, score)
-
-    def _adapt(self, source: CompletionDistribution) -> CompletionDistribution:
-        """The same completion, written by the adapted network."""
-        return CompletionDistribution(
-            self.lm, source.prompts, source.index, source.max_new_tokens, source.warp, source.stop_ids
-        )
 
     def log_prob(self, source: CompletionDistribution, tokens: Tensor) -> Tensor:
         return source.proposed_log_probs(self.lm, tokens).double().sum(-1)

@@ -35,24 +35,17 @@ class MarkovGuide(TokenGuide):
 
     def __init__(self, source: CompletionDistribution) -> None:
         super().__init__()
-        vocab, length, device = source.lm.vocab_size, source.max_new_tokens, source.lm.device
+        vocab, length = source.lm.vocab_size, source.max_new_tokens
         if size_for(source) > LARGEST:
             raise InputError(
                 f"a guide of one table per position would need {size_for(source)} parameters for {source.lm.name}: "
                 f"write your own guide, or use SMC or importance sampling"
             )
         shapes = {"by_place": (length, vocab + 1, vocab), "by_pair": (vocab + 1, vocab), "by_token": (vocab,)}
-        self._set({name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()})
+        self._restore(source.lm, {}, {name: torch.zeros(s, dtype=torch.float64) for name, s in shapes.items()})
 
-    def _set(self, tensors: Mapping[str, Tensor]) -> None:
-        self.by_place, self.by_pair, self.by_token = (nn.Parameter(tensors[name]) for name in PARTS)
-
-    @classmethod
-    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MarkovGuide:
-        guide = cls.__new__(cls)
-        nn.Module.__init__(guide)
-        guide._set({name: tensor.to(lm.device) for name, tensor in tensors.items()})
-        return guide
+    def _restore(self, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.by_place, self.by_pair, self.by_token = (nn.Parameter(tensors[name].to(lm.device)) for name in PARTS)
 
     def log_q(self, rows: Rows) -> Tensor:
         position, none, device = rows.prefixes.shape[1], self.by_token.shape[-1], self.by_token.device

@@ -79,8 +79,6 @@ def load_guide(folder: str | Path, *lms: LM, model: Callable[..., Any] | None = 
     (the type of its numbers apart: what was trained in bfloat16 serves in float32)."""
     from safetensors.torch import load_file
 
-    from ppl_align.guides.auto import AutoGuide
-
     path = Path(folder).expanduser()
     if not (path / INDEX).is_file():
         raise InputError(f"{path} holds no guide: it has no {INDEX}, which guide.save(folder) writes")

@@ -39,13 +39,9 @@ class TableGuide(TokenGuide):
     def settings(self) -> dict[str, Any]:
         return {"vocab": self.vocab, "entries": self.entries}
 
-    @classmethod
-    def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TableGuide:
-        guide = cls.__new__(cls)
-        nn.Module.__init__(guide)
-        guide.vocab, guide.entries = int(settings["vocab"]), int(settings["entries"])
-        guide.tables = nn.ParameterDict({name.removeprefix("tables."): nn.Parameter(t) for name, t in tensors.items()})
-        return guide
+    def _restore(self, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        self.vocab, self.entries = int(settings["vocab"]), int(settings["entries"])
+        self.tables = nn.ParameterDict({name.removeprefix("tables."): nn.Parameter(t) for name, t in tensors.items()})
 
     def prepare(self, source: CompletionDistribution) -> None:
         for prompt in source.prompts:

@@ -50,7 +50,13 @@ class TokenGuide(nn.Module, ABC):
     @classmethod
     def restored(cls, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The guide that was saved with these settings and parameters, over the LM it was trained for."""
-        raise InputError(f"a guide of kind {cls.__name__} cannot be loaded")
+        guide = cls.__new__(cls)
+        nn.Module.__init__(guide)
+        guide._restore(lm, settings, tensors)
+        return guide
+
+    def _restore(self, lm: LM, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        raise InputError(f"a guide of kind {type(self).__name__} cannot be loaded")
 
     def proposal(self) -> TokenProposal | LM:
         """The guide as a token proposal of any engine."""

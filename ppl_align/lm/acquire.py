@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm.following import Following
+from ppl_align.lm.names import load_causal
 from ppl_align.lm.placement import (
     checked_device,
     convert,
@@ -29,6 +31,9 @@ class Loaded:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+
+
+_LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
 
 
 class Acquired(NamedTuple):
@@ -49,9 +54,8 @@ def acquire(
     dtype: torch.dtype | str | None,
     prepack: bool,
     keywords: Mapping[str, Any],
-    shared: MutableMapping[Any, Loaded],
 ) -> Acquired:
-    """What ``CausalLM`` is asked for; the errors are those of ``CausalLM``. ``shared``: what was read from disk."""
+    """What ``CausalLM`` is asked for; the errors are those of ``CausalLM``."""
     place = None if device is None else checked_device(device)
     if isinstance(tokenizer, str) or not (tokenizer is None or callable(getattr(tokenizer, "encode", None))):
         raise InputError(
@@ -66,34 +70,20 @@ def acquire(
     wanted = _floating_type(dtype)
     if isinstance(given, nn.Module):
         return _in_memory(given, tokenizer, place, wanted, keywords)
-    return _from_disk(str(given), tokenizer, place, dtype if dtype == "auto" else wanted, prepack, keywords, shared)
-
-
-def _from_disk(
-    name: str,
-    tokenizer: Any,
-    device: torch.device | None,
-    dtype: torch.dtype | str | None,
-    prepack: bool,
-    keywords: Mapping[str, Any],
-    shared: MutableMapping[Any, Loaded],
-) -> Acquired:
-    from ppl_align.lm.names import load_causal
-
-    spread = keywords.get("device_map") is not None
-    if spread and device is not None:
+    name, spread = str(given), keywords.get("device_map") is not None
+    if spread and place is not None:
         raise InputError(
-            f"device={str(device)!r} puts a whole network in one place, device_map= says where its parts go: give one"
+            f"device={str(place)!r} puts a whole network in one place, device_map= says where its parts go: give one"
         )
     if spread and find_spec("accelerate") is None:
         raise InputError("device_map= needs accelerate: pip install accelerate")
-    likely = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if likely.type == "cpu" else torch.bfloat16)
-    key = (name, str(device), dtype, prepack, tokenizer is None, repr(sorted(keywords.items())))
-    pair = shared.get(key)
+    likely = place or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    read_as = dtype if dtype == "auto" else wanted or (torch.float32 if likely.type == "cpu" else torch.bfloat16)
+    key = (name, str(place), read_as, prepack, tokenizer is None, repr(sorted(keywords.items())))
+    pair = _LOADED.get(key)
     if pair is None:
-        pair = shared[key] = Loaded(*load_causal(name, read_tokenizer=tokenizer is None, dtype=dtype, **keywords))
-        if device is not None or (not spread and fixed_because(pair.model) is None):
+        pair = _LOADED[key] = Loaded(*load_causal(name, read_tokenizer=tokenizer is None, dtype=read_as, **keywords))
+        if place is not None or (not spread and fixed_because(pair.model) is None):
             move(pair.model, likely, name)
         pair.model.eval()
     return Acquired(name, pair.model, tokenizer or pair.tokenizer, loaded=pair)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm.blocks import Block
-from ppl_align.lm.stopping import StopIds
-from ppl_align.lm.warp import Warp
+from ppl_align.lm.stopping import resolve_stop
+from ppl_align.lm.warp import Warp, log_normalise
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
@@ -26,6 +26,18 @@ class WholeIds(tuple[int, ...]):
 
 
 SCORING_ELEMENTS = 2**26  # texts are scored in chunks of at most this many log-probabilities (256 MB in float32)
+
+
+def alike(values: Iterable[T]) -> dict[T, list[int]]:
+    """The numbers of those that are equal, by what they are, in the order of first occurrence.
+
+    >>> alike(["a", "b", "a"])
+    {'a': [0, 2], 'b': [1]}
+    """
+    found: dict[T, list[int]] = {}
+    for i, value in enumerate(values):
+        found.setdefault(value, []).append(i)
+    return found
 
 
 class Decoder(Protocol):
@@ -50,6 +62,16 @@ class Decoder(Protocol):
 
         Consumes this decoder: its cache may be reused in place."""
         ...
+
+
+class WithLogits:
+    """A decoder that keeps its logits, and normalises them when asked to."""
+
+    logits: Tensor
+
+    @property
+    def log_probs(self) -> Tensor:
+        return log_normalise(self.logits)
 
 
 class LM(ABC):
@@ -132,11 +154,17 @@ class LM(ABC):
         log_p = scored(prompts, texts, tokens, source)
         return log_p, log_p
 
-    @abstractmethod
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
         """Teacher forcing: ``tokens [B, T]`` after ``prompts`` (length B) -> log p of each token ``[B, T]``.
 
-        Differentiable where the parameters of the LM require grad."""
+        Differentiable where the parameters of the LM require grad. LMs that do not step override it."""
+        rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
+        chunks = range(0, max(1, len(prompts)), rows)
+        return torch.cat([self._score(prompts[i : i + rows], tokens[i : i + rows], warp) for i in chunks])
+
+    def _score(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp) -> Tensor:
+        log_probs = warp(self.forced_log_probs(prompts, tokens))
+        return log_probs.gather(-1, tokens[..., None].to(log_probs.device))[..., 0]
 
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         """Teacher forcing, whole distributions: log p(v | prompt, tokens before t), ``[B, T, V]``, no warp applied.
@@ -231,11 +259,50 @@ class LM(ABC):
 
         note_use(self)
         prompts, index = resolve_prompt(self, prompt)
-        return CompletionDistribution(
-            self, prompts, index, max_new_tokens, Warp(temperature, top_k, top_p), self._stop_ids(stop, prompts)
-        )
+        warp, stop_ids = Warp(temperature, top_k, top_p), resolve_stop(self, stop, prompts)
+        return CompletionDistribution(self, prompts, index, max_new_tokens, warp, stop_ids)
 
-    def _stop_ids(self, stop: int | str | Sequence[int | str] | None, prompts: Sequence[Ids] = ()) -> StopIds:
-        from ppl_align.lm.stopping import resolve_stop
 
-        return resolve_stop(self, stop, prompts)
+class Voiced(LM):
+    """An LM over the vocabulary of another one, ``voice``, whose texts are written and read as those of that one."""
+
+    @property
+    @abstractmethod
+    def voice(self) -> LM:
+        """Whose tokens, texts and chats they are."""
+
+    def _take_vocabulary(self) -> None:
+        voice = self.voice
+        self.vocab_size, self.eos_id, self.device = voice.vocab_size, voice.eos_id, voice.device
+        self._other_eos = voice.eos_ids[1:]
+
+    def encode(self, text: str) -> Ids:
+        return self.voice.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.voice.decode(ids)
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self.voice.decode_batch(rows)
+
+    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
+        return self.voice.continue_text(prompt, rows)
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
+        return self.voice.chat_ids(messages)
+
+    @property
+    def opening(self) -> Ids:
+        return self.voice.opening
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        return self.voice.special_tokens
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return self.voice.vocabulary
+
+    @property
+    def token_features(self) -> Tensor | None:
+        return self.voice.token_features

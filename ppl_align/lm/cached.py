@@ -12,10 +12,9 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ppl_align.core.cost import count
-from ppl_align.lm.base import Ids
+from ppl_align.lm.base import Ids, WithLogits, alike
 from ppl_align.lm.network import call, start_afresh
 from ppl_align.lm.transfer import upload
-from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
@@ -33,30 +32,35 @@ class Kept(NamedTuple):
         return sum(part.numel() * part.element_size() for layer in self.layers for part in layer)
 
 
-class CausalDecoder:
+class CausalDecoder(WithLogits):
     """Rows of a KV cache. Rows are moved only when they branch or when some are dropped.
 
     ``padded``: rows of different lengths stand in one cache, filled up on the left and masked; else all prompts are of
     one length, and the network is told of neither a mask nor positions."""
 
-    logits: Tensor
-    hidden: Tensor | None
+    hidden: Tensor
 
-    def __init__(self, lm: CausalLM, prompts: Sequence[Ids], padded: bool = True) -> None:
-        self.lm = lm
-        self.padded = padded
+    def __init__(self, lm: CausalLM, lengths: Tensor, padded: bool = True) -> None:
+        """Rows of these lengths [m], of which nothing has been read yet."""
+        self.lm, self.padded, self.lengths = lm, padded, lengths.to(lm.device)
         self.cache = DynamicCache(config=lm.model.config)
         self.mask: Tensor | None = None
-        lengths = torch.tensor([len(p) for p in prompts])
         width = int(lengths.max())
-        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(lm.device)
         if int(lengths.min()) < width:
-            self.mask = (torch.arange(width) >= (width - lengths)[:, None]).long().to(lm.device)
+            at = torch.arange(width, device=lengths.device)
+            self.mask = (at >= (width - lengths)[:, None]).long().to(lm.device)
+
+    @classmethod
+    def after(cls, lm: CausalLM, prompts: Sequence[Ids], padded: bool = True) -> CausalDecoder:
+        """A decoder whose row i stands after ``prompts[i]``."""
+        lengths = torch.tensor([len(p) for p in prompts])
+        width, decoder = int(lengths.max()), cls(lm, lengths, padded)
+        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(lm.device)
         positions = torch.arange(width) - (width - lengths)[:, None]
-        self.lengths = lengths.to(lm.device)
-        logits, hidden = self.forward(ids, positions.clamp_min(0).to(lm.device), keep=1)
+        found = decoder.forward(ids, positions.clamp_min(0).to(lm.device), keep=1)
         count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
-        self._show(logits, hidden)
+        decoder._show(*found)
+        return decoder
 
     def keep(self, rows: Tensor) -> Kept | None:
         """A copy of these rows; None where the cache holds something else than keys and values of every token."""
@@ -65,10 +69,11 @@ class CausalDecoder:
         at = rows.to(self.lm.device)
         lengths = self.lengths[at].tolist()
         layers: Any = self.cache.layers
-        cut = [
-            tuple(part.index_select(0, at)[:, :, -max(lengths) :] for part in (one.keys, one.values)) for one in layers
-        ]
-        return Kept([(keys, values) for keys, values in cut], lengths)
+
+        def cut(part: Tensor) -> Tensor:
+            return part.index_select(0, at)[:, :, -max(lengths) :]
+
+        return Kept([(cut(layer.keys), cut(layer.values)) for layer in layers], lengths)
 
     @classmethod
     @torch.no_grad()
@@ -79,23 +84,25 @@ class CausalDecoder:
 
         Rows with equally many ids to come are read together; pads stay on the left, as in any cache of ours."""
         known = [min(n, len(prompt) - 1) for n, prompt in zip(known, prompts, strict=True)]  # something is read
-        rest = [len(prompt) - n for n, prompt in zip(known, prompts, strict=True)]
         parts, order = [], []
-        for width in dict.fromkeys(rest):
-            rows = [i for i, n in enumerate(rest) if n == width]
+        for rows in alike(len(prompt) - n for n, prompt in zip(known, prompts, strict=True)).values():
             part = cls._with_rows(lm, [places[i] for i in rows], [known[i] for i in rows])
             ids = torch.tensor([prompts[i][known[i] :] for i in rows], device=lm.device)
-            part._show(*(found[:, -1:] for found in part.read(ids)))
+            part._show(*part.read(ids))
             count(prompt_tokens=ids.numel(), lm_forwards=1)
             parts.append(part)
             order += rows
         whole = parts[0] if len(parts) == 1 else cls._joined(lm, parts)
-        return whole._in_order(torch.tensor(order).argsort())
+        if order != sorted(order):
+            back = torch.tensor(order).argsort().to(lm.device)
+            whole.select(back)
+            whole.logits, whole.hidden = whole.logits[back], whole.hidden[back]
+        return whole
 
     @classmethod
     def _with_rows(cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], known: Sequence[int]) -> CausalDecoder:
         width = max(known)
-        decoder = cls._bare(lm, torch.tensor(known))
+        decoder = cls(lm, torch.tensor(known))
 
         def row(layer: int, which: int, kept: Kept, at: int, n: int) -> Tensor:
             part = kept.layers[layer][which][at]
@@ -108,12 +115,11 @@ class CausalDecoder:
                 for which in (0, 1)
             )
             decoder.cache.update(keys, values, layer)
-        decoder._mask_pads(width)
         return decoder
 
     @classmethod
     def _joined(cls, lm: CausalLM, parts: Sequence[CausalDecoder]) -> CausalDecoder:
-        decoder = cls._bare(lm, torch.cat([part.lengths for part in parts]))
+        decoder = cls(lm, torch.cat([part.lengths for part in parts]))
         width = int(decoder.lengths.max())
         caches: Any = [part.cache.layers for part in parts]
 
@@ -124,29 +130,9 @@ class CausalDecoder:
             keys = torch.cat([wide(cache[layer].keys[:, :, -width:]) for cache in caches])
             values = torch.cat([wide(cache[layer].values[:, :, -width:]) for cache in caches])
             decoder.cache.update(keys, values, layer)
-        decoder._mask_pads(width)
         decoder.logits = torch.cat([part.logits for part in parts])
-        decoder.hidden = torch.cat([part.hidden for part in parts if part.hidden is not None])
+        decoder.hidden = torch.cat([part.hidden for part in parts])
         return decoder
-
-    @classmethod
-    def _bare(cls, lm: CausalLM, lengths: Tensor) -> CausalDecoder:
-        decoder = cls.__new__(cls)
-        decoder.lm, decoder.padded, decoder.mask = lm, True, None
-        decoder.cache, decoder.lengths = DynamicCache(config=lm.model.config), lengths.to(lm.device)
-        return decoder
-
-    def _mask_pads(self, width: int) -> None:
-        if int(self.lengths.min()) < width:
-            at = torch.arange(width, device=self.lengths.device)
-            self.mask = (at >= (width - self.lengths)[:, None]).long()
-
-    def _in_order(self, rows: Tensor) -> CausalDecoder:
-        if not torch.equal(rows, torch.arange(len(rows))):
-            at = rows.to(self.lm.device)
-            self.select(at)
-            self.logits, self.hidden = self.logits[at], None if self.hidden is None else self.hidden[at]
-        return self
 
     def forward(self, ids: Tensor, positions: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if not self.padded:
@@ -157,10 +143,6 @@ class CausalDecoder:
     def _show(self, logits: Tensor, hidden: Tensor) -> None:
         self.logits = logits[:, -1].float()
         self.hidden = hidden[:, -1]
-
-    @property
-    def log_probs(self) -> Tensor:
-        return log_normalise(self.logits)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
@@ -190,29 +172,21 @@ class CausalDecoder:
         return self
 
 
-class ByLengthDecoder:
+class ByLengthDecoder(WithLogits):
     """A cache for the rows of each length of prompt, for networks that a padded cache misleads."""
 
     def __init__(self, lm: CausalLM, prompts: Sequence[Ids]) -> None:
-        lengths = [len(p) for p in prompts]
-        alike = [[i for i, n in enumerate(lengths) if n == length] for length in dict.fromkeys(lengths)]
+        groups = list(alike(map(len, prompts)).values())
         self.lm = lm
-        self.caches = [CausalDecoder(lm, [prompts[i] for i in rows], padded=False) for rows in alike]
-        self._place(alike)
+        self.caches = [CausalDecoder.after(lm, [prompts[i] for i in rows], padded=False) for rows in groups]
+        self._place(groups)
 
     def _place(self, rows: list[list[int]]) -> None:
         """``rows``: which rows, by number, stand in each of the caches."""
         self.at = {row: (cache, i) for cache, here in enumerate(rows) for i, row in enumerate(here)}
         back = upload(torch.tensor([row for here in rows for row in here]).argsort(), self.lm.device)
         self.logits = torch.cat([cache.logits for cache in self.caches])[back]
-        self.hidden: Tensor | None = None
-        hidden = [cache.hidden for cache in self.caches if cache.hidden is not None]
-        if len(hidden) == len(self.caches):
-            self.hidden = torch.cat(hidden)[back]
-
-    @property
-    def log_probs(self) -> Tensor:
-        return log_normalise(self.logits)
+        self.hidden = torch.cat([cache.hidden for cache in self.caches])[back]
 
     @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> ByLengthDecoder:
@@ -235,9 +209,8 @@ def read_texts(lm: CausalLM, prompts: Sequence[Ids], tokens: Tensor, padded: boo
     A shared prompt is read once and its cache repeated."""
     distinct: dict[Ids, int] = {}
     where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts]).to(lm.device)
-    decoder = CausalDecoder(lm, list(distinct), padded)
-    hidden: Any = decoder.hidden
-    first, hidden = decoder.logits[where, None], hidden[where, None]
+    decoder = CausalDecoder.after(lm, list(distinct), padded)
+    first, hidden = decoder.logits[where, None], decoder.hidden[where, None]
     count(scored_tokens=tokens.numel())
     if tokens.shape[1] == 1:
         return first, hidden

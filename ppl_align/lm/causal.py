@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,10 @@ from transformers import DynamicCache
 from ppl_align.core.cost import network
 from ppl_align.core.errors import InputError, PromptError
 from ppl_align.core.runs import remembered
-from ppl_align.lm.acquire import Loaded, acquire
+from ppl_align.lm.acquire import acquire
 from ppl_align.lm.adapter import with_adapter
-from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
-from ppl_align.lm.codec import Codec, end_ids
+from ppl_align.lm.base import Decoder, Ids
+from ppl_align.lm.codec import TokenizedLM, end_ids
 from ppl_align.lm.kinds import refuse_kind
 from ppl_align.lm.lengths import longest_text
 from ppl_align.lm.network import what_enters
@@ -30,10 +29,8 @@ from ppl_align.lm.reading import read_texts, start
 from ppl_align.lm.verify import plan_for
 from ppl_align.lm.warp import Warp, log_normalise
 
-_LOADED: WeakValueDictionary[Any, Loaded] = WeakValueDictionary()  # frozen weights, shared by who asks for the same
 
-
-class CausalLM(LM):
+class CausalLM(TokenizedLM):
     """Whatever ``AutoModelForCausalLM.from_pretrained`` takes, as a prior.
 
     ``name_or_path``  a hub name, a local folder, a ``.gguf`` file, the built-in name ``"smollm2-135m"``,
@@ -73,7 +70,7 @@ class CausalLM(LM):
         verify: bool = True,
         **kwargs: Any,
     ) -> None:
-        found = acquire(name_or_path, tokenizer, device, dtype, prepack, kwargs, _LOADED)
+        found = acquire(name_or_path, tokenizer, device, dtype, prepack, kwargs)
         self.name, model, self.tokenizer = found.name, found.model, found.tokenizer
         self._following, self._keep, self._prepack = found.following, found.loaded, prepack
         self._layouts: list[PackedForward] = []
@@ -91,7 +88,6 @@ class CausalLM(LM):
         settings = (self.tokenizer, getattr(model, "generation_config", None), config, model.config)
         ends = end_ids(self.name, self.vocab_size, *settings)
         self.eos_id, self._other_eos = (ends[0] if ends else None), ends[1:]
-        self.codec = Codec(self.tokenizer, self.name, self.vocab_size)
         self._verify = verify
         self.plan: Plan = plan_for(self, verify)
 
@@ -167,33 +163,6 @@ class CausalLM(LM):
         kind = type(self.model).__name__
         return f"CausalLM({self.name!r}, {kind}, {shown} parameters, {dtype} on {self.device}, V={self.vocab_size})"
 
-    # -- text ---------------------------------------------------------------------------------------------
-
-    def encode(self, text: str) -> Ids:
-        return self.codec.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.codec.decode_batch([ids])[0]
-
-    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.codec.decode_batch(rows)
-
-    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.codec.continue_text(prompt, rows)
-
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
-        return self.codec.chat_ids(messages)
-
-    @property
-    def opening(self) -> Ids:
-        return self.codec.opening
-
-    @property
-    def special_tokens(self) -> Mapping[int, str]:
-        ends = set(self.eos_ids)
-        found = self.codec.special_tokens.items()
-        return self.cached("special tokens", lambda: {v: name for v, name in found if v not in ends})
-
     def check(self, ids: Ids) -> Ids:
         if not ids:
             raise PromptError(f"the prompt is empty and {self.name} has no BOS token to start from: give it some text")
@@ -230,17 +199,12 @@ class CausalLM(LM):
             )
         return out.logits.to(ids.device), seen[0].to(ids.device)  # of a network that is spread over devices
 
-    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
-        rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
-        chunks = range(0, len(prompts), rows)
-        return torch.cat([self._score(prompts[i : i + rows], tokens[i : i + rows], warp) for i in chunks])
-
     def _score(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp) -> Tensor:
+        if not warp.is_identity:
+            return super()._score(prompts, tokens, warp)
         logits, _ = self.teacher_forced(prompts, tokens)
-        if warp.is_identity:
-            picked = logits.gather(-1, tokens[..., None])[..., 0].float()
-            return picked - logits.float().logsumexp(-1)
-        return warp(log_normalise(logits)).gather(-1, tokens[..., None])[..., 0]
+        picked = logits.gather(-1, tokens[..., None])[..., 0].float()
+        return picked - logits.float().logsumexp(-1)
 
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         return log_normalise(self.teacher_forced(prompts, tokens)[0])

@@ -13,18 +13,16 @@ from numbers import Integral
 from typing import Any
 
 from ppl_align.core.errors import InputError, PromptError, first_line
-from ppl_align.lm.base import Ids
+from ppl_align.lm.base import LM, Ids
 
 _NO_TOKEN = "\ufffd"
 _REMEMBERED = 10_000  # texts whose ids are kept
 
 
-class Codec:
-    """``tokenizer`` (None: there are only ids) for a network called ``name`` with ``vocab_size`` embeddings."""
+class TokenizedLM(LM):
+    """An LM whose text is that of a ``tokenizer`` (None: there are only ids)."""
 
-    def __init__(self, tokenizer: Any, name: str, vocab_size: int) -> None:
-        self.tokenizer, self.name, self.vocab_size = tokenizer, name, vocab_size
-        self._encoded: dict[str, Ids] = {}
+    tokenizer: Any
 
     def needed(self) -> Any:
         """The tokenizer; raises ``PromptError`` where there is none."""
@@ -34,26 +32,28 @@ class Codec:
 
     def encode(self, text: str) -> Ids:
         """Ids of a text, nothing in front; raises ``PromptError`` for half a character and ids without embedding."""
-        if text not in self._encoded:
-            if len(self._encoded) > _REMEMBERED:
-                self._encoded.clear()
+        known: dict[str, Ids] = self.cached("ids of texts", dict)
+        if text not in known:
+            if len(known) > _REMEMBERED:
+                known.clear()
             tokenizer = self.needed()
             check_text(text)
-            self._encoded[text] = self.checked(tokenizer.encode(text, add_special_tokens=False))
-        return self._encoded[text]
+            known[text] = self.checked(tokenizer.encode(text, add_special_tokens=False))
+        return known[text]
 
     def checked(self, ids: Sequence[int]) -> Ids:
         """Ids that the network has embeddings for; raises ``PromptError`` for others."""
         beyond = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if beyond is not None:
+            named = self.tokenizer.convert_ids_to_tokens(beyond)
             raise PromptError(
-                f"the tokenizer says {self._named(beyond)} has id {beyond}, but {self.name} has embeddings for 0 to "
+                f"the tokenizer says {named!r} has id {beyond}, but {self.name} has embeddings for 0 to "
                 f"{self.vocab_size - 1}: is it the tokenizer of this network?"
             )
         return tuple(ids)
 
-    def _named(self, token: int) -> str:
-        return repr(self.tokenizer.convert_ids_to_tokens(token))
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_batch([ids])[0]
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row, special tokens left out."""
@@ -81,7 +81,7 @@ class Codec:
         """What each row adds to the text of the prompt: the decoded whole, without the decoded prompt.
 
         Special tokens inside are shown by their names: a text with one is another text than without it."""
-        special = self.special_tokens
+        special = self._left_out
         before = self.decode_batch([prompt])[0] if self.opens else ""
         if not before and not any(v in special for row in rows for v in row):
             return self.decode_batch(rows)
@@ -130,7 +130,11 @@ class Codec:
         return self.checked(whole[:at])
 
     @cached_property
-    def special_tokens(self) -> dict[int, str]:
+    def special_tokens(self) -> Mapping[int, str]:
+        return {v: name for v, name in self._left_out.items() if v not in self.eos_ids}
+
+    @cached_property
+    def _left_out(self) -> dict[int, str]:
         """How a completion shows tokens that decoding leaves out: by their names; U+FFFD for ids without a token."""
         if self.tokenizer is None:
             return {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.text import Texts
+from ppl_align.lm.base import alike
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
@@ -138,12 +139,8 @@ class Completion:
 
 def _continued(source: CompletionDistribution, rows: list[tuple[int, ...]]) -> list[str]:
     """What each row adds to the text of its prompt."""
-    index = source.index.reshape(-1).tolist()
-    members: dict[int, list[int]] = {}
-    for at, prompt in enumerate(index):
-        members.setdefault(prompt, []).append(at)
     texts = [""] * len(rows)
-    for prompt, where in members.items():
+    for prompt, where in alike(source.index.reshape(-1).tolist()).items():
         found = source.lm.continue_text(source.prompts[prompt], [rows[at] for at in where])
         for at, text in zip(where, found, strict=True):
             texts[at] = text

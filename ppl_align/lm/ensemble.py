@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.lm.base import LM, SCORING_ELEMENTS, Decoder, Ids
-from ppl_align.lm.warp import Warp
+from ppl_align.lm.base import LM, Decoder, Ids, Voiced
 
 _AGREE: WeakKeyDictionary[LM, WeakSet[LM]] = WeakKeyDictionary()  # LMs that were found to have one vocabulary
 
 
-class Ensemble(LM):
+class Ensemble(Voiced):
     """``lms`` write together. Text, chat template, and the hidden states that guides look at, are those of the first
     (of the first that has them); prompts are read by each in its own way, so it may be a ``Prompted`` one.
 
@@ -36,8 +34,7 @@ class Ensemble(LM):
         first = self.lms[0]
         for other in self.lms[1:]:
             require_same_vocabulary(first, other, f"a {kind}")
-        self.vocab_size, self.eos_id, self.device = first.vocab_size, first.eos_id, first.device
-        self._other_eos = first.eos_ids[1:]
+        self._take_vocabulary()
         self.name = f"{kind}({', '.join(lm.name for lm in self.lms)})"
         seeing = next((lm for lm in self.lms if lm.hidden_size is not None), None)
         self.hidden_size = None if seeing is None else seeing.hidden_size
@@ -47,14 +44,6 @@ class Ensemble(LM):
 
     @abstractmethod
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor: ...
-
-    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
-        rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
-        parts = []
-        for i in range(0, len(prompts), rows):
-            log_probs = warp(self.forced_log_probs(prompts[i : i + rows], tokens[i : i + rows]))
-            parts.append(log_probs.gather(-1, tokens[i : i + rows, :, None].to(log_probs.device))[..., 0])
-        return torch.cat(parts)
 
     def starts(self, prompts: Sequence[Ids]) -> list[Decoder]:
         """A decoder of each member after the same prompts."""
@@ -70,40 +59,13 @@ class Ensemble(LM):
         return ids
 
     @property
-    def opening(self) -> Ids:
-        return self.lms[0].opening
-
-    @property
-    def special_tokens(self) -> Mapping[int, str]:
-        return self.lms[0].special_tokens
-
-    def encode(self, text: str) -> Ids:
-        return self.lms[0].encode(text)
-
-    @property
-    def vocabulary(self) -> list[str]:
-        return self.lms[0].vocabulary
+    def voice(self) -> LM:
+        return self.lms[0]
 
     @property
     def learned(self) -> bool | None:
         members = [lm.learned for lm in self.lms]
         return True if True in members else None if None in members else False
-
-    @property
-    def token_features(self) -> Tensor | None:
-        return self.lms[0].token_features
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.lms[0].decode(ids)
-
-    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.lms[0].decode_batch(rows)
-
-    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.lms[0].continue_text(prompt, rows)
-
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
-        return self.lms[0].chat_ids(messages)
 
 
 def begun(lm: LM, prompts: Sequence[Ids]) -> list[Ids]:

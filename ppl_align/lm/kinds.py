@@ -19,9 +19,9 @@ def refuse_kind(model: Any) -> None:
     trained_as = (getattr(config, "architectures", None) or [""])[0]
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(_encoder_decoder(name))
-    if trained_as != name and trained_as in _encoder_decoders():
+    if trained_as != name and trained_as in _listed("SEQ_TO_SEQ_CAUSAL_LM").values():
         raise UnsupportedModelError(f"{_encoder_decoder(trained_as)}; {name} is its decoder alone")
-    if re.search(r"(ForMaskedLM|ForPreTraining|EncoderModel)$", name) and name not in _causal():
+    if re.search(r"(ForMaskedLM|ForPreTraining|EncoderModel)$", name) and name not in _listed("CAUSAL_LM").values():
         raise UnsupportedModelError(_encoder(name))
     if trained_as.endswith("ForMaskedLM") and not getattr(config, "is_decoder", True):
         raise UnsupportedModelError(_encoder(trained_as))
@@ -51,7 +51,7 @@ def refuse_folder(name: str, where: Mapping[str, Any]) -> None:
     kind = (getattr(config, "architectures", None) or [type(config).__name__.replace("Config", "")])[0]
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{name!r} is no prior: {_encoder_decoder(kind)}")
-    if config.model_type in _encoders() and not getattr(config, "is_decoder", False):
+    if config.model_type in _listed("MASKED_LM") and not getattr(config, "is_decoder", False):
         raise UnsupportedModelError(f"{name!r} is no prior: {_encoder(kind)}")
 
 
@@ -74,20 +74,8 @@ def _encoder_decoder(name: str) -> str:
     return f"{name} is an encoder-decoder: it answers an input and does not continue a text; {_INSTEAD}"
 
 
-def _encoder_decoders() -> set[str]:
+def _listed(task: str) -> Mapping[str, str]:
+    """The classes that transformers has for a task, by kind of network."""
     from transformers.models.auto import modeling_auto
 
-    return set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values())
-
-
-def _encoders() -> set[str]:
-    """Kinds of network that fill gaps."""
-    from transformers.models.auto import modeling_auto
-
-    return set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
-
-
-def _causal() -> set[str]:
-    from transformers.models.auto import modeling_auto
-
-    return set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")

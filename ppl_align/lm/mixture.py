@@ -47,7 +47,9 @@ class Mixture(Ensemble):
     def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
         if not warp.is_identity:
             return super().token_log_probs(prompts, tokens, warp)
-        total = self._log_joint(prompts, tokens).logsumexp(-1)  # log p(x_<=t), t = 0..T
+        scored = self._scored(prompts, tokens)
+        so_far = torch.cat([torch.zeros_like(scored[:, :1]), scored.cumsum(1)], 1)  # log p_k(x_<=t), t = 0..T
+        total = (self.log_weights + so_far).logsumexp(-1)
         return torch.where(total[:, :-1].isneginf(), -torch.inf, total[:, 1:] - total[:, :-1])
 
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
@@ -79,11 +81,6 @@ class Mixture(Ensemble):
         """log p_k of every token, [B, T, K]."""
         return torch.stack([lm.token_log_probs(begun(lm, prompts), tokens).double() for lm in self.lms], -1)
 
-    def _log_joint(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
-        """log pi_k p_k(x_<=t), [B, T + 1, K]; the first is log pi."""
-        scored = self._scored(prompts, tokens)
-        return self.log_weights + torch.cat([torch.zeros_like(scored[:, :1]), scored.cumsum(1)], 1)
-
 
 class MixtureDecoder:
     """One decoder of each member, and who is likely to be writing: ``log_weights [rows, K]``, normalised."""
@@ -92,10 +89,7 @@ class MixtureDecoder:
         self.decoders, self.log_weights = decoders, log_weights
         self.parts = [decoder.log_probs for decoder in decoders]
         self.logits = self.log_probs = _mix(self.parts, log_weights)
-
-    @property
-    def hidden(self) -> Tensor | None:
-        return hidden_of(self.decoders)
+        self.hidden = hidden_of(decoders)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> MixtureDecoder:
         where = parents.to(self.log_weights.device), tokens.to(self.log_weights.device)

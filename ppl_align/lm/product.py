@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, RunError
-from ppl_align.lm.base import LM, Decoder, Ids
+from ppl_align.lm.base import LM, Decoder, Ids, WithLogits
 from ppl_align.lm.ensemble import Ensemble, hidden_of
 from ppl_align.lm.warp import log_normalise
 
@@ -66,22 +66,14 @@ class Product(Ensemble):
         return total
 
 
-class ProductDecoder:
+class ProductDecoder(WithLogits):
     """One decoder of each expert."""
 
     def __init__(self, product: Product, decoders: list[Decoder]) -> None:
-        self.product, self.decoders = product, decoders
+        self.product, self.decoders, self.hidden = product, decoders, hidden_of(decoders)
         self.logits = product.combine([decoder.log_probs for decoder in decoders])
         if bool(self.logits.isneginf().all(-1).any()):
             raise RunError(f"{product.name}: after one of the texts no token is possible under every expert")
-
-    @property
-    def log_probs(self) -> Tensor:
-        return log_normalise(self.logits)
-
-    @property
-    def hidden(self) -> Tensor | None:
-        return hidden_of(self.decoders)
 
     def extend(self, parents: Tensor, tokens: Tensor) -> ProductDecoder:
         return ProductDecoder(self.product, [decoder.extend(parents, tokens) for decoder in self.decoders])

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, PromptError
-from ppl_align.lm.base import LM, Decoder, Ids, WholeIds
+from ppl_align.lm.base import LM, Decoder, Ids, Voiced, WholeIds
 from ppl_align.lm.blocks import Block
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.warp import Warp
@@ -21,7 +21,7 @@ from ppl_align.lm.warp import Warp
 _SLOT = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for the user's words while a template is taken apart
 
 
-class Prompted(LM):
+class Prompted(Voiced):
     """``lm`` with ``before`` in front of every prompt and ``after`` behind it, texts or token ids.
 
     Each part is tokenised on its own, as the parts of a prompt are. Chat models: :meth:`chat`.
@@ -31,8 +31,7 @@ class Prompted(LM):
         self.lm = lm
         self.before, self.after = _ids(lm, before), _ids(lm, after)
         self.whole = False  # is ``before`` the beginning of what is read, so that nothing is put in front?
-        self.vocab_size, self.eos_id, self.device = lm.vocab_size, lm.eos_id, lm.device
-        self._other_eos = lm.eos_ids[1:]
+        self._take_vocabulary()
         self.hidden_size, self.unembedding = lm.hidden_size, getattr(lm, "unembedding", None)
         limit = getattr(lm, "max_length", None)
         self.max_length = None if limit is None else limit - len(self.before) - len(self.after)
@@ -90,40 +89,16 @@ class Prompted(LM):
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         return self.lm.forced_log_probs(self.wrap(prompts), tokens)
 
-    def encode(self, text: str) -> Ids:
-        return self.lm.encode(text)
-
     @property
-    def vocabulary(self) -> list[str]:
-        return self.lm.vocabulary
+    def voice(self) -> LM:
+        return self.lm
 
     @property
     def learned(self) -> bool | None:
         return self.lm.learned
 
-    @property
-    def token_features(self) -> Tensor | None:
-        return self.lm.token_features
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.lm.decode(ids)
-
-    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.lm.decode_batch(rows)
-
-    def continue_text(self, prompt: Ids, rows: Sequence[Sequence[int]]) -> list[str]:
-        return self.lm.continue_text(prompt, rows)
-
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
         raise InputError(f"{self.name} puts its own text around the prompt: give the prompt as text, not as messages")
-
-    @property
-    def opening(self) -> Ids:
-        return self.lm.opening
-
-    @property
-    def special_tokens(self) -> Mapping[int, str]:
-        return self.lm.special_tokens
 
 
 def _without_opening(lm: LM, ids: Ids) -> Ids:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.lm import cached, recompute
-from ppl_align.lm.base import Decoder, Ids
+from ppl_align.lm.base import Decoder, Ids, WithLogits, alike
 from ppl_align.lm.plan import BY_LENGTH, Plan
 
 if TYPE_CHECKING:
@@ -23,37 +23,24 @@ def start(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> Decoder:
     _refuse_training(lm)
     if plan.anew(max(map(len, prompts))):
         return recompute.RecomputeDecoder(lm, prompts)
-    decoder: Decoder
-    decoder = cached.ByLengthDecoder(lm, prompts) if plan.kind == BY_LENGTH else cached.CausalDecoder(lm, prompts)
+    begin = cached.ByLengthDecoder if plan.kind == BY_LENGTH else cached.CausalDecoder.after
+    decoder: Decoder = begin(lm, prompts)
     return decoder if plan.limit is None else UpTo(lm, plan, decoder, prompts)
 
 
-class UpTo:
+class UpTo(WithLogits):
     """With a cache as far as it is right; once a row is longer, all rows are read from their beginnings."""
 
     def __init__(self, lm: CausalLM, plan: Plan, decoder: Decoder, rows: Sequence[Ids]) -> None:
-        self.lm, self.plan, self.decoder = lm, plan, decoder
-        self.rows = [tuple(row) for row in rows]
-
-    @property
-    def logits(self) -> Tensor:
-        return self.decoder.logits
-
-    @property
-    def log_probs(self) -> Tensor:
-        return self.decoder.log_probs
-
-    @property
-    def hidden(self) -> Tensor | None:
-        return self.decoder.hidden
+        self.lm, self.plan, self.decoder, self.rows = lm, plan, decoder, rows
+        self.logits, self.hidden = decoder.logits, decoder.hidden
 
     @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> Decoder:
-        self.rows = recompute.continued(self.rows, parents, tokens)
-        if self.plan.anew(max(map(len, self.rows))):
-            return recompute.RecomputeDecoder(self.lm, self.rows, new=len(self.rows))
-        self.decoder = self.decoder.extend(parents, tokens)
-        return self
+        rows = recompute.continued(self.rows, parents, tokens)
+        if self.plan.anew(max(map(len, rows))):
+            return recompute.RecomputeDecoder(self.lm, rows, new=len(rows))
+        return UpTo(self.lm, self.plan, self.decoder.extend(parents, tokens), rows)
 
 
 def read_texts(lm: CausalLM, plan: Plan, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,13 +50,9 @@ def read_texts(lm: CausalLM, plan: Plan, prompts: Sequence[Ids], tokens: Tensor)
         return recompute.read_texts(lm, prompts, tokens, plan.whole)
     if plan.kind != BY_LENGTH:
         return cached.read_texts(lm, prompts, tokens, padded=True)
-    lengths = torch.tensor([len(p) for p in prompts])
-    alike = [torch.nonzero(lengths == length)[:, 0] for length in lengths.unique()]
-    found = [
-        cached.read_texts(lm, [prompts[i] for i in rows.tolist()], tokens[rows.to(tokens.device)], padded=False)
-        for rows in alike
-    ]
-    back = torch.cat(alike).argsort().to(tokens.device)
+    groups = list(alike(map(len, prompts)).values())
+    found = [cached.read_texts(lm, [prompts[i] for i in rows], tokens[rows], padded=False) for rows in groups]
+    back = torch.tensor([i for rows in groups for i in rows]).argsort().to(tokens.device)
     return torch.cat([logits for logits, _ in found])[back], torch.cat([hidden for _, hidden in found])[back]
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.cost import count
-from ppl_align.lm.base import SCORING_ELEMENTS, Ids
+from ppl_align.lm.base import SCORING_ELEMENTS, Ids, WithLogits, alike
 from ppl_align.lm.network import call, keeps_few
 from ppl_align.lm.transfer import upload
-from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
@@ -26,11 +25,10 @@ def read(lm: CausalLM, rows: Sequence[Ids], keep: int = 1) -> tuple[Tensor, Tens
     logits: list[Tensor] = []
     hidden: list[Tensor] = []
     order: list[int] = []
-    for length in sorted({len(row) for row in rows}):
-        alike = [i for i, row in enumerate(rows) if len(row) == length]
+    for length, members in alike(map(len, rows)).items():
         size = max(1, SCORING_ELEMENTS // ((keep if keeps_few(lm) else length) * lm.vocab_size))
-        for first in range(0, len(alike), size):
-            chunk = alike[first : first + size]
+        for first in range(0, len(members), size):
+            chunk = members[first : first + size]
             found = call(lm, upload([rows[i] for i in chunk], lm.device), keep)
             count(lm_forwards=1)
             logits.append(found[0])
@@ -42,7 +40,7 @@ def read(lm: CausalLM, rows: Sequence[Ids], keep: int = 1) -> tuple[Tensor, Tens
     return torch.cat(logits)[back], torch.cat(hidden)[back]
 
 
-class RecomputeDecoder:
+class RecomputeDecoder(WithLogits):
     """The rows themselves, and what the network says after each."""
 
     def __init__(self, lm: CausalLM, rows: Sequence[Ids], new: int = 0) -> None:
@@ -51,12 +49,7 @@ class RecomputeDecoder:
         self.rows = [tuple(row) for row in rows]
         count(lm_tokens=new, prompt_tokens=sum(map(len, self.rows)) - new)
         logits, hidden = read(self.lm, self.rows)
-        self.logits = logits[:, -1].float()
-        self.hidden: Tensor | None = hidden[:, -1]
-
-    @property
-    def log_probs(self) -> Tensor:
-        return log_normalise(self.logits)
+        self.logits, self.hidden = logits[:, -1].float(), hidden[:, -1]
 
     @torch.no_grad()
     def extend(self, parents: Tensor, tokens: Tensor) -> RecomputeDecoder:

@@ -8,7 +8,7 @@ here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,8 +18,8 @@ from ppl_align.lm.base import Ids
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.leaning import Leaning
 from ppl_align.lm.matcher import Matcher
-from ppl_align.lm.stopping import StopIds, StopText
-from ppl_align.lm.transfer import CPU, Resident, upload
+from ppl_align.lm.stopping import StopText
+from ppl_align.lm.transfer import Resident, upload
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
@@ -28,39 +28,20 @@ _FEW = 64  # stop tokens that are tried one by one: each ends the text, so the t
 
 
 class Restriction:
-    """Several constraints on one completion of at most ``max_new_tokens`` tokens.
+    """Several constraints on one completion, ``source``.
 
     ``stop_ids``: tokens that end it; ``eos_ids`` end it too and are no part of its text. ``device``: where masks go.
     ``silent``: special tokens, which are no part of the text that they end."""
 
-    def __init__(
-        self,
-        matchers: Sequence[Matcher],
-        max_new_tokens: int,
-        eos_ids: Ids,
-        stop_ids: Sequence[int] = (),
-        device: torch.device = CPU,
-        silent: Collection[int] = (),
-    ) -> None:
-        self.matchers, self.device = tuple(matchers), device
-        self.max_new_tokens, self.eos_ids, self.stop_ids = max_new_tokens, eos_ids, StopIds(stop_ids)
-        self.silent = {stop for stop in self.stop_ids if stop in silent}
+    def __init__(self, matchers: Sequence[Matcher], source: CompletionDistribution) -> None:
+        lm = source.lm
+        self.matchers, self.device, self.eos_ids = tuple(matchers), lm.device, lm.eos_ids
+        self.max_new_tokens, self.stop_ids = source.max_new_tokens, source.stop_ids
+        self.silent = {stop for stop in self.stop_ids if stop in lm.special_tokens}
         few = len(self.stop_ids) <= _FEW
-        tried = [stop for stop in self.stop_ids if stop not in eos_ids and (few or stop in self.silent)]
+        tried = [stop for stop in self.stop_ids if stop not in lm.eos_ids and (few or stop in self.silent)]
         self.tried = Resident(torch.tensor(tried, dtype=torch.long))
         self.wordless = Resident(torch.tensor([stop in self.silent for stop in tried], dtype=torch.bool))
-
-    @classmethod
-    def of(cls, matchers: Sequence[Matcher], source: CompletionDistribution) -> Restriction:
-        """The constraints on one completion site."""
-        return cls(
-            matchers,
-            source.max_new_tokens,
-            source.lm.eos_ids,
-            source.stop_ids,
-            source.lm.device,
-            source.lm.special_tokens,
-        )
 
     def allowed(self, prefixes: Sequence[Ids]) -> Tensor:
         """``[m, V]`` bool, on the device: what may come next after running prefixes of one length."""

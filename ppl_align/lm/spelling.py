@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import torch
 
 from ppl_align.core.errors import InputError
-from ppl_align.lm.base import LM
-from ppl_align.lm.ensemble import Ensemble
-from ppl_align.lm.prompted import Prompted
+from ppl_align.lm.base import LM, Voiced
 
 _BROKEN = "\ufffd"  # what is shown for bytes that are no character
 _FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -78,8 +77,7 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
         return lm
 
     def inside() -> LM:
-        other = copy.copy(speller)
-        other.__dict__["_caches"] = {}
+        other = copy.copy(speller)  # which remembers nothing
         other.cached("spelling", lambda: Spelling(spelling.within, spelling.within))
         return other
 
@@ -88,8 +86,8 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
 
 def who_spells(lm: LM) -> LM:
     """The LM whose tokens they are: of a mixture its first member, of a prompted LM the one that it wraps."""
-    while isinstance(lm, (Ensemble, Prompted)):
-        lm = lm.lms[0] if isinstance(lm, Ensemble) else lm.lm
+    while isinstance(lm, Voiced):
+        lm = lm.voice
     return lm
 
 
@@ -166,12 +164,34 @@ class Machine:
     """A finite automaton over A symbols: bytes, or tokens.
 
     ``moves``  [S, A] int64, the next state    ``start``    ``accepting``  [S] bool
-    ``counts``  [S, A] int64, what each move adds to a count"""
+    ``counts``  [S, A], what each move adds to a count"""
 
     moves: np.ndarray
     start: int
     accepting: np.ndarray
     counts: np.ndarray
+
+    def reachable(self) -> Machine:
+        """Without the states that no text leads to."""
+        reached = np.zeros(len(self.moves), dtype=bool)
+        reached[self.start] = True
+        while not reached[self.moves[reached]].all():
+            reached[self.moves[reached]] = True
+        name = reached.cumsum() - 1
+        return Machine(name[self.moves[reached]], int(name[self.start]), self.accepting[reached], self.counts[reached])
+
+    def minimal(self) -> Machine:
+        """The smallest machine that accepts the same (Moore's refinement of states that differ); it counts nothing."""
+        small = self.reachable()
+        group, count = np.unique(small.accepting, return_inverse=True)[1], 0
+        while count < int(group.max()) + 1:  # two states differ if a symbol leads them into different groups
+            count = int(group.max()) + 1
+            seen = torch.from_numpy(np.concatenate([group[:, None], group[small.moves]], 1))
+            group = seen.unique(dim=0, return_inverse=True)[1].numpy()
+        member = np.zeros(count, dtype=np.int64)
+        member[group] = np.arange(len(group))
+        moves = group[small.moves[member]]
+        return Machine(moves, int(group[small.start]), small.accepting[member], np.zeros_like(moves))
 
 
 @dataclass(frozen=True)

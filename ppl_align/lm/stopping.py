@@ -22,6 +22,7 @@ from ppl_align.lm.transfer import Resident
 
 if TYPE_CHECKING:
     from ppl_align.lm.base import LM, Ids
+    from ppl_align.lm.spelling import Machine
 
 
 class StopText:
@@ -152,7 +153,7 @@ def _spelt(lm: LM, strings: tuple[str, ...], prompts: Sequence[Ids]) -> tuple[Id
 
 
 def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:
-    from ppl_align.lm.spelling import Machine, Spelling, spell, who_spells
+    from ppl_align.lm.spelling import Spelling, spell, who_spells
 
     special = {name: v for v, name in lm.special_tokens.items()}
     tokenizer = getattr(who_spells(lm), "tokenizer", None)
@@ -173,25 +174,26 @@ def _compiled(lm: LM, strings: tuple[str, ...]) -> tuple[Ids, StopText | None]:
             ids |= hits
         return tuple(sorted(ids)), None
     for text in strings:
-        moves, start = _search([text.encode()])
-        end = len(moves) - 1
-        machine = spell(lm, Machine(moves, start, np.arange(len(moves)) == end, np.zeros_like(moves)))
-        if text not in special and not _reaches(machine.moves, machine.start, end):
+        machine = spell(lm, _search([text.encode()]))
+        if text not in special and not machine.reachable().accepting.any():
             raise InputError(f"stop={text!r}: the tokens of {lm.name} cannot spell it")
-    moves, start = _search([text.encode() for text in strings])
-    end = len(moves) - 1
-    machine = spell(lm, Machine(moves, start, np.arange(len(moves)) == end, np.zeros_like(moves)))
-    table, start, end = _merged(machine.moves, machine.start, end)
-    if end < 0:  # special tokens alone
+    machine = spell(lm, _search([text.encode() for text in strings])).minimal()
+    if not machine.accepting.any():  # special tokens alone
         return tuple(sorted(ids)), None
-    if len(table) == 2:
-        return tuple(sorted({*ids, *np.flatnonzero(table[start] == end).tolist()})), None
+    end, last = int(machine.accepting.argmax()), len(machine.moves) - 1
+    order = np.arange(last + 1)
+    order[end], order[last] = last, end  # swap: the end is the last state
+    table, start = order[machine.moves[order]], int(order[machine.start])
+    if last == 1:
+        return tuple(sorted({*ids, *np.flatnonzero(table[start] == last).tolist()})), None
     return tuple(sorted(ids)), StopText(table, start, strings)
 
 
-def _search(words: Sequence[bytes]) -> tuple[np.ndarray, int]:
-    """The automaton of Aho & Corasick (1975) over bytes, ``[S, 256]``; the last state, which is never left, is that a
-    word was found."""
+def _search(words: Sequence[bytes]) -> Machine:
+    """The automaton of Aho & Corasick (1975) over bytes; the last state, which is never left, is that a word was
+    found."""
+    from ppl_align.lm.spelling import Machine
+
     goes: list[dict[int, int]] = [{}]
     found = [False]
     for word in words:
@@ -217,39 +219,4 @@ def _search(words: Sequence[bytes]) -> tuple[np.ndarray, int]:
             queue.append(to)
     moves[:end] = np.where(np.array([*found, True])[moves[:end]], end, moves[:end])
     moves[end] = end
-    return moves, 0
-
-
-def _reaches(moves: np.ndarray, start: int, end: int) -> bool:
-    return bool(_reached(moves, start)[end])
-
-
-def _reached(moves: np.ndarray, start: int) -> np.ndarray:
-    """States that some text leads to, ``[S]`` bool."""
-    reached = np.zeros(len(moves), dtype=bool)
-    reached[start] = True
-    while not reached[moves[reached]].all():
-        reached[moves[reached]] = True
-    return reached
-
-
-def _merged(moves: np.ndarray, start: int, end: int) -> tuple[np.ndarray, int, int]:
-    """The smallest automaton of the same texts, its end the last state: ``(moves, start, end)``; end -1: none ends."""
-    reached = _reached(moves, start)
-    if not reached[end]:
-        return moves, start, -1
-    name = reached.cumsum() - 1
-    table, first = name[moves[reached]], int(name[start])
-    group, count = (np.arange(len(table)) == name[end]).astype(np.int64), 2
-    while True:  # two states differ if a token leads them into different groups
-        finer = np.unique(np.concatenate([group[:, None], group[table]], 1), axis=0, return_inverse=True)[1].reshape(-1)
-        if int(finer.max()) + 1 == count:
-            break
-        group, count = finer, int(finer.max()) + 1
-    last = group[name[end]]
-    order = np.arange(count)
-    order[last], order[count - 1] = count - 1, last  # swap: the end is the last state
-    group = order[group]
-    member = np.zeros(count, dtype=np.int64)
-    member[group] = np.arange(len(group))
-    return group[table[member]], int(group[first]), count - 1
+    return Machine(moves, 0, np.arange(end + 1) == end, np.zeros_like(moves))

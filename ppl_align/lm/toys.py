@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ppl_align.core.cost import count, network
 from ppl_align.core.errors import InputError, PromptError
-from ppl_align.lm.base import LM, Decoder, Ids
-from ppl_align.lm.warp import Warp
+from ppl_align.lm.base import LM, Decoder, Ids, alike
 
 
 class ToyDecoder:
@@ -59,10 +58,6 @@ class ToyLM(LM):
     def start(self, prompts: Sequence[Ids]) -> Decoder:
         count(prompt_tokens=sum(map(len, prompts)))
         return ToyDecoder(self, list(prompts), [len(p) for p in prompts])
-
-    def token_log_probs(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp = Warp()) -> Tensor:
-        log_probs = warp(self.forced_log_probs(prompts, tokens))
-        return log_probs.gather(-1, tokens[..., None].to(log_probs.device))[..., 0]
 
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         count(scored_tokens=tokens.numel())
@@ -116,11 +111,8 @@ class CallableLM(ToyLM):
         self.fn = fn
 
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
-        by_length: dict[int, list[int]] = {}  # fn sees one length at a time; prompts may differ in length
-        for i, prefix in enumerate(prefixes):
-            by_length.setdefault(len(prefix), []).append(i)
         parts, order = [], []
-        for length, members in by_length.items():
+        for length, members in alike(map(len, prefixes)).items():  # fn sees one length at a time
             rows = np.array([prefixes[i] for i in members], dtype=np.int64)  # torch takes three times as long
             batch = torch.from_numpy(rows).reshape(len(members), length)
             with network():

@@ -213,12 +213,9 @@ class MomentConstraint:
                         f"from ({sites}): draw it from a program that calls the constraint"
                     )
                 (site,) = pool.completions.values()
-                rewards[name] = self._of_pool(name, site)
+                rewards[name] = self._ask(name, site.reshape(-1)).reshape(site.shape)
         kind = Kind.WEIGHTED if pool.kind is Kind.EXACT_DRAWS else pool.kind  # their weights are no longer equal
         return replace(pool, log_weight=log_weight, rewards=rewards, kind=kind)
-
-    def _of_pool(self, name: str, site: Completion) -> Tensor:
-        return self._ask(name, site.reshape(-1)).reshape(site.shape)
 
     @contextmanager
     def _switched_off(self) -> Iterator[None]:

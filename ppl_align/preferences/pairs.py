@@ -87,19 +87,11 @@ def read_pairs(path: str | Path) -> Pairs:
                 "rejected and, if there is one, prompt"
             )
     try:
-        prompts, better, worse = zip(*(_row_of(row, i) for i, row in enumerate(rows)), strict=True)
+        prompts, better, worse = zip(*(_row(row, i) for i, row in enumerate(rows)), strict=True)
         held = None if all(prompt is None for prompt in prompts) else [prompt or "" for prompt in prompts]
         return Pairs(better, worse, held)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _row_of(row: Mapping[str, Any], number: int) -> tuple[str | None, str, str]:
-    try:
-        return _row(row)
-    except (TypeError, KeyError):
-        what = "an entry is neither a text nor a list of chat messages with a content"
-        raise InputError(f"row {number}, counted from 0: {what}") from None
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
@@ -140,12 +132,16 @@ def _frame(path: Path) -> list[Mapping[str, Any]]:
     return [{str(k): v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in rows]
 
 
-def _row(row: Mapping[str, Any]) -> tuple[str | None, str, str]:
+def _row(row: Mapping[str, Any], number: int) -> tuple[str | None, str, str]:
     """Prompt (None: there is none), better, worse."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if prompt is None and not isinstance(chosen, str) and not isinstance(rejected, str):
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-            shared += 1
-        prompt, chosen, rejected = chosen[:shared] or None, chosen[shared:], rejected[shared:]
-    return None if prompt is None else plain_text(prompt), plain_text(chosen), plain_text(rejected)
+    try:
+        if prompt is None and not isinstance(chosen, str) and not isinstance(rejected, str):
+            shared = 0
+            while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+                shared += 1
+            prompt, chosen, rejected = chosen[:shared] or None, chosen[shared:], rejected[shared:]
+        return None if prompt is None else plain_text(prompt), plain_text(chosen), plain_text(rejected)
+    except (TypeError, KeyError):
+        what = "an entry is neither a text nor a list of chat messages with a content"
+        raise InputError(f"row {number}, counted from 0: {what}") from None

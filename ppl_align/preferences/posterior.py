@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -20,10 +19,8 @@ from ppl_align.lm.completions import Completion
 from ppl_align.preferences.belief import Belief, infer
 from ppl_align.preferences.features import Features, Scale, evaluate_features
 from ppl_align.preferences.pairs import FEWEST, Pairs
-from ppl_align.preferences.report import Report
-
-if TYPE_CHECKING:
-    from ppl_align.preferences.uses import LearnedReward
+from ppl_align.preferences.report import Report, report
+from ppl_align.preferences.uses import LearnedReward, learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,16 +102,12 @@ class RewardPosterior:
 
     def report(self, pairs: Pairs) -> Report:
         """Accuracy, log-likelihood and calibration on pairs, which should be held out."""
-        from ppl_align.preferences.report import report
-
         return report(self, pairs)
 
     # -- as a reward ----------------------------------------------------------------------------------------------
 
     def mean(self) -> LearnedReward:
         """r = E[w] . phi: its posterior has the largest expected ``E_q[r] - beta KL(q||p0)``, however unsure one is."""
-        from ppl_align.preferences.uses import LearnedReward
-
         return LearnedReward(self, "mean")
 
     def pessimistic(self, k: float = 1.0) -> LearnedReward:
@@ -124,8 +117,6 @@ class RewardPosterior:
         (2 beta)``, grows without limit as beta falls, and would refuse everything that is not like the training texts.
         Source: Coste et al. 2023 (arXiv:2310.02743).
         """
-        from ppl_align.preferences.uses import LearnedReward
-
         return LearnedReward(self, "pessimistic", k=k)
 
     def marginalised(self, beta: float) -> LearnedReward:
@@ -135,8 +126,6 @@ class RewardPosterior:
         Gaussian belief this is E[r] + s^2 / (2 beta): a bonus for what one is unsure about, whose size in this run is
         printed at its end (:class:`~ppl_align.preferences.uses.OptimismWarning`). See the claim ``reward-uncertainty``.
         """
-        from ppl_align.preferences.uses import LearnedReward
-
         return LearnedReward(self, "marginalised", beta=beta)
 
     def reward(
@@ -148,8 +137,6 @@ class RewardPosterior:
         the weights are a latent ``"<name> weights"`` of the program, each particle has its own, and the posterior says
         which of them the tilted texts have come to believe in. Its texts are those of ``"marginalised"``.
         """
-        from ppl_align.preferences.uses import learned
-
         return learned(self, name, completion, beta, use, k)
 
     # -- on disk --------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.rewards.embedding import Embedder
 
 FORMAT = 1
+_PLAIN = ("method", "prior_scale", "num_pairs", "include_prompt")
+"""Fields of a posterior that JSON holds as they are."""
 
 
 def save(posterior: RewardPosterior, path: str | Path) -> Path:
@@ -32,10 +34,7 @@ def save(posterior: RewardPosterior, path: str | Path) -> Path:
         arrays["draws"] = belief.draws
     about = {
         "ppl_align_learned_reward": FORMAT,
-        "method": posterior.method,
-        "prior_scale": posterior.prior_scale,
-        "num_pairs": posterior.num_pairs,
-        "include_prompt": posterior.include_prompt,
+        **{name: getattr(posterior, name) for name in _PLAIN},
         "features": _describe(posterior.features),
     }
     held: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
@@ -46,8 +45,6 @@ def save(posterior: RewardPosterior, path: str | Path) -> Path:
 
 def load(path: str | Path, features: Features | None = None) -> RewardPosterior:
     """See :meth:`RewardPosterior.load`."""
-    from ppl_align.preferences.posterior import RewardPosterior
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no learned reward at {path}")
@@ -64,10 +61,7 @@ def load(path: str | Path, features: Features | None = None) -> RewardPosterior:
         features if features is not None else _restore(path, about["features"]),
         Scale(arrays["centre"], arrays["axes"]),
         Belief(arrays["mean"], arrays["covariance"], arrays.get("draws")),
-        about["method"],
-        about["prior_scale"],
-        about["num_pairs"],
-        about["include_prompt"],
+        **{name: about[name] for name in _PLAIN},
     )
 
 

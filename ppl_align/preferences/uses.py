@@ -16,7 +16,7 @@ import math
 import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -29,12 +29,14 @@ from ppl_align.core.runs import on_run_end
 from ppl_align.core.validation import one_of
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.weights import log_mean_exp
-from ppl_align.preferences.posterior import RewardPosterior
 from ppl_align.program.reward import reward
 from ppl_align.program.scale import positive
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.convention import plain_text
 from ppl_align.rewards.seen import what_it_sees
+
+if TYPE_CHECKING:
+    from ppl_align.preferences.posterior import RewardPosterior
 
 USES = ("mean", "pessimistic", "marginalised", "sampled")
 

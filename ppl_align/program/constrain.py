@@ -72,7 +72,7 @@ def check(matcher: Matcher, completion: Completion) -> Tensor:
     """Does each element meet it? bool ``[...]``; where a text is unfinished: can it still?"""
     source, tokens = completion.source, completion.tokens
     assert source is not None
-    restriction = Restriction.of([matcher], source)
+    restriction = Restriction([matcher], source)
     width = tokens.shape[-1]
     ended = (completion.lengths.reshape(-1) < width) | source.ends_within(tokens).reshape(-1)
     finished = (ended | (width == source.max_new_tokens)).tolist()

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ppl_align.core.digests import digest
 from ppl_align.core.version import __version__
 from ppl_align.lm.base import LM
-from ppl_align.lm.base_names import portable
 from ppl_align.lm.fingerprint import of_parts, parts
+from ppl_align.lm.names import portable
 
 _VERSIONS = {
     "torch": "torch",

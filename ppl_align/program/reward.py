@@ -17,7 +17,7 @@ from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.calling import as_reward, evaluate
-from ppl_align.rewards.labelled import labelled
+from ppl_align.rewards.registry import labelled
 
 
 def reward(

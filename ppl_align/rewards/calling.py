@@ -209,7 +209,8 @@ def _of_tensor(name: str, fn: Callable[..., Any], value: Tensor) -> Tensor:
         raise RewardError(f"reward {name!r} raised {type_and_line(error)}, on {_describe(value)}") from error
     if not isinstance(r, Tensor):
         raise RewardError(f"reward {name!r} of {_describe(value)} must be a tensor, not {type(r).__name__}")
-    if r.shape != value.shape[: r.dim()] or (r.dim() == 0 and value.dim() and _inside_a_plate()):
+    # Inside of a plate there is a batch: a reward without one has mixed its elements.
+    if r.shape != value.shape[: r.dim()] or (r.dim() == 0 and value.dim() and plates()):
         raise RewardError(
             f"reward {name!r} of {_describe(value)} has shape {list(r.shape)}: it must keep the batch, that is the "
             "leading dimensions (sum over dim=-1, not over everything)"
@@ -226,8 +227,3 @@ def _of_tensor(name: str, fn: Callable[..., Any], value: Tensor) -> Tensor:
 
 def _describe(value: Tensor) -> str:
     return f"a tensor of shape {list(value.shape)}"
-
-
-def _inside_a_plate() -> bool:
-    """Is there a batch at all? Then a reward without one has mixed its elements."""
-    return bool(plates())

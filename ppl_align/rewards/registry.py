@@ -11,9 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ppl_align.core.errors import InputError, PplAlignError
 from ppl_align.loading import load_file
-from ppl_align.rewards.classifier import load_classifier
+from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer, load_classifier
 from ppl_align.rewards.judge import Judge, PairwiseJudge
 from ppl_align.rewards.keywords import Keywords
 from ppl_align.rewards.length import LengthReward
@@ -98,6 +100,35 @@ def names_a_model(name: str) -> bool:
     if (Path(name).expanduser() / "config.json").is_file():
         return True
     return "/" in name and ":" not in name and not name.endswith(".py")
+
+
+def labelled(name: str, fn: Any, label: str | int | None, output: str | None) -> Any:
+    """``fn`` itself where nothing is said of labels; else the reward that a classifier's label is, as in
+    ``reward("r", "a_folder", x, label="POSITIVE")``: by name, folder or model.
+
+    ``output``: ``"log_odds"`` (the default), log p / (1 - p) in nats, or ``"probability"``.
+
+    Raises ``InputError`` for what is no classifier, for a label that it does not have and for another output."""
+    if label is None and output is None:
+        return fn
+    if label is None:
+        raise InputError(f"reward {name!r}: output={output!r} is said of one label of a classifier: give label= too")
+    settings: dict[str, Any] = {"label": label} if output is None else {"label": label, "output": output}
+    if isinstance(fn, str) and names_a_model(fn):
+        return _loaded(fn, tuple(settings.items()))
+    if isinstance(fn, nn.Module) and hasattr(fn, "config"):
+        return ClassifierReward(fn, find_tokenizer(fn), **settings)
+    got = repr(fn) if isinstance(fn, str) else type(fn).__name__
+    raise InputError(
+        f"reward {name!r}: label= goes with a sequence-classification model (its folder, its name on the hub, or the "
+        f"model itself), not with {got}"
+    )
+
+
+@lru_cache(maxsize=32)
+def _loaded(name: str, settings: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """Loaded once: a program names it in every execution."""
+    return load_classifier(name, **dict(settings))
 
 
 def _import(name: str) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ppl_align.core.errors import InputError
+from ppl_align.data.packages import folder_of
 from ppl_align.rewards.convention import plain_text
 
 
@@ -45,13 +44,13 @@ def _session() -> Any:
     small machines and containers lack, for the lower-casing inside of the network. The locale C is everywhere, and
     as the tokens are ASCII words, nothing depends on it once the text is lower case.
     """
-    spec = importlib.util.find_spec("hatesonar")
-    if spec is None or not spec.submodule_search_locations:
+    folder = folder_of("hatesonar")
+    if folder is None:
         raise InputError("the reward 'toxicity' needs the package hatesonar: pip install ppl-align[toxicity]")
     import onnx
     import onnxruntime  # type: ignore[import-untyped]
 
-    network = onnx.load(Path(spec.submodule_search_locations[0]) / "model" / "model.onnx")
+    network = onnx.load(folder / "model" / "model.onnx")
     for node in network.graph.node:
         if node.op_type == "StringNormalizer":
             node.attribute.append(onnx.helper.make_attribute("locale", "C"))

@@ -25,7 +25,7 @@ class KnownConstraints:
     def restriction(self, site: Site) -> Restriction | None:
         """What the draws of a site are confined to; the world is not."""
         matchers = None if site.environment else self.matchers.get(site.name)
-        return Restriction.of(matchers, site.fn) if matchers else None
+        return Restriction(matchers, site.fn) if matchers else None
 
     def unknown(self, particles: Particles) -> str | None:
         """What there is to say of a constraint that the program has and that was not known; None: there is none."""

@@ -134,27 +134,16 @@ class Automaton:
 
     @classmethod
     def _of(cls, lm: LM, machine: Machine | Characters) -> Automaton:
-        spelt = spell(lm, machine)
-        return cls(torch.from_numpy(spelt.moves), spelt.start, torch.from_numpy(spelt.accepting)).minimal()
+        return cls._read(spell(lm, machine).minimal())
+
+    @classmethod
+    def _read(cls, machine: Machine) -> Automaton:
+        return cls(torch.from_numpy(machine.moves), machine.start, torch.from_numpy(machine.accepting))
 
     def minimal(self) -> Automaton:
         """The smallest automaton that accepts the same sequences (Moore's refinement of states that differ)."""
-        reached = torch.zeros(self.num_states, dtype=torch.bool)
-        reached[self.start] = True
-        while True:
-            grown = reached.clone()
-            grown[self.transitions[reached].unique()] = True
-            if bool((grown == reached).all()):
-                break
-            reached = grown
-        name = reached.long().cumsum(0) - 1
-        table, accepting = name[self.transitions[reached]], self.accepting[reached]
-        group, count = accepting.unique(return_inverse=True)[1], 0
-        while count < int(group.max()) + 1:  # two states differ if a token leads them into different groups
-            count = int(group.max()) + 1
-            group = torch.cat([group[:, None], group[table]], 1).unique(dim=0, return_inverse=True)[1]
-        member = torch.zeros(count, dtype=torch.long).scatter_(0, group, torch.arange(len(group)))
-        return Automaton(group[table[member]], int(group[name[self.start]]), accepting[member])
+        moves = self.transitions.numpy()
+        return self._read(Machine(moves, self.start, self.accepting.numpy(), np.zeros_like(moves)).minimal())
 
     def run(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The state after the tokens, ``[..., t] -> [...]`` int64; of each row only the first ``lengths [...]``."""

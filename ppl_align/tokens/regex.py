@@ -8,10 +8,8 @@ from re import _parser  # type: ignore[attr-defined]
 import numpy as np
 
 from ppl_align.core.errors import InputError
-from ppl_align.lm.spelling import Characters, Machine, Spelling, spell
+from ppl_align.lm.spelling import Characters
 from ppl_align.tokens.patterns import REFUSED, operations
-
-__all__ = ["Characters", "Machine", "Spelling", "regex_characters", "spell"]
 
 
 def regex_characters(pattern: str) -> Characters:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_align.constraints.automata import AutomatonMatcher
 from ppl_align.lm.base import Ids
+from ppl_align.lm.spelling import Machine
 from ppl_align.lm.stopping import StopText
 from ppl_align.tokens.automaton import Automaton
 
@@ -64,16 +65,7 @@ def _paired(automaton: Automaton, text: StopText) -> tuple[Automaton, Tensor]:
     to[:, text.end] = over
     to, ends = to.reshape(-1, size), ends.reshape(-1, size)
     start = automaton.start * count + text.start
-    reached = _reached(to, start)
-    number = reached.long().cumsum(0) - 1
     accepting = automaton.accepting.repeat_interleave(count)
-    return Automaton(number[to[reached]], int(number[start]), accepting[reached]), ends[reached]
-
-
-def _reached(moves: Tensor, start: int) -> Tensor:
-    """States that some text leads to, ``[S]`` bool."""
-    reached = torch.zeros(len(moves), dtype=torch.bool)
-    reached[start] = True
-    while not bool(reached[moves[reached]].all()):
-        reached[moves[reached].reshape(-1)] = True
-    return reached
+    machine = Machine(to.numpy(), start, accepting.numpy(), ends.numpy()).reachable()
+    found = Automaton(torch.from_numpy(machine.moves), machine.start, torch.from_numpy(machine.accepting))
+    return found, torch.from_numpy(machine.counts)

@@ -78,7 +78,8 @@ def prefixes(t):
 def test_a_token_costs_no_row_of_the_vocabulary_and_no_wait(name, stops, lm, monkeypatch):
     """After the first token the copies are a quarter of a mask together, far from the limit and near it."""
     matchers = [compiled(constraint, lm) for constraint in CONSTRAINTS[name]]
-    restriction = Restriction(matchers, LIMIT, lm.eos_ids, stops, META)
+    restriction = Restriction(matchers, lm.completion([0], LIMIT, stop=stops))
+    restriction.device = META
     looks = [
         look_ahead(lm, c, [0], LIMIT, num_pool=8) for c in CONSTRAINTS[name] if isinstance(c, (Contains, EndsWith))
     ]

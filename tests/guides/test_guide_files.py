@@ -12,7 +12,7 @@ from toys.tiny import tiny_llama, tiny_tokenizer
 from ppl_align import SMC, SVI, CausalLM, ImportanceSampling, MarkovLM, Mixture, completion, load_guide, reward
 from ppl_align.core.errors import InputError
 from ppl_align.guides import AutoGuide
-from ppl_align.lm.base_names import base_name
+from ppl_align.lm.names import portable
 
 
 def markov(shift=0.0):
@@ -256,7 +256,7 @@ def test_nothing_of_this_machine_is_in_the_folder(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "my-model")
     tiny_tokenizer().save_pretrained(tmp_path / "my-model")
     lm = CausalLM(str(tmp_path / "my-model"))
-    assert base_name(lm) == "my-model"
+    assert portable(lm.name) == "my-model"
     for kind in ("head", "lora"):
         folder = trained(make(lm), kind).guide.save(tmp_path / kind)
         texts = {p.name: p.read_text() for p in folder.iterdir() if p.suffix in (".json", ".md")}

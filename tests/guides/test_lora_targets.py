@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from ppl_align import SVI, CausalLM
 from ppl_align.core.errors import InputError
 from ppl_align.guides.targets import candidates, linear_layers, with_new_adapter
-from ppl_align.lm.base_names import base_name, portable
+from ppl_align.lm.names import portable
 
 BASE = {**SHAPE, "vocab_size": 11, "bos_token_id": None, "eos_token_id": 6, "pad_token_id": None}
 ROUTED = {
@@ -131,7 +131,7 @@ def test_a_saved_guide_names_its_base_by_that_name(tmp_path):
     model = network()
     model.config._name_or_path = str(tmp_path / "machine" / "my-model")
     lm = CausalLM(model)
-    assert base_name(lm) == "my-model"
+    assert portable(lm.name) == "my-model"
     program = program_over(lm)
 
     SVI(num_steps=1, num_particles=4, num_replicates=2, guide="lora").run(program).guide.save(tmp_path / "saved")

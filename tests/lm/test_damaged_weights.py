@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from ppl_align import CausalLM
 from ppl_align.cli import main
 from ppl_align.core.errors import WeightsNotFound
-from ppl_align.lm import causal
+from ppl_align.lm import acquire
 from ppl_align.lm.names import SMOLLM2
 
 
@@ -56,7 +56,7 @@ def test_damage_is_one_line_with_the_folder_and_the_remedy(
     shutil.copytree(whole, folder)
     break_it(folder)
     monkeypatch.setenv("PPL_ALIGN_CACHE", str(tmp_path))
-    monkeypatch.setattr(causal, "_LOADED", WeakValueDictionary())  # another test may hold the real one
+    monkeypatch.setattr(acquire, "_LOADED", WeakValueDictionary())  # another test may hold the real one
     with pytest.raises(WeightsNotFound) as caught:
         CausalLM(SMOLLM2)
     assert str(caught.value).startswith(says.format(folder))

@@ -151,7 +151,7 @@ def test_tokens_are_alike_in_a_persona_as_in_the_lm_itself(tiny_llama: CausalLM)
 
 
 def test_bos_is_put_in_front_once(tiny_llama: CausalLM, monkeypatch):
-    monkeypatch.setitem(tiny_llama.codec.__dict__, "opening", (5,))
+    monkeypatch.setitem(tiny_llama.__dict__, "opening", (5,))
     prompted = Prompted(tiny_llama, before=[1])
     assert prompted.wrap([(2,)]) == [(5, 1, 2)]
     assert prompted.wrap([tiny_llama.begin((2,))]) == [(5, 1, 2)]
@@ -205,7 +205,7 @@ def test_teacher_forcing_whole_distributions(name):
 def test_long_texts_are_scored_in_pieces(monkeypatch):
     lm = ENSEMBLES["product"]
     tokens, decoded = support(lm)
-    monkeypatch.setattr("ppl_align.lm.ensemble.SCORING_ELEMENTS", 5 * 4 * 3)
+    monkeypatch.setattr("ppl_align.lm.base.SCORING_ELEMENTS", 5 * 4 * 3)
     torch.testing.assert_close(score(lm, tokens), decoded, rtol=0, atol=1e-10)
 
 

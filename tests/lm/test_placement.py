@@ -129,7 +129,7 @@ def test_a_quantised_network_is_neither_moved_nor_converted(quantised, folder, m
     quantised.model.layers[0].mlp.up_proj.scale.mul_(1.5)
     assert not torch.allclose(of_the_lm(lm), want, atol=1e-3)
     torch.testing.assert_close(of_the_lm(lm), of_the_network(quantised), atol=2e-5, rtol=0)
-    monkeypatch.setattr("ppl_align.lm.names.load_causal", lambda name, **keywords: (quantised, None))
+    monkeypatch.setattr("ppl_align.lm.acquire.load_causal", lambda name, **keywords: (quantised, None))
     for keywords in ({}, {"device": "cpu"}):
         again = CausalLM(str(folder), verify=False, revision=repr(keywords), **keywords)
         assert torch.equal(again.token_log_probs([(3, 8)] * 3, TOKENS), lm.token_log_probs([(3, 8)] * 3, TOKENS))

@@ -92,7 +92,7 @@ def test_toxicity_without_its_package_says_what_to_install(monkeypatch):
     from ppl_align.rewards import toxicity
 
     toxicity._session.cache_clear()
-    monkeypatch.setattr(toxicity.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install ppl-align\[toxicity\]"):
         evaluate("r", "toxicity", "a")
 

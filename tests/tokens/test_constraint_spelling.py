@@ -20,8 +20,8 @@ from ppl_align.constraints import LengthLimit
 from ppl_align.core.errors import InputError, WeightsNotFound
 from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.lm.names import smollm2_folder
+from ppl_align.lm.spelling import Spelling
 from ppl_align.rewards import Automaton
-from ppl_align.tokens.regex import Spelling
 
 BROKEN = "\ufffd"
 SPACE = "▁"
