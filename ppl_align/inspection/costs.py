@@ -19,7 +19,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError, PplAlignError
@@ -132,15 +131,9 @@ def _exact(pool: Pool) -> Prediction:
         return _refused("exact", f"{_at_most(pool)}{shown} sequences, more than {engine.max_sequences:,}")
     shared = len(pool.sites) > 1 or pool.cost.scored_tokens > 0
     note = f"all {shown} assignments" + ("; fewer tokens where they share a beginning" if shared else "")
-    tokens += total * pool.cost.scored_tokens / _distinct(pool)
+    tokens += total * pool.cost.scored_tokens / pool.distinct(list(pool.sites))  # a text is scored once
     speed = pool.cost.seconds / max(pool.cost.lm_tokens + pool.cost.scored_tokens, 1)
     return Prediction("exact", Estimate(total, 0.0), tokens, tokens * speed, False, note)
-
-
-def _distinct(pool: Pool) -> int:
-    """How many different draws the pool has: a text is scored once."""
-    rows = torch.cat([value.reshape(pool.num_draws, -1).double().cpu() for value in pool.particles.values.values()], -1)
-    return len(rows.unique(dim=0))
 
 
 def _at_most(pool: Pool) -> str:

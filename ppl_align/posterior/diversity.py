@@ -30,8 +30,10 @@ def distinct_completions(posterior: Posterior) -> float | None:
 
 
 def unique_ancestors(posterior: Posterior) -> float | None:
-    """First particles with living descendants, per replicate and averaged; N where nothing resamples; None if exact."""
-    if posterior.exact:
+    """First particles with living descendants, per replicate and averaged; N where nothing resamples.
+
+    None if exact, and where weights do not estimate Z."""
+    if posterior.exact or not posterior.kind.has_evidence:
         return None
     counts = ancestors_by_replicate(posterior)
     return float(posterior.log_weight.shape[1] if counts is None else np.mean(counts))

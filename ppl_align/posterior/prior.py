@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from ppl_align.particles.weights import Weights
 from ppl_align.posterior.once import once
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.totals import log_likelihood, log_prior
@@ -36,13 +39,6 @@ def drew_from_prior(posterior: Posterior) -> bool:
     return bool((log_weight.abs() < 1e-3).all())
 
 
-def has_proposal(posterior: Posterior) -> bool:
-    """Were the particles drawn from a guide of their own run, or from a ``proposal=``?
-
-    What is left is drawn from the prior, or from the prior within hard constraints: neither can collapse."""
-    return posterior.steered
-
-
 def prior_mean(posterior: Posterior, values: Tensor) -> float | None:
     """E_p0[values] as this run sees it; None where a value is infinite (a rejection has no mean)."""
     w = torch.softmax(prior_log_weight(posterior).reshape(-1), 0)
@@ -51,3 +47,20 @@ def prior_mean(posterior: Posterior, values: Tensor) -> float | None:
         return None
     keep = f.isfinite() & (w > 0)
     return float((w[keep] * f[keep]).sum() / w[keep].sum()) if bool(keep.any()) else None
+
+
+def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:
+    """The run whose particles represent the prior best: an exact one, else the one with the largest ESS for p0.
+
+    Particles that were resampled on the way cannot: what the prior often writes and the likelihood dislikes has died
+    out, and no weight says how much of it. None where no other run has ``ENOUGH`` effective draws."""
+    best, most = None, ENOUGH
+    for posterior in posteriors:
+        if posterior.exact:
+            return posterior
+        if not posterior.independent:
+            continue
+        effective = float(Weights(prior_log_weight(posterior)).pooled.ess)
+        if effective > most:
+            best, most = posterior, effective
+    return best

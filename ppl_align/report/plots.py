@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ppl_align.diagnostics.comparison import Comparison
-from ppl_align.diagnostics.prior import best_view_of_prior
-from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.prior import best_view_of_prior, prior_log_weight
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 

@@ -18,8 +18,8 @@ from ppl_align.core.printed import say_z
 from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.policy import decision_value
 from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.totals import log_prior
 from ppl_align.program import Program
