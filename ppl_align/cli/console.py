@@ -65,17 +65,14 @@ def one_line(error: BaseException, source: Path | None = None, where: str = "", 
 
 
 def report(error: BaseException, debug: bool, source: Path | None = None, where: str = "", hint: str = "") -> int:
-    """Say what went wrong: one line, after the traceback if ``debug``; returns the exit code."""
+    """Say what went wrong: one line, after the traceback if ``debug``; returns the exit code.
+
+    2 for what can be mended before an engine starts, 1 for everything else."""
     if debug:
         import traceback
 
         err.print("".join(traceback.format_exception(error)), end="")
     err.print(one_line(error, source, where, hint), style="red")
-    return exit_code(error)
-
-
-def exit_code(error: BaseException) -> int:
-    """2 for what can be mended before an engine starts, 1 for everything else."""
     return 2 if isinstance(error, InputError) else 1
 
 

@@ -128,15 +128,13 @@ class Arguments:
                 raise InputError(f"{where}: {wanted}; {lacking(missing[0], columns)}; or give --set {missing[0]}=...")
             how = "--prompt TEXT" if missing == ["prompt"] else f"--set {missing[0]}=..."
             raise InputError(f"{wanted}: give {how}, or --data FILE with a column for each")
+        positional = [n for n, p in self.named.items() if p.kind is p.POSITIONAL_ONLY]
         bound = self.signature.bind(
-            *(values[n] for n, p in self.named.items() if p.kind is p.POSITIONAL_ONLY and n in values),
-            **{n: v for n, v in values.items() if n not in self.named or not self._positional_only(n)},
+            *(values[n] for n in positional if n in values),
+            **{n: v for n, v in values.items() if n not in positional},
         )
         bound.apply_defaults()
         return bound.args, bound.kwargs
-
-    def _positional_only(self, name: str) -> bool:
-        return self.named[name].kind is inspect.Parameter.POSITIONAL_ONLY
 
 
 def configure(recipes: Iterable[Recipe], settings: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

@@ -31,19 +31,14 @@ def over_rows(rows: Mapping[str, Advice | None]) -> Advice:
     ):
         if kinds[kind]:
             parts.append(f"{what}: {_listed(kinds[kind])}")
-    reasons = [
-        f"row {row}: {_why(advice)}" for row, advice in rows.items() if advice is None or advice.standing != "sound"
-    ]
+    why = {row: "no engine finished." if advice is None else advice.verdict for row, advice in rows.items()}
+    reasons = [f"row {row}: {why[row]}" for row in rows if row not in kinds["sound"]]
     if any(advice is not None and CAVEAT in advice.reasons for advice in rows.values()):
         reasons.append(CAVEAT)
     worst: Literal["sound", "unconfirmed", "unsound"] = "unconfirmed" if kinds["unconfirmed"] else "sound"
     if kinds["unsound"] or kinds["missing"]:
         worst = "unsound"
     return Advice("; ".join(parts) + ".", tuple(reasons), worst)
-
-
-def _why(advice: Advice | None) -> str:
-    return "no engine finished." if advice is None else advice.verdict
 
 
 def _listed(rows: Sequence[str]) -> str:

@@ -53,8 +53,7 @@ def _layout(found: Inspection, width: int) -> RenderableType:
     }
     for title, table in sections.items():
         if table is not None and table.rows:
-            columns = {header: [row[i] for row in table.cells] for i, header in enumerate(table.header)}
-            parts += [Text(), Text(title, style="bold"), *grids(table.what, table.rows, columns, width)]
+            parts += [Text(), Text(title, style="bold"), *grids(table.what, table.header, table.rows, width)]
             parts += [Text(note) for note in table.notes]
     parts += [Text(), Text(f"What {found.goal} effective draws would take", style="bold"), _predictions(found)]
     parts += [Text(), *map(Text, _variety(found))]
@@ -65,17 +64,15 @@ def _layout(found: Inspection, width: int) -> RenderableType:
 
 @dataclass
 class _Numbers:
-    """A table of numbers: ``rows`` are the names in its first column, ``what`` these are names of."""
+    """A table of numbers: ``rows`` begin with a name, ``what`` these are names of."""
 
     what: str
     header: list[str]
-    rows: list[str] = field(default_factory=list)
-    cells: list[list[str]] = field(default_factory=list)
+    rows: list[tuple[str, list[str]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, cells: list[str]) -> None:
-        self.rows.append(_name(name))
-        self.cells.append(cells)
+        self.rows.append((_name(name), cells))
 
 
 def _name(name: str, room: int = NAME) -> str:

@@ -119,10 +119,10 @@ class Report:
         checks = list(dict.fromkeys(result.check for result in self.results))
         cells = {(result.subject, result.check): _SIGNS[result.status] for result in self.results}
         if len(subjects) == 1:  # one column of checks reads better than one row of them
-            tables = grids("check", checks, {subjects[0]: [cells[subjects[0], check] for check in checks]}, width)
+            tables = grids("check", subjects, [(check, [cells[subjects[0], check]]) for check in checks], width)
         else:
-            columns = {check: [cells.get((subject, check), "-") for subject in subjects] for check in checks}
-            tables = grids("program", subjects, columns, width)
+            rows = [(subject, [cells.get((subject, check), "-") for check in checks]) for subject in subjects]
+            tables = grids("program", checks, rows, width)
         colour = "green" if self else "red"
         notes = [Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in self.lines()]
         return Group(*tables, Text(), Text(f"=> {self.verdict}", style=f"bold {colour}"), *notes)
