@@ -22,11 +22,10 @@ from ppl_align.core.estimate import critical, of_draws, standard_error
 from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity, site_texts
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 ERRORS = 4.0  # standard errors: the first step of training has few draws to tell its own
 NEGLIGIBLE = 0.05  # nats

@@ -71,9 +71,7 @@ class Comparison:
         return {str(name): {str(k): v for k, v in row.items()} for name, row in self.table.iterrows()}
 
     def __str__(self) -> str:
-        from ppl_align.report.terminal import comparison
-
-        return str(comparison(self))
+        return str(self.__rich__())
 
     __repr__ = __str__
 
@@ -273,7 +271,8 @@ def _scales(run: Posterior) -> dict[str, float | str]:
     """What a unit of each reward is worth, to six digits."""
     found: dict[str, float | str] = {}
     for name, scale in sorted(run.scales.items()):
-        found[name] = "drawn" if name in run.drawn_scales else float(f"{float(scale.reshape(-1)[0]):.6g}")
+        first = float(torch.as_tensor(scale).reshape(-1)[0])
+        found[name] = "drawn" if name in run.drawn_scales else float(f"{first:.6g}")
     return found
 
 

@@ -25,10 +25,9 @@ import torch
 
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
-from ppl_align.posterior.totals import log_likelihood
 
 SURPRISING = 1e-3  # an honest run is blamed for one in a thousand sets of exact draws
 FEWEST = 3  # exact draws: what holds less of the posterior than two of them changes no conclusion

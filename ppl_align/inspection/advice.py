@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from ppl_align.inspection.costs import Trials
 from ppl_align.inspection.pool import Pool
 from ppl_align.inspection.predictive import PriorReward
 from ppl_align.inspection.strengths import SLIGHT, Strength, useful_range
-from ppl_align.inspection.trials import Trials
 from ppl_align.inspection.weighted import ENOUGH
 from ppl_align.posterior.doubts import LOG_Z, OF_THE_SHIFT, ROOM, shift_level, skewed, too_wide
 

@@ -22,12 +22,11 @@ from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.core.validation import at_least
 from ppl_align.inspection.advice import advise, doubt
-from ppl_align.inspection.costs import Prediction, predict
+from ppl_align.inspection.costs import Prediction, predict, try_engines
 from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, event, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
-from ppl_align.inspection.trials import try_engines
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
 from ppl_align.runner.known_constraints import known_constraints
@@ -93,9 +92,7 @@ class Inspection:
         return doubt(self.pool, self.written)
 
     def __str__(self) -> str:
-        from ppl_align.report.inspection import tables
-
-        return str(tables(self))
+        return str(self.__rich__())
 
     __repr__ = __str__
 

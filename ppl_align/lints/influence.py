@@ -66,7 +66,8 @@ class Influence:
 
         Nobody needs to know what the two say to factors of their own, or to one that adds them up. They have to act
         together: on one factor or, each by itself, on the law of what comes later and matters."""
-        blind = {k: ~run.touched.get(choice, self._nowhere) for k, run in self._each(known)}
+        nowhere = torch.zeros(self.sample.num_draws, dtype=torch.bool)
+        blind = {k: ~run.touched.get(choice, nowhere) for k, run in self._each(known)}
         mine, others = self.reach(known, after=choice), self.reach(choice)
         later = any(bool((blind[k] & seen).any()) for k, run in self._each(known) for seen in self._later(run, choice))
         for here in mine if later else [known]:
@@ -105,10 +106,6 @@ class Influence:
             return {}
         before = self.sample.particles.factors.items()
         return {name: f for name, f in before if not bool(_differs(f, again.factors[name]).any())}
-
-    @property
-    def _nowhere(self) -> Tensor:
-        return torch.zeros(self.sample.num_draws, dtype=torch.bool)
 
     @once
     def _exchanged(self, sites: frozenset[str], k: int) -> Exchanged | None:

@@ -12,9 +12,9 @@ import torch
 
 from ppl_align.posterior import evidence
 from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.prior import log_likelihood
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.table import draw_indices, flat_tokens, identity, systematic
-from ppl_align.posterior.totals import log_likelihood
 
 NUM_DRAWS = 100
 """Equal-weight draws that every run is judged by: diversity grows with their number, so it must be the same for all."""

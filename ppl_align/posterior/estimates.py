@@ -24,8 +24,8 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
+from ppl_align.posterior.prior import log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 MIN_EFFECTIVE_DRAWS = 2.0
 HEAVIEST = 0.5

@@ -15,9 +15,8 @@ from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, hea
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood
 
 FEW_DRAWS = 10
 """An expectation that rests on fewer draws than this is printed as a bound."""
@@ -73,9 +72,8 @@ def standard_error(posterior: Posterior) -> float | None:
     the weights of a proposal have no variance (:func:`~ppl_align.posterior.estimates.heavy_tail`)."""
     if posterior.exact:
         return 0.0
-    if posterior.independent and float(posterior.importance_weights.pooled.ess) < 2:
-        return None
-    if heavy_tail(posterior) is not None:
+    too_few = posterior.independent and float(posterior.importance_weights.pooled.ess) < 2
+    if too_few or heavy_tail(posterior) is not None:
         return None
     relvar = relative_variance(posterior)
     return None if relvar is None else math.sqrt(relvar / len(posterior.log_weight))
@@ -95,7 +93,9 @@ def log_z(posterior: Posterior) -> Estimate:
     stated = bar_can_be_stated(posterior)
     if posterior.tries is not None:
         error = standard_error(posterior)
-        return Estimate(value, math.nan if error is None else error, math.inf if stated and error else math.nan)
+        if error is None:
+            return Estimate(value, math.nan, math.nan)
+        return Estimate(value, error, math.inf if stated else math.nan)
     if posterior.independent:
         psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
         return of_influence(value, psi, float(posterior.importance_weights.pooled.ess), stated)

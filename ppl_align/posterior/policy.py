@@ -10,8 +10,8 @@ import math
 
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
+from ppl_align.posterior.prior import log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 
 def is_trained(posterior: Posterior) -> bool:

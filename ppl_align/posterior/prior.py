@@ -1,8 +1,8 @@
-"""The same particles, weighted for the prior instead of the posterior."""
+"""What prior and likelihood say of the particles, all sites together; the same particles weighted for the prior."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,10 +10,25 @@ from torch import Tensor
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior.once import once
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 ENOUGH = 10.0
 """Effective draws of the prior below which a run does not speak of it."""
+
+
+@once
+def log_prior(posterior: Posterior) -> Tensor:
+    """log p0 of everything drawn, [R, N] nats."""
+    return _total(posterior, posterior.log_prior)
+
+
+@once
+def log_likelihood(posterior: Posterior) -> Tensor:
+    """Sum of all factors (r / beta and observed sites), [R, N] nats."""
+    return _total(posterior, posterior.factors)
+
+
+def _total(posterior: Posterior, parts: Mapping[str, Tensor]) -> Tensor:
+    return sum((part.double() for part in parts.values()), torch.zeros_like(posterior.log_weight))
 
 
 @once

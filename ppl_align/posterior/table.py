@@ -63,7 +63,7 @@ def identity(posterior: Posterior, *, latents: bool = True) -> np.ndarray:
 
 def _columns(posterior: Posterior) -> TextFrame:
     """Every particle as a row, flat over [R, N]."""
-    from ppl_align.posterior.totals import log_prior
+    from ppl_align.posterior.prior import log_prior
 
     column = posterior.columns
     found: dict[str, Any] = {"log_prior": log_prior(posterior).reshape(-1).numpy()}
