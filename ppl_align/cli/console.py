@@ -105,11 +105,9 @@ def user_code() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-@contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str) -> contextlib.AbstractContextManager[Any]:
     """A spinner on a terminal, nothing elsewhere."""
-    with err.status(f"{what} ...") if err.is_terminal else contextlib.nullcontext():
-        yield
+    return err.status(f"{what} ...") if err.is_terminal else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

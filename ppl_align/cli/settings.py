@@ -73,9 +73,7 @@ def convert(text: str, annotation: Any, label: str) -> Any:
 
 def _kinds(annotation: Any) -> set[str]:
     """The plain types an annotation allows; empty where it allows anything else too."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if not isinstance(annotation, (str, type)):
-        text = str(annotation)
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     optional = re.fullmatch(r"(?:typing\.)?Optional\[(\w+)\]", text)
     names = {"None", optional[1]} if optional else {name.strip() for name in text.split("|")}
     names = {"None" if name == "NoneType" else name for name in names}

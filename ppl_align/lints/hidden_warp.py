@@ -77,8 +77,11 @@ def _lost(site: str, prior: CompletionDistribution, tokens: Tensor, inner: Any, 
         log_q = prior.proposed_log_probs(inner, tokens).cpu()
     else:
         with torch.no_grad():
-            rows = enumerate(forced_rows(prior, tokens))
-            log_q = torch.stack([torch.as_tensor(inner(here))[at, tokens[:, t]].cpu() for t, (here, at) in rows], -1)
+            columns = [
+                torch.as_tensor(inner(rows))[where, tokens[:, t]].cpu()
+                for t, (rows, where) in enumerate(forced_rows(prior, tokens))
+            ]
+        log_q = torch.stack(columns, -1)
     lost = (log_q.isneginf() & ~prior.ended_before(tokens)).any(-1).reshape(num_draws, -1).any(-1)
     if bool(lost.any()):
         text = f"the proposal for {site!r} gives probability zero to tokens that the model can write"

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from ppl_align.core.arviz_adapter import chain_ess
 from ppl_align.core.errors import InputError
-from ppl_align.core.estimate import (
-    FEWEST_EFFECTIVE,
-    FEWEST_EXACT,
-    FEWEST_PREDICTED,
-    Estimate,
-    of_influence,
-)
+from ppl_align.core.estimate import FEWEST_EFFECTIVE, FEWEST_EXACT, FEWEST_PREDICTED, Estimate, of_influence
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.kind import Kind
