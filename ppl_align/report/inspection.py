@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +13,7 @@ from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.columns import number, percent
 from ppl_align.inspection import Inspection
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.report.terminal import Printable, empty_table, grids
+from ppl_align.report.terminal import Printable, empty_table, grids, verdict
 from ppl_align.rewards.answers import shorten
 
 PRINTED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
@@ -58,8 +57,7 @@ def _layout(found: Inspection, width: int) -> RenderableType:
     parts += [Text(), Text(f"What {found.goal} effective draws would take", style="bold"), _predictions(found)]
     parts += [Text(), *map(Text, _variety(found))]
     first, *others = found.advice
-    parts += [Text(), Text(f"=> {first}", style="bold green")]
-    return Group(*parts, *(Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in others))
+    return Group(*parts, Text(), verdict(first, "green", others))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -105,10 +105,15 @@ _LOG_DRAWS = math.log(NUM_DRAWS)
 
 
 def advice(given: Advice) -> RenderableType:
-    """The verdict, and below it what it rests on."""
+    """The verdict, in the colour of its standing."""
     colour = {"sound": "green", "unconfirmed": "yellow", "unsound": "red"}[given.standing]
-    verdict = Text("=> " + given.verdict, style=f"bold {colour}")
-    return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
+    return verdict(given.verdict, colour, given.reasons)
+
+
+def verdict(line: str, colour: str, reasons: Iterable[str]) -> RenderableType:
+    """What it comes to, and below it what that rests on."""
+    notes = [Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in reasons]
+    return Group(Text(f"=> {line}", style=f"bold {colour}"), *notes)
 
 
 def grids(

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from ppl_align.core.errors import PplAlignError
-from ppl_align.report.terminal import Printable, grids
+from ppl_align.report.terminal import Printable, grids, verdict
 
 Status = Literal["passed", "failed", "inconclusive", "refused", "absent"]
 _SIGNS: dict[str, str] = {
@@ -123,9 +122,7 @@ class Report:
         else:
             rows = [(subject, [cells.get((subject, check), "-") for check in checks]) for subject in subjects]
             tables = grids("program", checks, rows, width)
-        colour = "green" if self else "red"
-        notes = [Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in self.lines()]
-        return Group(*tables, Text(), Text(f"=> {self.verdict}", style=f"bold {colour}"), *notes)
+        return Group(*tables, Text(), verdict(self.verdict, "green" if self else "red", self.lines()))
 
     def __str__(self) -> str:
         return str(Printable(self._layout))
