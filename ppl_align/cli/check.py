@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from ppl_align.cli.console import note, plain_table, show, user_code, waiting
-from ppl_align.cli.plan import Asked, Job, Plan, load_one
+from ppl_align.cli.plan import Asked, load_one
+from ppl_align.cli.settings import Arguments
 from ppl_align.particles.per_particle import said
 from ppl_align.posterior.naming import columns
 from ppl_align.report.terminal import Printable, grids
 
 if TYPE_CHECKING:
-    from ppl_align.lints import Finding, PriorSample
+    from ppl_align.lints import PriorSample
 
 PRINTED = 8
 """Draws that are shown; the lints look at more."""
@@ -26,20 +27,27 @@ _LEGIBLE = 20
 
 
 def check(asked: Asked, engines: Sequence[str]) -> int:
-    """Print sites, draws from the prior with their rewards, and findings; returns the exit code."""
+    """Print sites, draws from the prior with their rewards, and findings; returns the exit code.
+
+    Findings are those of the program; then of the proposals of the engines that were named."""
     plan, job = load_one(asked, engines)
+    from ppl_align.lints import PriorSample
+    from ppl_align.lints.run import lint_draws, lint_engine
+
     try:
         with user_code(), waiting("drawing from the prior"):
-            draws = Draws(plan, job)
-            findings = draws.findings(plan)
+            sample = PriorSample(plan.model, job.args, job.kwargs, job.seed)
+            findings = lint_draws(sample)
+            findings += [finding for engine in plan.engines.values() for finding in lint_engine(engine, sample)]
     except Exception as error:
         return plan.failed(job, error, asked.debug)
-    arguments = ", ".join(f"{name}={value!r}" for name, value in _arguments(plan, job).items())
+    given = Arguments(plan.model, plan.spec).signature.bind(*job.args, **job.kwargs).arguments
+    arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
     show(f"{plan.spec}({textwrap.shorten(arguments, 200)})\n")
-    show(_grid(["site", "what", "shape", "from"], draws.sites()))
+    show(_grid(["site", "what", "shape", "from"], sites(sample)))
     show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
-    show(Printable(lambda width: _wide(*draws.table(), width)))
-    cost, count = draws.sample.cost, draws.sample.num_draws
+    show(Printable(lambda width: _wide(*draws(sample), width)))
+    cost, count = sample.cost, sample.num_draws
     show(f"\n{count} draws in {cost.seconds:.1f} s: {cost.lm_tokens} LM tokens, {cost.reward_calls} reward calls")
     for finding in findings:
         show(str(finding))
@@ -48,66 +56,43 @@ def check(asked: Asked, engines: Sequence[str]) -> int:
     return 0
 
 
-class Draws:
-    """A few draws from the prior of a program, laid out for the screen."""
-
-    def __init__(self, plan: Plan, job: Job) -> None:
-        from ppl_align.lints import PriorSample
-
-        self.sample: PriorSample = PriorSample(plan.model, job.args, job.kwargs, job.seed)
-        self.nodes, self.particles = self.sample.nodes, self.sample.particles
-        self.completions = list(self.sample.completions)
-
-    def findings(self, plan: Plan) -> list[Finding]:
-        """Of the program; then of the proposals of the engines that were named."""
-        from ppl_align.lints.run import lint_draws, lint_engine
-
-        found = lint_draws(self.sample)
-        return found + [finding for engine in plan.engines.values() for finding in lint_engine(engine, self.sample)]
-
-    def sites(self) -> list[list[str]]:
-        """Name, kind, shape for one particle, and distribution of every site."""
-        rows = []
-        for name, node in self.nodes.items():
-            fn = node["fn"]
-            kind, source = type(fn).__name__, ""
-            if name in self.particles.rewards:
-                kind, source = "reward", f"one unit is worth {said(self.particles.scales[name])} nats"
-            elif kind == "Unit":
-                kind, source = "factor", "pyro.factor"
-            elif kind == "CompletionDistribution":
-                one = textwrap.shorten(repr(fn.lm.decode(fn.prompts[0])), 40, placeholder="...")
-                prompt = f"{len(fn.prompts)} different prompts" if len(fn.prompts) > 1 else f"prompt {one}"
-                kind, most = ("observed completion", "") if node["is_observed"] else ("completion", "at most ")
-                source = f"{fn.lm.name}, {prompt}, {most}{fn.max_new_tokens} tokens"
-            else:
-                kind, source = "observed" if node["is_observed"] else "latent", kind
-            if name in self.particles.environment:
-                kind = "world"
-            plates = [f.size for f in node["cond_indep_stack"] if f.dim is not None and f.name[:9] != "ppl_align"]
-            shape = [*plates, *fn.event_shape] if source != "pyro.factor" and kind != "reward" else plates
-            rows.append([name, kind, str(shape), source])
-        return rows
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """One line for each draw: rewards (raw), other factors (nats), log weight, first completion."""
-        run, column = self.particles, columns((*self.nodes, *self.particles.answers))
-        scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
-        texts = self.sample.texts(self.completions[0]) if self.completions else []
-        batch = len(texts) // self.sample.num_draws
-        rows = []
-        for i in range(PRINTED):
-            numbers = [_number(float(column[i])) for column in (*scores.values(), run.log_potential)]
-            rows.append([*numbers, repr(texts[i * batch])[1:-1] if texts else ""])
-        text = column[self.completions[0]] if self.completions else ""
-        return [*(column[name] for name in scores), "log weight", text], rows
+def sites(sample: PriorSample) -> list[list[str]]:
+    """Name, kind, shape for one particle, and distribution of every site."""
+    rows, run = [], sample.particles
+    for name, node in sample.nodes.items():
+        fn = node["fn"]
+        kind, source = type(fn).__name__, ""
+        if name in run.rewards:
+            kind, source = "reward", f"one unit is worth {said(run.scales[name])} nats"
+        elif kind == "Unit":
+            kind, source = "factor", "pyro.factor"
+        elif kind == "CompletionDistribution":
+            one = textwrap.shorten(repr(fn.lm.decode(fn.prompts[0])), 40, placeholder="...")
+            prompt = f"{len(fn.prompts)} different prompts" if len(fn.prompts) > 1 else f"prompt {one}"
+            kind, most = ("observed completion", "") if node["is_observed"] else ("completion", "at most ")
+            source = f"{fn.lm.name}, {prompt}, {most}{fn.max_new_tokens} tokens"
+        else:
+            kind, source = "observed" if node["is_observed"] else "latent", kind
+        if name in run.environment:
+            kind = "world"
+        plates = [f.size for f in node["cond_indep_stack"] if f.dim is not None and f.name[:9] != "ppl_align"]
+        shape = [*plates, *fn.event_shape] if source != "pyro.factor" and kind != "reward" else plates
+        rows.append([name, kind, str(shape), source])
+    return rows
 
 
-def _arguments(plan: Plan, job: Job) -> dict[str, Any]:
-    from ppl_align.cli.settings import Arguments
-
-    bound = Arguments(plan.model, plan.spec).signature.bind(*job.args, **job.kwargs)
-    return dict(bound.arguments)
+def draws(sample: PriorSample) -> tuple[list[str], list[list[str]]]:
+    """Header, and one line for each draw: rewards (raw), other factors (nats), log weight, first completion."""
+    run, column = sample.particles, columns((*sample.nodes, *sample.particles.answers))
+    scores = {**run.rewards, **{name: f for name, f in run.factors.items() if name not in run.rewards}}
+    first = next(iter(sample.completions), None)
+    texts = [] if first is None else sample.texts(first)
+    batch = len(texts) // sample.num_draws
+    rows = []
+    for i in range(PRINTED):
+        numbers = [_number(float(values[i])) for values in (*scores.values(), run.log_potential)]
+        rows.append([*numbers, repr(texts[i * batch])[1:-1] if texts else ""])
+    return [*(column[name] for name in scores), "log weight", "" if first is None else column[first]], rows
 
 
 def _wide(header: list[str], rows: list[list[str]], width: int) -> RenderableType:
@@ -116,10 +101,9 @@ def _wide(header: list[str], rows: list[list[str]], width: int) -> RenderableTyp
     needed = sum(max(map(cell_len, (name, *cells))) + 2 for name, cells in zip(header, numbers, strict=False))
     if needed + _LEGIBLE <= width:
         return _grid(header, rows)
-    draws = [str(i + 1) for i in range(len(rows))]
-    cells = {name: list(column) for name, column in zip(header, numbers, strict=False)}
-    texts = [_grid(["draw", header[-1]], [[draw, row[-1]] for draw, row in zip(draws, rows, strict=True)])]
-    parts: list[RenderableType] = [*grids("draw", draws, cells, width), *(texts if header[-1] else [])]
+    named = [(str(i), row[:-1]) for i, row in enumerate(rows, 1)]
+    texts = [_grid(["draw", header[-1]], [[str(i), row[-1]] for i, row in enumerate(rows, 1)])]
+    parts: list[RenderableType] = [*grids("draw", header[:-1], named, width), *(texts if header[-1] else [])]
     return Group(*(part for i, table in enumerate(parts) for part in (["", table] if i else [table])))
 
 

@@ -40,9 +40,7 @@ def claims(
         raise InputError("--book writes the whole book: name no claims with it")
     if book is not None and not lm:
         raise InputError("--book writes what was found on the language model too: add --lm")
-    folder = figures
-    if book is not None and folder is None:
-        folder = book.with_suffix("")
+    folder = book.with_suffix("") if book is not None and figures is None else figures
     if folder is not None:
         _writable(folder, "figures")
     if book is not None:

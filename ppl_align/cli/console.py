@@ -65,17 +65,14 @@ def one_line(error: BaseException, source: Path | None = None, where: str = "", 
 
 
 def report(error: BaseException, debug: bool, source: Path | None = None, where: str = "", hint: str = "") -> int:
-    """Say what went wrong: one line, after the traceback if ``debug``; returns the exit code."""
+    """Say what went wrong: one line, after the traceback if ``debug``; returns the exit code.
+
+    2 for what can be mended before an engine starts, 1 for everything else."""
     if debug:
         import traceback
 
         err.print("".join(traceback.format_exception(error)), end="")
     err.print(one_line(error, source, where, hint), style="red")
-    return exit_code(error)
-
-
-def exit_code(error: BaseException) -> int:
-    """2 for what can be mended before an engine starts, 1 for everything else."""
     return 2 if isinstance(error, InputError) else 1
 
 
@@ -108,11 +105,9 @@ def user_code() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-@contextlib.contextmanager
-def waiting(what: str) -> Iterator[None]:
+def waiting(what: str) -> contextlib.AbstractContextManager[Any]:
     """A spinner on a terminal, nothing elsewhere."""
-    with err.status(f"{what} ...") if err.is_terminal else contextlib.nullcontext():
-        yield
+    return err.status(f"{what} ...") if err.is_terminal else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -18,18 +18,15 @@ class OutputFolder:
     """Files are written beside their place and renamed; ``run.json`` says what was asked for and which files are ours.
 
     ``force`` lets a run into a folder that is not empty; it removes the files its manifest names, and no others.
+    Raises ``InputError`` unless the folder can be used; finding out leaves nothing behind.
     """
 
     def __init__(self, root: Path, force: bool) -> None:
-        self.root, self.force = root, force
+        self.root = root
         self.manifest: dict[str, Any] = {}
         self.files: list[str] = []
         self.begun = False
-
-    def check(self) -> None:
-        """Raises ``InputError`` unless the folder can be used; leaves nothing behind."""
-        root = self.root.absolute()
-        existing = root
+        root = existing = root.absolute()
         try:
             if root.exists() and not root.is_dir():
                 raise InputError(f"--out {self.root} is a file: name a folder")
@@ -40,7 +37,7 @@ class OutputFolder:
             taken = root.is_dir() and any(root.iterdir())
         except OSError as error:
             raise InputError(f"--out {self.root}: cannot write to {existing} ({error.strerror})") from None
-        if taken and not self.force:
+        if taken and not force:
             raise InputError(f"--out {self.root} is not empty: name another folder, or add --force to replace its run")
 
     def open(self, manifest: dict[str, Any]) -> None:
@@ -87,17 +84,14 @@ class OutputFolder:
         """What the manifest of an earlier run lists, as long as it lies inside this folder."""
         listed = read_manifest(self.root).get("files", [])
         root = self.root.resolve()
+        places = (root, *filter(Path.is_dir, root.iterdir()))
         paths = [self.root / name for name in listed if isinstance(name, str)]
-        return [p for p in paths if p.is_file() and p.resolve().parent in (root, *_children(root))]
+        return [p for p in paths if p.is_file() and p.resolve().parent in places]
 
 
 def output_folder(out: Path | None, force: bool) -> OutputFolder | None:
     """The folder of ``--out``, checked; None without one. Raises ``InputError`` unless it can be used."""
-    if out is None:
-        return None
-    folder = OutputFolder(out, force)
-    folder.check()
-    return folder
+    return None if out is None else OutputFolder(out, force)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -107,7 +101,3 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _children(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.is_dir()]

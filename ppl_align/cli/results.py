@@ -5,19 +5,20 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ppl_align.cli.console import plain_table
 from ppl_align.cli.output import OutputFolder
-from ppl_align.cli.verdict import over_rows
 
 if TYPE_CHECKING:
+    from ppl_align.diagnostics.advisor import Advice
     from ppl_align.posterior import Posterior
 
 SHOWN = 3  # completions printed for each engine
+NAMED = 8  # rows that a verdict names of each kind
 
 
 @dataclass
@@ -119,3 +120,39 @@ def _words(prompt: Any) -> str:
     if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
         return str(prompt[-1].get("content", ""))
     return str(prompt)
+
+
+def over_rows(rows: Mapping[str, Advice | None]) -> Advice:
+    """What the advice on every row amounts to; None for a row that no engine finished. Each row has a target of its
+    own, and is trusted or not by itself.
+
+    ``standing`` is that of the worst row; ``reasons`` has a line for each row that cannot be trusted as it is."""
+    from ppl_align.diagnostics.advisor import CAVEAT, Advice
+
+    kinds: dict[str, list[str]] = {"sound": [], "unconfirmed": [], "unsound": [], "missing": []}
+    for row, advice in rows.items():
+        kinds["missing" if advice is None else advice.standing].append(row)
+    good, count = len(kinds["sound"]), len(rows)
+    parts = [f"{good} of {count} row{'s' if count > 1 else ''} can be trusted"]
+    if good == count:
+        parts = [f"All {count} rows can be trusted" if count > 1 else "The row can be trusted"]
+    for kind, what in (
+        ("unsound", "not to be trusted"),
+        ("unconfirmed", "unconfirmed"),
+        ("missing", "without a result"),
+    ):
+        if kinds[kind]:
+            parts.append(f"{what}: {_listed(kinds[kind])}")
+    why = {row: "no engine finished." if advice is None else advice.verdict for row, advice in rows.items()}
+    reasons = [f"row {row}: {why[row]}" for row in rows if row not in kinds["sound"]]
+    if any(advice is not None and CAVEAT in advice.reasons for advice in rows.values()):
+        reasons.append(CAVEAT)
+    worst: Literal["sound", "unconfirmed", "unsound"] = "unconfirmed" if kinds["unconfirmed"] else "sound"
+    if kinds["unsound"] or kinds["missing"]:
+        worst = "unsound"
+    return Advice("; ".join(parts) + ".", tuple(reasons), worst)
+
+
+def _listed(rows: Sequence[str]) -> str:
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(rows[:NAMED])}{more}"

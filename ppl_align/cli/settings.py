@@ -73,9 +73,7 @@ def convert(text: str, annotation: Any, label: str) -> Any:
 
 def _kinds(annotation: Any) -> set[str]:
     """The plain types an annotation allows; empty where it allows anything else too."""
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-    if not isinstance(annotation, (str, type)):
-        text = str(annotation)
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     optional = re.fullmatch(r"(?:typing\.)?Optional\[(\w+)\]", text)
     names = {"None", optional[1]} if optional else {name.strip() for name in text.split("|")}
     names = {"None" if name == "NoneType" else name for name in names}
@@ -128,15 +126,13 @@ class Arguments:
                 raise InputError(f"{where}: {wanted}; {lacking(missing[0], columns)}; or give --set {missing[0]}=...")
             how = "--prompt TEXT" if missing == ["prompt"] else f"--set {missing[0]}=..."
             raise InputError(f"{wanted}: give {how}, or --data FILE with a column for each")
+        positional = [n for n, p in self.named.items() if p.kind is p.POSITIONAL_ONLY]
         bound = self.signature.bind(
-            *(values[n] for n, p in self.named.items() if p.kind is p.POSITIONAL_ONLY and n in values),
-            **{n: v for n, v in values.items() if n not in self.named or not self._positional_only(n)},
+            *(values[n] for n in positional if n in values),
+            **{n: v for n, v in values.items() if n not in positional},
         )
         bound.apply_defaults()
         return bound.args, bound.kwargs
-
-    def _positional_only(self, name: str) -> bool:
-        return self.named[name].kind is inspect.Parameter.POSITIONAL_ONLY
 
 
 def configure(recipes: Iterable[Recipe], settings: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

@@ -12,6 +12,16 @@ from pathlib import Path
 from ppl_align.core.errors import InputError
 
 
+def made_folder(directory: str | Path) -> Path:
+    """The folder, made if need be. Raises ``InputError`` where the file system refuses."""
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """A temporary file to write to, in the folder of ``path`` (made if need be); it becomes ``path`` at the end.

@@ -1,8 +1,11 @@
-"""Numbers with their errors, as they are printed."""
+"""Numbers with their errors, as they are printed; records as JSON holds them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 _WIDEST = 20  # characters of a value with its error
 _DECIMALS = 6
@@ -59,3 +62,22 @@ def say_z(z: float) -> str:
 def say_draws(predicted: float) -> str:
     """How many effective draws are foretold, in words."""
     return f"{predicted:.0f} effective draws" if predicted >= 1.5 else "hardly one effective draw"
+
+
+def jsonable(value: Any) -> Any:
+    """What JSON can hold of a value: records as objects, null for a number that has no meaning, else text.
+
+    >>> jsonable({"a": (1, math.nan), "b": 1j})
+    {'a': [1, None], 'b': '1j'}
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    elif hasattr(value, "_asdict"):  # a named tuple
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(held) for key, held in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [jsonable(held) for held in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

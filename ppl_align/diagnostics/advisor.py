@@ -32,7 +32,7 @@ from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.evidence import FEW_DRAWS
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior, has_proposal
+from ppl_align.posterior.prior import drew_from_prior
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity
@@ -110,7 +110,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     sound = [name for name, problems in found.items() if not problems]
     if runs[best].exact:
         sampled = [name for name in sound if not runs[name].exact]
-        agree = f" {_list(sampled)} agree{'s' if len(sampled) == 1 else ''} with it." if sampled else ""
+        agree = f" {decisions.listed(sampled)} agree{'s' if len(sampled) == 1 else ''} with it." if sampled else ""
         return Advice(f"The exact answer is here ({best}): use it.{agree}", tuple(reasons), "sound", best)
     if not sound:
         first = found[best][0]
@@ -122,7 +122,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     believed = [name for name in sound if not doubted[name]]
     confirmed = [name for name in believed if _is_confirmed(runs[name], sound, runs)]
     if not confirmed:
-        verdict = f"Nothing speaks against {_list(sound)}, but nothing confirms it either."
+        verdict = f"Nothing speaks against {decisions.listed(sound)}, but nothing confirms it either."
         remedy = what_would_vouch([runs[name] for name in believed]) if believed else what_would_tell(runs, doubted)
         return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
     use, verdict = _choice(runs, confirmed)
@@ -144,11 +144,10 @@ def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior
         return True
     if run.kind is Kind.CHAIN:  # chains that started alike may all be on their way still
         return any(runs[name].kind is not Kind.CHAIN for name in sound)
-    steered = has_proposal(run)
-    if not steered and len(run.log_weight) >= MIN_REPLICATES:
+    if not run.steered and len(run.log_weight) >= MIN_REPLICATES:
         return True
     others = [runs[name] for name in sound if runs[name] is not run]
-    return any(not has_proposal(o) if steered else has_proposal(o) or o.engine != run.engine for o in others)
+    return any(not o.steered if run.steered else o.steered or o.engine != run.engine for o in others)
 
 
 def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
@@ -179,8 +178,9 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
         found = [_disagreement_with_exact(run, runs), _few_draws(run)]
         return [problem for problem in found if problem is not None]
-    found = [_shortfall(run, runs), *collapsed(run, runs), _blind_spot(run, runs), _disagreement_with_exact(run, runs)]
-    found += [_unseen(run, runs), _few_draws(run), _replicates(run)]
+    spot = blind_spot(run, runs)
+    found = [_shortfall(run, runs), *collapsed(run, runs), None if spot is None else str(spot)]
+    found += [_disagreement_with_exact(run, runs), _unseen(run, runs), _few_draws(run), _replicates(run)]
     k = summary_of(run).pareto_k if run.independent else None
     if k is not None and k > GOOD_K:
         found.append(f"k-hat {k:.2f} is above {GOOD_K}, its error bars are too small")
@@ -210,11 +210,6 @@ def _error(run: Posterior) -> Estimate:
     if math.isnan(found.standard_error):
         return Estimate(found.value, UNKNOWN_ERROR)
     return found if found.stated else Estimate(found.value, found.standard_error)
-
-
-def _blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
-    spot = blind_spot(run, runs)
-    return None if spot is None else str(spot)
 
 
 def _disagreement_with_exact(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
@@ -275,17 +270,10 @@ def completions_carrying(run: Posterior, share: float) -> int:
     return int((cumulative < share * float(cumulative[-1])).sum()) + 1
 
 
-def _wide_spread(run: Posterior) -> str | None:
+def _replicates(run: Posterior) -> str | None:
     spread = summary_of(run).spread
     if spread is not None and spread > WIDE_SPREAD:
         return f"log Z spreads by {spread:.2g} nats over its {len(run.log_weight)} replicates"
-    return None
-
-
-def _replicates(run: Posterior) -> str | None:
-    wide = _wide_spread(run)
-    if wide is not None:
-        return wide
     if run.kind.has_evidence and not bool(run.log_evidence.isfinite().all()):
         return "a replicate died: everything it drew is forbidden"
     for name, rhat in summary_of(run).rhats.items():
@@ -301,7 +289,3 @@ def _notes(run: Posterior) -> list[str]:
     if run.resampled is not None and not bool(run.resampled.any()) and not moved:
         return ["it never resampled, so it is importance sampling under another name", *run.warnings]
     return list(run.warnings)
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -55,7 +55,7 @@ def blind_spot(run: Posterior, runs: Mapping[str, Posterior]) -> BlindSpot | Non
     """The gravest of a run, seen by the others; None where there is none, and for a run that cannot have one."""
     if run.exact or run.draws_are_exact or not bool(run.log_evidence.isfinite().any()):
         return None
-    draws = _effective_draws(run)
+    draws = float(effective_sample_size(summary_of(run).ancestral_weights.reshape(-1)))
     found = []
     for name in run.rewards:
         value = constant_reward(run, name)
@@ -82,12 +82,3 @@ def _log_odds(run: Posterior, other: Posterior, reward: str, value: float) -> fl
 def _softplus(x: float) -> float:
     """log(1 + exp(x))."""
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
-
-
-def _effective_draws(run: Posterior) -> float:
-    """1 / sum_i W_i^2 over all replicates; what descends from one first particle (SMC) is one draw."""
-    weights = run.weights
-    lineage = run.lineage
-    if lineage is not None:
-        weights = torch.zeros_like(weights).scatter_add_(1, torch.as_tensor(lineage), weights)
-    return float(effective_sample_size(weights.reshape(-1)))

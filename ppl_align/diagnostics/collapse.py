@@ -22,11 +22,10 @@ from ppl_align.core.estimate import critical, of_draws, standard_error
 from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior, has_proposal
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import identity, site_texts
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 ERRORS = 4.0  # standard errors: the first step of training has few draws to tell its own
 NEGLIGIBLE = 0.05  # nats
@@ -51,7 +50,7 @@ def one_draw(run: Posterior, runs: Mapping[str, Posterior]) -> str | None:
 
     It may be that only one text is worth writing: then another run, which found it on its own, has it almost alone."""
     total = run.log_weight.numel()
-    if total < 2 or not run.independent or not has_proposal(run) or len(set(identity(run).tolist())) > 1:
+    if total < 2 or not run.independent or not run.steered or len(set(identity(run).tolist())) > 1:
         return None
     if float(log_prior(run).reshape(-1)[0]) > -CERTAIN:
         return None

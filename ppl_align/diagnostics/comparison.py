@@ -6,22 +6,24 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 
 from ppl_align.core.errors import InputError
+from ppl_align.core.files import made_folder
+from ppl_align.core.printed import jsonable
 from ppl_align.diagnostics import decisions, exact_draws
 from ppl_align.diagnostics.advisor import Advice, advise, best_run
 from ppl_align.diagnostics.columns import COLUMNS, Column, guide_column, is_missing, reward_column
-from ppl_align.diagnostics.prior import best_view_of_prior
-from ppl_align.diagnostics.scales import differing_scales, scales
+from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.prior import prior_mean
+from ppl_align.posterior.prior import best_view_of_prior, prior_mean
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.program.provenance import differences
 
@@ -69,9 +71,7 @@ class Comparison:
         return {str(name): {str(k): v for k, v in row.items()} for name, row in self.table.iterrows()}
 
     def __str__(self) -> str:
-        from ppl_align.report.terminal import comparison
-
-        return str(comparison(self))
+        return str(self.__rich__())
 
     __repr__ = __str__
 
@@ -88,7 +88,7 @@ class Comparison:
     def to_json(self) -> str:
         """Table, reference and advice as JSON; null where a number has no meaning."""
         content = {
-            "advice": asdict(self.advice),
+            "advice": self.advice,
             "reference": self.reference,
             "runs": {
                 name: row
@@ -98,7 +98,7 @@ class Comparison:
             },
             "columns": {c.key: c.meaning for c in self.columns},
         }
-        return json.dumps(_jsonable(content), indent=2, ensure_ascii=False)
+        return json.dumps(jsonable(content), indent=2, ensure_ascii=False)
 
     def figures(self) -> dict[str, Figure]:
         """The plots of the report, matplotlib figures by name."""
@@ -108,7 +108,7 @@ class Comparison:
 
     def plots(self, directory: str | Path) -> list[Path]:
         """Write every plot as ``DIRECTORY/<name>.png``; returns the paths."""
-        folder = _folder(directory)
+        folder = made_folder(directory)
         paths = []
         for name, figure in self.figures().items():
             paths.append(folder / f"{name}.png")
@@ -119,7 +119,7 @@ class Comparison:
         """Write ``comparison.csv``, ``comparison.json`` and the self-contained ``report.html``; returns the paths."""
         from ppl_align.report.html import render
 
-        folder = _folder(directory)
+        folder = made_folder(directory)
         csv, text, html = (folder / name for name in ("comparison.csv", "comparison.json", "report.html"))
         self.table.to_csv(csv)
         text.write_text(self.to_json(), encoding="utf-8")
@@ -254,33 +254,42 @@ def _same_target(named: Mapping[str, Posterior]) -> None:
         differs = {
             "models": (first.model, run.model),
             "language models": (first.lm, run.lm),
-            "rewards (name: nats per unit)": (scales(first), scales(run)),
+            "rewards (name: nats per unit)": (_scales(first), _scales(run)),
             "sites": (sorted(first.particles), sorted(run.particles)),
         }
         # A prompt that depends on a latent varies from draw to draw; one fixed prompt must be the same.
         prompts = _prompts(first), _prompts(run)
         if all(len(p) == 1 for p in prompts):
             differs["prompts"] = prompts
-        for what, (a, b) in {**differs, **differing_scales(first, run)}.items():
+        for what, (a, b) in {**differs, **_differing_scales(first, run)}.items():
             if a != b:
                 where = f"{what} {a} in {first_name!r}, {b} in {name!r}"
                 raise InputError(f"runs of different targets cannot be compared: {where}")
 
 
-def _folder(directory: str | Path) -> Path:
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
-    return folder
+def _scales(run: Posterior) -> dict[str, float | str]:
+    """What a unit of each reward is worth, to six digits."""
+    found: dict[str, float | str] = {}
+    for name, scale in sorted(run.scales.items()):
+        first = float(torch.as_tensor(scale).reshape(-1)[0])
+        found[name] = "drawn" if name in run.drawn_scales else float(f"{first:.6g}")
+    return found
 
 
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+def _differing_scales(one: Posterior, two: Posterior) -> dict[str, tuple[float, float]]:
+    """Rewards with a weight that is drawn, and is not the same for a draw that both runs have: the two values."""
+    found = {}
+    for name in set(one.drawn_scales) & set(two.drawn_scales):
+        known = dict(zip(_rows(one), one.scales[name].reshape(-1).tolist(), strict=True))
+        for row, scale in zip(_rows(two), two.scales[name].reshape(-1).tolist(), strict=True):
+            if not math.isclose(known.get(row, scale), scale, rel_tol=1e-5, abs_tol=1e-9):
+                found[f"nats per unit of {name!r} for one draw:"] = known[row], scale
+                break
+    return found
+
+
+def _rows(run: Posterior) -> list[tuple[float, ...]]:
+    """All that was drawn, one row for each particle."""
+    size = run.log_weight.numel()
+    parts = [tensor_of(run.particles[name]).reshape(size, -1).double() for name in sorted(run.particles)]
+    return [tuple(row) for row in torch.cat(parts, 1).tolist()]

@@ -66,7 +66,7 @@ def lacking(run: Posterior, scale: float | None = None) -> int | None:
 
 def questions(runs: Mapping[str, Posterior]) -> str:
     """Which question each run answers, where there are two."""
-    conditioned, decided = (_list(list(group)) for group in split(runs))
+    conditioned, decided = (listed(list(group)) for group in split(runs))
     return (
         f"Two questions: {conditioned} condition{_s(conditioned)} (it went well: what was said, what did the world "
         f"answer?), {decided} decide{_s(decided)} (what to say, in the world as it is?)."
@@ -78,9 +78,10 @@ def _j(run: Posterior) -> Estimate:
     return Estimate(-math.inf, math.nan) if found is None or math.isnan(found.value) else found
 
 
-def _list(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names as a sentence has them: a, b and c."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _s(listed: str) -> str:
-    return "" if " and " in listed else "s"
+def _s(names: str) -> str:
+    return "" if " and " in names else "s"

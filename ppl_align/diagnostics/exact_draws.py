@@ -25,9 +25,9 @@ import torch
 
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood
+from ppl_align.posterior.run_summary import summary_of
 
 SURPRISING = 1e-3  # an honest run is blamed for one in a thousand sets of exact draws
 FEWEST = 3  # exact draws: what holds less of the posterior than two of them changes no conclusion
@@ -64,18 +64,9 @@ def unseen(run: Posterior, exact: Posterior) -> Unseen:
     heaviest = float(log_likelihood(run).max())
     own = log_likelihood(exact).reshape(-1)
     count, total = int((own > heaviest + ROUNDING).sum()), len(own)
-    chance = (1 + 1 / (2 * total * _largest_weight(run))) ** -count
+    largest = float(summary_of(run).ancestral_weights.max())  # W of the module's docstring
+    chance = (1 + 1 / (2 * total * largest)) ** -count
     return Unseen(count, total, chance)
-
-
-def _largest_weight(run: Posterior) -> float:
-    """W, all replicates pooled. What descends from one first particle (SMC) is one draw, and adds up its weight."""
-    pooled = run.weights
-    lineage = run.lineage
-    if lineage is None:
-        return float(pooled.max())
-    shared = torch.zeros_like(pooled).scatter_add_(1, torch.as_tensor(lineage), pooled)
-    return float(shared.max())
 
 
 def unreached(exact: Posterior, confidence: float = 0.95) -> float:

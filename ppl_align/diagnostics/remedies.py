@@ -10,7 +10,6 @@ from ppl_align.diagnostics import decisions
 from ppl_align.posterior.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.prior import has_proposal
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
@@ -33,7 +32,7 @@ def what_to_do(best: Posterior) -> str:
     told = summary_of(best)
     kl = told.kl.value
     far = math.isfinite(kl) and told.kl_is_lower_bound
-    if far and best.independent and not has_proposal(best) and kl > math.log(best.log_weight.numel()) - 1:
+    if far and best.independent and not best.steered and kl > math.log(best.log_weight.numel()) - 1:
         return (
             f"The posterior lies at least {kl:.1f} nats from the prior: it takes well over {_exp(kl)} "
             f"draws of the prior, and this run has {best.log_weight.numel():,}. Raise beta, or use a twist or a "
@@ -65,7 +64,7 @@ def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Do
             prices[name] = factor * (cost.lm_tokens + cost.scored_tokens), factor
     cheapest = min(prices, key=lambda name: prices[name][0], default=None)
     if cheapest is None or prices[cheapest][1] > HOPELESS:
-        steered = all(has_proposal(runs[name]) for name in doubted)
+        steered = all(runs[name].steered for name in doubted)
         other = BETTER_PROPOSAL if steered else "use another twist, or a trained guide as proposal"
         return f"More draws of these engines would not tell: {other}."
     tokens, factor = prices[cheapest]
@@ -78,7 +77,7 @@ def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Do
 
 def what_would_vouch(believed: Sequence[Posterior]) -> str:
     """Where runs have seen enough, and nothing independent of them says the same."""
-    if any(has_proposal(run) for run in believed):
+    if any(run.steered for run in believed):
         return (
             f"Run an engine without a proposal beside it, with num_replicates={MIN_REPLICATES} or more: what a guide "
             "never writes, no run with this guide sees."

@@ -9,27 +9,86 @@
   draws have the price of those of the prior;
 * exact: the number of sequences, where they can be listed, and what is scored for each.
 
-An engine that refuses the program has no price: it is asked itself (:mod:`ppl_align.inspection.trials`), and its own
-words are the note.
+An engine that refuses the program has no price, and its own words are the note: it is asked itself, by a trial as short
+as it gets, two draws of each thing. A copy of an engine's rules would be right until one of them changes. Trials are
+means to an end: they say nothing, and draw from random streams of their own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import InputError, PplAlignError
+from ppl_align.core.errors import InputError, PplAlignError, first_line, type_and_line
 from ppl_align.core.estimate import of_draws
-from ppl_align.engines import SVI, Enumeration, Rejection
+from ppl_align.core.runs import nested_run
+from ppl_align.core.seeds import isolated, mix
+from ppl_align.engines import SMC, SVI, Enumeration, Rejection
+from ppl_align.engines.base import Task
 from ppl_align.engines.rejection.rejection import check_bounds
 from ppl_align.inspection.pool import BATCH, Pool
-from ppl_align.inspection.trials import Trials
+from ppl_align.lm.completions import sequence_lengths
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.estimates import Estimate
+
+
+@dataclass(frozen=True)
+class Trials:
+    """``svi``: why it refuses to train on the program, None if it does not. ``resamples``: has SMC anything to weigh
+    before the end? Without, whatever the twist, it is importance sampling."""
+
+    svi: str | None = None
+    resamples: bool = True
+
+
+def try_engines(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], pool: Pool, seed: int
+) -> Trials:
+    """Ask SVI and SMC; a pool in which all is rejected has nothing to try."""
+    if not bool(pool.log_weight.isfinite().any()):
+        return Trials()
+    with nested_run():
+        task = Task(model, args, dict(kwargs), lambda done, total, note: None)
+        return Trials(refusal_of_svi(task, seed), smc_resamples(task, pool, seed))
+
+
+def refusal_of_svi(task: Task, seed: int) -> str | None:
+    """One step of training on two draws, as SVI would take it: the line in which it refuses, or None."""
+    engine = SVI(num_steps=1, num_particles=2, num_replicates=1)
+    try:
+        engine.run(task.model, *task.args, seed=seed, **task.kwargs)
+    except PplAlignError as error:
+        return first_line(error)
+    except Exception as error:  # whatever it is, it is no run
+        return type_and_line(error)
+    return None
+
+
+def smc_resamples(task: Task, pool: Pool, seed: int) -> bool:
+    """Does SMC look at weights before the end, where one of its particles writes the longest texts of the pool?"""
+    engine = SMC(num_particles=2, num_replicates=1, twist=lambda prefixes: torch.zeros(len(prefixes.tokens)))
+    longest = _longest(pool)
+    retained = {name: value[longest : longest + 1] for name, value in pool.particles.values.items()}
+    with isolated(mix(seed, "trial of smc")):
+        try:
+            run = engine._infer(Task(task.model, task.args, task.kwargs, task.progress, retained))
+        except PplAlignError:  # it went on far enough to fail at something else
+            return True
+    return run.ess_by_step is not None and len(run.ess_by_step) > 0
+
+
+def _longest(pool: Pool) -> int:
+    """The draw, among those of positive weight, whose longest text has the most tokens."""
+    most = torch.zeros(pool.num_draws)
+    for name, fn in pool.completions.items():
+        lengths: Tensor = sequence_lengths(pool.particles.values[name].cpu(), fn.terminal)
+        most = torch.maximum(most, lengths.reshape(pool.num_draws, -1).amax(-1).float())
+    return int(torch.where(pool.log_weight.isfinite(), most, -1.0).argmax())
 
 
 @dataclass(frozen=True)
@@ -129,23 +188,14 @@ def _exact(pool: Pool) -> Prediction:
     try:
         engine.refuse_too_many(total, name)
     except InputError:
-        return _refused("exact", f"{_at_most(pool)}{shown} sequences, more than {engine.max_sequences:,}")
+        # top-p cuts some of what is counted
+        up_to = "up to " if any(fn.warp.top_p is not None for fn in pool.completions.values()) else ""
+        return _refused("exact", f"{up_to}{shown} sequences, more than {engine.max_sequences:,}")
     shared = len(pool.sites) > 1 or pool.cost.scored_tokens > 0
     note = f"all {shown} assignments" + ("; fewer tokens where they share a beginning" if shared else "")
-    tokens += total * pool.cost.scored_tokens / _distinct(pool)
+    tokens += total * pool.cost.scored_tokens / pool.distinct(list(pool.sites))  # a text is scored once
     speed = pool.cost.seconds / max(pool.cost.lm_tokens + pool.cost.scored_tokens, 1)
     return Prediction("exact", Estimate(total, 0.0), tokens, tokens * speed, False, note)
-
-
-def _distinct(pool: Pool) -> int:
-    """How many different draws the pool has: a text is scored once."""
-    rows = torch.cat([value.reshape(pool.num_draws, -1).double().cpu() for value in pool.particles.values.values()], -1)
-    return len(rows.unique(dim=0))
-
-
-def _at_most(pool: Pool) -> str:
-    """Top-p cuts some of what is counted."""
-    return "up to " if any(fn.warp.top_p is not None for fn in pool.completions.values()) else ""
 
 
 def support_size(fn: Any, num_particles: int) -> tuple[float, float] | None:

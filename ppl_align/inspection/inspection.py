@@ -8,7 +8,6 @@ that SVI and SMC are tried on two draws, to find out whether they would run.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_align.core.cost import Cost, measure
 from ppl_align.core.errors import InputError
+from ppl_align.core.files import made_folder
+from ppl_align.core.printed import jsonable
 from ppl_align.core.progress import Report, reporting
 from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.core.validation import at_least
-from ppl_align.inspection.advice import advise
-from ppl_align.inspection.costs import Prediction, predict
-from ppl_align.inspection.doubt import doubt
+from ppl_align.inspection.advice import advise, doubt
+from ppl_align.inspection.costs import Prediction, predict, try_engines
 from ppl_align.inspection.pool import Pool, draw_pool
 from ppl_align.inspection.predictive import Answers, Event, PriorReward, answers, event, prior_rewards
 from ppl_align.inspection.profile import Profile, profile
 from ppl_align.inspection.strengths import Sensitivity, Strength, log_evidence_slope, sensitivities, strength, strengths
-from ppl_align.inspection.trials import try_engines
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.program import Program
 from ppl_align.runner.known_constraints import known_constraints
@@ -93,9 +92,7 @@ class Inspection:
         return doubt(self.pool, self.written)
 
     def __str__(self) -> str:
-        from ppl_align.report.inspection import tables
-
-        return str(tables(self))
+        return str(self.__rich__())
 
     __repr__ = __str__
 
@@ -114,7 +111,7 @@ class Inspection:
         """Everything but the draws, JSON-able; None where a number has no meaning."""
         skipped = ("pool", "prior", "cost")
         parts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in skipped}
-        return _plain(parts | {"num_draws": self.num_draws, "beta": self.beta, "cost": self.cost.as_dict()})
+        return jsonable(parts | {"num_draws": self.num_draws, "beta": self.beta, "cost": self.cost.as_dict()})
 
     def to_json(self) -> str:
         """:meth:`as_dict` as JSON."""
@@ -122,11 +119,7 @@ class Inspection:
 
     def save(self, directory: str | Path) -> list[Path]:
         """Write ``inspection.json``, ``inspection.txt`` and ``inspection.png``; returns the paths."""
-        folder = Path(directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+        folder = made_folder(directory)
         paths = [folder / f"inspection.{kind}" for kind in ("json", "txt", "png")]
         paths[0].write_text(self.to_json(), encoding="utf-8")
         paths[1].write_text(f"{self}\n", encoding="utf-8")
@@ -197,17 +190,3 @@ def inspect(
         prior=prior,
         cost=cost,
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Estimate):
-        return {"value": _plain(value.value), "standard_error": _plain(value.standard_error)}
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(held) for key, held in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(held) for held in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

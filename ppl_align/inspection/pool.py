@@ -9,7 +9,7 @@ those of the prior confined to it, as engines draw, and p0 / q belongs to their 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -108,11 +108,6 @@ class Pool:
         return bool(self.known.matchers)
 
     @property
-    def total_log_prior(self) -> Tensor:
-        """log p0 of each draw, all sites together, nats."""
-        return self.particles.total_log_prior
-
-    @property
     def log_ratio(self) -> Tensor:
         """log p0 - log q of each draw, nats."""
         return self.particles.log_ratio
@@ -131,12 +126,8 @@ class Pool:
     def unmet(self) -> list[str]:
         """Rewards that were the same on every draw, and not at their declared best: what they are for may not have been
         drawn."""
-        return [
-            name for name, r in self.particles.rewards.items() if self._counts(name) and self._never_varied(name, r)
-        ]
-
-    def _counts(self, name: str) -> bool:
-        return bool((torch.as_tensor(self.particles.scales[name]) != 0).any())
+        counts = {name: bool(torch.as_tensor(scale).any()) for name, scale in self.particles.scales.items()}
+        return [name for name, r in self.particles.rewards.items() if counts[name] and self._never_varied(name, r)]
 
     def _never_varied(self, name: str, r: Tensor) -> bool:
         bound = self.particles.log_upper.get(name)
@@ -168,6 +159,11 @@ class Pool:
     def base(self) -> Weighted:
         """The draws as the prior would have them, given the hard constraints; rewards play no part."""
         return Weighted(self._total(self.constraints if self.confined else ()), self.log_ratio)
+
+    def distinct(self, sites: Sequence[str]) -> int:
+        """How many of the draws differ at these sites."""
+        values = (self.particles.values[name].reshape(self.num_draws, -1).double().cpu() for name in sites)
+        return len(torch.cat(list(values), -1).unique(dim=0))
 
     @property
     def completions(self) -> dict[str, CompletionDistribution]:

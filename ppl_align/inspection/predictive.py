@@ -92,18 +92,15 @@ def answers(pool: Pool, prior: Pool) -> Answers | None:
         value.is_floating_point() and not is_discrete(pool.sites[name]) for name, value in pool.particles.values.items()
     ):
         return None
-    w, log_prior = pool.weighted(pool.psi), pool.total_log_prior
-    before = prior.base.mean(-prior.total_log_prior)
+    w, log_prior = pool.weighted(pool.psi), pool.particles.total_log_prior
+    before = prior.base.mean(-prior.particles.total_log_prior)
     joint = torch.where(pool.psi.isfinite(), log_prior + pool.psi, 0.0)
     of_joint = w.mean(joint)
     value = max(w.log_evidence.value - of_joint.value, 0.0)
     influence = w.relative - 1 - w.relative * (joint - of_joint.value)
     error = standard_error(influence) if w.enough else math.nan
-    said = [value for name, value in pool.particles.values.items() if not isinstance(pool.sites[name], Seeds)]
-    rows = torch.cat([value.reshape(pool.num_draws, -1).double() for value in said], 1)
-    return Answers(
-        before, Estimate(value, error), len(torch.unique(rows, dim=0)), len(said) < len(pool.particles.values)
-    )
+    said = [name for name, fn in pool.sites.items() if not isinstance(fn, Seeds)]
+    return Answers(before, Estimate(value, error), pool.distinct(said), len(said) < len(pool.sites))
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,8 @@ def event(pool: Pool, prior: Pool, name: str, happens: Callable[[str], bool]) ->
 
 
 def _hits(pool: Pool, name: str, happens: Callable[[str], bool]) -> torch.Tensor:
-    found = [any(_ask(name, happens, text) for text in row) for row in _rows(pool)]
+    rows = zip(*pool.texts.values(), strict=True)  # of each draw the texts, by site
+    found = [any(_ask(name, happens, text) for texts in row for text in texts) for row in rows]
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -153,10 +151,6 @@ def _at_most(pool: Pool, w: Weighted, prior: float) -> float:
         return math.nan
     most = prior * math.exp(min(pool.log_bound - w.log_evidence.value, 700.0))
     return most if most < 1 else math.nan
-
-
-def _rows(pool: Pool) -> list[list[str]]:
-    return [[text for part in parts for text in part] for parts in zip(*pool.texts.values(), strict=True)]
 
 
 def _ask(name: str, happens: Callable[[str], bool], text: str) -> bool:

@@ -74,11 +74,6 @@ class Weighted:
             return True
         return self.ess >= ENOUGH and (self.predicted >= ENOUGH or self.ess >= PLENTY)
 
-    @property
-    def skewness(self) -> float:
-        """Of the error of log Z, as the draws show it."""
-        return self.log_evidence.skewness
-
     @cached_property
     def log_evidence(self) -> Estimate:
         if not self.alive:

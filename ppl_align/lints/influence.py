@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import ModelError, PplAlignError
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.posterior.once import once
 from ppl_align.program.record import Record
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ class Influence:
     def __init__(self, sample: PriorSample) -> None:
         self.sample = sample
         self.order = list(sample.values)
-        self._seen: dict[tuple[frozenset[str], int], Exchanged | None] = {}
 
     def factor(self, site: str) -> str | None:
         """A factor that depends on the site: directly if there is one, or else through later sites."""
@@ -66,7 +66,8 @@ class Influence:
 
         Nobody needs to know what the two say to factors of their own, or to one that adds them up. They have to act
         together: on one factor or, each by itself, on the law of what comes later and matters."""
-        blind = {k: ~run.touched.get(choice, self._nowhere) for k, run in self._each(known)}
+        nowhere = torch.zeros(self.sample.num_draws, dtype=torch.bool)
+        blind = {k: ~run.touched.get(choice, nowhere) for k, run in self._each(known)}
         mine, others = self.reach(known, after=choice), self.reach(choice)
         later = any(bool((blind[k] & seen).any()) for k, run in self._each(known) for seen in self._later(run, choice))
         for here in mine if later else [known]:
@@ -106,17 +107,9 @@ class Influence:
         before = self.sample.particles.factors.items()
         return {name: f for name, f in before if not bool(_differs(f, again.factors[name]).any())}
 
-    @property
-    def _nowhere(self) -> Tensor:
-        return torch.zeros(self.sample.num_draws, dtype=torch.bool)
-
+    @once
     def _exchanged(self, sites: frozenset[str], k: int) -> Exchanged | None:
         """Each particle with the values that the k-th after it has at ``sites``; None: cannot be asked."""
-        if (sites, k) not in self._seen:
-            self._seen[sites, k] = self._exchange(sites, k)
-        return self._seen[sites, k]
-
-    def _exchange(self, sites: frozenset[str], k: int) -> Exchanged | None:
         values = {name: v.roll(-k, 0) if name in sites else v for name, v in self.sample.values.items()}
         record = Record()
         try:
@@ -124,10 +117,7 @@ class Influence:
                 run = self.sample.ask(values, known=self.sample.answers)
         except ModelError:
             raise
-        except (
-            PplAlignError,
-            ValueError,
-        ):  # values that the program never has together, such as u > z in Uniform(0, z)
+        except (PplAlignError, ValueError):  # values that the program never has together: u > z in Uniform(0, z)
             return None
         touched = {name: self._law_differs(name, record.nodes[name]["fn"]) for name in self.order if name not in sites}
         return Exchanged(run.factors, {name: where for name, where in touched.items() if bool(where.any())})

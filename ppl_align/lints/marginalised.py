@@ -53,12 +53,9 @@ def _moves(r: Tensor) -> bool:
 
 
 def _prompts_differ(sample: PriorSample, run: Particles) -> bool:
-    shape = (sample.num_draws,)
-    for name, prior in sample.particles.sources.items():
-        here = prior.batch_shape or shape
-        if run.sources[name].prompt_rows(here) != prior.prompt_rows(here):
-            return True
-    return False
+    shapes = {name: prior.batch_shape or (sample.num_draws,) for name, prior in sample.particles.sources.items()}
+    before, after = sample.particles.sources, run.sources
+    return any(after[name].prompt_rows(shape) != before[name].prompt_rows(shape) for name, shape in shapes.items())
 
 
 def _bonus(log_factors: Tensor) -> tuple[float, bool]:

@@ -26,7 +26,9 @@ def partial_text(sample: PriorSample) -> Iterator[Finding]:
     for site, prior in sample.completions.items():
         if prior.max_new_tokens < 2 or site in sample.particles.environment:
             continue
-        given = _upstream(sample, site) | {site: sample.values[site][..., : prior.max_new_tokens // 2]}
+        names = list(sample.values)
+        given = {name: sample.values[name] for name in names[: names.index(site)]}
+        given[site] = sample.values[site][..., : prior.max_new_tokens // 2]
         try:
             halves = sample.ask(given)
         except Exception as error:  # whatever the program raises
@@ -41,11 +43,6 @@ def partial_text(sample: PriorSample) -> Iterator[Finding]:
             if name in halves.rewards:
                 yield from _of_reward(sample.particles, halves, name)
         yield from _closed_too_early(sample.particles, halves)
-
-
-def _upstream(sample: PriorSample, site: str) -> dict[str, Tensor]:
-    names = list(sample.values)
-    return {name: sample.values[name] for name in names[: names.index(site)]}
 
 
 def _of_reward(whole: Particles, halves: Particles, name: str) -> Iterator[Finding]:

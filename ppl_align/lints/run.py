@@ -12,20 +12,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ppl_align.core.errors import BatchTextError, ModelError
 from ppl_align.guides.program import ProgramGuide
-from ppl_align.lints.environment import tilted_environment
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.hidden_warp import hidden_warp
 from ppl_align.lints.marginalised import marginalised_parameter
 from ppl_align.lints.partial_text import partial_text
-from ppl_align.lints.partially_observed import partially_observed
 from ppl_align.lints.prior_sample import DRAWS, PriorSample
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
-from ppl_align.lints.structure import CAUSES, dynamic, dynamic_structure
 from ppl_align.lints.trailing_space import trailing_space
 from ppl_align.lints.truncation import truncation
-from ppl_align.lints.undeclared_randomness import undeclared_randomness
+from ppl_align.lints.world import partially_observed, tilted_environment, undeclared_randomness
+
+CAUSES = (ModelError, BatchTextError)
+"""What a program raises that engines cannot run on many particles at once."""
+ALONE = 4
+"""Particles that are looked at alone: a branch that half of them take is missed once in sixteen times."""
+
+
+def dynamic(error: Exception) -> Finding:
+    """The finding for what a run of the program raised."""
+    return Finding("dynamic structure", "error", " ".join(str(error).split()))
+
+
+def dynamic_structure(sample: PriorSample) -> Iterator[Finding]:
+    """A site that a batch has and a particle of it has not, as after ``if (z > 0).any()``, or the other way round."""
+    try:
+        for i in range(min(ALONE, sample.num_draws)):
+            sample.ask(rows=slice(i, i + 1))
+    except CAUSES as error:
+        yield dynamic(error)
+
 
 LINTS: tuple[Callable[[PriorSample], Iterator[Finding]], ...] = (
     dynamic_structure,

@@ -28,10 +28,10 @@ def stateful(sample: PriorSample) -> Iterator[Finding]:
     if size > 1:
         again.append(("depends on what else is in the batch", half, sample.ask(rows=half)))
     for name in sample.particles.factors:
-        read = _raw if name in sample.particles.rewards else _factor
+        kind = "reward" if name in sample.particles.rewards else "factor"
         for what, rows, run in again:
-            if _changed(read(sample.particles, name)[rows], read(run, name)):
-                kind = "reward" if read is _raw else "factor"
+            before, after = (getattr(particles, f"{kind}s")[name] for particles in (sample.particles, run))
+            if _changed(before[rows], after):
                 by = _nats(sample.particles.factors[name][rows], run.factors[name])
                 yield Finding(
                     "reward with a state", "warning", f"{kind} {name!r} {what}{by}: it is not a likelihood", REMEDY
@@ -63,11 +63,3 @@ def _slack(values: Tensor) -> float:
     if len(finite) < 2:
         return 1e-5 * float(finite.abs().sum())
     return 0.01 * float(finite.std()) + 1e-5 * float(finite.abs().max())
-
-
-def _raw(run: Particles, name: str) -> Tensor:
-    return run.rewards[name]
-
-
-def _factor(run: Particles, name: str) -> Tensor:
-    return run.factors[name]

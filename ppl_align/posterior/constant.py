@@ -17,38 +17,30 @@ _ROUNDING = 1e-9  # nats
 @once
 def constant_reward(run: Posterior, reward: str) -> float | None:
     """The value that a reward has on every draw of positive weight; None where it has several."""
-    return _only_value(run.rewards[reward], run.weights > 0)
+    values = run.rewards[reward].double()[run.weights > 0]
+    first = values[:1]
+    return float(first) if len(values) and bool(same(values, first).all()) else None
 
 
 def never_met(run: Posterior, reward: str) -> float | None:
     """The only value that has been seen of a reward. None where there were several: one that has turned draws down
     (-inf) has been met, and one that applies to no draw (NaN) is a factor of 1 by the user's own word."""
-    return _only_value_seen(run.rewards[reward], run.weights > 0)
+    value = constant_reward(run, reward)
+    turned_down = bool((run.rewards[reward] == -math.inf).any())
+    return None if value is None or math.isnan(value) or turned_down else value
 
 
 @once
 def unmet(run: Posterior) -> list[str]:
     """The rewards whose other values, were there any, could be preferred to the only one that was drawn: log Z rests on
     what nobody has seen. Not those that are at their declared best, nor those that weigh nothing."""
-    counts = run.weights > 0
     return [
         name
-        for name, r in run.rewards.items()
-        if _only_value_seen(r, counts) is not None
+        for name in run.rewards
+        if never_met(run, name) is not None
         and bool(torch.as_tensor(run.scales[name]).any())
         and not _at_its_best(run, name)
     ]
-
-
-def _only_value(r: Tensor, counts: Tensor) -> float | None:
-    values = r.double()[counts]
-    first = values[:1]
-    return float(first) if len(values) and bool(same(values, first).all()) else None
-
-
-def _only_value_seen(r: Tensor, counts: Tensor) -> float | None:
-    value = _only_value(r, counts)
-    return None if value is None or math.isnan(value) or bool((r == -math.inf).any()) else value
 
 
 def _at_its_best(run: Posterior, reward: str) -> bool:

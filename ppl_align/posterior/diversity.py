@@ -12,9 +12,9 @@ import torch
 
 from ppl_align.posterior import evidence
 from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.prior import log_likelihood
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.table import draw_indices, flat_tokens, identity, systematic
-from ppl_align.posterior.totals import log_likelihood
 
 NUM_DRAWS = 100
 """Equal-weight draws that every run is judged by: diversity grows with their number, so it must be the same for all."""
@@ -30,8 +30,10 @@ def distinct_completions(posterior: Posterior) -> float | None:
 
 
 def unique_ancestors(posterior: Posterior) -> float | None:
-    """First particles with living descendants, per replicate and averaged; N where nothing resamples; None if exact."""
-    if posterior.exact:
+    """First particles with living descendants, per replicate and averaged; N where nothing resamples.
+
+    None if exact, and where weights do not estimate Z."""
+    if posterior.exact or not posterior.kind.has_evidence:
         return None
     counts = ancestors_by_replicate(posterior)
     return float(posterior.log_weight.shape[1] if counts is None else np.mean(counts))

@@ -28,13 +28,12 @@ from ppl_align.core.printed import say_draws
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior import evidence
 from ppl_align.posterior.bounded import log_evidence_upper
-from ppl_align.posterior.chains import effective_draws
 from ppl_align.posterior.constant import constant_reward, never_met
+from ppl_align.posterior.estimates import effective_draws, heavy_tail
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import ENOUGH, prior_log_weight, prior_mean
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.tails import heavy_tail
 
 PREDICTED = 50.0
 SKEWED = 0.4
@@ -59,7 +58,8 @@ def doubts(run: Posterior) -> list[Doubt]:
     if run.exact or run.target == "decision":
         return []
     found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
-    found += [_room(run), _log_z(run)] if run.kind.has_evidence else []
+    if run.kind.has_evidence:
+        found += [_room(run), too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", more(run))]
     found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run), _slow(run)]
     return [doubt for doubt in found if doubt is not None]
 
@@ -86,10 +86,6 @@ def _room(run: Posterior) -> Doubt | None:
         f"by the bounds of its rewards log Z may lie {room:.1f} nats higher (95%): the draws leave room for it",
         math.expm1(min(room, MOST)) / math.expm1(ROOM),
     )
-
-
-def _log_z(run: Posterior) -> Doubt | None:
-    return too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", more(run))
 
 
 def _mean(run: Posterior, name: str) -> Doubt | None:
@@ -130,7 +126,7 @@ def too_wide(
 
 def more(run: Posterior) -> float | None:
     """By what the draws of a run have to grow for an error bar. None: nobody knows, and of weights without a variance
-    (:mod:`ppl_align.posterior.tails`) no number of draws will do."""
+    (:func:`~ppl_align.posterior.estimates.heavy_tail`) no number of draws will do."""
     if heavy_tail(run) is not None:
         return None
     if not run.independent:

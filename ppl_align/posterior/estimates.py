@@ -9,25 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align.core.arviz_adapter import chain_ess
 from ppl_align.core.errors import InputError
-from ppl_align.core.estimate import (
-    FEWEST_EFFECTIVE,
-    FEWEST_EXACT,
-    FEWEST_PREDICTED,
-    Estimate,
-    of_influence,
-)
+from ppl_align.core.estimate import FEWEST_EFFECTIVE, FEWEST_EXACT, FEWEST_PREDICTED, Estimate, of_influence
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
+from ppl_align.posterior.prior import log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.tails import heavy_tail
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 MIN_EFFECTIVE_DRAWS = 2.0
+HEAVIEST = 0.5
+EVEN = 0.5  # share of effective draws from which no tail is left that would matter
 
 
 @once
@@ -63,7 +59,7 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
     Exact draws: ``FEWEST_EXACT``. Of all others, not where a reward has never varied
     (:mod:`ppl_align.posterior.constant`). Independent draws:
     ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights; of a proposal, weights whose
-    variance is finite by their tail (:mod:`ppl_align.posterior.tails`). Particles that were resampled: four replicates,
+    variance is finite by their tail (:func:`heavy_tail`). Particles that were resampled: four replicates,
     and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all."""
     if posterior.exact:
         return True
@@ -83,6 +79,22 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
     return ancestors is None or sum(ancestors) >= FEWEST_ANCESTORS
 
 
+@once
+def heavy_tail(posterior: Posterior) -> float | None:
+    """k-hat of all weights pooled, where it says that a proposal's weights have no variance; None where it does not.
+
+    The weights' variance is finite where Pareto k-hat is below 1/2, and only then has their mean a standard error.
+    Weights of draws from the prior, or from within its hard constraints, are bounded where rewards are; weights of a
+    proposal are large just where it hardly ever goes."""
+    if not posterior.independent or posterior.draws_are_exact or not posterior.steered:
+        return None
+    pooled = posterior.importance_weights.pooled
+    if float(pooled.ess) >= EVEN * posterior.log_weight.numel():
+        return None
+    k = float(pooled.pareto_k)
+    return k if k > HEAVIEST else None
+
+
 def _of_resampled(posterior: Posterior, w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate:
     """Particles of one replicate share ancestors: replicates are independent, and so are those first particles."""
     numerator, denominator = (w * f).sum(-1), w.sum(-1)
@@ -96,9 +108,15 @@ def _of_resampled(posterior: Posterior, w: Tensor, f: Tensor, value: float, stat
 def functionals(posterior: Posterior) -> dict[str, Tensor]:
     """The numbers of a posterior by column, each [R, N] float64: rewards, scalar latents, and what is built in.
 
-    Built in: log_prior, log_likelihood, length. No site hides them (:mod:`ppl_align.posterior.naming`)."""
-    column = posterior.columns
-    return {column[name]: value for name, value in numbers_of_sites(posterior).items()} | built_in_numbers(posterior)
+    Built in: log_prior and log_likelihood (nats, all sites together) and lengths in tokens. No site hides them
+    (:mod:`ppl_align.posterior.naming`)."""
+    column, sites = posterior.columns, posterior.completions
+    found = {column[name]: value for name, value in numbers_of_sites(posterior).items()}
+    found |= {"log_prior": log_prior(posterior), "log_likelihood": log_likelihood(posterior)}
+    for name, site in sites.items():
+        lengths = site.lengths.double().reshape(*posterior.log_weight.shape, -1).sum(-1)
+        found["length" if len(sites) == 1 else length_of(name)] = lengths
+    return found
 
 
 def numbers_of_sites(posterior: Posterior) -> dict[str, Tensor]:
@@ -108,14 +126,14 @@ def numbers_of_sites(posterior: Posterior) -> dict[str, Tensor]:
     return named | {name: z.double() for name, z in posterior.latents.items() if z.shape == shape}
 
 
-def built_in_numbers(posterior: Posterior) -> dict[str, Tensor]:
-    """log_prior and log_likelihood (nats, all sites together) and lengths in tokens, each [R, N] float64."""
-    found = {"log_prior": log_prior(posterior), "log_likelihood": log_likelihood(posterior)}
-    sites = posterior.completions
-    for name, site in sites.items():
-        lengths = site.lengths.double().reshape(*posterior.log_weight.shape, -1).sum(-1)
-        found["length" if len(sites) == 1 else length_of(name)] = lengths
-    return found
+@once
+def effective_draws(run: Posterior) -> float:
+    """What the states of Markov chains are worth: fewer draws than there are states, since they resemble each other.
+
+    Effective draws, all chains together, of the number that moves slowest; one a chain where none moved."""
+    found = [chain_ess(values.numpy()) for values in numbers_of_sites(run).values() if bool(values.isfinite().all())]
+    known = [ess for ess in found if not math.isnan(ess)]
+    return min(known, default=float(len(run.log_weight)))
 
 
 def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None) -> Tensor:

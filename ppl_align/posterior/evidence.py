@@ -11,14 +11,12 @@ from torch import Tensor
 
 from ppl_align.core.estimate import Estimate, of_influence
 from ppl_align.particles.weights import log_mean_exp
-from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, numbers_of_sites
+from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, heavy_tail, numbers_of_sites
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
 from ppl_align.posterior.once import once
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.tails import heavy_tail
-from ppl_align.posterior.totals import log_likelihood
 
 FEW_DRAWS = 10
 """An expectation that rests on fewer draws than this is printed as a bound."""
@@ -28,8 +26,7 @@ _ROUNDING = 1e-12  # a relative variance below this is rounding: weights are con
 @once
 def log_evidence(posterior: Posterior) -> float:
     """log of the mean of Zhat over replicates (Zhat is unbiased, log Zhat is not): a lower bound in expectation."""
-    each = posterior.log_evidence
-    return float(log_mean_exp(each))
+    return float(log_mean_exp(posterior.log_evidence))
 
 
 @once
@@ -72,12 +69,11 @@ def _relvar(log_values: Tensor) -> float:
 
 def standard_error(posterior: Posterior) -> float | None:
     """Of the pooled log Z, by the delta method: sqrt(relvar(Zhat_r) / R). 0 when exact; None where unknown, and where
-    the weights of a proposal have no variance (:mod:`ppl_align.posterior.tails`)."""
+    the weights of a proposal have no variance (:func:`~ppl_align.posterior.estimates.heavy_tail`)."""
     if posterior.exact:
         return 0.0
-    if posterior.independent and float(posterior.importance_weights.pooled.ess) < 2:
-        return None
-    if heavy_tail(posterior) is not None:
+    too_few = posterior.independent and float(posterior.importance_weights.pooled.ess) < 2
+    if too_few or heavy_tail(posterior) is not None:
         return None
     relvar = relative_variance(posterior)
     return None if relvar is None else math.sqrt(relvar / len(posterior.log_weight))
@@ -96,11 +92,19 @@ def log_z(posterior: Posterior) -> Estimate:
         return Estimate(value, 0.0)
     stated = bar_can_be_stated(posterior)
     if posterior.tries is not None:
-        return _or_unknown(value, standard_error(posterior), math.inf if stated else math.nan)
+        error = standard_error(posterior)
+        if error is None:
+            return Estimate(value, math.nan, math.nan)
+        return Estimate(value, error, math.inf if stated else math.nan)
     if posterior.independent:
         psi = posterior.weights.reshape(-1) * posterior.log_weight.numel() - 1
         return of_influence(value, psi, float(posterior.importance_weights.pooled.ess), stated)
-    return _log_z_of_resampled(posterior, value, stated)
+    # log Z is the log of a mean over replicates: psi_i = W_i - 1 / n
+    each = posterior.log_evidence
+    if len(each) < MIN_REPLICATES or not bool(each.isfinite().all()):
+        return Estimate(value, math.nan, math.nan)
+    w = posterior.weights
+    return of_resampled(posterior, value, _log_mean_of_others(each), w, 1 / w.numel(), stated)
 
 
 def nothing_weighs(posterior: Posterior) -> bool:
@@ -110,19 +114,6 @@ def nothing_weighs(posterior: Posterior) -> bool:
         for name in posterior.factors
     )
     return weightless and drew_from_prior(posterior)
-
-
-def _or_unknown(value: float, error: float | None, dof: float) -> Estimate:
-    return Estimate(value, math.nan, math.nan) if error is None else Estimate(value, error, dof)
-
-
-def _log_z_of_resampled(posterior: Posterior, value: float, stated: bool) -> Estimate:
-    """log Z is the log of a mean over replicates: psi_i = W_i - 1 / n."""
-    each = posterior.log_evidence
-    if len(each) < MIN_REPLICATES or not bool(each.isfinite().all()):
-        return Estimate(value, math.nan, math.nan)
-    w = posterior.weights
-    return of_resampled(posterior, value, _log_mean_of_others(each), w, 1 / w.numel(), stated)
 
 
 def _kl_of_resampled(posterior: Posterior, value: float, likelihood: Tensor, stated: bool) -> Estimate:
@@ -183,7 +174,7 @@ def elbo(posterior: Posterior) -> float | None:
     """E_q[log p0 + log-likelihood - log q] of a trained guide, the mean log-weight of its draws. None for others.
 
     A lower bound of log Z; times beta, the objective of KL-regularised RL (arXiv:2205.11275). None for a decision,
-    whose ELBO is J (:func:`ppl_align.posterior.decision.decision_value`) and approaches something else than log Z."""
+    whose ELBO is J (:func:`ppl_align.posterior.policy.decision_value`) and approaches something else than log Z."""
     if posterior.losses is None or not posterior.kind.has_evidence:
         return None
     return float(posterior.log_weight.mean())

@@ -16,9 +16,8 @@ from torch import Tensor
 from ppl_align.core.printed import with_error
 from ppl_align.core.runs import is_top_level
 from ppl_align.particles.per_particle import said
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood
 from ppl_align.posterior.truncation import cut_short
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,9 @@ import xarray as xr
 from ppl_align.core.version import __version__
 from ppl_align.posterior.estimates import functionals
 from ppl_align.posterior.naming import inner_dimensions, is_ours, position_dimension
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import drew_from_prior, log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.table import systematic
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 FORMAT = 2
 """Version of the file layout, raised when an older ``load`` could not read a newer file. Since 2, ``scale.`` and

@@ -41,27 +41,25 @@ def ancestors_by_replicate(posterior: Posterior) -> list[int] | None:
     return [len(row[keep].unique()) for row, keep in zip(lineage, alive, strict=True)]
 
 
-def error_by_ancestry(posterior: Posterior, parts: Tensor, expected: float = 0.0) -> tuple[float, float] | None:
-    """``(standard error, skewness)`` of an estimate to which each particle adds ``parts [R, N]``, and each first
-    particle with its descendants ``expected`` on average. None where nothing descends."""
+def by_ancestor(posterior: Posterior, parts: Tensor) -> Tensor:
+    """``parts [R, N]`` of each particle, added up over what descends from the same first one; as they are where nothing
+    descends."""
     lineage = posterior.lineage
-    if lineage is None:
-        return None
-    psi = torch.zeros_like(parts).scatter_add_(1, lineage, parts) - expected
-    error = float((psi**2).sum().sqrt())
-    return error, float(((psi / error) ** 3).sum()) if error > 0 else 0.0
+    return parts if lineage is None else torch.zeros_like(parts).scatter_add_(1, lineage, parts)
 
 
 def of_resampled(
     posterior: Posterior, value: float, left_out: Tensor, parts: Tensor, expected: float, stated: bool
 ) -> Estimate:
-    """The estimate with both errors pooled. ``left_out [R]``: without each replicate; ``parts``, ``expected``: see
-    :func:`error_by_ancestry`."""
-    found = of_replicates(value, left_out)
-    told, ancestors = error_by_ancestry(posterior, parts, expected), ancestors_by_replicate(posterior)
-    if told is not None and ancestors is not None and math.isfinite(found.dof):
+    """The estimate with both errors pooled. ``left_out [R]``: without each replicate; ``parts [R, N]``: what each
+    particle adds to it, and each first particle with its descendants ``expected`` on average."""
+    found, ancestors = of_replicates(value, left_out), ancestors_by_replicate(posterior)
+    if ancestors is not None and math.isfinite(found.dof):
+        psi = by_ancestor(posterior, parts) - expected
+        error = float((psi**2).sum().sqrt())
+        skewness = float(((psi / error) ** 3).sum()) if error > 0 else 0.0
         nu = sum(ancestors) / ANCESTORS_PER_DOF
         dof = found.dof + nu
-        error = math.sqrt((found.dof * found.standard_error**2 + nu * told[0] ** 2) / dof)
-        found = Estimate(value, error, dof, told[1])
+        pooled = math.sqrt((found.dof * found.standard_error**2 + nu * error**2) / dof)
+        found = Estimate(value, pooled, dof, skewness)
     return found if stated else Estimate(value, found.standard_error, math.nan)

@@ -37,11 +37,12 @@ def of_particles(particles: Particles, log_weight: Tensor, kind: Kind = Kind.WEI
         if source is not None:
             own = value.shape[1:-1]  # the dimensions of its plates
             sites[name] = Completion(view(value), source.reshaped((*shape, *own)))
+    history = dict(fields.pop("history", {}))
     if particles.answers:
-        fields["history"] = {**fields.get("history", {}), "answers": dict(particles.answers)}
+        history["answers"] = dict(particles.answers)
     least = list(particles.log_lower.values())
     if least and None not in least:
-        fields["history"] = {**fields.get("history", {}), "log_lower": sum(one for one in least if one is not None)}
+        history["log_lower"] = sum(one for one in least if one is not None)
     if "log_proposal" not in fields:
         fields["log_proposal"] = view(particles.total_log_proposal)
     return Posterior(
@@ -59,5 +60,6 @@ def of_particles(particles: Particles, log_weight: Tensor, kind: Kind = Kind.WEI
         lm=", ".join(sorted({source.lm.name for source in particles.sources.values()})),
         environment=tuple(particles.environment),
         plates=plates,
+        history=history,
         **fields,
     )

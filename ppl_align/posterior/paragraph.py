@@ -8,22 +8,21 @@ from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import RunSummary, summary_of
 
 
-def draws_of(kind: Kind) -> str:
-    """What the particles of a run are called."""
-    return {Kind.POLICY: "episodes", Kind.CHAIN: "states of Markov chains"}.get(kind, "weighted draws")
+def title(posterior: Posterior, of_what: str = "") -> str:
+    """What it is, of what program, by what engine, and how much of it; ``of_what``: what the draws are of."""
+    draws = {Kind.POLICY: "episodes", Kind.CHAIN: "states of Markov chains"}.get(posterior.kind, "weighted draws")
+    what = "Posterior" if posterior.kind.of_posterior else "Decision"
+    of = f" of {posterior.model}" if posterior.model else ""
+    by = f" ({posterior.lm})" if posterior.lm else ""
+    replicates, particles = posterior.log_weight.shape
+    return f"{what}{of} by {posterior.engine}: {replicates} x {particles} {draws}{of_what}{by}"
 
 
 def paragraph(posterior: Posterior) -> str:
     """See :meth:`ppl_align.Posterior.summary`."""
     told = summary_of(posterior)
-    replicates, particles = posterior.log_weight.shape
     what = ", ".join(posterior.completions) or "latents"
-    of = f" of {posterior.model}" if posterior.model else ""
-    by = f" ({posterior.lm})" if posterior.lm else ""
-    parts = [
-        f"{'Posterior' if posterior.kind.of_posterior else 'Decision'}{of} by {posterior.engine}: {replicates} x "
-        f"{particles} {draws_of(posterior.kind)} of {what}{by}.",
-    ]
+    parts = [f"{title(posterior, f' of {what}')}."]
     if posterior.kind is Kind.POLICY:
         parts.append(f"J = {told.decision_value} nats, the world as it is.")
     if posterior.kind.has_evidence:

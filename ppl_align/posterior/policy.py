@@ -1,7 +1,7 @@
-"""A trained guide by itself: what its draws are like before any weight corrects them. It is what gets deployed.
+"""A policy by itself: J, its value, and what its draws are like before any weight corrects them.
 
 The expectations of a run are those of the posterior: draws of the guide, weighted by p*/q. Whoever ships the guide
-(an adapter, say) ships the draws without the weights.
+(an adapter, say) ships the draws without the weights: these get deployed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 
 from ppl_align.core.estimate import of_draws
 from ppl_align.posterior.estimates import Estimate
+from ppl_align.posterior.prior import log_likelihood, log_prior
 from ppl_align.posterior.result import Posterior
 
 
@@ -33,3 +34,14 @@ def own_mean(posterior: Posterior, reward: str) -> Estimate | None:
         return Estimate(float(r.mean()), math.nan)
     found = of_draws(r)
     return found if found.standard_error > 0 else found._replace(dof=math.nan)  # equal draws do not tell their error
+
+
+def decision_value(posterior: Posterior) -> Estimate | None:
+    """J in nats, what is got in a world left as it is: of the policy of a run that decides; of the agent that
+    conditions, where it is known."""
+    if posterior.target == "posterior":
+        known = None if posterior.optimism is None else posterior.optimism.value
+        return None if known is None else Estimate(known, 0.0)
+    if posterior.log_proposal is None:
+        return None
+    return of_draws((log_prior(posterior) + log_likelihood(posterior) - posterior.log_proposal).reshape(-1))

@@ -1,16 +1,34 @@
-"""The same particles, weighted for the prior instead of the posterior."""
+"""What prior and likelihood say of the particles, all sites together; the same particles weighted for the prior."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from ppl_align.particles.weights import Weights
 from ppl_align.posterior.once import once
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.totals import log_likelihood, log_prior
 
 ENOUGH = 10.0
 """Effective draws of the prior below which a run does not speak of it."""
+
+
+@once
+def log_prior(posterior: Posterior) -> Tensor:
+    """log p0 of everything drawn, [R, N] nats."""
+    return _total(posterior, posterior.log_prior)
+
+
+@once
+def log_likelihood(posterior: Posterior) -> Tensor:
+    """Sum of all factors (r / beta and observed sites), [R, N] nats."""
+    return _total(posterior, posterior.factors)
+
+
+def _total(posterior: Posterior, parts: Mapping[str, Tensor]) -> Tensor:
+    return sum((part.double() for part in parts.values()), torch.zeros_like(posterior.log_weight))
 
 
 @once
@@ -36,13 +54,6 @@ def drew_from_prior(posterior: Posterior) -> bool:
     return bool((log_weight.abs() < 1e-3).all())
 
 
-def has_proposal(posterior: Posterior) -> bool:
-    """Were the particles drawn from a guide of their own run, or from a ``proposal=``?
-
-    What is left is drawn from the prior, or from the prior within hard constraints: neither can collapse."""
-    return posterior.steered
-
-
 def prior_mean(posterior: Posterior, values: Tensor) -> float | None:
     """E_p0[values] as this run sees it; None where a value is infinite (a rejection has no mean)."""
     w = torch.softmax(prior_log_weight(posterior).reshape(-1), 0)
@@ -51,3 +62,20 @@ def prior_mean(posterior: Posterior, values: Tensor) -> float | None:
         return None
     keep = f.isfinite() & (w > 0)
     return float((w[keep] * f[keep]).sum() / w[keep].sum()) if bool(keep.any()) else None
+
+
+def best_view_of_prior(posteriors: Iterable[Posterior]) -> Posterior | None:
+    """The run whose particles represent the prior best: an exact one, else the one with the largest ESS for p0.
+
+    Particles that were resampled on the way cannot: what the prior often writes and the likelihood dislikes has died
+    out, and no weight says how much of it. None where no other run has ``ENOUGH`` effective draws."""
+    best, most = None, ENOUGH
+    for posterior in posteriors:
+        if posterior.exact:
+            return posterior
+        if not posterior.independent:
+            continue
+        effective = float(Weights(prior_log_weight(posterior)).pooled.ess)
+        if effective > most:
+            best, most = posterior, effective
+    return best

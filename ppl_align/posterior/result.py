@@ -13,7 +13,6 @@ from torch import Tensor
 from ppl_align.core.cost import Cost
 from ppl_align.lm.completions import Completion
 from ppl_align.particles.weights import Weights
-from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.naming import columns
 from ppl_align.posterior.once import forget, once
@@ -21,6 +20,7 @@ from ppl_align.posterior.once import forget, once
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
     from ppl_align.posterior.optimism import Optimism
+    from ppl_align.posterior.table import TextFrame
     from ppl_align.program.provenance import Provenance
 
 
@@ -47,7 +47,8 @@ class Posterior:
                      Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; what functions of the
                      world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
     ``kind``         what the particles are (:class:`~ppl_align.posterior.kind.Kind`), with all that follows from it
-    ``steered``      drawn from a proposal: a guide of the run's own, or ``proposal=``
+    ``steered``      drawn from a proposal: a guide of the run's own, or ``proposal=``. What is left is drawn from the
+                     prior, or from the prior within hard constraints: neither can collapse
     ``environment``  the sites among ``particles`` at which the world answers
     ``optimism``     of a run that conditioned them: what it believes and what it would get
     ``provenance``   versions, language models (fingerprints), digests of program and arguments, seed, command; None in

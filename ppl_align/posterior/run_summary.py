@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ppl_align.core.estimate import Estimate
 from ppl_align.particles.weights import Weights
-from ppl_align.posterior import chains, diversity, evidence, policy
-from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior import diversity, evidence, policy
 from ppl_align.posterior.doubts import doubts
-from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.estimates import effective_draws
+from ppl_align.posterior.lineage import ancestors_by_replicate, by_ancestor
 from ppl_align.posterior.once import once
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.unstated import unstated
@@ -52,7 +52,7 @@ class RunSummary:
     own_rewards = _of(lambda run: {name: policy.own_mean(run, name) for name in run.rewards})
     """E_q[r] of a trained guide by itself, reward units."""
     elbo = _of(evidence.elbo)
-    decision_value = _of(decision_value)
+    decision_value = _of(policy.decision_value)
 
     # -- sampling diagnostics ------------------------------------------------------------------------------------------
 
@@ -60,18 +60,18 @@ class RunSummary:
     """For SMC: of the weights gathered since the last resampling only."""
     largest_weight = _of_weights(lambda weights: float(weights.largest.mean()))
     effective_draws = _of(
-        lambda run: chains.effective_draws(run) if run.kind.is_ordered else float(run.importance_weights.pooled.ess)
+        lambda run: effective_draws(run) if run.kind.is_ordered else float(run.importance_weights.pooled.ess)
     )
     """Weight ESS of all replicates together; of chains, what their autocorrelation leaves."""
     perplexity = _of(lambda run: float(run.importance_weights.pooled.perplexity))
     """Draws that carry the weight, all replicates together."""
     pareto_k = _of(lambda run: None if run.exact else _mean_of_known(run.importance_weights.pareto_k))
     rhats = _of(lambda run: {name: r for name in run.rewards if (r := evidence.rhat(run, name)) is not None})
-    unique_ancestors = _of(
-        lambda run: None if run.exact or not run.kind.has_evidence else diversity.unique_ancestors(run)
-    )
+    unique_ancestors = _of(diversity.unique_ancestors)
     ancestors = _of(ancestors_by_replicate)
     """First particles with living descendants, per replicate; None where nothing descends."""
+    ancestral_weights = _of(lambda run: by_ancestor(run, run.weights))
+    """Normalised weights, [R, N]; what descends from one first particle is one draw, and adds up its weight."""
     distinct_completions = _of(diversity.distinct_completions)
     entropy = _of(diversity.entropy_of_draws)
     distinct_ngrams = _of(diversity.distinct_ngrams)

@@ -92,8 +92,6 @@ def _format(attrs: Any) -> int | None:
 
 
 def _rebuild(attrs: Mapping[str, Any], weighted: xr.Dataset, steps: xr.Dataset | None) -> Posterior:
-    from ppl_align.posterior import Posterior
-
     def of_kind(kind: str) -> dict[str, Tensor]:
         names = [str(v) for v in weighted.data_vars if str(v).startswith(kind + ".")]
         return {unescape(v[len(kind) + 1 :]): _tensor(weighted[v]) for v in names}

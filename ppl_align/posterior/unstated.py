@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 from ppl_align.core.estimate import FEWEST_EXACT, FEWEST_PREDICTED
 from ppl_align.core.printed import say_draws
+from ppl_align.posterior import evidence
 from ppl_align.posterior.constant import unmet
-from ppl_align.posterior.decision import decision_value
-from ppl_align.posterior.estimates import MIN_REPLICATES, Estimate
+from ppl_align.posterior.estimates import HEAVIEST, MIN_REPLICATES, Estimate, heavy_tail
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.policy import decision_value
 from ppl_align.posterior.result import Posterior
-from ppl_align.posterior.tails import HEAVIEST, heavy_tail
 
 BETTER_PROPOSAL = "take a proposal= that fits better (a guide: train it longer), or give it to SMC"
 
@@ -37,8 +37,6 @@ def unstated_of(runs: Mapping[str, Posterior]) -> list[str]:
 
 def _estimates(posterior: Posterior) -> dict[str, Estimate]:
     """What is printed with an error, by the name it is printed under."""
-    from ppl_align.posterior import evidence
-
     found = {f"E[{name}]": posterior.mean(name) for name in posterior.rewards}
     j = decision_value(posterior)
     if j is not None:

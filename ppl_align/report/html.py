@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,27 +65,20 @@ def _data_uri(figure: Figure) -> str:
 def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
     table = run.table(by="text")
     column, shades = run.columns, {reward: _shades(run, reward) for reward in run.rewards}
-    completions = []
-    for row in table.head(BEST).to_dict("records"):
-        rewards = [
-            {
-                "name": reward,
-                "shown": cell("", row[column[reward]]),
-                "style": shades[reward](row[column[reward]]),
-            }
-            for reward in run.rewards
-        ]
-        latents = [f"{latent} = {row[column[latent]]}" for latent in run.latents]
-        completions.append(
-            {
-                "probability": cell("probability", row["probability"]),
-                "width": f"{100 * row['probability'] / table['probability'].iloc[0]:.1f}",
-                "log_prior": cell("log_prior", row["log_prior"]),
-                "rewards": rewards,
-                "latents": latents,
-                "texts": [str(row[column[site]]) for site in run.completions],
-            }
-        )
+    completions = [
+        {
+            "probability": cell("probability", row["probability"]),
+            "width": f"{100 * row['probability'] / table['probability'].iloc[0]:.1f}",
+            "log_prior": cell("log_prior", row["log_prior"]),
+            "rewards": [
+                {"name": reward, "shown": cell("", row[column[reward]]), "style": style(row[column[reward]])}
+                for reward, style in shades.items()
+            ],
+            "latents": [f"{latent} = {row[column[latent]]}" for latent in run.latents],
+            "texts": [str(row[column[site]]) for site in run.completions],
+        }
+        for row in table.head(BEST).to_dict("records")
+    ]
     replicates, particles = run.log_weight.shape
     size = "the whole support" if run.exact else f"{replicates} replicates of {particles} particles"
     config = json.dumps(
@@ -101,7 +95,7 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
     }
 
 
-def _shades(run: Posterior, name: str) -> Any:
+def _shades(run: Posterior, name: str) -> Callable[[float], str]:
     """Background of a reward: red below, green above the middle of what this run's posterior holds."""
     values = run.rewards[name][(run.weights > 0) & run.rewards[name].isfinite()].numpy()
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)

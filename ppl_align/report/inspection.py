@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -14,7 +13,7 @@ from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.columns import number, percent
 from ppl_align.inspection import Inspection
 from ppl_align.posterior.estimates import Estimate
-from ppl_align.report.terminal import Printable, empty_table, grids
+from ppl_align.report.terminal import Printable, empty_table, grids, verdict
 from ppl_align.rewards.answers import shorten
 
 PRINTED = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2**-0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
@@ -53,29 +52,25 @@ def _layout(found: Inspection, width: int) -> RenderableType:
     }
     for title, table in sections.items():
         if table is not None and table.rows:
-            columns = {header: [row[i] for row in table.cells] for i, header in enumerate(table.header)}
-            parts += [Text(), Text(title, style="bold"), *grids(table.what, table.rows, columns, width)]
+            parts += [Text(), Text(title, style="bold"), *grids(table.what, table.header, table.rows, width)]
             parts += [Text(note) for note in table.notes]
     parts += [Text(), Text(f"What {found.goal} effective draws would take", style="bold"), _predictions(found)]
     parts += [Text(), *map(Text, _variety(found))]
     first, *others = found.advice
-    parts += [Text(), Text(f"=> {first}", style="bold green")]
-    return Group(*parts, *(Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in others))
+    return Group(*parts, Text(), verdict(first, "green", others))
 
 
 @dataclass
 class _Numbers:
-    """A table of numbers: ``rows`` are the names in its first column, ``what`` these are names of."""
+    """A table of numbers: ``rows`` begin with a name, ``what`` these are names of."""
 
     what: str
     header: list[str]
-    rows: list[str] = field(default_factory=list)
-    cells: list[list[str]] = field(default_factory=list)
+    rows: list[tuple[str, list[str]]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, cells: list[str]) -> None:
-        self.rows.append(_name(name))
-        self.cells.append(cells)
+        self.rows.append((_name(name), cells))
 
 
 def _name(name: str, room: int = NAME) -> str:

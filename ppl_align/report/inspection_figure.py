@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from ppl_align.core.estimate import Estimate
 from ppl_align.inspection import Inspection
+from ppl_align.inspection.weighted import ENOUGH
 from ppl_align.report.inspection import _name
 from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges, literally
 
@@ -46,8 +47,8 @@ def _rewards(found: Inspection, axes: Axes) -> None:
         return
     r, log_weight = found.pool.particles.rewards[name], found.pool.log_weight
     kept = r.isfinite()
-    axes.set_xlabel(f"{literally(_name(name))} [reward units]")
-    axes.set_title(f"Before and after: {literally(_name(name))}")
+    said = literally(_name(name))
+    axes.set(xlabel=f"{said} [reward units]", title=f"Before and after: {said}")
     if not bool(kept.any()):
         return
     values = r[kept].numpy()
@@ -100,8 +101,7 @@ def _divergence(found: Inspection, axes: Axes) -> None:
         seen.append(most)
     low, high = min([0.0, *seen]), max([0.5, *seen])
     axes.set_ylim(low - 0.08 * (high - low), high + 0.15 * (high - low))
-    axes.set_ylabel("nats")
-    axes.set_title("How far from the prior (dotted: or more)")
+    axes.set(ylabel="nats", title="How far from the prior (dotted: or more)")
     axes.legend(fontsize=8, loc="best", frameon=True, framealpha=0.7, edgecolor="none")
 
 
@@ -113,14 +113,11 @@ def _means(found: Inspection, axes: Axes) -> None:
     for i, reward in enumerate(found.rewards[: len(PALETTE)]):
         estimates = [s.rewards[reward.name] for s in found.strengths]
         _curve(axes, x, estimates, PALETTE[i], f"E[{literally(_name(reward.name))}]")
-    axes.set_ylabel("reward units")
-    axes.set_title("What it buys")
+    axes.set(ylabel="reward units", title="What it buys")
     axes.legend(fontsize=8.5)
 
 
 def _ess(found: Inspection, axes: Axes) -> None:
-    from ppl_align.inspection.weighted import ENOUGH
-
     x = _over_beta(found, axes)
     axes.set_yscale("log")
     worth = [max(s.ess, 0.5) for s in found.strengths]  # below 1: all are rejected
@@ -128,8 +125,7 @@ def _ess(found: Inspection, axes: Axes) -> None:
     axes.axhline(ENOUGH, color=GREY, lw=0.8, ls="-.")
     axes.annotate("enough to state errors", (x[0], ENOUGH), (2, 3), textcoords="offset points", fontsize=8, color=GREY)
     axes.set_ylim(0.9, 1.3 * found.num_draws)
-    axes.set_ylabel(f"effective draws of {found.num_draws}")
-    axes.set_title("What the draws are worth")
+    axes.set(ylabel=f"effective draws of {found.num_draws}", title="What the draws are worth")
 
 
 def _profile(found: Inspection, axes: Axes) -> None:
@@ -146,11 +142,8 @@ def _profile(found: Inspection, axes: Axes) -> None:
     several = len({cut.site for cut in cuts}) > 1
     written = ["" if cut.tokens is None else str(cut.tokens) for cut in cuts]
     names = [f"{literally(_name(cut.site, 10))} {t}" if several else t for cut, t in zip(cuts, written, strict=True)]
-    labels = ["start", *names]
-    axes.set_xticks(places, labels, rotation=45 if several else 0, ha="right" if several else "center")
-    axes.set_xlabel("tokens written")
-    axes.set_ylabel("nats paid (band: at least, at most)")
-    axes.set_title("Where along the text")
+    axes.set_xticks(places, ["start", *names], rotation=45 if several else 0, ha="right" if several else "center")
+    axes.set(xlabel="tokens written", ylabel="nats paid (band: at least, at most)", title="Where along the text")
 
 
 def _costs(found: Inspection, axes: Axes) -> None:
@@ -163,13 +156,11 @@ def _costs(found: Inspection, axes: Axes) -> None:
         shown = f"{'≥ ' if at_least else ''}{needed:,.0f}"
         axes.annotate(shown, (needed, i), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
     tokens = [needed for _, needed, _ in lines]
-    axes.set_xscale("log")
-    axes.set_xlim(min(tokens) / 3, max(tokens) * 12)
+    axes.set(xscale="log", xlim=(min(tokens) / 3, max(tokens) * 12))
     axes.set_yticks(range(len(lines)), [engine for engine, _, _ in lines])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("LM tokens (orange: at least)")
-    axes.set_title(f"What {found.goal} effective draws would take")
+    axes.set(xlabel="LM tokens (orange: at least)", title=f"What {found.goal} effective draws would take")
 
 
 def _nothing(axes: Axes, why: str) -> None:

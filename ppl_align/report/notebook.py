@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from ppl_align.diagnostics.columns import fixed, number, whole
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.paragraph import draws_of
+from ppl_align.posterior.paragraph import title
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.report.terminal import blocks, headline, numbers_and_texts
@@ -20,19 +20,13 @@ SHOWN = 5  # texts
 
 def posterior_html(posterior: Posterior) -> str:
     """What it is, its numbers, its most probable texts; cost and provenance folded away."""
-    replicates, particles = posterior.log_weight.shape
-    deciding = posterior.target == "decision"
-    of = f" of {posterior.model}" if posterior.model else ""
-    by = f" ({posterior.lm})" if posterior.lm else ""
-    facts = [f"Warning: {line}." for line in posterior.warnings] + [
-        f"± ?: {line}." for line in summary_of(posterior).unstated
-    ]
+    facts = [f"Warning: {line}." for line in posterior.warnings]
+    facts += [f"± ?: {line}." for line in summary_of(posterior).unstated]
     if posterior.optimism is not None:
         facts.append(f"It conditions the world as well: {posterior.optimism}.")
     made = [] if posterior.provenance is None else [("Provenance", str(posterior.provenance))]
     return _page(
-        title=f"{'Decision' if deciding else 'Posterior'}{of} by {posterior.engine}: {replicates} x {particles} "
-        f"{draws_of(posterior.kind)}{by}",
+        title=title(posterior),
         facts=facts,
         advice=None,
         blocks=[_numbers(posterior), _texts(posterior)],
@@ -42,7 +36,7 @@ def posterior_html(posterior: Posterior) -> str:
 
 def comparison_html(compared: Comparison) -> str:
     """Headline, verdict, and the tables of the comparison, block by block."""
-    title, *facts = headline(compared)
+    first, *facts = headline(compared)
     tables = [
         {
             "title": heading,
@@ -52,7 +46,7 @@ def comparison_html(compared: Comparison) -> str:
         for heading, columns, rows in blocks(compared)
     ]
     made = [(f"Provenance of {n}", str(r.provenance)) for n, r in compared.runs.items() if r.provenance is not None]
-    return _page(title=title, facts=facts, advice=compared.advice, blocks=tables, more=made)
+    return _page(title=first, facts=facts, advice=compared.advice, blocks=tables, more=made)
 
 
 def _numbers(posterior: Posterior) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ppl_align.diagnostics.comparison import Comparison
-from ppl_align.diagnostics.prior import best_view_of_prior
-from ppl_align.posterior.prior import prior_log_weight
+from ppl_align.posterior.prior import best_view_of_prior, prior_log_weight
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 
@@ -114,8 +113,8 @@ def plot_evidence(compared: Comparison) -> Figure | None:
         axes.set_yticks(range(len(runs)), list(runs))
         axes.set_ylim(len(runs) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("log Zhat [nats] (dots: replicates, diamond: pooled, band: ± 1 sd)")
-        axes.set_title("Evidence (dashes: the best estimate)")
+        below = "log Zhat [nats] (dots: replicates, diamond: pooled, band: ± 1 sd)"
+        axes.set(xlabel=below, title="Evidence (dashes: the best estimate)")
 
     return _draw(paint, 1.4 + 0.5 * len(runs)) if runs else None
 
@@ -135,11 +134,8 @@ def plot_weights(compared: Comparison) -> Figure | None:
             largest = summary_of(run).largest_weight
             axes.plot(share, held.mean(0), color=colour[name], lw=2, label=f"{name} (largest weight {largest:.2g})")
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(0, 1.02)
-        axes.set_xlabel("share of the particles, heaviest first")
-        axes.set_ylabel("share of the weight")
-        axes.set_title("Weights (thin: each replicate)")
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), title="Weights (thin: each replicate)")
+        axes.set(xlabel="share of the particles, heaviest first", ylabel="share of the weight")
         axes.legend(loc="lower right", fontsize=8.5)
 
     return _draw(paint) if runs else None
@@ -165,8 +161,7 @@ def plot_smc(compared: Comparison) -> Figure | None:
                 )
         axes.set_ylim(0, 1.04)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("step (triangles: a replicate resampled)")
-        axes.set_ylabel("ESS / N before resampling")
+        axes.set(xlabel="step (triangles: a replicate resampled)", ylabel="ESS / N before resampling")
         axes.set_title("Sequential Monte Carlo")
         axes.legend(loc="lower right", fontsize=8.5)
 
@@ -190,9 +185,7 @@ def plot_svi(compared: Comparison) -> Figure | None:
         if np.isfinite(best):
             axes.axhline(best, color=GREY, lw=1.2, ls="--", label=f"best log Z ({best:.2f})")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("gradient step")
-        axes.set_ylabel("nats")
-        axes.set_title("Variational inference")
+        axes.set(xlabel="gradient step", ylabel="nats", title="Variational inference")
         axes.legend(loc="lower right", fontsize=8.5)
 
     return _draw(paint) if losses else None
@@ -209,8 +202,7 @@ def plot_cost(compared: Comparison) -> Figure | None:
     colour = colours(compared)
 
     def paint(axes: Axes) -> None:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set(xscale="log", yscale="log")
         tokens, precision = (np.array(v) for v in zip(*points.values(), strict=True))
         left, right = tokens.min() / 3, tokens.max() * 3
         for rate in sorted({round(float(np.log10(p / t)), 1) for t, p in points.values()}):
@@ -218,14 +210,12 @@ def plot_cost(compared: Comparison) -> Figure | None:
         for name, (x, y) in points.items():
             axes.scatter([x], [y], s=60, color=colour[name], edgecolor="white", zorder=3)
             axes.annotate(name, (x, y), (8, 0), textcoords="offset points", va="center", fontsize=9, color=colour[name])
-        axes.set_xlim(left, right * 1.6)
-        axes.set_ylim(precision.min() / 4, precision.max() * 4)
+        axes.set(xlim=(left, right * 1.6), ylim=(precision.min() / 4, precision.max() * 4))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
             axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:.1g}")
             axis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("LM tokens of one replicate, training included")
-        axes.set_ylabel("1 / relative variance of Zhat")
+        axes.set(xlabel="LM tokens of one replicate, training included", ylabel="1 / relative variance of Zhat")
         axes.set_title("Cost and precision (up and left is better)")
 
     return _draw(paint) if points else None
@@ -259,9 +249,8 @@ def plot_reward(compared: Comparison, name: str) -> Figure | None:
                 alpha=0.35 if is_prior else 1.0,
                 label=f"{label} (mean {float((points * mass).sum() / mass.sum()):.3g})",
             )
-        axes.set_xlabel(f"{literally(name)} [reward units]")
-        axes.set_ylabel("probability")
-        axes.set_title(f"Reward: {literally(name)}")
+        said = literally(name)
+        axes.set(xlabel=f"{said} [reward units]", ylabel="probability", title=f"Reward: {said}")
         axes.legend(fontsize=8.5, loc="best")
 
     return _draw(paint)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -57,8 +57,7 @@ def comparison(compared: Comparison) -> Printable:
             Text(line, style="dim" if i else "bold") for i, line in enumerate(headline(compared))
         ]
         for title, columns, rows in blocks(compared):
-            cells = {c.header: [texts[i] for _, texts in rows] for i, c in enumerate(columns)}
-            parts += [Text(), Text(title, style="bold"), *grids("run", list(compared.rows), cells, width)]
+            parts += [Text(), Text(title, style="bold"), *grids("run", [c.header for c in columns], rows, width)]
         return Group(*parts, Text(), advice(compared.advice))
 
     return Printable(layout)
@@ -106,24 +105,33 @@ _LOG_DRAWS = math.log(NUM_DRAWS)
 
 
 def advice(given: Advice) -> RenderableType:
-    """The verdict, and below it what it rests on."""
+    """The verdict, in the colour of its standing."""
     colour = {"sound": "green", "unconfirmed": "yellow", "unsound": "red"}[given.standing]
-    verdict = Text("=> " + given.verdict, style=f"bold {colour}")
-    return Group(verdict, *(Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in given.reasons))
+    return verdict(given.verdict, colour, given.reasons)
 
 
-def grids(what: str, rows: Sequence[str], cells: dict[str, list[str]], width: int) -> list[RenderableType]:
+def verdict(line: str, colour: str, reasons: Iterable[str]) -> RenderableType:
+    """What it comes to, and below it what that rests on."""
+    notes = [Padding(Text(f"- {reason}"), (0, 0, 0, 3)) for reason in reasons]
+    return Group(Text(f"=> {line}", style=f"bold {colour}"), *notes)
+
+
+def grids(
+    what: str, header: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int
+) -> list[RenderableType]:
     """One table, or as many as it takes to keep each within ``width``; each begins with the names of the rows.
 
-    ``what`` these are names of; ``cells`` by column.
+    ``what`` these are names of; ``rows``: ``(name, cells)``.
 
     Several tables are about as wide as each other: no column is left over on its own."""
-    needed = {header: max(map(cell_len, [header, *column])) + _GAP for header, column in cells.items()}
-    room = max([width - 1 - max(cell_len(name) for name in [what, *rows]), *needed.values()])
+    names = [name for name, _ in rows]
+    cells = {column: [row[i] for _, row in rows] for i, column in enumerate(header)}
+    needed = {column: max(map(cell_len, [column, *shown])) + _GAP for column, shown in cells.items()}
+    room = max([width - 1 - max(cell_len(name) for name in [what, *names]), *needed.values()])
     tables = _fill(needed, room)
     while len(_fill(needed, room - 1)) == len(tables) and room > max(needed.values(), default=room):
         room -= 1
-    return [_grid(what, rows, {header: cells[header] for header in headers}) for headers in _fill(needed, room)]
+    return [_grid(what, names, {column: cells[column] for column in columns}) for columns in _fill(needed, room)]
 
 
 def _fill(needed: dict[str, int], room: int) -> list[list[str]]:

@@ -18,10 +18,9 @@ from ppl_align.core.printed import say_z
 from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.decision import decision_value
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.prior import drew_from_prior
-from ppl_align.posterior.totals import log_prior
+from ppl_align.posterior.policy import decision_value
+from ppl_align.posterior.prior import drew_from_prior, log_prior
 from ppl_align.program import Program
 from ppl_align.testing.report import Status
 from ppl_align.testing.statistics import (

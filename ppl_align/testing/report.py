@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from ppl_align.core.errors import PplAlignError
-from ppl_align.report.terminal import Printable, grids
+from ppl_align.report.terminal import Printable, grids, verdict
 
 Status = Literal["passed", "failed", "inconclusive", "refused", "absent"]
 _SIGNS: dict[str, str] = {
@@ -119,13 +118,11 @@ class Report:
         checks = list(dict.fromkeys(result.check for result in self.results))
         cells = {(result.subject, result.check): _SIGNS[result.status] for result in self.results}
         if len(subjects) == 1:  # one column of checks reads better than one row of them
-            tables = grids("check", checks, {subjects[0]: [cells[subjects[0], check] for check in checks]}, width)
+            tables = grids("check", subjects, [(check, [cells[subjects[0], check]]) for check in checks], width)
         else:
-            columns = {check: [cells.get((subject, check), "-") for subject in subjects] for check in checks}
-            tables = grids("program", subjects, columns, width)
-        colour = "green" if self else "red"
-        notes = [Padding(Text(f"- {line}"), (0, 0, 0, 3)) for line in self.lines()]
-        return Group(*tables, Text(), Text(f"=> {self.verdict}", style=f"bold {colour}"), *notes)
+            rows = [(subject, [cells.get((subject, check), "-") for check in checks]) for subject in subjects]
+            tables = grids("program", checks, rows, width)
+        return Group(*tables, Text(), verdict(self.verdict, "green" if self else "red", self.lines()))
 
     def __str__(self) -> str:
         return str(Printable(self._layout))

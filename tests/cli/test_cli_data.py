@@ -9,7 +9,7 @@ import pytest
 from toys.commands import go_to
 
 from ppl_align.cli import main
-from ppl_align.cli.verdict import over_rows
+from ppl_align.cli.results import over_rows
 from ppl_align.diagnostics.advisor import CAVEAT, Advice
 
 MODEL = '''

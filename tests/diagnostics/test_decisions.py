@@ -29,7 +29,7 @@ from ppl_align.claims import optimism
 from ppl_align.claims._turns import Turns
 from ppl_align.core.errors import InputError
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior.policy import decision_value
 from ppl_align.testing import Oracle
 
 # -- conditioning is optimistic ----------------------------------------------------------------------------------------

@@ -13,9 +13,8 @@ from ppl_align.core.cost import Cost
 from ppl_align.core.errors import InputError
 from ppl_align.diagnostics import compare
 from ppl_align.diagnostics.advisor import advise, best_run, complaints, completions_carrying
-from ppl_align.diagnostics.prior import best_view_of_prior
 from ppl_align.posterior import diversity, evidence, prior
-from ppl_align.posterior.prior import drew_from_prior
+from ppl_align.posterior.prior import best_view_of_prior, drew_from_prior
 from ppl_align.posterior.run_summary import summary_of
 
 

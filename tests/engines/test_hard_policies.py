@@ -12,7 +12,7 @@ import torch
 from ppl_align import SVI, Enumeration, ImportanceSampling, MarkovLM, completion, constrain, environment, reward
 from ppl_align.constraints import Regex
 from ppl_align.core.errors import AllDeadError, ModelError, RunError
-from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior.policy import decision_value
 
 LETTERS = ["a", "b", "c"]
 FIRST = torch.tensor([[0.6, 0.1, 0.3], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]], dtype=torch.float64)  # p0(letter | previous)

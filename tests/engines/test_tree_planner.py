@@ -15,7 +15,7 @@ from ppl_align.claims import interaction, optimism
 from ppl_align.claims._turns import Turns
 from ppl_align.constraints import Contains
 from ppl_align.core.errors import AllDeadError, InputError
-from ppl_align.posterior.decision import decision_value
+from ppl_align.posterior.policy import decision_value
 from ppl_align.program import constrain
 from ppl_align.testing import Oracle
 from ppl_align.testing.programs import two_completions

@@ -19,7 +19,7 @@ from toys.rewards import noisy
 
 from ppl_align import Enumeration, choose, completion, environment, reward
 from ppl_align.lints import Finding, lint
-from ppl_align.lints.undeclared_randomness import AGAIN
+from ppl_align.lints.world import AGAIN
 
 
 def coin(name: str = "coin") -> Tensor:

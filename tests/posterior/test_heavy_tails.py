@@ -11,7 +11,7 @@ from toys.lms import chain
 
 from ppl_align import SVI, Enumeration, ImportanceSampling, Posterior, compare, completion, reward
 from ppl_align.posterior import evidence
-from ppl_align.posterior.tails import HEAVIEST, heavy_tail
+from ppl_align.posterior.estimates import HEAVIEST, heavy_tail
 from ppl_align.posterior.unstated import unstated
 
 LM = chain(5, 0)

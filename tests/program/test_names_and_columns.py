@@ -38,7 +38,7 @@ from ppl_align import (
     label,
     reward,
 )
-from ppl_align.cli.check import Draws
+from ppl_align.cli.check import draws
 from ppl_align.core.errors import ModelError, PplAlignError
 from ppl_align.lints import PriorSample
 from ppl_align.posterior.groups import escape, to_groups
@@ -93,7 +93,7 @@ def words_of(kind: str) -> set[str]:
     for group in ("posterior", "sample_stats", "weighted"):
         data = to_groups(posterior)[group]
         found |= {str(name) for name in (*data.variables, *data.dims)}
-    found |= set(_drawn(PriorSample(program(kind, (f"{PLAIN}0",)), (), {}, 0)).table()[0])
+    found |= set(draws(PriorSample(program(kind, (f"{PLAIN}0",)), (), {}, 0))[0])
     return {word for word in found if word and word not in ("x", "z") and PLAIN not in word}
 
 
@@ -118,13 +118,6 @@ ODDER = ("$a$b$", "$\\frac$", "[red]", "/red", "</td>", "a,b", "naïve", "a b", 
 WHOLE_FILES = ("completion", "plated latent", "reward")
 """Kinds whose sites are kept in files in ways of their own: all their words are tried there. Those of the others are
 variables called ``kind.word`` like these; only what a file may not take letter by letter is tried again."""
-
-
-def _drawn(glance: PriorSample) -> Draws:
-    draws = object.__new__(Draws)
-    draws.sample, draws.nodes, draws.particles = glance, glance.nodes, glance.particles
-    draws.completions = list(glance.completions)
-    return draws
 
 
 WORDS = tuple(sorted(set().union(ODD, ODDER, RESERVED, *map(words_of, ("reward", "latent", "completion")))))
@@ -165,7 +158,7 @@ def test_every_word_of_an_output_is_reserved(kind: str) -> None:
     ours = {*posterior.table().columns, *posterior.draws(3).columns}
     group = to_groups(posterior)["posterior"]
     ours |= {str(name) for name in (*group.variables, *group.dims)}
-    ours |= {name for name in _drawn(PriorSample(program(kind, (f"{PLAIN}0",)), (), {}, 0)).table()[0] if name}
+    ours |= {name for name in draws(PriorSample(program(kind, (f"{PLAIN}0",)), (), {}, 0))[0] if name}
     about_sites = {
         n for n in ours if PLAIN in n or n in ("x", "z", "length(x)") or n.startswith(("x_position", "z_dim_"))
     }
@@ -260,7 +253,7 @@ def test_comparisons_reports_and_means_show_the_same_numbers(kind: str, tmp_path
 
 
 def test_check_shows_the_same_numbers(kind: str) -> None:
-    tables = [_drawn(PriorSample(program(kind, names), (), {}, 0)).table() for names in names_of(kind)]
+    tables = [draws(PriorSample(program(kind, names), (), {}, 0)) for names in names_of(kind)]
     (plain, numbers), (other, same) = tables
     renamed = columns(["x", "z", *names_of(kind)[1]])
     assert other == [renamed[NAMED[name]] if name in NAMED else name for name in plain]

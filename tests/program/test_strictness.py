@@ -32,7 +32,7 @@ from ppl_align import (
     inspect,
     reward,
 )
-from ppl_align.cli.check import Draws
+from ppl_align.cli.check import sites
 from ppl_align.core.errors import InputError
 from ppl_align.lints import PriorSample, lint
 from ppl_align.testing.programs import EOS, FIXED, STEP, count_score
@@ -222,7 +222,5 @@ def test_inspect_and_lints_follow():
 
 
 def test_check_says_what_a_unit_is_worth(monkeypatch):
-    draws = Draws.__new__(Draws)
-    draws.sample = PriorSample(weight_of_a_latent)
-    draws.nodes, draws.particles = draws.sample.nodes, draws.sample.particles
-    assert any("one unit is worth 0.375 to 1.75 nats" in row for row in draws.sites())
+    rows = sites(PriorSample(weight_of_a_latent))
+    assert any("one unit is worth 0.375 to 1.75 nats" in row for row in rows)

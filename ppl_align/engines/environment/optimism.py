@@ -49,8 +49,8 @@ from ppl_align.particles.particles import Particles
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Estimate, Posterior
 from ppl_align.posterior.optimism import Optimism
+from ppl_align.posterior.prior import log_likelihood, log_prior
 from ppl_align.posterior.table import draw_indices
-from ppl_align.posterior.totals import log_likelihood, log_prior
 from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.runner.runner import Runner
 

@@ -15,7 +15,7 @@ from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.diagnostics.advisor import advise, best_run
 from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
-from ppl_align.inspection.doubt import doubt
+from ppl_align.inspection.advice import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
 from ppl_align.posterior import Posterior, evidence
