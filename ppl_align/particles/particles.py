@@ -7,7 +7,7 @@ going back to a site are :meth:`Particles.take`, :meth:`Particles.where`, :meth:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,21 +64,21 @@ class Particles:
     """
 
     size: int
-    values: Mapping[str, Tensor] = field(default_factory=dict)
-    log_prior: Mapping[str, Tensor] = field(default_factory=dict)
-    log_proposal: Mapping[str, Tensor] = field(default_factory=dict)
-    factors: Mapping[str, Tensor] = field(default_factory=dict)
-    log_upper: Mapping[str, PerParticle | None] = field(default_factory=dict)
-    rewards: Mapping[str, Tensor] = field(default_factory=dict)
-    scales: Mapping[str, PerParticle] = field(default_factory=dict)
-    sources: Mapping[str, CompletionDistribution] = field(default_factory=dict)
-    answers: Mapping[str, list[Any]] = field(default_factory=dict)
-    log_lower: Mapping[str, float | None] = field(default_factory=dict)
-    targets: Mapping[str, float] = field(default_factory=dict)
-    prefix_closed: Mapping[str, bool] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+    log_prior: dict[str, Tensor] = field(default_factory=dict)
+    log_proposal: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, PerParticle] = field(default_factory=dict)
+    sources: dict[str, CompletionDistribution] = field(default_factory=dict)
+    answers: dict[str, list[Any]] = field(default_factory=dict)
+    log_lower: dict[str, float | None] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+    prefix_closed: dict[str, bool] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
-    constraints: Mapping[str, Sequence[Matcher]] = field(default_factory=dict)
-    plates: Mapping[str, Plates] = field(default_factory=dict)
+    constraints: dict[str, list[Matcher]] = field(default_factory=dict)
+    plates: dict[str, Plates] = field(default_factory=dict)
     nesting: int = 0
     pending: Site | None = None
 

@@ -127,7 +127,7 @@ class Program:
     def _check_structure(self, handler: Execute) -> None:
         """Each run meets the sites that every other has met, as far as both went."""
         known, seen = self._structure, handler.order
-        pending = handler.pending
+        pending = handler.particles.pending
         if pending is not None and not pending.is_completion:
             seen = seen[:-1]
         refuse_change(known.sites, seen, known.ended, pending is None)

@@ -3,6 +3,8 @@
 What comes after a completion is known only when the program has been run beyond it, and an engine wants to know some
 of it before it writes the first token: which constraints will be put on the completion. So the program is run on a
 single particle whose completions are empty. Rewards are not asked, nothing is scored, no network is called.
+
+A survey does the same on given latents: how large may the program's factors get?
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from ppl_align.core.runs import remembered
 from ppl_align.core.seeds import cuda_devices
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.matcher import Matcher
+from ppl_align.particles.particles import Particles
 from ppl_align.program.compiled import Program
-from ppl_align.program.execute import is_bookkeeping, make_room
+from ppl_align.program.execute import Execute, is_bookkeeping, make_room
 from ppl_align.program.names import SameNameError
 from ppl_align.program.notes import notes_of
 
@@ -136,3 +139,36 @@ class _Look(Messenger):
             else:
                 msg["value"] = fn.sample().detach()
             msg["done"] = True
+
+
+# -- a program run on given latents with empty texts, nothing asked and nothing scored ---------------------------------
+
+
+def survey(program: Program, particles: Particles) -> Particles:
+    """What the rewards of a program with these latents say of ``log_upper`` and ``scales``; their values are not known.
+
+    Stops (``pending``) at the first latent without a value that is no completion."""
+    try:
+        with looking(STAND_INS[0]):
+            return _run(program, particles)
+    except (TypeError, ValueError):  # as where the program computes with an answer of the world
+        with looking(STAND_INS[1]):
+            return _run(program, particles)
+
+
+def _run(program: Program, particles: Particles) -> Particles:
+    return program.execute(lambda nesting: _Survey(particles, nesting, False, None, ()), particles.size).particles
+
+
+class _Survey(Execute):
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if not msg["is_observed"] and isinstance(fn, CompletionDistribution):
+            self.particles.values[msg["name"]] = torch.full(
+                fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device
+            )
+        super()._pyro_sample(msg)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if notes_of(msg).scale is not None:
+            super()._pyro_post_sample(msg)

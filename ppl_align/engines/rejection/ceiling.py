@@ -20,7 +20,7 @@ from ppl_align.core.errors import InputError, first_line
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.particles.per_particle import PerParticle, for_each
 from ppl_align.program.compiled import Program
-from ppl_align.program.survey import survey
+from ppl_align.program.sketch import survey
 
 MOST = 4096
 """Assignments that are looked at."""

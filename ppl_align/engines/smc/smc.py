@@ -11,8 +11,7 @@ import numpy as np
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import is_top_level
 from ppl_align.core.validation import at_least, one_of
-from ppl_align.engines.all_dead import all_dead
-from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.engines.smc.schedule import check_schedule
 from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.particles.particles import Particles

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import RunError
-from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.base import all_dead
 from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.engines.smc.state import State
 from ppl_align.lm.restriction import Restriction
