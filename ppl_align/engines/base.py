@@ -18,7 +18,7 @@ from ppl_align.core.progress import Report, reporting
 from ppl_align.core.runs import is_top_level, run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.engines.environment import optimism
-from ppl_align.engines.rerun.undeclared import refuse_undeclared
+from ppl_align.engines.rerun import refuse_undeclared
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import with_findings

@@ -7,13 +7,14 @@ going back to a site are :meth:`Particles.take`, :meth:`Particles.where`, :meth:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.matcher import Matcher
 from ppl_align.particles.per_particle import PerParticle
@@ -125,6 +126,18 @@ class Particles:
 
     def _sum(self, parts: Any) -> Tensor:
         return sum(parts, torch.zeros(self.size, dtype=torch.float64))
+
+    # -- where they come from ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_draws(cls, draws: Mapping[str, Completion | Tensor], index: Tensor) -> Particles:
+        """Those at ``index [P]``, flat, of the draws of a run by latent site [R, N, ...]; each where its LM is."""
+        values = {}
+        for name, value in draws.items():
+            flat = tensor_of(value).flatten(0, 1)[index]
+            source = value.source if isinstance(value, Completion) else None
+            values[name] = flat if source is None else flat.to(source.lm.device)
+        return cls(len(index), values)
 
     # -- which of them are kept ----------------------------------------------------------------------------------------
 

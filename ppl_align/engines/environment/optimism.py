@@ -45,7 +45,7 @@ from torch import Tensor
 
 from ppl_align.core.estimate import of_draws, standard_error
 from ppl_align.engines.environment.coupling import condition, ended_weight
-from ppl_align.lm.completions import Completion, tensor_of
+from ppl_align.lm.completions import tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Estimate, Posterior
@@ -150,7 +150,8 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     runner = Runner(program, constraints=known_constraints(program))
     index = torch.from_numpy(draw_indices(posterior, NUM_DRAWS, posterior.seed))
     distinct = len(index.unique())
-    drawn, psi = _draws(posterior, index), log_likelihood(posterior).reshape(-1)[index]
+    drawn = Particles.of_draws(posterior.particles, index)  # as histories, in the order of the program
+    psi = log_likelihood(posterior).reshape(-1)[index]
     turns = _turns(posterior)
     of_world = [i for i, (world, _) in enumerate(turns) if world]
     first, last = of_world[0], of_world[-1]
@@ -173,16 +174,6 @@ Turns = list[tuple[bool, list[str]]]
 def _turns(posterior: Posterior) -> Turns:
     whose = groupby(posterior.particles, lambda name: name in posterior.environment)
     return [(world, list(sites)) for world, sites in whose]
-
-
-def _draws(posterior: Posterior, index: Tensor) -> Particles:
-    """Draws of the posterior as histories, in the order of the program."""
-    values: dict[str, Tensor] = {}
-    for name, value in posterior.particles.items():
-        flat = tensor_of(value).flatten(0, 1)[index]
-        source = value.source if isinstance(value, Completion) else None
-        values[name] = flat if source is None else flat.to(source.lm.device)
-    return Particles(len(index), values)
 
 
 def _until(drawn: Particles, turns: Turns) -> Particles:
