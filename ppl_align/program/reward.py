@@ -11,8 +11,7 @@ from torch import Tensor
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
-from ppl_align.program.factor import factor
-from ppl_align.program.notes import Notes
+from ppl_align.program.notes import Notes, factor
 from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of

@@ -159,6 +159,28 @@ class FromFunction(Twist):
         return self.fn(prefixes)
 
 
+class PrefixReward(Twist):
+    """The twist ``"prefix"``: what the rest of the program says of the text so far, as if it were the whole.
+
+    The program executed on unfinished texts; its prefix-closed factors, hard constraints among them, may reject.
+
+    ``floor``: what any other factor of -inf is worth on a prefix, nats (at the end it is -inf). The lower, the more
+    eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat."""
+
+    asks_program = True
+    by_ids = True
+    certain = True
+    only_once = True
+    names_its_errors = True
+
+    def __init__(self, floor: float = -2.0) -> None:
+        self.floor = floor
+
+    def prefix(self, prefixes: Prefixes) -> Tensor:
+        assert prefixes.said is not None
+        return prefixes.said.prefix_potential(self.floor) - prefixes.log_potential.clamp_min(-1e300)
+
+
 class Sum(Twist):
     """Several twists, added."""
 

@@ -21,8 +21,7 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.proposals import ProposesValues, as_proposal
 from ppl_align.twists.lookahead import LearnedLookAhead, LookAhead
-from ppl_align.twists.prefix_reward import PrefixReward
-from ppl_align.twists.twist import Twist, parts_of
+from ppl_align.twists.twist import PrefixReward, Twist, parts_of
 
 log = logging.getLogger(__name__)
 
