@@ -79,7 +79,8 @@ def reward(
         log_upper=bounds.log_upper(told),
         log_lower=None if isinstance(told, Tensor) else bounds.log_lower(told),
     )
-    factor(name, _weighed(r, scale), _tensor_of(completion), notes)
+    traced = completion.tokens if isinstance(completion, Completion) else completion
+    factor(name, _weighed(r, scale), traced, notes)
     return r
 
 
@@ -116,8 +117,3 @@ def _unasked(completion: Completion | Texts | Tensor | str) -> Tensor:
     if isinstance(completion, Tensor):
         return torch.zeros(completion.shape[:-1], dtype=torch.float64)
     return torch.zeros(getattr(completion, "shape", ()), dtype=torch.float64)
-
-
-def _tensor_of(completion: Completion | Texts | Tensor | str) -> Any:
-    """What Pyro's provenance is tracked on: the tokens, where there are any."""
-    return completion.tokens if isinstance(completion, Completion) else completion

@@ -185,8 +185,7 @@ def _cost(case: Case, billed: Cost, spent: Cost) -> Iterator[str]:
 
 def arviz(case: Case) -> Finding:
     """ArviZ and netCDF take it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ's and its dependencies' own
+    with warnings.catch_warnings(action="ignore"):  # ArviZ's and its dependencies' own
         return _verdict(_arviz(case.little))
 
 
