@@ -74,7 +74,7 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
         if free and most != SUSPECT:
             most = FREE
         before, done, state = now, done + 1, left
-    if not hangs_on_company(nodes):
+    if not any(map(_is_the_programs_own, nodes.values())):  # else none of them could hang on the others
         return
     refuse_company(nodes, alone, posterior, chosen)
     if cost.lm_forwards or cost.environment_calls:
@@ -106,23 +106,13 @@ def _said(program: Program, particles: Particles, score: list[str]) -> tuple[Sai
     return (said if pending is None else [*said, (pending.name, {})]), run, record.nodes
 
 
-class _SameLM:
-    """A language model; another object is the same if its fingerprint is."""
-
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SameLM) and (self.lm is other.lm or self.lm.fingerprint == other.lm.fingerprint)
-
-
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     """What a site says, gravest first."""
     fn, notes = node["fn"], notes_of(node)
     yield "kind", type(fn).__name__
     if isinstance(fn, CompletionDistribution):
         yield "prompt", [fn.prompts[i] for i in fn.index.reshape(-1).tolist()]
-        yield "language model", _SameLM(fn.lm)
+        yield "language model", fn.lm
         yield "settings", (fn.max_new_tokens, fn.warp)
     if node["is_observed"] and type(fn).__name__ != "Unit":
         yield "observed value", node["value"]
@@ -154,7 +144,9 @@ def refuse_difference(before: Said, now: Said) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, rounding aside."""
+    """Equal, rounding aside; two language models are the same if their fingerprints are."""
+    if isinstance(one, LM) and isinstance(other, LM):
+        return one is other or one.fingerprint == other.fingerprint
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape:
             return False
@@ -198,11 +190,6 @@ def refuse_company(nodes: Mapping[str, Any], alone: Particles, posterior: Poster
         for name, value in now.items():
             if name in before and _is_the_programs_own(nodes.get(name)):
                 _compare(name, before[name].double().reshape(-1)[chosen], value.double())
-
-
-def hangs_on_company(nodes: Mapping[str, Any]) -> bool:
-    """Is there a site that could: a factor of the program's own, or a prior of more than a language model?"""
-    return any(_is_the_programs_own(node) for node in nodes.values())
 
 
 def _is_the_programs_own(node: Any) -> bool:

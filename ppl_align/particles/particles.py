@@ -83,6 +83,12 @@ class Particles:
     nesting: int = 0
     pending: Site | None = None
 
+    @property
+    def site(self) -> Site:
+        """Where they wait: the site that is ``pending``, which there is."""
+        assert self.pending is not None
+        return self.pending
+
     # -- what they weigh -----------------------------------------------------------------------------------------------
 
     @property

@@ -82,8 +82,7 @@ def _assign(program: Program) -> tuple[Particles, list[str], list[str]]:
         (listed if found is not None else free).append(site.name)
         if found is None:
             held = survey(program, held.repeat(FREE if len(free) == 1 else 1))
-            assert held.pending is not None
-            value = held.pending.fn.sample()
+            value = held.site.fn.sample()
         else:
             parent, value = found
             held = held.take(parent)

@@ -154,8 +154,7 @@ class TwistedSMC(Observer):
         """psi of the chosen particles, [m] nats: of prefixes by the twist, of what has ended the true one."""
         assert self.twist is not None
         twist, upstream, width = self.twist, decode.particles.take(chosen), decode.site.fn.max_new_tokens
-        site, psi, said = upstream.pending, upstream.log_potential, None
-        assert site is not None
+        site, psi, said = upstream.site, upstream.log_potential, None
         if twist.asks_program:
             decode.leave_scores(decode.t)
             said = run_on_prefixes(self.runner.program, _with(upstream, decode.prefix(decode.t), chosen), site)
@@ -173,8 +172,7 @@ class TwistedSMC(Observer):
     def _judged(self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None) -> Tensor:
         """log psi of prefixes, [m] nats."""
         assert self.twist is not None
-        assert upstream.pending is not None
-        source, tokens = upstream.pending.fn, decode.prefix(decode.t)
+        source, tokens = upstream.site.fn, decode.prefix(decode.t)
         parts = self.twist.parts if isinstance(self.twist, Sum) else (self.twist,)
         prefixes = Prefixes(
             decode.site.name,
@@ -260,8 +258,7 @@ class TwistedSMC(Observer):
 
 def _with(upstream: Particles, tokens: Tensor, chosen: Tensor) -> Particles:
     """The particles at ``chosen``, with their tokens at the site that they wait for."""
-    assert upstream.pending is not None
-    values = {**upstream.values, upstream.pending.name: tokens[chosen.to(tokens.device)]}
+    values = {**upstream.values, upstream.site.name: tokens[chosen.to(tokens.device)]}
     return upstream.replace(values=values)
 
 
