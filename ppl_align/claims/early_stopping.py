@@ -132,9 +132,7 @@ def vanilla_path(p0: Tensor, r: Tensor, steps: int, size: float = 0.5) -> list[T
     return path
 
 
-def ppo(
-    p0: Tensor, r: Tensor, beta: float, outer: int = 200, inner: int = 10, clip: float = 0.2, size: float = 3.0
-) -> list[Tensor]:
+def ppo(p0: Tensor, r: Tensor, beta: float, outer: int = 200, inner: int = 10, clip: float = 0.2) -> list[Tensor]:
     """PPO with exact expectations: log q after each outer step, which makes ``inner`` ascents of the clipped surrogate.
 
     The reward is r - beta log(q_old/p0), the advantage exact: A = reward - E_old[reward]."""
@@ -147,7 +145,7 @@ def ppo(
             ratio = (logits.log_softmax(0) - old).exp()
             terms = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
             (slope,) = torch.autograd.grad(old.exp() @ terms, logits)
-            logits = logits + size * slope
+            logits = logits + 3.0 * slope
         old = logits.detach().log_softmax(0)
         path.append(old)
     return path

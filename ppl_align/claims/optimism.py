@@ -143,16 +143,13 @@ def sampled(found: Findings) -> None:
     oracle = Oracle(game, 1.0, COIN)
     risky = oracle.values["action"][:, 0].double()
     run = ImportanceSampling(num_particles=4000).run(game, 1.0, COIN, seed=found.seed)
-    found.agrees("ImportanceSampling conditions: P(risky)", *run.mean(_chose_risky), oracle.mean(risky))
+    chose = run.mean(lambda particles: particles["action"].tokens[..., 0] == 1)
+    found.agrees("ImportanceSampling conditions: P(risky)", *chose, oracle.mean(risky))
     found.agrees("ImportanceSampling: posterior mean of the pay", *run.mean("pay"), oracle.mean("pay"))
     svi = SVI(guide=agent, num_steps=120, num_particles=32, learning_rate=0.05)
     trained = oracle.log_q(svi.run(game, 1.0, COIN, seed=found.seed).guide).detach()
     best = Turns(oracle, ["action"]).soft_bellman()[1]
     found.less("SVI, guide with the true world: J it leaves", best - oracle.elbo(trained), 0.1 * 0.247445, run=True)
-
-
-def _chose_risky(particles: Any) -> Tensor:
-    return particles["action"].tokens[..., 0] == 1
 
 
 def general(found: Findings, trial: int) -> None:

@@ -96,7 +96,8 @@ def the_bonus(found: Findings) -> None:
         law = joint.log_target.reshape(len(weights), -1).logsumexp(0)  # the member summed out: [texts]
         r = counts(mean.values["text"]) @ weights.T / beta
         bonus = log_mean_exp(r - r.mean(-1, keepdim=True))
-        found.equal(f"{name}: KL(p*||mean's posterior x bonus)", kl_divergence(law, _times(mean, bonus)), 0.0)
+        boosted = (mean.log_target + bonus).log_softmax(0)
+        found.equal(f"{name}: KL(p*||mean's posterior x bonus)", kl_divergence(law, boosted), 0.0)
         found.greater(f"{name}: the bonus differs by up to [nats]", float(bonus.max() - bonus.min()), 0.05)
         apart.append(float(mean.reverse_kl(law)))
         lost = beta * (mean.log_evidence - float(mean.elbo(law)))
@@ -108,10 +109,6 @@ def the_bonus(found: Findings) -> None:
     picked = run.mean(lambda particles: particles["member"] == 1)
     found.agrees("ImportanceSampling: P(the most generous member)", *picked, exact)
     found.greater("it was 1/4 before the reward was asked for", float(exact), 0.25)
-
-
-def _times(oracle: Oracle, bonus: Tensor) -> Tensor:
-    return (oracle.log_target + bonus).log_softmax(0)
 
 
 def three_ways(found: Findings) -> None:

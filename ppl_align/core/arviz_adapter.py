@@ -27,8 +27,7 @@ GOOD_K = 0.7
 @cache
 def _arviz() -> Any:
     """ArviZ, imported when first needed (it takes a second) and without its announcement of the next version."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         import arviz
     return arviz
 
@@ -72,8 +71,7 @@ def chain_ess(values: np.ndarray) -> float:
     values = np.asarray(values, dtype=float)
     if values.shape[1] < 4 or np.ptp(values) == 0:
         return float("nan")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         if is_v1():
             found = import_module("arviz_stats.base").array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")
         else:
@@ -86,8 +84,7 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Arguments are *log-weights* on both lines. k-hat is infinite where there is no tail to fit."""
     log_weights = np.asarray(log_weights, dtype=float)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 0.x warns of large k-hat; the caller shows it
+    with warnings.catch_warnings(action="ignore"):  # 0.x warns of large k-hat; the caller shows it
         if is_v1():
             smoothed, k = import_module("arviz_stats.base").array_stats.psislw(-log_weights, axis=-1)
         else:
@@ -99,8 +96,7 @@ def summary(data: Any, var_names: Sequence[str] | None = None) -> Any:
     """Means, standard deviations and intervals of the equal-weight draws, a pandas frame at full precision.
 
     Without ESS and R-hat columns: resampled draws have no order that these could be computed from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return _arviz().summary(data, var_names=var_names, kind="stats", round_to="none")
 
 
@@ -162,8 +158,7 @@ def _plot(v0: str, v1: str) -> Any:
     function = getattr(_arviz(), v1 if is_v1() else v0)
 
     def quiet(*args: Any, **options: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return function(*args, **{k: v for k, v in options.items() if v is not None})
 
     return quiet

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 
+from ppl_align.core.context import having
+
 
 @dataclass
 class Cost:
@@ -56,14 +58,12 @@ _open: ContextVar[tuple[Cost, ...]] = ContextVar("ppl_align_cost", default=())
 @contextmanager
 def measure() -> Iterator[Cost]:
     """Collect the cost of everything inside the block, nested blocks included."""
-    cost = Cost()
-    token = _open.set((*_open.get(), cost))
-    started = time.perf_counter()
-    try:
-        yield cost
-    finally:
-        cost.seconds += time.perf_counter() - started
-        _open.reset(token)
+    cost, started = Cost(), time.perf_counter()
+    with having(_open, (*_open.get(), cost)):
+        try:
+            yield cost
+        finally:
+            cost.seconds += time.perf_counter() - started
 
 
 @contextmanager
@@ -75,11 +75,8 @@ def uncounted() -> Iterator[None]:
     >>> cost.lm_forwards
     0
     """
-    token = _open.set(())
-    try:
+    with having(_open, ()):
         yield
-    finally:
-        _open.reset(token)
 
 
 def count(**amounts: float) -> None:

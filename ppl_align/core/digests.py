@@ -41,11 +41,7 @@ def digest(*values: Any) -> str:
     >>> digest({"a": 1, "b": 2.0}) == digest({"b": 2.0, "a": 1}), digest(1) == digest("1")
     (True, False)
     """
-    hasher = hashlib.sha256()
-    for value in values:
-        for part in _parts(value, ()):
-            hasher.update(len(part).to_bytes(8, "big") + part)
-    return hasher.hexdigest()[:_DIGITS]
+    return _hash(values, ()).hexdigest()[:_DIGITS]
 
 
 def _parts(value: Any, above: tuple[int, ...]) -> Iterator[bytes]:
@@ -91,10 +87,15 @@ def _parts(value: Any, above: tuple[int, ...]) -> Iterator[bytes]:
 
 
 def _one(value: Any, above: tuple[int, ...]) -> bytes:
+    return _hash((value,), above).digest()
+
+
+def _hash(values: tuple[Any, ...], above: tuple[int, ...]) -> Any:
     hasher = hashlib.sha256()
-    for part in _parts(value, above):
-        hasher.update(len(part).to_bytes(8, "big") + part)
-    return hasher.digest()
+    for value in values:
+        for part in _parts(value, above):
+            hasher.update(len(part).to_bytes(8, "big") + part)
+    return hasher
 
 
 def _public(value: Any) -> dict[str, Any]:

@@ -67,3 +67,8 @@ def type_and_line(error: BaseException) -> str:
     """The same after its type."""
     name = type(error).__name__
     return f"{name}: {first_line(error)}" if str(error).strip() else name
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, after its type where it is not one of this library's, which say all."""
+    return first_line(error) if isinstance(error, PplAlignError) else type_and_line(error)

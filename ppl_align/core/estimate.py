@@ -122,9 +122,9 @@ def standard_error(values: Tensor, independent: int | None = None) -> float:
     return float(values.std()) / math.sqrt(count) if count > 1 else math.nan
 
 
-def of_draws(values: Tensor) -> Estimate:
-    """The mean of independent draws [n]."""
-    return Estimate(float(values.mean()), standard_error(values))
+def of_draws(values: Tensor, independent: int | None = None) -> Estimate:
+    """The mean of n draws [n]; ``independent``: of which so many are."""
+    return Estimate(float(values.mean()), standard_error(values, independent))
 
 
 def exceeds(gap: float, *estimates: Estimate, errors: float = 3.0) -> bool:

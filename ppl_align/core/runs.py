@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from ppl_align.core.context import having
+
 T = TypeVar("T")
 Ending = Callable[[], "str | None"]
 """Called when a run has ended well; what it returns is a remark on the run."""
@@ -41,12 +43,9 @@ def run_memory() -> Iterator[list[str]]:
         yield remarks
         return
     memory = _Memory()
-    token = _memory.set(memory)
-    try:
+    with having(_memory, memory):
         yield remarks
         remarks += [remark for ending in memory.endings.values() if (remark := ending()) is not None]
-    finally:
-        _memory.reset(token)
 
 
 def remembered(part: Hashable, make: Callable[[], T]) -> T | None:
@@ -79,11 +78,8 @@ def nested_run() -> Iterator[None]:
 
     What they noticed is in their ``posterior.warnings``, for whoever started them to pass on. Python's warnings, and
     errors, are what they always are."""
-    token = _nested.set(True)
-    try:
+    with having(_nested, True):
         yield
-    finally:
-        _nested.reset(token)
 
 
 def is_top_level() -> bool:

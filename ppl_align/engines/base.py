@@ -1,4 +1,7 @@
-"""The contract of every engine: a frozen, printable configuration with one verb."""
+"""The contract of every engine: a frozen, printable configuration with one verb.
+
+And what all of them say when every particle has weight zero: which factor killed them all, and what to try.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ppl_align.core.cost import measure
-from ppl_align.core.errors import InputError
+from ppl_align.core.errors import AllDeadError, InputError
 from ppl_align.core.progress import Report, reporting
 from ppl_align.core.runs import is_top_level, run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.engines.environment import optimism
-from ppl_align.engines.rerun.undeclared import refuse_undeclared
+from ppl_align.engines.rerun import refuse_undeclared
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.findings import with_findings
 from ppl_align.posterior.origin import with_provenance
@@ -119,4 +123,15 @@ def _printed(value: Any) -> str:
     return getattr(value, "__name__", repr(value))
 
 
-__all__ = ["Engine", "Progress", "Task"]
+def all_dead(where: str, particles: Particles, hint: str = "") -> AllDeadError:
+    """The error for a population without weight, ``where`` in the program; ``hint``: what else may be the cause."""
+    killers = [name for name, value in particles.factors.items() if bool(value.isneginf().all())]
+    blame = f" ({killers[0]!r} is -inf for each of them)" if killers else ""
+    return AllDeadError(
+        f"every particle has weight zero {where}{blame}: no draw satisfies the program. Try more particles, more room "
+        f"(max_new_tokens) if it can be met at all, a softer reward than -inf, or a proposal= that knows what is wanted"
+        f"{hint}"
+    )
+
+
+__all__ = ["Engine", "Progress", "Task", "all_dead"]

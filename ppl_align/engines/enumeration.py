@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.validation import at_least
-from ppl_align.engines.all_dead import all_dead
-from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.lm.base import Ids
 from ppl_align.lm.tree import as_sequence, enumerate_completions, score_completions
 from ppl_align.particles.particles import Particles, Site

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ppl_align.core.validation import at_least
-from ppl_align.engines.all_dead import all_dead
-from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles

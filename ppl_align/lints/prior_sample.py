@@ -89,7 +89,7 @@ class PriorSample:
         ``known``: whose answers so far are remembered. By default the world's: what is asked about is the program, and
         functions that stand for the world may be dear.
         Raises ``ModelError`` where the program then has other sites."""
-        particles = Particles(self.num_draws, self.values if values is None else values)
+        particles = Particles(self.num_draws, dict(self.values if values is None else values))
         if rows is not None:
             particles = particles.take(torch.arange(self.num_draws)[rows])
         self._asked += 1

@@ -36,8 +36,7 @@ from ppl_align.moments.fit import MomentFit, fit
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 from ppl_align.program.compiled import running
-from ppl_align.program.factor import factor
-from ppl_align.program.notes import Notes
+from ppl_align.program.notes import Notes, factor
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
 from ppl_align.rewards.cache import content, identity

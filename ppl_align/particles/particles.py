@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align.lm.completions import Completion, tensor_of
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.matcher import Matcher
 from ppl_align.particles.per_particle import PerParticle
@@ -64,23 +65,29 @@ class Particles:
     """
 
     size: int
-    values: Mapping[str, Tensor] = field(default_factory=dict)
-    log_prior: Mapping[str, Tensor] = field(default_factory=dict)
-    log_proposal: Mapping[str, Tensor] = field(default_factory=dict)
-    factors: Mapping[str, Tensor] = field(default_factory=dict)
-    log_upper: Mapping[str, PerParticle | None] = field(default_factory=dict)
-    rewards: Mapping[str, Tensor] = field(default_factory=dict)
-    scales: Mapping[str, PerParticle] = field(default_factory=dict)
-    sources: Mapping[str, CompletionDistribution] = field(default_factory=dict)
-    answers: Mapping[str, list[Any]] = field(default_factory=dict)
-    log_lower: Mapping[str, float | None] = field(default_factory=dict)
-    targets: Mapping[str, float] = field(default_factory=dict)
-    prefix_closed: Mapping[str, bool] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+    log_prior: dict[str, Tensor] = field(default_factory=dict)
+    log_proposal: dict[str, Tensor] = field(default_factory=dict)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+    scales: dict[str, PerParticle] = field(default_factory=dict)
+    sources: dict[str, CompletionDistribution] = field(default_factory=dict)
+    answers: dict[str, list[Any]] = field(default_factory=dict)
+    log_lower: dict[str, float | None] = field(default_factory=dict)
+    targets: dict[str, float] = field(default_factory=dict)
+    prefix_closed: dict[str, bool] = field(default_factory=dict)
     environment: tuple[str, ...] = ()
-    constraints: Mapping[str, Sequence[Matcher]] = field(default_factory=dict)
-    plates: Mapping[str, Plates] = field(default_factory=dict)
+    constraints: dict[str, list[Matcher]] = field(default_factory=dict)
+    plates: dict[str, Plates] = field(default_factory=dict)
     nesting: int = 0
     pending: Site | None = None
+
+    @property
+    def site(self) -> Site:
+        """Where they wait: the site that is ``pending``, which there is."""
+        assert self.pending is not None
+        return self.pending
 
     # -- what they weigh -----------------------------------------------------------------------------------------------
 
@@ -125,6 +132,18 @@ class Particles:
 
     def _sum(self, parts: Any) -> Tensor:
         return sum(parts, torch.zeros(self.size, dtype=torch.float64))
+
+    # -- where they come from ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def of_draws(cls, draws: Mapping[str, Completion | Tensor], index: Tensor) -> Particles:
+        """Those at ``index [P]``, flat, of the draws of a run by latent site [R, N, ...]; each where its LM is."""
+        values = {}
+        for name, value in draws.items():
+            flat = tensor_of(value).flatten(0, 1)[index]
+            source = value.source if isinstance(value, Completion) else None
+            values[name] = flat if source is None else flat.to(source.lm.device)
+        return cls(len(index), values)
 
     # -- which of them are kept ----------------------------------------------------------------------------------------
 

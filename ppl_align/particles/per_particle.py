@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 PerParticle = float | Tensor
-
-
-def picked(group: Mapping[str, Any], index: Tensor) -> dict[str, Any]:
-    """The values of the particles at ``index [P']``."""
-    return {
-        name: value[index.to(value.device)] if isinstance(value, Tensor) else value for name, value in group.items()
-    }
-
-
-def joined(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The values of several batches of particles of one program, one batch after the other."""
-    return {
-        name: torch.cat([group[name] for group in groups]) if isinstance(value, Tensor) else value
-        for name, value in groups[0].items()
-    }
 
 
 def for_each(value: PerParticle | None, size: int) -> Tensor:

@@ -43,16 +43,13 @@ def multinomial(weights: Tensor, generator: torch.Generator | None = None) -> Te
 
 def stratified(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One independent draw in each of N equal slices of the unit interval."""
-    size = weights.shape[-1]
     u = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    return invert(weights, comb(size, u))
+    return invert(weights, comb(weights.shape[-1], u))
 
 
 def systematic(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One draw shifts a comb of N teeth: each count differs from N * W_i by less than one. The default."""
-    size = weights.shape[-1]
-    u = torch.rand(weights.shape[0], 1, generator=generator, dtype=torch.float64)
-    return invert(weights, comb(size, u))
+    return invert(weights, comb(weights.shape[-1], _uniform(weights, generator)))
 
 
 def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:

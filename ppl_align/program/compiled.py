@@ -8,7 +8,6 @@ value. Because the rest of the program is executed anew on every prefix, its Pyt
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -26,14 +25,6 @@ from ppl_align.program.plates import PARTICLES
 
 _DEEPEST = 4  # plates inside one another that a program may use
 Handler = TypeVar("Handler", bound=Messenger)
-
-
-@dataclass
-class _Structure:
-    """The sites that a program has been seen to meet, for all its numbers of particles; ``ended``: these are all."""
-
-    sites: list[str] = field(default_factory=list)
-    ended: bool = False
 
 
 class Running(Messenger):
@@ -61,7 +52,8 @@ class Program:
         self.model, self.args, self.kwargs = model, tuple(args), dict(kwargs or {})
         self.nesting = 0
         self._looked = False
-        self._structure = _Structure()
+        self._sites: list[str] = []  # that it has been seen to meet, for all its numbers of particles
+        self._ended = False  # these are all
 
     def run(
         self, particles: Particles, *, draw: bool, propose: LatentProposal | None = None, score: Collection[str] = ()
@@ -77,7 +69,7 @@ class Program:
     @property
     def order(self) -> Sequence[str]:
         """The sites met so far, in the order of the program."""
-        return self._structure.sites
+        return self._sites
 
     def look(self) -> None:
         """Find out ``nesting``, once, before anything is drawn."""
@@ -126,14 +118,13 @@ class Program:
 
     def _check_structure(self, handler: Execute) -> None:
         """Each run meets the sites that every other has met, as far as both went."""
-        known, seen = self._structure, handler.order
-        pending = handler.pending
+        seen, pending = handler.order, handler.particles.pending
         if pending is not None and not pending.is_completion:
             seen = seen[:-1]
-        refuse_change(known.sites, seen, known.ended, pending is None)
-        if len(seen) > len(known.sites):
-            known.sites = list(seen)
-        known.ended = known.ended or pending is None
+        refuse_change(self._sites, seen, self._ended, pending is None)
+        if len(seen) > len(self._sites):
+            self._sites = list(seen)
+        self._ended = self._ended or pending is None
 
 
 def refuse_change(known: Sequence[str], seen: Sequence[str], known_ended: bool = True, ended: bool = True) -> None:

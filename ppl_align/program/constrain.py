@@ -12,8 +12,7 @@ from ppl_align.lm.completions import Completion
 from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.restriction import Restriction
 from ppl_align.lm.spelling import goes_on_from
-from ppl_align.program.factor import factor
-from ppl_align.program.notes import Notes
+from ppl_align.program.notes import Notes, factor
 from ppl_align.program.sketch import sketching
 
 

@@ -28,6 +28,7 @@ from pyro.distributions.torch_distribution import TorchDistribution, TorchDistri
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_align.core.context import having
 from ppl_align.core.cost import count
 from ppl_align.core.errors import InputError, ModelError, PplAlignError, RunError, type_and_line
 from ppl_align.core.runs import remembered
@@ -80,8 +81,11 @@ def environment(
     if _asking.get() is not None:
         raise _circular(_asking.get(), name)
     if isinstance(world, LM):
-        prompt = _only(name, inputs, noise)
-        source = world.completion(prompt, 32 if max_new_tokens is None else max_new_tokens, **sampling)
+        if len(inputs) != 1 or noise is not None:
+            raise InputError(
+                f"environment {name!r}: a language model takes one prompt (a tuple joins parts), no noise="
+            )
+        source = world.completion(inputs[0], 32 if max_new_tokens is None else max_new_tokens, **sampling)
         return Completion(_sample(name, source), source, site=name)
     if max_new_tokens is not None or sampling:
         option = next(iter(sampling), "max_new_tokens")
@@ -178,16 +182,13 @@ def _joint_shape(name: str, arrays: list[np.ndarray]) -> tuple[int, ...]:
 
 def _answer(name: str, world: Callable[..., Any], row: tuple[Any, ...], takes_rng: bool) -> str | float:
     count(environment_calls=1)
-    token = _asking.set(name)
     try:
-        with _Closed(name):
+        with having(_asking, name), _Closed(name):
             answer = world(*row[:-1], rng=random.Random(row[-1])) if takes_rng else world(*row)
     except PplAlignError:
         raise
     except Exception as error:
         raise RunError(f"environment {name!r} raised {type_and_line(error)}, asked about {_shown(row)}") from error
-    finally:
-        _asking.reset(token)
     if isinstance(answer, (Tensor, np.generic)) and np.ndim(answer) == 0:
         answer = answer.item()
     if isinstance(answer, str):
@@ -266,12 +267,6 @@ def _takes_rng(world: Callable[..., Any]) -> bool:
         return "rng" in inspect.signature(world).parameters
     except (TypeError, ValueError):  # a builtin that does not tell
         return False
-
-
-def _only(name: str, inputs: tuple[Any, ...], noise: Any) -> Any:
-    if len(inputs) != 1 or noise is not None:
-        raise InputError(f"environment {name!r}: a language model takes one prompt (a tuple joins parts), no noise=")
-    return inputs[0]
 
 
 def _kind(world: Any) -> str:

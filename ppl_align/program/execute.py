@@ -14,9 +14,7 @@ from torch import Tensor
 from ppl_align.core.errors import ModelError
 from ppl_align.core.pyro_stack import handlers
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.lm.matcher import Matcher
-from ppl_align.particles.particles import Particles, Plates, Site
-from ppl_align.particles.per_particle import PerParticle
+from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.explain import ROOM
 from ppl_align.program.log_bounds import log_lower_of, log_upper_of
 from ppl_align.program.notes import notes_of
@@ -42,54 +40,18 @@ class Deeper(BaseException):
 
 
 class Execute(Messenger):
-    """Gives values to latents, collects what observed sites and factors say."""
+    """Gives values to latents, collects what observed sites and factors say.
+
+    ``particles``: the given ones, with what was drawn and what the program says now."""
 
     def __init__(
         self, given: Particles, nesting: int, draw: bool, propose: LatentProposal | None, score: Collection[str]
     ) -> None:
         super().__init__()
         self.given, self.nesting, self.draw, self.propose, self.score = given, nesting, draw, propose, score
-        self.values = given.values
         self.order: list[str] = []
-        self.drawn: dict[str, Tensor] = {}
-        self.log_prior: dict[str, Tensor] = {}
-        self.log_proposal: dict[str, Tensor] = {}
-        self.factors: dict[str, Tensor] = {}
-        self.log_upper: dict[str, PerParticle | None] = {}
-        self.log_lower: dict[str, float | None] = {}
-        self.rewards: dict[str, Tensor] = {}
-        self.scales: dict[str, PerParticle] = {}
-        self.targets: dict[str, float] = {}
-        self.prefix_closed: dict[str, bool] = {}
-        self.sources: dict[str, CompletionDistribution] = {}
-        self.environment: list[str] = []
-        self.answers: dict[str, list[Any]] = {}
-        self.constraints: dict[str, list[Matcher]] = {}
-        self.plates: dict[str, Plates] = {}
-        self.pending: Site | None = None
-
-    @property
-    def particles(self) -> Particles:
-        """The given ones, with what was drawn and what the program says now."""
-        return Particles(
-            self.given.size,
-            {**self.given.values, **self.drawn},
-            {**self.given.log_prior, **self.log_prior},
-            {**self.given.log_proposal, **self.log_proposal},
-            factors=self.factors,
-            log_upper=self.log_upper,
-            rewards=self.rewards,
-            scales=self.scales,
-            sources=self.sources,
-            answers=self.answers,
-            log_lower=self.log_lower,
-            targets=self.targets,
-            prefix_closed=self.prefix_closed,
-            environment=tuple(self.environment),
-            constraints=self.constraints,
-            plates=self.plates,
-            nesting=self.nesting,
-            pending=self.pending,
+        self.particles = Particles(
+            given.size, dict(given.values), dict(given.log_prior), dict(given.log_proposal), nesting=nesting
         )
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -105,49 +67,50 @@ class Execute(Messenger):
             return
         refuse_unconditioned_factor(msg)
         refuse_changed_prior(msg)
-        self.plates[name] = plates_of(msg)
         world = is_environment(msg)
         if world:
-            self.environment.append(name)
-        if name in self.values:
-            msg["value"] = with_room(self.values[name], len(fn.batch_shape) + len(fn.event_shape))
+            self.particles = self.particles.replace(environment=(*self.particles.environment, name))
+        now = self.particles
+        now.plates[name] = plates_of(msg)
+        if name in now.values:
+            msg["value"] = with_room(now.values[name], len(fn.batch_shape) + len(fn.event_shape))
             if isinstance(fn, CompletionDistribution):
-                self.sources[name] = fn
+                now.sources[name] = fn
             if name in self.score:
-                self.log_prior[name] = self._log_prior(msg, msg["value"])
+                now.log_prior[name] = self._log_prior(msg, msg["value"])
         elif isinstance(fn, CompletionDistribution) or not self.draw:
-            self.pending = Site(name, fn, world)
+            self.particles = now.replace(pending=Site(name, fn, world))
             raise Stop
         else:
             proposal = fn if self.propose is None else self.propose(name, fn)
             value = proposal.sample().detach()
-            msg["value"] = self.drawn[name] = value
-            self.log_prior[name] = self._log_prior(msg, value)
-            self.log_proposal[name] = self._per_particle(msg, proposal.log_prob(value))
+            msg["value"] = now.values[name] = value
+            now.log_prior[name] = self._log_prior(msg, value)
+            now.log_proposal[name] = self._per_particle(msg, proposal.log_prob(value))
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg) or not msg["is_observed"]:
             return
-        notes = notes_of(msg)
+        name, now, notes = msg["name"], self.particles, notes_of(msg)
         log_prob = msg["fn"].log_prob(msg["value"]) * msg["scale"]
         if msg["mask"] is not None:
             log_prob = torch.where(torch.as_tensor(msg["mask"]), log_prob, torch.zeros_like(log_prob))
-        refuse_no_number(msg["name"], log_prob)
-        self.factors[msg["name"]] = self._per_particle(msg, log_prob)
+        refuse_no_number(name, log_prob)
+        now.factors[name] = self._per_particle(msg, log_prob)
         upper = log_upper_of(msg, log_prob.shape, self.nesting)
-        self.log_upper[msg["name"]] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
+        now.log_upper[name] = self._per_particle(msg, upper) if isinstance(upper, Tensor) else upper
         batch = log_prob.shape[-self.nesting :] if self.nesting else ()
-        self.log_lower[msg["name"]] = log_lower_of(msg, math.prod(batch))
-        self.prefix_closed[msg["name"]] = notes.prefix_closed
+        now.log_lower[name] = log_lower_of(msg, math.prod(batch))
+        now.prefix_closed[name] = notes.prefix_closed
         scale = notes.scale
         if notes.reward is not None and scale is not None:
-            self.rewards[msg["name"]] = self._per_particle(msg, notes.reward)
-            self.scales[msg["name"]] = self._per_element(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
+            now.rewards[name] = self._per_particle(msg, notes.reward)
+            now.scales[name] = self._per_element(msg, scale).mean(-1) if isinstance(scale, Tensor) else scale
         if notes.target is not None:
-            self.targets[msg["name"]] = notes.target
+            now.targets[name] = notes.target
         if notes.constrains is not None and notes.matcher is not None:
-            self.constraints.setdefault(notes.constrains, []).extend(notes.matcher.parts)
+            now.constraints.setdefault(notes.constrains, []).extend(notes.matcher.parts)
 
     def _check_batch(self, msg: Any) -> None:
         """Every dimension of a completion's batch is a plate's."""
@@ -198,7 +161,7 @@ def note_answers(name: str, answers: list[Any]) -> None:
     """Tell the execution that is under way, if there is one, what the world said to each particle."""
     for handler in handlers():
         if isinstance(handler, Execute) and handler.given.size == len(answers):
-            handler.answers[name] = answers
+            handler.particles.answers[name] = answers
             return
 
 

@@ -24,8 +24,7 @@ from ppl_align.lm.ensemble import begun, require_same_vocabulary
 from ppl_align.lm.fingerprint import note_use
 from ppl_align.lm.prompts import resolve_prompt
 from ppl_align.lm.score_cache import log_prob_of
-from ppl_align.program.factor import factor
-from ppl_align.program.notes import Notes
+from ppl_align.program.notes import Notes, factor
 from ppl_align.program.scale import Scale, check_fit, fixed, numbers
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import Bounds

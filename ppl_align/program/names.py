@@ -15,7 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from ppl_align.core.errors import ModelError
 from ppl_align.core.pyro_stack import handlers
 from ppl_align.lm.distribution import CompletionDistribution
-from ppl_align.program.execute import is_bookkeeping, is_environment
+from ppl_align.program.execute import is_bookkeeping
 from ppl_align.program.notes import notes_of
 from ppl_align.program.plates import PARTICLES
 
@@ -68,7 +68,7 @@ def take_name(name: str) -> None:
 
 def _kind(msg: Any) -> str:
     notes = notes_of(msg)
-    if is_environment(msg):
+    if notes.environment:
         return WORLD
     if notes.constrains is not None:
         return "a constraint"

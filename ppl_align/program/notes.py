@@ -1,10 +1,17 @@
-"""What the words of this library leave at their sites for engines to read: typed, in ``infer["ppl_align"]``."""
+"""What the words of this library leave at their sites for engines to read: typed, in ``infer["ppl_align"]``.
+
+And a log-factor of a Pyro program that comes with such notes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
+from pyro.distributions import Unit
+from pyro.ops.provenance import get_provenance, track_provenance
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor
 
 from ppl_align.lm.matcher import Matcher
@@ -45,3 +52,16 @@ NOTHING = Notes()
 def notes_of(msg: Any) -> Notes:
     """What was noted at a site, by Pyro's message of it."""
     return msg["infer"].get(KEY, NOTHING)
+
+
+def factor(name: str, log_factor: Tensor, depends_on: Any, notes: Notes) -> None:
+    """``pyro.factor(name, log_factor)`` that remembers ``notes``.
+
+    ``depends_on``: the tensor that the factor was computed from. A value that leaves torch (ids -> text -> float) has
+    lost the trace of it, and Pyro's TraceGraph_ELBO would then drop the factor without a word: its gradient is exactly
+    zero. So the trace is attached again. Run by hand, outside any inference, there is nobody to tell."""
+    if not am_i_wrapped():
+        return
+    unit = Unit(track_provenance(log_factor, get_provenance(depends_on)))
+    infer: Any = notes.infer(is_auxiliary=True)
+    pyro.sample(name, unit, obs=unit.sample(), infer=infer)

@@ -11,8 +11,7 @@ from torch import Tensor
 from ppl_align.core.errors import InputError, RewardError
 from ppl_align.core.text import Texts
 from ppl_align.lm.completions import Completion
-from ppl_align.program.factor import factor
-from ppl_align.program.notes import Notes
+from ppl_align.program.notes import Notes, factor
 from ppl_align.program.scale import Scale, check_fit, fixed, scale_of
 from ppl_align.program.sketch import sketching
 from ppl_align.rewards.bounds import bounds_of
@@ -80,7 +79,8 @@ def reward(
         log_upper=bounds.log_upper(told),
         log_lower=None if isinstance(told, Tensor) else bounds.log_lower(told),
     )
-    factor(name, _weighed(r, scale), _tensor_of(completion), notes)
+    traced = completion.tokens if isinstance(completion, Completion) else completion
+    factor(name, _weighed(r, scale), traced, notes)
     return r
 
 
@@ -117,8 +117,3 @@ def _unasked(completion: Completion | Texts | Tensor | str) -> Tensor:
     if isinstance(completion, Tensor):
         return torch.zeros(completion.shape[:-1], dtype=torch.float64)
     return torch.zeros(getattr(completion, "shape", ()), dtype=torch.float64)
-
-
-def _tensor_of(completion: Completion | Texts | Tensor | str) -> Any:
-    """What Pyro's provenance is tracked on: the tokens, where there are any."""
-    return completion.tokens if isinstance(completion, Completion) else completion

@@ -87,12 +87,8 @@ def _fits(shape: torch.Size, batch: torch.Size) -> bool:
         if handler.dim is not None:
             room = [1] * (-handler.dim - len(room)) + room
             if room[handler.dim] == 1:
-                room[handler.dim] = _size(handler)
+                room[handler.dim] = int(getattr(handler, "subsample_size", None) or handler.size)
     try:
         return torch.broadcast_shapes(shape, tuple(room)) == torch.Size(room)
     except RuntimeError:
         return False
-
-
-def _size(plate: Any) -> int:
-    return int(getattr(plate, "subsample_size", None) or plate.size)

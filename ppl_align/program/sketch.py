@@ -3,26 +3,30 @@
 What comes after a completion is known only when the program has been run beyond it, and an engine wants to know some
 of it before it writes the first token: which constraints will be put on the completion. So the program is run on a
 single particle whose completions are empty. Rewards are not asked, nothing is scored, no network is called.
+
+A survey does the same on given latents: how large may the program's factors get?
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 
+from ppl_align.core.context import having
 from ppl_align.core.runs import remembered
 from ppl_align.core.seeds import cuda_devices
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.matcher import Matcher
+from ppl_align.particles.particles import Particles
 from ppl_align.program.compiled import Program
-from ppl_align.program.execute import is_bookkeeping, make_room
+from ppl_align.program.execute import Execute, is_bookkeeping, make_room
 from ppl_align.program.names import SameNameError
 from ppl_align.program.notes import notes_of
 
@@ -48,18 +52,14 @@ class Sketch:
     ``nesting``: plates inside one another.  ``stopped``: what the program raised on the made-up values, None if it ran
     to its end; what it says after that is not known."""
 
-    matchers: Mapping[str, tuple[Matcher, ...]]
-    completions: tuple[str, ...]
-    nesting: int
-    stopped: Exception | None
-
-
-@dataclass
-class _Seen:
-    constraints: list[tuple[str, Matcher]] = field(default_factory=list)
+    matchers: dict[str, list[Matcher]] = field(default_factory=dict)
     completions: list[str] = field(default_factory=list)
     nesting: int = 0
     stopped: Exception | None = None
+
+    @property
+    def num_constraints(self) -> int:
+        return sum(map(len, self.matchers.values()))
 
 
 def sketch(program: Program) -> Sketch:
@@ -80,44 +80,37 @@ def _sketch(program: Program) -> Sketch:
     seen = _look(program, STAND_INS[0])
     for answer in STAND_INS[1:] if seen.stopped is not None else ():
         other = _look(program, answer)
-        if other.stopped is None or len(other.constraints) > len(seen.constraints):
+        if other.stopped is None or other.num_constraints > seen.num_constraints:
             seen = other
-    matchers: dict[str, tuple[Matcher, ...]] = {}
-    for site, matcher in seen.constraints:
-        matchers[site] = (*matchers.get(site, ()), matcher)
-    return Sketch(matchers, tuple(seen.completions), seen.nesting, seen.stopped)
+    return seen
 
 
-def _look(program: Program, answer: str | int) -> _Seen:
-    single, seen = copy.copy(program), _Seen()
+def _look(program: Program, answer: str | int) -> Sketch:
+    single, seen, stopped = copy.copy(program), Sketch(), None
     with torch.random.fork_rng(devices=cuda_devices()), looking(answer):
         try:
             single.execute(lambda nesting: _Look(nesting, seen), 1)
         except SameNameError:
             raise
         except Exception as error:
-            seen.stopped = error
-    seen.nesting = single.nesting
-    return seen
+            stopped = error
+    return replace(seen, nesting=single.nesting, stopped=stopped)
 
 
 @contextmanager
 def looking(answer: str | int) -> Iterator[None]:
     """A context in which programs are only looked at: no reward is asked, the world answers ``answer``."""
-    token = _open.set(answer)
-    try:
+    with having(_open, answer):
         yield
-    finally:
-        _open.reset(token)
 
 
 class _Look(Messenger):
     """Completions are empty, other latents are drawn, observed sites are left alone."""
 
-    def __init__(self, nesting: int, seen: _Seen) -> None:
+    def __init__(self, nesting: int, seen: Sketch) -> None:
         super().__init__()
         self.nesting, self.seen = nesting, seen
-        seen.constraints.clear()  # the program is run again from its beginning when it turns out to have plates
+        seen.matchers.clear()  # the program is run again from its beginning when it turns out to have plates
         seen.completions.clear()
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -127,7 +120,7 @@ class _Look(Messenger):
         notes = notes_of(msg)
         everywhere = msg["mask"] is None or msg["mask"] is True  # a masked constraint holds for some draws only
         if notes.constrains is not None and notes.matcher is not None and everywhere:
-            self.seen.constraints += [(notes.constrains, part) for part in notes.matcher.parts]
+            self.seen.matchers.setdefault(notes.constrains, []).extend(notes.matcher.parts)
         if not msg["is_observed"]:
             fn = msg["fn"]
             if isinstance(fn, CompletionDistribution):
@@ -136,3 +129,36 @@ class _Look(Messenger):
             else:
                 msg["value"] = fn.sample().detach()
             msg["done"] = True
+
+
+# -- a program run on given latents with empty texts, nothing asked and nothing scored ---------------------------------
+
+
+def survey(program: Program, particles: Particles) -> Particles:
+    """What the rewards of a program with these latents say of ``log_upper`` and ``scales``; their values are not known.
+
+    Stops (``pending``) at the first latent without a value that is no completion."""
+    try:
+        with looking(STAND_INS[0]):
+            return _run(program, particles)
+    except (TypeError, ValueError):  # as where the program computes with an answer of the world
+        with looking(STAND_INS[1]):
+            return _run(program, particles)
+
+
+def _run(program: Program, particles: Particles) -> Particles:
+    return program.execute(lambda nesting: _Survey(particles, nesting, False, None, ()), particles.size).particles
+
+
+class _Survey(Execute):
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if not msg["is_observed"] and isinstance(fn, CompletionDistribution):
+            self.particles.values[msg["name"]] = torch.full(
+                fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device
+            )
+        super()._pyro_sample(msg)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if notes_of(msg).scale is not None:
+            super()._pyro_post_sample(msg)

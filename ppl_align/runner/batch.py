@@ -45,8 +45,7 @@ class Request:
 
     @property
     def source(self) -> CompletionDistribution:
-        assert self.particles.pending is not None
-        return self.particles.pending.fn
+        return self.particles.site.fn
 
     @property
     def kind(self) -> Any:

@@ -20,16 +20,14 @@ class Decode:
     Whoever observes the decoding reads it, and changes it by :meth:`take` only"""
 
     def __init__(self, particles: Particles, population: Growing, first: int = 0) -> None:
-        assert particles.pending is not None
         self.particles, self.population = particles, population
-        self.texts = particles.pending.fn.index.numel() // particles.size
+        self.texts = particles.site.fn.index.numel() // particles.size
         self._here = slice(first, first + particles.size * self.texts)
 
     @property
     def site(self) -> Site:
         """The completion, with the prompts of the particles as they are now."""
-        assert self.particles.pending is not None
-        return self.particles.pending
+        return self.particles.site
 
     def begin_with(self, where: Tensor, tokens: Tensor, length: Tensor | int) -> None:
         """Particles ``where [m]`` write the first ``length`` (of each, [m]) of ``tokens [m, plates..., T]``."""

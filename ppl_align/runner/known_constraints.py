@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ppl_align.core.errors import ModelError
@@ -19,7 +19,7 @@ class KnownConstraints:
     """``matchers``: the constraints on each completion site.  ``stopped``: what ended the look at the program before
     its end, None if nothing did; a constraint after that still holds, as a rejection at the end."""
 
-    matchers: Mapping[str, tuple[Matcher, ...]] = field(default_factory=dict)
+    matchers: Mapping[str, Sequence[Matcher]] = field(default_factory=dict)
     stopped: str | None = None
 
     def restriction(self, site: Site) -> Restriction | None:

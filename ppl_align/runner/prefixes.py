@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import PartialTextError
+from ppl_align.core.errors import PartialTextError, one_line
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 
@@ -40,7 +39,7 @@ def asked_about_prefixes(site: str | None, length: int, who: str) -> Iterator[No
     except Exception as error:
         at = f"after {length} token{'s'[: length != 1]}"
         texts = "unfinished texts" if site is None else f"unfinished texts of {site!r}"
-        raise PartialTextError(f"{who} failed on {texts} {at}: {_said(error)}") from error
+        raise PartialTextError(f"{who} failed on {texts} {at}: {one_line(error)}") from error
 
 
 def _fails_on_whole_texts(program: Program, particles: Particles, site: Site, tokens: Tensor, error: Exception) -> bool:
@@ -63,18 +62,9 @@ def _kind(error: BaseException) -> type[BaseException]:
 
 def _line(site: Site, length: int, error: Exception) -> str:
     at = f"after {length} of its {site.fn.max_new_tokens} tokens"
-    return f"the program cannot read {site.name!r} {at}, where SMC asks about unfinished text: {_said(error)}; {REMEDY}"
-
-
-def _said(error: Any) -> str:
-    """One line; the class as well, where it is not one of this library's that says all."""
-    from ppl_align.core.errors import PplAlignError
-
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else ""
-    if isinstance(error, PplAlignError):
-        return first
-    return type(error).__name__ + (f": {first}" if first else "")
+    return (
+        f"the program cannot read {site.name!r} {at}, where SMC asks about unfinished text: {one_line(error)}; {REMEDY}"
+    )
 
 
 __all__ = ["asked_about_prefixes", "run_on_prefixes"]

@@ -119,17 +119,16 @@ class Runner:
         request = self.request(particles, observer)
         if beginning is not None:
             request.given = [*request.given, (torch.arange(particles.size), beginning, length)]
-        site = particles.pending
-        assert site is not None
+        site = particles.site
         (one,) = decode([request], _telling(self.progress, site.fn.max_new_tokens, site.name))
         return self.written(one), one
 
     def request(self, particles: Particles, observer: Observer) -> Request:
         """The pending completion, as it is to be drawn."""
-        site = particles.pending
-        assert site is not None
+        site = particles.site
         restriction = self.constraints.restriction(site)
-        request = Request(particles, restriction, kept=self.kept, keep=self._goes_on_after(site))
+        later = sketch(self.program).completions  # as far as is known: their prompts may go on from this one
+        request = Request(particles, restriction, kept=self.kept, keep=site.name in later[:-1])
         if not site.environment:  # the world is drawn as it is, not steered
             request.proposal, request.lean = self.proposal.tokens(site.name), observer.lean(site, restriction)
             request.block, request.drew = observer.block, observer.drew
@@ -137,11 +136,6 @@ class Runner:
             first = torch.arange(0, particles.size, self.num_particles)
             request.given = [(first, self.retained[site.name], site.fn.max_new_tokens)]
         return request
-
-    def _goes_on_after(self, site: Site) -> bool:
-        """Is there a completion after this one, as far as is known? Its prompt may go on from it."""
-        later = sketch(self.program).completions
-        return site.name in later[:-1]
 
     def written(self, decoded: Decode) -> Particles:
         """The particles with the completion among their values."""

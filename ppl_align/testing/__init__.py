@@ -32,26 +32,18 @@ if TYPE_CHECKING:
     from ppl_align.testing.rewards import check_reward
     from ppl_align.testing.simulation import Simulation, simulate
 
-_HOME = {
-    "Calibration": "calibration",
-    "ChainOracle": "chain",
-    "ContractError": "report",
-    "Oracle": "oracle",
-    "PROGRAMS": "programs",
-    "Report": "report",
-    "Simulation": "simulation",
-    "all_dead": "adversarial_programs",
-    "calibrate": "calibration",
-    "check_engine": "contract",
-    "check_reward": "rewards",
-    "duplicate_strings": "adversarial_programs",
-    "entropy": "oracle",
-    "heavy_tail": "adversarial_programs",
-    "hidden_mode": "adversarial_programs",
-    "kl_divergence": "oracle",
-    "optimistic_environment": "adversarial_programs",
-    "simulate": "simulation",
+_NAMES = {
+    "adversarial_programs": ("all_dead", "duplicate_strings", "heavy_tail", "hidden_mode", "optimistic_environment"),
+    "calibration": ("Calibration", "calibrate"),
+    "chain": ("ChainOracle",),
+    "contract": ("check_engine",),
+    "oracle": ("Oracle", "entropy", "kl_divergence"),
+    "programs": ("PROGRAMS",),
+    "report": ("ContractError", "Report"),
+    "rewards": ("check_reward",),
+    "simulation": ("Simulation", "simulate"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "PROGRAMS",

@@ -69,7 +69,8 @@ def run_on(
         if not isinstance(fn, TokenReward):
             known = "TokenSum, LastToken or Accepts"
             raise _refuse(name, f"asks {getattr(fn, '__name__', type(fn).__name__)}: give reward() one of {known}")
-        if not _is_one(msg["scale"]) or msg["mask"] is not None or _plates(msg):
+        plates = [frame for frame in msg["cond_indep_stack"] if frame.name != PARTICLES]
+        if isinstance(msg["scale"], Tensor) or msg["scale"] != 1 or msg["mask"] is not None or plates:
             raise _refuse(name, "is inside a plate, poutine.scale or mask: write it outside")
         _check_reward(name, fn, source)
         if not torch.equal(torch.as_tensor(notes.reward), fn(tokens)):
@@ -107,14 +108,6 @@ def _one_scale(name: str, scale: float | Tensor) -> float:
     if bool((values != values[0]).any()):
         raise _refuse(name, "has a weight or beta that differs from text to text: give it a number")
     return float(values[0])
-
-
-def _is_one(scale: Any) -> bool:
-    return not isinstance(scale, Tensor) and scale == 1
-
-
-def _plates(msg: Any) -> list[str]:
-    return [frame.name for frame in msg["cond_indep_stack"] if frame.name != PARTICLES]
 
 
 def _refuse(name: str, why: str) -> ModelError:

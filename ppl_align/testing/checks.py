@@ -129,9 +129,9 @@ def _scores(case: Case, posterior: Posterior) -> Iterator[str]:
     def flat(value: Tensor) -> Tensor:
         return value.reshape(-1, *value.shape[2:])[:size]
 
-    values = {name: flat(tensor_of(value)) for name, value in posterior.particles.items()}
     program = Program(case.oracle.model, case.oracle.args, case.oracle.kwargs)
-    execution = program.run(Particles(size, values), draw=False, score=set(values))
+    particles = Particles.of_draws(posterior.particles, torch.arange(size))
+    execution = program.run(particles, draw=False, score=set(particles.values))
     if execution.pending is not None:
         yield f"expected a value for every latent, got none for {execution.pending.name!r}"
         return
@@ -184,8 +184,7 @@ def _cost(case: Case, billed: Cost, spent: Cost) -> Iterator[str]:
 
 def arviz(case: Case) -> Finding:
     """ArviZ and netCDF take it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ's and its dependencies' own
+    with warnings.catch_warnings(action="ignore"):  # ArviZ's and its dependencies' own
         return _verdict(_arviz(case.little))
 
 

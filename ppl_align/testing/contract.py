@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.cost import Cost, measure
-from ppl_align.core.errors import AllDeadError, InputError, RunError
+from ppl_align.core.errors import AllDeadError, InputError, RunError, type_and_line
 from ppl_align.core.seeds import seed_all
 from ppl_align.core.validation import at_least
 from ppl_align.engines.base import Engine
@@ -141,7 +141,7 @@ class Case:
         except (InputError, RunError) as error:
             return Result(self.name, "run", "refused", str(error))
         except Exception as error:
-            return Result(self.name, "run", "failed", f"expected a Posterior, it raised {_one_line(error)}")
+            return Result(self.name, "run", "failed", f"expected a Posterior, it raised {type_and_line(error)}")
         if not isinstance(posterior, Posterior):
             return Result(self.name, "run", "failed", f"expected a Posterior, got {type(posterior).__name__}")
         return Result(self.name, "run", "passed")
@@ -153,7 +153,7 @@ class Case:
         except _Refused as refused:
             return Result(self.name, check, "inconclusive", str(refused))
         except Exception as error:
-            return Result(self.name, check, "failed", f"raised {_one_line(error)}")
+            return Result(self.name, check, "failed", f"raised {type_and_line(error)}")
         return Result(self.name, check, *finding)
 
     # -- runs ---------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ class Case:
         except AllDeadError:
             raise
         except (InputError, RunError) as error:
-            raise _Refused(f"it ran with seed {self.seed}, but not with seed {seed}: {_one_line(error)}") from error
+            raise _Refused(f"it ran with seed {self.seed}, but not with seed {seed}: {type_and_line(error)}") from error
 
     @cached_property
     def from_exact_draws(self) -> Posterior | None:
@@ -304,8 +304,3 @@ def _concatenated(runs: list[Posterior], died: int) -> Posterior:
 def _row(value: Completion | Tensor) -> Completion | Tensor:
     """The first replicate alone."""
     return Completion(value.tokens[:1], terminal=value._terminal) if isinstance(value, Completion) else value[:1]
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0]}" if lines else "")

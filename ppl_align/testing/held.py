@@ -37,8 +37,7 @@ class Held:
 def hold(model: Any) -> Held:
     """Make a prior of a network, decode and score with it, and compare with the plain network, row by row."""
     kind = type(model).__name__
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as heard:
         try:
             lm = CausalLM(model)
         except UnsupportedModelError as error:

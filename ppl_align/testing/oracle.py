@@ -9,18 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppl_align.core import seeds
 from ppl_align.core.errors import InputError
 from ppl_align.engines import Enumeration
+from ppl_align.guides import AutoGuide
+from ppl_align.guides.program import ProgramGuide
+from ppl_align.guides.tokens import TokenGuide
+from ppl_align.lm.base import LM
 from ppl_align.lm.completions import tensor_of
 from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
-from ppl_align.testing.policies import score
+from ppl_align.program import Program
+from ppl_align.program.plates import all_with_room
 from ppl_align.twists.twist import Prefixes
 
 NEVER = -torch.inf
@@ -80,8 +88,27 @@ class Oracle:
     # -- expectations and divergences ---------------------------------------------------------------------------
 
     def log_q(self, policy: Any) -> Tensor:
-        """log q of every assignment, [S], differentiable in the parameters of the policy."""
-        return score(self, policy)
+        """log q of every assignment, [S] float64, differentiable in the parameters of the policy."""
+        size = len(self.log_prior)
+        if isinstance(policy, Tensor):
+            if policy.shape != (size,):
+                raise InputError(
+                    f"log q must have one entry for each of the {size} assignments, got {list(policy.shape)}"
+                )
+            return policy.double()
+        if isinstance(policy, (AutoGuide, ProgramGuide)):
+            return self._of_program(policy)
+        if len(self.values) > 1:
+            raise InputError("a policy over tokens can be scored where one completion is the only latent: give a guide")
+        source = self.source()
+        tokens = next(iter(self.values.values())).reshape(size, -1)
+        if isinstance(policy, LM):
+            return source.proposed_log_probs(policy, tokens).double().sum(-1)
+        if isinstance(policy, TokenGuide):
+            return policy.log_prob(source, tokens)
+        if callable(policy):
+            return _FromFunction(policy).log_prob(source, tokens)
+        raise InputError(f"a policy is log q [S], an LM, a proposal or a guide, got {type(policy).__name__}")
 
     def mean(self, what: str | Tensor, policy: Any = None) -> Tensor:
         """E[what] under the target, or under a policy; ``what`` is the name of a reward or a tensor [S]."""
@@ -174,6 +201,25 @@ class Oracle:
             raise InputError(f"no completion is called {name!r}; there are {', '.join(names)}")
         return name
 
+    def _of_program(self, guide: AutoGuide | ProgramGuide) -> Tensor:
+        """Run the guide with every latent held at its value, and add up what its sites say."""
+        size = len(self.log_prior)
+        program = Program(self.model, self.args, self.kwargs)
+        execution = program.run(Particles(size, self.values), draw=False)  # finds out how many plates the program has
+        values = all_with_room(self.values, execution.plates, execution.nesting)
+        with guide.trained() if isinstance(guide, ProgramGuide) else pyro.get_param_store().scope():
+            with program.plate(size):
+                held = poutine.condition(guide, data=values)
+                trace = poutine.trace(held).get_trace(*self.args, **self.kwargs)
+            trace.compute_log_prob()
+        total = torch.zeros(size, dtype=torch.float64)
+        for name, node in trace.nodes.items():
+            if node["type"] == "sample" and name in self.values:
+                log_prob = node["log_prob"].double().cpu()
+                full = torch.broadcast_shapes(log_prob.shape, (size, *(1,) * program.nesting))
+                total = total + log_prob.expand(full).reshape(size, -1).sum(-1)
+        return total
+
     def _under(self, name: str, tokens: Tensor, upstream: Any) -> Tensor:
         """Which assignments continue which prefix and agree with what is upstream: bool [m, S]."""
         size, width = len(self.log_prior), tokens.shape[-1]
@@ -192,6 +238,17 @@ class Oracle:
         prior = torch.where(members, self.log_prior, NEVER).logsumexp(-1)
         joint = torch.where(members, self.log_prior + self.log_potential, NEVER).logsumexp(-1)
         return torch.where(joint > NEVER, joint - prior, NEVER)
+
+
+class _FromFunction(TokenGuide):
+    """A proposal ``Rows -> log_q [rows, V]``, scored as guides are."""
+
+    def __init__(self, fn: Any) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def log_q(self, rows: Rows) -> Tensor:
+        return self.fn(rows)
 
 
 def _parameters(guide: Any) -> dict[str, Tensor]:

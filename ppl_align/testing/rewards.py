@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_align.core.errors import InputError, PplAlignError, first_line, type_and_line
+from ppl_align.core.errors import InputError, PplAlignError, one_line
 from ppl_align.rewards.answers import read_answers, shorten
 from ppl_align.rewards.calling import as_reward
 from ppl_align.rewards.convention import call, convention
@@ -101,7 +101,7 @@ class _Case:
         except _NoAnswers:
             finding = ("inconclusive", "there are no answers to look at", None)
         except Exception as error:
-            finding = _failed(f"expected an answer, it raised {_one_line(error)}")
+            finding = _failed(f"expected an answer, it raised {one_line(error)}")
         return Result(self.name, check, *finding)
 
     @property
@@ -172,10 +172,6 @@ def _say(answer: float) -> str:
     return "None" if math.isnan(answer) else f"{answer:.6g}"
 
 
-def _one_line(error: Exception) -> str:
-    return first_line(error) if isinstance(error, PplAlignError) else type_and_line(error)
-
-
 def _number(answer: Any) -> float | None:
     """The answer as a float, NaN included; None if it is no number."""
     if isinstance(answer, (str, bytes)):
@@ -196,8 +192,8 @@ def _runs(case: _Case) -> Finding:
         try:
             case.raw([i])
         except Exception as error:
-            return _failed(f"expected an answer, it raised {_one_line(error)}, on {shorten(case.texts[i], 40)}")
-    return _failed(f"expected an answer, it raised {_one_line(case.batch)}, on {len(case.texts)} texts together")
+            return _failed(f"expected an answer, it raised {one_line(error)}, on {shorten(case.texts[i], 40)}")
+    return _failed(f"expected an answer, it raised {one_line(case.batch)}, on {len(case.texts)} texts together")
 
 
 def _length(case: _Case) -> Finding:

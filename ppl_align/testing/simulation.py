@@ -56,16 +56,16 @@ def simulate(
     ``Rejection``), without observed sites, or whose data is no argument.
     """
     with isolated(mix(seed, "simulate")), torch.no_grad():
-        free = _Free(model)
-        drawn = Runner(Program(free, args, kwargs)).finish(Particles(num_simulations))
-    if not free.observed:
+        notice = _Notice()
+        drawn = Runner(Program(notice(poutine.uncondition(model)), args, kwargs)).finish(Particles(num_simulations))
+    if not notice.observed:
         raise InputError("simulate() needs a program with observed sites: nothing was observed")
-    arguments = _arguments(model, observed or {}, free.observed)
+    arguments = _arguments(model, observed or {}, notice.observed)
     found = []
     for i in range(num_simulations):
-        data = {arguments[site]: _datum(drawn.sources.get(site), drawn.values[site][i]) for site in free.observed}
+        data = {arguments[site]: _datum(drawn.sources.get(site), drawn.values[site][i]) for site in notice.observed}
         given = {**_bound(model, args, kwargs), **data}
-        latents = {name: value[i : i + 1] for name, value in drawn.values.items() if name not in free.observed}
+        latents = {name: value[i : i + 1] for name, value in drawn.values.items() if name not in notice.observed}
         with isolated(0):
             again = Program(model, (), given).run(Particles(1, latents), draw=False, score=tuple(latents))
         posterior = of_particles(again, again.log_potential[None], Kind.EXACT_DRAWS, log_proposal=None, seed=seed)
@@ -74,22 +74,12 @@ def simulate(
     return found
 
 
-class _Free:
-    """The model with its observed sites drawn instead; notes which they were."""
-
-    def __init__(self, model: Callable[..., Any]) -> None:
-        self.model = model
-        self.observed: list[str] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _Notice(self.observed), poutine.uncondition():
-            return self.model(*args, **kwargs)
-
-
 class _Notice(Messenger):
-    def __init__(self, observed: list[str]) -> None:
+    """Around a model whose observed sites are drawn instead; notes which they were."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.observed = observed
+        self.observed: list[str] = []
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["infer"].get("was_observed"):

@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from ppl_align.lm.completions import Completion
+from ppl_align.lm.completions import tensor_of
 from ppl_align.posterior import Posterior
 
 RATE = 1e-3
@@ -87,11 +87,8 @@ def evidence_z(posterior: Posterior, log_z: float) -> tuple[float, float]:
 def key_rows(posterior: Posterior) -> tuple[list[tuple[Any, ...]], tuple[int, int]]:
     """One hashable row per particle, all its latents in the order of their names; and the shape [R, N]."""
     replicates, particles = posterior.log_weight.shape
-    columns = []
-    for name in sorted(posterior.particles):
-        value = posterior.particles[name]
-        tensor = value.tokens if isinstance(value, Completion) else value
-        columns.append(tensor.reshape(replicates * particles, -1).tolist())
+    values = [tensor_of(posterior.particles[name]) for name in sorted(posterior.particles)]
+    columns = [value.reshape(replicates * particles, -1).tolist() for value in values]
     rows = [tuple(itertools.chain.from_iterable(parts)) for parts in zip(*columns, strict=True)]
     return rows, (replicates, particles)
 

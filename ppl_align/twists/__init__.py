@@ -2,7 +2,6 @@
 
 from ppl_align.twists.hard_constraint import HardConstraint
 from ppl_align.twists.lookahead import LookAhead, look_ahead
-from ppl_align.twists.prefix_reward import PrefixReward
-from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist
+from ppl_align.twists.twist import Prefixes, PrefixReward, Scene, Sum, Twist
 
 __all__ = ["HardConstraint", "LookAhead", "PrefixReward", "Prefixes", "Scene", "Sum", "Twist", "look_ahead"]

@@ -49,15 +49,20 @@ def ending_tokens(matcher: AutomatonMatcher, stop_ids: Ids) -> Tensor:
     return ends
 
 
+def settled(automaton: Automaton) -> Tensor:
+    """Accepting states that nothing leads out of, ``[S]`` bool."""
+    home = torch.arange(automaton.num_states)
+    return automaton.accepting & (automaton.transitions == home[:, None]).all(-1)
+
+
 def _paired(automaton: Automaton, text: StopText) -> tuple[Automaton, Tensor]:
     """Pairs that a text can reach, and ``ends``. What has succeeded for good no longer looks at the strings."""
     moves, stops = automaton.transitions, torch.from_numpy(text.moves)
     count, size = len(stops), automaton.vocab_size
-    home = torch.arange(automaton.num_states)
-    settled = automaton.accepting & (moves == home[:, None]).all(-1)
+    home, succeeded = torch.arange(automaton.num_states), settled(automaton)
     to = moves[:, None, :] * count + stops[None]  # [S, K, V]
-    to = torch.where(settled[moves][:, None, :], moves[:, None, :] * count + text.start, to)
-    ends = (stops == text.end)[None].expand(len(moves), -1, -1) & ~settled[:, None, None]
+    to = torch.where(succeeded[moves][:, None, :], moves[:, None, :] * count + text.start, to)
+    ends = (stops == text.end)[None].expand(len(moves), -1, -1) & ~succeeded[:, None, None]
     ends = ends.clone()
     ends[:, text.end] = False
     over = home[:, None] * count + text.end

@@ -32,7 +32,7 @@ from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.leaning import Leaning
 from ppl_align.lm.transfer import Resident, upload
 from ppl_align.particles.weights import kish
-from ppl_align.twists.stop_states import ending_tokens
+from ppl_align.twists.stop_states import ending_tokens, settled
 
 OTHER_STATES = 0.5
 FEWEST = 32  # different last tokens, below which only the mean is used
@@ -79,8 +79,8 @@ def observe(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool:
     mean = torch.where(weight > 0, total / weight.clamp_min(1e-300), even)
     effective = kish(weight, squares)
     smoothed = (effective * mean + UNSEEN * even) / (effective + UNSEEN)
-    settled, stays = _settled(matcher)[:, None], torch.eye(size, size + 1, dtype=torch.float64)
-    mean, smoothed = (torch.where(settled, stays, moves) for moves in (mean, smoothed))
+    over, stays = settled(matcher.automaton)[:, None], torch.eye(size, size + 1, dtype=torch.float64)
+    mean, smoothed = (torch.where(over, stays, moves) for moves in (mean, smoothed))
     return TransitionModel(states, last, weights, masses, mean, smoothed)
 
 
@@ -93,18 +93,12 @@ def outcomes(matcher: AutomatonMatcher, stop_ids: Ids) -> Tensor:
     return to
 
 
-def _settled(matcher: AutomatonMatcher) -> Tensor:
-    """Accepting states that nothing leads out of, ``[S]`` bool."""
-    automaton = matcher.automaton
-    return automaton.accepting & (automaton.transitions == torch.arange(automaton.num_states)[:, None]).all(-1)
-
-
 def _pool(
     source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Every prefix of the pool: its state [n], last token [n], weight [n], and masses [n, S + 1]."""
     size, led = matcher.automaton.num_states, Resident(outcomes(matcher, source.stop_ids))
-    settled = _settled(matcher)
+    over = settled(matcher.automaton)
     flat = source.index.reshape(-1)
     spread = torch.linspace(0, len(flat) - 1, num_pool).round().long()
     start = source.with_index(flat[spread.to(flat.device)])
@@ -124,7 +118,7 @@ def _pool(
         seen.append((states, last, weights, masses))
         population.step()
         after = matcher.states([tuple(row) for row in population.written[:, : population.t].tolist()])
-        population.alive &= ~settled[after].numpy()
+        population.alive &= ~over[after].numpy()
         population.advance()
     states, last, weights, masses = (torch.cat(part) for part in zip(*seen, strict=True))
     return states, last, weights, masses

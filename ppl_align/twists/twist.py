@@ -17,8 +17,10 @@ value*, leaves no variance at all when it also proposes the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import add, and_
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -132,8 +134,7 @@ class Twist:
 
     def leaning(self, rows: Rows) -> Leaning:
         """For the decoding: what the next tokens of each row lean to."""
-        at = rows.prefixes.shape[-1]
-        with nullcontext() if self.names_its_errors else asked_about_prefixes(None, at, "the twist"), torch.no_grad():
+        with _asked(self, None, rows.prefixes.shape[-1]), torch.no_grad():
             found = self.next_token(rows)
             if found is None:
                 return Leaning()
@@ -156,6 +157,28 @@ class FromFunction(Twist):
 
     def prefix(self, prefixes: Prefixes) -> Tensor:
         return self.fn(prefixes)
+
+
+class PrefixReward(Twist):
+    """The twist ``"prefix"``: what the rest of the program says of the text so far, as if it were the whole.
+
+    The program executed on unfinished texts; its prefix-closed factors, hard constraints among them, may reject.
+
+    ``floor``: what any other factor of -inf is worth on a prefix, nats (at the end it is -inf). The lower, the more
+    eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat."""
+
+    asks_program = True
+    by_ids = True
+    certain = True
+    only_once = True
+    names_its_errors = True
+
+    def __init__(self, floor: float = -2.0) -> None:
+        self.floor = floor
+
+    def prefix(self, prefixes: Prefixes) -> Tensor:
+        assert prefixes.said is not None
+        return prefixes.said.prefix_potential(self.floor) - prefixes.log_potential.clamp_min(-1e300)
 
 
 class Sum(Twist):
@@ -197,14 +220,14 @@ class Sum(Twist):
     def leaning(self, rows: Rows) -> Leaning:
         known = [part.leaning(rows) for part in self.parts if part.proposes]
         return Leaning(
-            _all(found.allowed for found in known),
-            _total(found.log_psi for found in known),
-            _total(found.weighs for found in known),
+            _joined(and_, (found.allowed for found in known)),
+            _joined(add, (found.log_psi for found in known)),
+            _joined(add, (found.weighs for found in known)),
             max((found.defensive for found in known), default=0.0),
         )
 
     def prefix(self, prefixes: Prefixes) -> Tensor | None:
-        return _total(_judgement(part, prefixes) for part in self.parts)
+        return _joined(add, (_judgement(part, prefixes) for part in self.parts))
 
 
 def evaluate(twist: Twist, prefixes: Prefixes) -> Tensor:
@@ -214,12 +237,7 @@ def evaluate(twist: Twist, prefixes: Prefixes) -> Tensor:
 
 
 def _judgement(twist: Twist, prefixes: Prefixes) -> Tensor | None:
-    named = (
-        nullcontext()
-        if twist.names_its_errors
-        else asked_about_prefixes(prefixes.site, prefixes.tokens.shape[-1], "the twist")
-    )
-    with named, torch.no_grad():
+    with _asked(twist, prefixes.site, prefixes.tokens.shape[-1]), torch.no_grad():
         found = twist.prefix(prefixes)
         if found is None:
             return None
@@ -227,6 +245,11 @@ def _judgement(twist: Twist, prefixes: Prefixes) -> Tensor | None:
     if not twist.certain and bool(log_psi.isneginf().any()):
         on_run_end("-inf of a twist", lambda: lambda: _UNCERTAIN)
     return log_psi
+
+
+def _asked(twist: Twist, site: str | None, length: int) -> AbstractContextManager[None]:
+    """Around a call of the twist: what it raises is an error of the twist, unless it names its own."""
+    return nullcontext() if twist.names_its_errors else asked_about_prefixes(site, length, "the twist")
 
 
 def _checked(found: Any, prefixes: Prefixes) -> Tensor:
@@ -270,20 +293,10 @@ def _not_below_infinity(found: Tensor, who: str) -> Tensor | None:
     return None
 
 
-def _total(parts: Any) -> Tensor | None:
-    total = None
-    for part in parts:
-        if part is not None:
-            total = part if total is None else total + part
-    return total
-
-
-def _all(parts: Any) -> Tensor | None:
-    total = None
-    for part in parts:
-        if part is not None:
-            total = part if total is None else total & part
-    return total
+def _joined(join: Callable[[Any, Any], Any], parts: Iterable[Tensor | None]) -> Tensor | None:
+    """Those that there are, one with the other."""
+    known = [part for part in parts if part is not None]
+    return reduce(join, known) if known else None
 
 
 def parts_of(twist: Any, named: Mapping[str, Callable[[], Twist]]) -> list[Twist]:

@@ -9,7 +9,7 @@ import torch
 
 from ppl_align import SMC, CausalLM, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import PromptError, WeightsNotFound
-from ppl_align.engines.rerun import undeclared as steadiness
+from ppl_align.engines import rerun as steadiness
 from ppl_align.engines.smc.schedule import ends_sentence, starts_word
 from ppl_align.lm.decoding import Population
 

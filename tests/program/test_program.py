@@ -10,7 +10,7 @@ import torch
 from ppl_align import SMC, CausalLM, Completion, ImportanceSampling, choose, completion, reward
 from ppl_align.core.errors import BatchTextError, InputError, ModelError
 from ppl_align.core.text import Texts
-from ppl_align.engines.rerun import undeclared as steadiness
+from ppl_align.engines import rerun as steadiness
 from ppl_align.particles.particles import Particles
 from ppl_align.program import Program
 from ppl_align.testing.programs import EOS, FIXED, PROGRAMS

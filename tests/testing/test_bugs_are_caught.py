@@ -16,8 +16,7 @@ from toys.contracts import oracle_of
 from ppl_align import SMC, ImportanceSampling
 from ppl_align.core.runs import run_memory
 from ppl_align.engines.smc import twisted
-from ppl_align.engines.smc.state import State
-from ppl_align.engines.smc.twisted import TwistedSMC
+from ppl_align.engines.smc.twisted import State, TwistedSMC
 from ppl_align.engines.svi.elbo import LeaveOneOutELBO
 from ppl_align.guides import AutoGuide
 from ppl_align.lm import decoding

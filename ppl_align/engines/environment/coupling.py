@@ -54,7 +54,9 @@ def condition(runner: Runner, histories: Particles, tries: int) -> Signed:
     """The agent's turn after each history, chosen by p*(. | history): unbiased, with ``tries`` K >= 2 at a time."""
     size = histories.size
     first = _continued(runner, histories, tries)
-    choice = draw_by(_allowed(first.score.reshape(size, tries)))
+    score = first.score.reshape(size, tries)
+    hopeless = score.amax(-1, keepdim=True).isneginf()  # any choice is as good: the chain goes on from there
+    choice = draw_by(torch.where(hopeless, 0.0, score))
     x = first.take(torch.arange(size) * tries + choice)
     y = first.take(torch.arange(size) * tries)  # with the fresh ones of the first round: K that X has not chosen among
     x, y, met = _step(runner, histories, x, y, tries, shared=choice == 0)
@@ -131,8 +133,3 @@ def couple(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     rest = (q - p).clamp_min(0.0)
     rest = torch.where(rest.sum(-1, keepdim=True) > 0, rest, q)
     return i, torch.where(agree, i, torch.multinomial(rest, 1)[:, 0])
-
-
-def _allowed(score: Tensor) -> Tensor:
-    """Where nothing is allowed, any choice is as good: the chain goes on from there."""
-    return torch.where(score.amax(-1, keepdim=True).isneginf(), 0.0, score)

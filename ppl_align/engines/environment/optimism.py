@@ -37,14 +37,15 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ppl_align.core.estimate import standard_error
+from ppl_align.core.estimate import of_draws, standard_error
 from ppl_align.engines.environment.coupling import condition, ended_weight
-from ppl_align.lm.completions import Completion, tensor_of
+from ppl_align.lm.completions import tensor_of
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior import Estimate, Posterior
@@ -149,9 +150,11 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     runner = Runner(program, constraints=known_constraints(program))
     index = torch.from_numpy(draw_indices(posterior, NUM_DRAWS, posterior.seed))
     distinct = len(index.unique())
-    drawn, psi = _draws(posterior, index), log_likelihood(posterior).reshape(-1)[index]
+    drawn = Particles.of_draws(posterior.particles, index)  # as histories, in the order of the program
+    psi = log_likelihood(posterior).reshape(-1)[index]
     turns = _turns(posterior)
-    first, last = _first_and_last(turns)
+    of_world = [i for i, (world, _) in enumerate(turns) if world]
+    first, last = of_world[0], of_world[-1]
     played = _play(runner, _until(drawn, turns[:first]), turns[first:])
     seen = _Continued(runner, drawn, turns)
     again = [at for at in range(first, len(turns)) if not turns[at][0]]  # turns at which the agent conditions anew
@@ -161,7 +164,7 @@ def sampled(task: Task, posterior: Posterior) -> Optimism:
     log_z = float(log_mean_exp(posterior.log_weight.reshape(-1)))
     tilt = _last_tilt(seen, psi, last, log_z)
     posterior_mean = {name: posterior.mean(name) for name in posterior.rewards}
-    return Optimism(posterior.environment, _estimate(tilt, distinct), "at least", posterior_mean, executed)
+    return Optimism(posterior.environment, of_draws(tilt, distinct), "at least", posterior_mean, executed)
 
 
 Turns = list[tuple[bool, list[str]]]
@@ -169,29 +172,8 @@ Turns = list[tuple[bool, list[str]]]
 
 
 def _turns(posterior: Posterior) -> Turns:
-    found: Turns = []
-    for name in posterior.particles:
-        world = name in posterior.environment
-        if found and found[-1][0] == world:
-            found[-1][1].append(name)
-        else:
-            found.append((world, [name]))
-    return found
-
-
-def _first_and_last(turns: Turns) -> tuple[int, int]:
-    of_world = [i for i, (world, _) in enumerate(turns) if world]
-    return of_world[0], of_world[-1]
-
-
-def _draws(posterior: Posterior, index: Tensor) -> Particles:
-    """Draws of the posterior as histories, in the order of the program."""
-    values: dict[str, Tensor] = {}
-    for name, value in posterior.particles.items():
-        flat = tensor_of(value).flatten(0, 1)[index]
-        source = value.source if isinstance(value, Completion) else None
-        values[name] = flat if source is None else flat.to(source.lm.device)
-    return Particles(len(index), values)
+    whose = groupby(posterior.particles, lambda name: name in posterior.environment)
+    return [(world, list(sites)) for world, sites in whose]
 
 
 def _until(drawn: Particles, turns: Turns) -> Particles:
@@ -276,8 +258,3 @@ def _last_tilt(seen: _Continued, psi: Tensor, last: int, log_evidence: float) ->
     after = log_mean_exp(seen[last + 1])
     more = torch.tensor(log_evidence - math.log(NUM_CONTINUATIONS), dtype=torch.float64)
     return torch.logaddexp(after, more) - torch.logaddexp(without, more)
-
-
-def _estimate(values: Tensor, distinct: int) -> Estimate:
-    """The mean over draws of which so many are different."""
-    return Estimate(float(values.mean()), standard_error(values, distinct))

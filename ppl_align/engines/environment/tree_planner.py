@@ -109,7 +109,8 @@ class TreePlanner(Engine):
                 actions = grown  # [P * A]
         value = runner.look(grown).log_potential + grown.log_ratio  # p0 / q of all turns, where constraints confine
         for world in reversed(turns[1:]):
-            value = self._mean(value) if world else log_mean_exp(value.reshape(-1, self.num_actions))
+            each = value.reshape(-1, self.num_outcomes if world else self.num_actions)
+            value = each.mean(-1) if world else log_mean_exp(each)
         scores = value.reshape(played.size, self.num_actions) - played.log_ratio[:, None]  # what is played is paid for
         if bool(scores.amax(-1).isneginf().any()):
             raise AllDeadError(
@@ -126,9 +127,6 @@ class TreePlanner(Engine):
         log_choice = (weight[where] * self.num_actions).log()
         log_proposal = {**chosen.log_proposal, first: chosen.log_proposal[first] + log_choice}
         return chosen.replace(log_proposal=log_proposal), log_mean_exp(scores)
-
-    def _mean(self, value: Tensor) -> Tensor:
-        return value.reshape(-1, self.num_outcomes).mean(-1)
 
     def _check_size(self, turns: Sequence[bool]) -> None:
         start = turns.index(False) if False in turns else len(turns)

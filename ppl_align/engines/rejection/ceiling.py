@@ -20,7 +20,7 @@ from ppl_align.core.errors import InputError, first_line
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.particles.per_particle import PerParticle, for_each
 from ppl_align.program.compiled import Program
-from ppl_align.program.survey import survey
+from ppl_align.program.sketch import survey
 
 MOST = 4096
 """Assignments that are looked at."""
@@ -82,8 +82,7 @@ def _assign(program: Program) -> tuple[Particles, list[str], list[str]]:
         (listed if found is not None else free).append(site.name)
         if found is None:
             held = survey(program, held.repeat(FREE if len(free) == 1 else 1))
-            assert held.pending is not None
-            value = held.pending.fn.sample()
+            value = held.site.fn.sample()
         else:
             parent, value = found
             held = held.take(parent)

@@ -133,7 +133,7 @@ class Rejection(Engine):
         }
         # They were drawn from p*, whose density is known up to Z only: no log_proposal.
         return of_particles(
-            stream.accepted(self._wanted),
+            Particles.concat(stream.kept).take(torch.arange(self._wanted)),
             log_weight,
             Kind.EXACT_DRAWS,
             log_proposal=None,
@@ -193,8 +193,7 @@ class _Stream:
 
     def acceptance(self) -> tuple[float, float]:
         """Mean of exp(psi - B) over all draws so far, and its standard error."""
-        shares = torch.cat(self.shares)
-        return of_draws(shares)
+        return of_draws(torch.cat(self.shares))
 
     def draw(self, count: int) -> None:
         """``count`` more draws; each stays with probability exp(psi - B)."""
@@ -228,10 +227,6 @@ class _Stream:
                     "value of the latents that can be listed, as where it depends on a text: Rejection needs "
                     "its largest value"
                 )
-
-    def accepted(self, count: int) -> Particles:
-        """The first ``count`` accepted draws."""
-        return Particles.concat(self.kept).take(torch.arange(count))
 
 
 def check_bounds(

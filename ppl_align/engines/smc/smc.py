@@ -11,8 +11,7 @@ import numpy as np
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import is_top_level
 from ppl_align.core.validation import at_least, one_of
-from ppl_align.engines.all_dead import all_dead
-from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.engines.smc.schedule import check_schedule
 from ppl_align.engines.smc.twisted import TwistedSMC
 from ppl_align.particles.particles import Particles
@@ -22,8 +21,7 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.proposals import ProposesValues, as_proposal
 from ppl_align.twists.lookahead import LearnedLookAhead, LookAhead
-from ppl_align.twists.prefix_reward import PrefixReward
-from ppl_align.twists.twist import Twist, parts_of
+from ppl_align.twists.twist import PrefixReward, Twist, parts_of
 
 log = logging.getLogger(__name__)
 

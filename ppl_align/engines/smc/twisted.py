@@ -1,17 +1,25 @@
-"""What SMC does while particles move: judge prefixes by a twist, bring weights up to date, resample."""
+"""What SMC does while particles move: judge prefixes by a twist, bring weights up to date, resample.
+
+With psi the log-potential of the program on what is written, or a twist in its place, and log p - log q of what was
+drawn, the weight is brought up to date whenever psi is refreshed, minus what the last resampling has already counted::
+
+    log_weight += (log p - log q + psi) - absorbed;   absorbed = log p - log q + psi
+
+Any finite psi on the way leaves E[Zhat] = Z (the telescope closes with the true potential of the whole program); a good
+one makes Zhat less variable. (Naesseth, Lindsten & Schön 2019, arXiv:1903.04797.)
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import RunError
-from ppl_align.engines.all_dead import all_dead
+from ppl_align.engines.base import all_dead
 from ppl_align.engines.smc.schedule import Schedule
-from ppl_align.engines.smc.state import State
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, resample
@@ -24,6 +32,47 @@ from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist, evaluate
 
 if TYPE_CHECKING:
     from ppl_align.engines.smc.smc import SMC
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What SMC knows of each particle besides the particle itself: one value for each, [P]; float64 on the CPU.
+
+    ``log_weight``, ``absorbed``, ``psi``  nats, see above
+    ``has_potential``   its text has been judged since the completion began
+    ``needs_refresh``   that judgement may be another one by now
+    ``lineage``         which particle of the start it comes from
+    """
+
+    log_weight: Tensor
+    absorbed: Tensor
+    psi: Tensor
+    has_potential: Tensor
+    needs_refresh: Tensor
+    lineage: Tensor
+
+    @classmethod
+    def start(cls, replicates: int, particles: int) -> State:
+        zeros = torch.zeros(replicates * particles, dtype=torch.float64)
+        no = torch.zeros(replicates * particles, dtype=torch.bool)
+        return cls(zeros, zeros, zeros, no, ~no, torch.arange(particles).repeat(replicates))
+
+    def take(self, index: Tensor) -> State:
+        """That of the particles at ``index [P]``."""
+        return State(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    def reweight(self, psi: Tensor, log_ratio: Tensor) -> State:
+        """With the weights brought up to date; ``log_ratio``: log p - log q of all that was drawn, [P]."""
+        total = psi + log_ratio
+        gain = total - self.absorbed
+        # A particle of weight zero stays there: -inf - -inf is not a number.
+        log_weight = torch.where(self.log_weight.isneginf(), self.log_weight, self.log_weight + gain)
+        return replace(self, log_weight=log_weight, absorbed=total, psi=psi)
+
+    def at_a_new_completion(self) -> State:
+        """Nothing has been judged of it."""
+        no = torch.zeros_like(self.has_potential)
+        return replace(self, has_potential=no, needs_refresh=~no)
 
 
 class TwistedSMC(Observer):
@@ -105,8 +154,7 @@ class TwistedSMC(Observer):
         """psi of the chosen particles, [m] nats: of prefixes by the twist, of what has ended the true one."""
         assert self.twist is not None
         twist, upstream, width = self.twist, decode.particles.take(chosen), decode.site.fn.max_new_tokens
-        site, psi, said = upstream.pending, upstream.log_potential, None
-        assert site is not None
+        site, psi, said = upstream.site, upstream.log_potential, None
         if twist.asks_program:
             decode.leave_scores(decode.t)
             said = run_on_prefixes(self.runner.program, _with(upstream, decode.prefix(decode.t), chosen), site)
@@ -124,8 +172,7 @@ class TwistedSMC(Observer):
     def _judged(self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None) -> Tensor:
         """log psi of prefixes, [m] nats."""
         assert self.twist is not None
-        assert upstream.pending is not None
-        source, tokens = upstream.pending.fn, decode.prefix(decode.t)
+        source, tokens = upstream.site.fn, decode.prefix(decode.t)
         parts = self.twist.parts if isinstance(self.twist, Sum) else (self.twist,)
         prefixes = Prefixes(
             decode.site.name,
@@ -211,8 +258,7 @@ class TwistedSMC(Observer):
 
 def _with(upstream: Particles, tokens: Tensor, chosen: Tensor) -> Particles:
     """The particles at ``chosen``, with their tokens at the site that they wait for."""
-    assert upstream.pending is not None
-    values = {**upstream.values, upstream.pending.name: tokens[chosen.to(tokens.device)]}
+    values = {**upstream.values, upstream.site.name: tokens[chosen.to(tokens.device)]}
     return upstream.replace(values=values)
 
 

@@ -109,7 +109,8 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
         return
     for name, site in model_trace.nodes.items():
         if site["type"] == "sample" and "log_prob" in site and not bool(site["log_prob"].isfinite().all()):
-            _refuse_nan(name, site)
+            refuse = refuse_no_number if site["is_observed"] else refuse_no_density  # what is no number is no rejection
+            refuse(name, site["log_prob"].detach())
             share = float((~site["log_prob"].isfinite()).double().mean())
             constrained = notes_of(site).constrains
             if constrained in kept:
@@ -129,11 +130,3 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
                 f"Use a finite penalty, or SMC or importance sampling"
             )
     raise RunError("SVI met a log-density that is not finite")
-
-
-def _refuse_nan(name: str, site: Any) -> None:
-    """What is no number is no rejection."""
-    if site["is_observed"]:
-        refuse_no_number(name, site["log_prob"].detach())
-    else:
-        refuse_no_density(name, site["log_prob"].detach())

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.validation import at_least, one_of
-from ppl_align.engines.all_dead import all_dead
-from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.engines.svi.elbo import LeaveOneOutELBO
 from ppl_align.guides import markov
 from ppl_align.guides.auto import BETWEEN, KINDS, AutoGuide
@@ -80,26 +79,23 @@ class SVI(Engine):
             one_of("guide", self.guide, list(KINDS))
 
     def _infer(self, task: Task) -> Posterior:
-        guide = self._guide(task)
+        guide: AutoGuide | ProgramGuide
         with whole_plates() as subsampled:
-            nesting, environment, constraints = self._prepare(task, guide, subsampled)
-        kept = constraints.matchers if isinstance(guide, AutoGuide) else ()
+            constraints = known_constraints(task.program())
+            nesting, environment = self._pilot(task, constraints, subsampled)
+        kept: Collection[str] = ()
+        if isinstance(self.guide, str):
+            guide = AutoGuide(task.model, self.guide, self.rank)
+            guide.nesting, guide.matchers = nesting, constraints.matchers
+            kept = constraints.matchers
+        else:
+            guide = ProgramGuide(self.guide)
         errors: list[float] = []
         losses = self.train(task, guide, nesting, environment, kept, errors)
         history: dict[str, Any] = {"loss": torch.tensor(losses), "loss_error": torch.tensor(errors)}
         history |= {"warnings": [say_subsampled(subsampled)]} if subsampled else {}
         with whole_plates():
             return self._weigh(task, guide, nesting, environment, constraints, history)
-
-    def _prepare(
-        self, task: Task, guide: AutoGuide | ProgramGuide, subsampled: dict[str, tuple[int, int]]
-    ) -> tuple[int, Sequence[str], KnownConstraints]:
-        """Plate nesting, the world's sites and the hard constraints of the program, which the guide is told."""
-        constraints = known_constraints(task.program())
-        nesting, environment = self._pilot(task, constraints, subsampled)
-        if isinstance(guide, AutoGuide):
-            guide.nesting, guide.matchers = nesting, constraints.matchers
-        return nesting, environment, constraints
 
     def _weigh(
         self,
@@ -128,11 +124,6 @@ class SVI(Engine):
             drawn, torch.zeros_like(log_weight), Kind.POLICY, steered=True, history=history, guide=guide
         )
         return _noting_failures(policy, log_weight)
-
-    def _guide(self, task: Task) -> AutoGuide | ProgramGuide:
-        if isinstance(self.guide, str):
-            return AutoGuide(task.model, self.guide, self.rank)
-        return ProgramGuide(self.guide)
 
     def _pilot(
         self, task: Task, constraints: KnownConstraints, subsampled: dict[str, tuple[int, int]]

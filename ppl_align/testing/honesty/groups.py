@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import Any
 
 import torch
 
 from ppl_align.core.cost import Cost
 from ppl_align.inspection.pool import Pool
-from ppl_align.lm.completions import Completion
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 
@@ -26,18 +24,7 @@ def groups(run: Posterior, size: int) -> Iterator[Posterior]:
 
 def replicates(run: Posterior, first: int, last: int) -> Posterior:
     """The run as it would be with replicates ``first .. last - 1`` alone; costs in proportion."""
-    part = slice(first, last)
-
-    def of(value: Any) -> Any:
-        if not isinstance(value, Completion):
-            return value[part]
-        if value.source is None:
-            raise ValueError("a posterior that was read from a file has no source to cut")
-        return Completion(value.tokens[part], value.source.with_index(value.source.index.expand(value.shape)[part]))
-
-    def each(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: of(value) for name, value in values.items()}
-
+    part, size = slice(first, last), run.log_weight.shape[1]
     history = dict(run.history)
     history |= {key: torch.as_tensor(history[key])[:, part] for key in _BY_STEP if key in history}
     history |= {key: torch.as_tensor(history[key])[part] for key in _BY_REPLICATE if key in history}
@@ -46,20 +33,8 @@ def replicates(run: Posterior, first: int, last: int) -> Posterior:
         kind = Kind.RESAMPLED if bool(run.resampled[:, part].any()) else Kind.WEIGHTED
     ratio = (last - first) / len(run.log_weight)
     cost = Cost(**{f.name: type(v)(v * ratio) for f in fields(Cost) for v in [getattr(run.cost, f.name)]})
-    return replace(
-        run,
-        log_weight=run.log_weight[part],
-        particles=each(run.particles),
-        rewards=each(run.rewards),
-        scales=each(run.scales),
-        factors=each(run.factors),
-        log_upper=each(run.log_upper),
-        log_prior=each(run.log_prior),
-        log_proposal=None if run.log_proposal is None else run.log_proposal[part],
-        history=history,
-        kind=kind,
-        cost=cost,
-    )
+    index = torch.arange(first * size, last * size).reshape(-1, size)
+    return run.take(index, log_weight=run.log_weight[part], history=history, kind=kind, cost=cost)
 
 
 def pools(drawn: Pool, size: int) -> Iterator[Pool]:

@@ -1,4 +1,6 @@
-"""Undeclared randomness: a program that, executed again on the same values, says something else.
+"""A few draws of every run are executed again: is the program a function of its latents, and of each particle alone?
+
+Undeclared randomness: a program that, executed again on the same values, says something else.
 
 Engines execute a program many times over. What they hold fixed are its latents, so whatever else is random (a draw from
 ``random``, NumPy or torch that is no site, the clock, a counter) makes every execution another program, and the result
@@ -9,6 +11,12 @@ They are executed without the others, so what the program said of them in the ru
 ``x - x.mean()`` over the particles is another factor for each number of particles, and has no posterior.
 
 Rewards and the world answer from the run's memory: a reward that answers one text in two ways is asked once a text.
+
+Particles that hang on each other: a program that says something else of a draw when it is among others.
+
+Engines weigh every particle by what the program says of it, whoever else is there. ``x - x.mean()`` over the particles,
+a rank, ``len(x)`` make the target another one for each number of particles and for each batch, without a word. So what
+was said of a few particles in the run is compared with what is said of them alone.
 """
 
 from __future__ import annotations
@@ -24,9 +32,7 @@ from torch import Tensor
 from ppl_align.core.cost import measure
 from ppl_align.core.errors import ModelError
 from ppl_align.core.seeds import generators
-from ppl_align.engines.rerun.company import hangs_on_company, refuse_company
 from ppl_align.lm.base import LM
-from ppl_align.lm.completions import Completion
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
@@ -51,15 +57,15 @@ REMEDY = (
 def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], posterior: Posterior) -> None:
     """Raise ``ModelError`` with the first difference between executions on the same values, if there is one."""
     chosen = _some(posterior)
-    values = {name: _picked(value, chosen) for name, value in posterior.particles.items()}
-    if not values or not len(chosen):
+    few = Particles.of_draws(posterior.particles, chosen)
+    if not few.values or not few.size:
         return
     program = Program(model, args, kwargs)
     ordinary = list(posterior.latents)
     before, most, done, state = None, TIMES, 0, generators()
     while done < most:
         with measure() as cost, whole_plates():
-            now, alone, nodes = _said(program, Particles(len(chosen), values), ordinary)
+            now, alone, nodes = _said(program, few, ordinary)
         if before is not None:
             refuse_difference(before, now)
         left = generators()
@@ -68,7 +74,7 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
         if free and most != SUSPECT:
             most = FREE
         before, done, state = now, done + 1, left
-    if not hangs_on_company(nodes):
+    if not any(map(_is_the_programs_own, nodes.values())):  # else none of them could hang on the others
         return
     refuse_company(nodes, alone, posterior, chosen)
     if cost.lm_forwards or cost.environment_calls:
@@ -76,9 +82,8 @@ def refuse_undeclared(model: Callable[..., Any], args: Any, kwargs: Mapping[str,
     said = sum((value.abs() for value in alone.factors.values()), torch.zeros(len(chosen)))
     for one in chosen if free else chosen[said.argmax()][None]:
         twice = one.expand(2)  # beside its own copy nothing is left of a mean, an order, a rank
-        values = {name: _picked(value, twice) for name, value in posterior.particles.items()}
         with whole_plates():
-            _, pair, nodes = _said(program, Particles(2, values), ordinary)
+            _, pair, nodes = _said(program, Particles.of_draws(posterior.particles, twice), ordinary)
         refuse_company(nodes, pair, posterior, twice)
 
 
@@ -86,13 +91,6 @@ def _some(posterior: Posterior) -> Tensor:
     """The flat indices of a few particles of positive weight, [P]."""
     alive = posterior.log_weight.reshape(-1).isfinite().nonzero()[:, 0]
     return alive[torch.linspace(0, len(alive) - 1, min(PARTICLES, len(alive))).long()] if len(alive) else alive
-
-
-def _picked(value: Completion | Tensor, chosen: Tensor) -> Tensor:
-    """The values of some particles at a site, [P, ...]."""
-    tensor = value.tokens if isinstance(value, Completion) else value
-    device = value.source.lm.device if isinstance(value, Completion) and value.source is not None else tensor.device
-    return tensor.flatten(0, 1)[chosen].to(device)
 
 
 Said = list[tuple[str, dict[str, Any]]]
@@ -108,23 +106,13 @@ def _said(program: Program, particles: Particles, score: list[str]) -> tuple[Sai
     return (said if pending is None else [*said, (pending.name, {})]), run, record.nodes
 
 
-class _SameLM:
-    """A language model; another object is the same if its fingerprint is."""
-
-    def __init__(self, lm: LM) -> None:
-        self.lm = lm
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SameLM) and (self.lm is other.lm or self.lm.fingerprint == other.lm.fingerprint)
-
-
 def _of_site(node: Any) -> Iterator[tuple[str, Any]]:
     """What a site says, gravest first."""
     fn, notes = node["fn"], notes_of(node)
     yield "kind", type(fn).__name__
     if isinstance(fn, CompletionDistribution):
         yield "prompt", [fn.prompts[i] for i in fn.index.reshape(-1).tolist()]
-        yield "language model", _SameLM(fn.lm)
+        yield "language model", fn.lm
         yield "settings", (fn.max_new_tokens, fn.warp)
     if node["is_observed"] and type(fn).__name__ != "Unit":
         yield "observed value", node["value"]
@@ -156,7 +144,9 @@ def refuse_difference(before: Said, now: Said) -> None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, rounding aside."""
+    """Equal, rounding aside; two language models are the same if their fingerprints are."""
+    if isinstance(one, LM) and isinstance(other, LM):
+        return one is other or one.fingerprint == other.fingerprint
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         if one.shape != other.shape:
             return False
@@ -180,3 +170,41 @@ def _shown(what: str, one: Any, other: Any) -> str:
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
         return f", {one:.6g} and then {other:.6g}"
     return ""
+
+
+# -- particles that hang on each other ---------------------------------------------------------------------------------
+
+_APART = 0.05
+"""Relative, and nats: a network asked in half precision by the program rounds by some hundredths as its batch grows."""
+ALONE = (
+    "a program treats each particle by itself, and is a function of its latents: no sum(), mean(), max() or len() over "
+    "the first dimension, no counters, clocks and random numbers"
+)
+
+
+def refuse_company(nodes: Mapping[str, Any], alone: Particles, posterior: Posterior, chosen: Tensor) -> None:
+    """Raise ``ModelError`` for a site that says another thing of the particles ``chosen [P]`` (flat) than in the run.
+
+    ``nodes``, ``alone``: of these particles alone, with the priors of ordinary latents scored."""
+    for before, now in ((posterior.factors, alone.factors), (posterior.log_prior, alone.log_prior)):
+        for name, value in now.items():
+            if name in before and _is_the_programs_own(nodes.get(name)):
+                _compare(name, before[name].double().reshape(-1)[chosen], value.double())
+
+
+def _is_the_programs_own(node: Any) -> bool:
+    """Is it no score of a language model? Those round as the batch does, and are each row's own."""
+    if node is None or isinstance(node["fn"], CompletionDistribution):
+        return False
+    notes = notes_of(node)
+    return notes.reward is None or notes.fn is not None
+
+
+def _compare(name: str, before: Tensor, alone: Tensor) -> None:
+    apart = ~torch.isclose(alone, before, rtol=_APART, atol=_APART, equal_nan=True)
+    if bool(apart.any()):
+        at = int(apart.nonzero()[0, 0])
+        raise ModelError(
+            f"site {name!r} says {float(before[at]):.4g} nats of a draw among all others, and {float(alone[at]):.4g} "
+            f"of it among {len(alone)}: {ALONE}"
+        )
