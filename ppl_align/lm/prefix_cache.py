@@ -32,12 +32,13 @@ class PrefixCache:
         self.bytes = 0
 
     def keep(self, lm: LM, decoder: Any, rows: np.ndarray, ids: Sequence[Ids]) -> None:
-        """Keep these rows of a decoder, which have read ``ids``."""
+        """Keep these rows of a decoder, which have read ``ids``; not if they read something else in their place, as
+        the network of a prompted LM does."""
         new = [i for i, prefix in enumerate(ids) if (lm, prefix) not in self.rows]
-        if not new or not isinstance(decoder, CausalDecoder):
+        if not new or not isinstance(decoder, CausalDecoder) or decoder.lm is not lm:
             return
         kept = decoder.keep(torch.as_tensor(rows[new]))
-        if kept is None or self.bytes + kept.bytes > BYTES:
+        if kept is None or self.bytes + kept.bytes > BYTES or kept.lengths != [len(ids[i]) for i in new]:
             return
         self.bytes += kept.bytes
         for at, i in enumerate(new):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import SEED
 
-from ppl_align import SMC, CausalLM, ImportanceSampling, completion, reward
+from ppl_align import LM, SMC, SVI, CausalLM, Engine, ImportanceSampling, Mixture, Product, Prompted, completion, reward
 from ppl_align.core.cost import measure
 from ppl_align.core.seeds import isolated
 from ppl_align.lm import prefix_cache
@@ -88,6 +88,45 @@ def test_prompts_of_many_lengths(tiny_llama: CausalLM, glue, others) -> None:
         parents = parents if step == 0 else torch.arange(len(parents)).flip(0)
         tokens = torch.randint(6, (len(parents),))
         on, anew = on.extend(parents, tokens), anew.extend(parents, tokens)
+
+
+class Begun(CausalLM):
+    """A network that is always told something first."""
+
+    def start(self, prompts):
+        return super().start(self.wrap(prompts))
+
+    def forced_log_probs(self, prompts, tokens):
+        return super().forced_log_probs(self.wrap(prompts), tokens)
+
+    def _score(self, prompts, tokens, warp):
+        return super()._score(self.wrap(prompts), tokens, warp)
+
+    def wrap(self, prompts):
+        return [(5, 5, *prompt) for prompt in prompts]
+
+
+def voices(lm: CausalLM) -> dict[str, LM]:
+    """LMs whose network reads something other than the prompt."""
+    persona = Prompted(lm, before=[3, 3])
+    return {
+        "before": persona,
+        "after": Prompted(lm, after=[2]),
+        "twice": Prompted(persona, before=[1]),
+        "mixture": Mixture([persona, lm]),
+        "product": Product([persona, lm], [0.5, 0.5]),
+        "a class of one's own": Begun(lm.model),
+    }
+
+
+@pytest.mark.parametrize("name", ["before", "after", "twice", "mixture", "product", "a class of one's own"])
+@pytest.mark.parametrize("engine", [ImportanceSampling(12, 2), SMC(12, 2, twist="prefix"), SVI(num_steps=2)], ids=repr)
+def test_a_prompted_network_reads_what_it_always_reads(tiny_llama: CausalLM, name: str, engine: Engine) -> None:
+    run = engine.run(story, voices(tiny_llama)[name], seed=SEED)
+    for site, found in run.completions.items():
+        assert found.source is not None
+        log_p = found.source.log_prob(found.tokens).double()
+        assert torch.allclose(run.log_prior[site], log_p.cpu(), atol=2e-5), site
 
 
 def test_the_last_completion_keeps_nothing(tiny_llama: CausalLM) -> None:
