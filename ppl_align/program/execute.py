@@ -42,7 +42,8 @@ class Deeper(BaseException):
 class Execute(Messenger):
     """Gives values to latents, collects what observed sites and factors say.
 
-    ``particles``: the given ones, with what was drawn and what the program says now."""
+    ``particles``: the given ones, with what was drawn and what the program says now; a record of its own, which is
+    filled here until it is handed out."""
 
     def __init__(
         self, given: Particles, nesting: int, draw: bool, propose: LatentProposal | None, score: Collection[str]
