@@ -158,8 +158,10 @@ class LM(ABC):
         """Teacher forcing: ``tokens [B, T]`` after ``prompts`` (length B) -> log p of each token ``[B, T]``.
 
         Differentiable where the parameters of the LM require grad. LMs that do not step override it."""
+        if not tokens.numel():
+            return torch.zeros(tokens.shape, device=self.device)
         rows = max(1, SCORING_ELEMENTS // (tokens.shape[1] * self.vocab_size))
-        chunks = range(0, max(1, len(prompts)), rows)
+        chunks = range(0, len(prompts), rows)
         return torch.cat([self._score(prompts[i : i + rows], tokens[i : i + rows], warp) for i in chunks])
 
     def _score(self, prompts: Sequence[Ids], tokens: Tensor, warp: Warp) -> Tensor:

@@ -20,11 +20,13 @@ _REMEMBERED = 10_000  # texts whose ids are kept
 
 
 class TokenizedLM(LM):
-    """An LM whose text is that of a ``tokenizer`` (None: there are only ids)."""
+    """An LM whose text is that of a ``tokenizer`` (None: there are only ids).
+
+    No method goes by another public one: a subclass changes what it overrides, and nothing else."""
 
     tokenizer: Any
 
-    def needed(self) -> Any:
+    def _needed(self) -> Any:
         """The tokenizer; raises ``PromptError`` where there is none."""
         if self.tokenizer is None:
             raise PromptError(f"{self.name} was given without a tokenizer: write prompts as token ids, or pass one")
@@ -32,16 +34,19 @@ class TokenizedLM(LM):
 
     def encode(self, text: str) -> Ids:
         """Ids of a text, nothing in front; raises ``PromptError`` for half a character and ids without embedding."""
+        return self._ids_of(text)
+
+    def _ids_of(self, text: str) -> Ids:
         known: dict[str, Ids] = self.cached("ids of texts", dict)
         if text not in known:
             if len(known) > _REMEMBERED:
                 known.clear()
-            tokenizer = self.needed()
+            tokenizer = self._needed()
             check_text(text)
-            known[text] = self.checked(tokenizer.encode(text, add_special_tokens=False))
+            known[text] = self._checked(tokenizer.encode(text, add_special_tokens=False))
         return known[text]
 
-    def checked(self, ids: Sequence[int]) -> Ids:
+    def _checked(self, ids: Sequence[int]) -> Ids:
         """Ids that the network has embeddings for; raises ``PromptError`` for others."""
         beyond = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if beyond is not None:
@@ -53,10 +58,13 @@ class TokenizedLM(LM):
         return tuple(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.decode_batch([ids])[0]
+        return self._texts_of([ids])[0]
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """The text of each row, special tokens left out."""
+        return self._texts_of(rows)
+
+    def _texts_of(self, rows: Sequence[Sequence[int]]) -> list[str]:
         if self.tokenizer is None:
             return [" ".join(map(str, row)) for row in rows]
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -67,13 +75,13 @@ class TokenizedLM(LM):
         )
 
     @cached_property
-    def opens(self) -> bool:
+    def _opens(self) -> bool:
         """May the first token of a text be spelt otherwise than within (without its space)?"""
         if self.tokenizer is None:
             return False
         for word in ("a", "the", "I", "1", "w1"):
             ids = [i for i in self.tokenizer.encode(word, add_special_tokens=False) if 0 <= i < self.vocab_size]
-            if ids and self.decode_batch([ids * 2])[0] != 2 * self.decode_batch([ids])[0]:
+            if ids and self._texts_of([ids * 2])[0] != 2 * self._texts_of([ids])[0]:
                 return True
         return False
 
@@ -82,14 +90,14 @@ class TokenizedLM(LM):
 
         Special tokens inside are shown by their names: a text with one is another text than without it."""
         special = self._left_out
-        before = self.decode_batch([prompt])[0] if self.opens else ""
+        before = self._texts_of([prompt])[0] if self._opens else ""
         if not before and not any(v in special for row in rows for v in row):
-            return self.decode_batch(rows)
+            return self._texts_of(rows)
         runs = [_runs(row, special) for row in rows]
         flat = [run for parts in runs for run in parts if not isinstance(run, str)]
         head = tuple(prompt) if before else ()
-        wholes = iter(self.decode_batch([(*head, *run) for run in flat]))
-        alone = iter(self.decode_batch(flat) if before else [""] * len(flat))
+        wholes = iter(self._texts_of([(*head, *run) for run in flat]))
+        alone = iter(self._texts_of(flat) if before else [""] * len(flat))
         texts = []
         for parts in runs:
             text = ""
@@ -104,7 +112,7 @@ class TokenizedLM(LM):
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> Ids:
         """A chat as its template writes it: ready for an answer, or for the rest of one that has begun (prefill)."""
-        tokenizer = self.needed()
+        tokenizer = self._needed()
         if not getattr(tokenizer, "chat_template", None):
             raise PromptError(f"{self.name} has no chat template: give the prompt as text")
         for message in messages:
@@ -117,7 +125,7 @@ class TokenizedLM(LM):
         except Exception as error:  # the template is a program of its own, and raises what it likes
             reason = first_line(error)
             raise PromptError(f"the chat template of {self.name} does not take these messages: {reason}") from error
-        return self.encode(text)
+        return self._ids_of(text)
 
     @cached_property
     def opening(self) -> Ids:
@@ -127,7 +135,7 @@ class TokenizedLM(LM):
         bare = self.tokenizer.encode("a", add_special_tokens=False)
         whole = self.tokenizer.encode("a")
         at = next((i for i in range(len(whole), -1, -1) if whole[i : i + len(bare)] == bare), 0) if bare else 0
-        return self.checked(whole[:at])
+        return self._checked(whole[:at])
 
     @cached_property
     def special_tokens(self) -> Mapping[int, str]:

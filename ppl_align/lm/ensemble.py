@@ -75,7 +75,8 @@ def begun(lm: LM, prompts: Sequence[Ids]) -> list[Ids]:
 
 def hidden_of(decoders: Sequence[Decoder]) -> Tensor | None:
     """The hidden states of the first member that has some."""
-    return next((decoder.hidden for decoder in decoders if decoder.hidden is not None), None)
+    found = (getattr(decoder, "hidden", None) for decoder in decoders)
+    return next((hidden for hidden in found if hidden is not None), None)
 
 
 def require_same_vocabulary(first: LM, other: LM, who: str) -> None:

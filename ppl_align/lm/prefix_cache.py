@@ -27,35 +27,37 @@ class PrefixCache:
     """Rows of one run, by language model and by the ids that they hold."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[LM, Ids], tuple[Kept, int]] = {}
-        self.lengths: dict[LM, set[int]] = {}
+        self.rows: dict[tuple[int, Ids], tuple[Kept, int]] = {}
+        self.lengths: dict[int, set[int]] = {}
+        self.lms: dict[int, LM] = {}  # by the id that they have as long as they are here
         self.bytes = 0
 
     def keep(self, lm: LM, decoder: Any, rows: np.ndarray, ids: Sequence[Ids]) -> None:
         """Keep these rows of a decoder, which have read ``ids``; not if they read something else in their place, as
         the network of a prompted LM does."""
-        new = [i for i, prefix in enumerate(ids) if (lm, prefix) not in self.rows]
+        new = [i for i, prefix in enumerate(ids) if (id(lm), prefix) not in self.rows]
         if not new or not isinstance(decoder, CausalDecoder) or decoder.lm is not lm:
             return
         kept = decoder.keep(torch.as_tensor(rows[new]))
         if kept is None or self.bytes + kept.bytes > BYTES or kept.lengths != [len(ids[i]) for i in new]:
             return
         self.bytes += kept.bytes
+        self.lms[id(lm)] = lm
         for at, i in enumerate(new):
-            self.rows[lm, ids[i]] = kept, at
-            self.lengths.setdefault(lm, set()).add(len(ids[i]))
+            self.rows[id(lm), ids[i]] = kept, at
+            self.lengths.setdefault(id(lm), set()).add(len(ids[i]))
 
     def start(self, lm: LM, prompts: Sequence[Ids]) -> Decoder:
         """As ``lm.start(prompts)``, from where what is kept of each prompt ends; anew if nothing is kept of one."""
-        found = [self._longest(lm, prompt) for prompt in prompts] if lm in self.lengths else []
+        found = [self._longest(lm, prompt) for prompt in prompts] if id(lm) in self.lms else []
         if not found or any(length == 0 for length in found):
             return lm.start(prompts)
-        places = [self.rows[lm, prompt[:length]] for prompt, length in zip(prompts, found, strict=True)]
+        places = [self.rows[id(lm), prompt[:length]] for prompt, length in zip(prompts, found, strict=True)]
         return CausalDecoder.resumed(lm, places, prompts, found)  # type: ignore[arg-type]
 
     def _longest(self, lm: LM, prompt: Ids) -> int:
         """How many ids of a prompt are kept."""
-        for length in sorted(self.lengths[lm], reverse=True):
-            if length <= len(prompt) and (lm, prompt[:length]) in self.rows:
+        for length in sorted(self.lengths[id(lm)], reverse=True):
+            if length <= len(prompt) and (id(lm), prompt[:length]) in self.rows:
                 return length
         return 0

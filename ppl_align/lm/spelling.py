@@ -77,7 +77,8 @@ def goes_on_from(lm: LM, prompts: Sequence[Sequence[int]]) -> LM:
         return lm
 
     def inside() -> LM:
-        other = copy.copy(speller)  # which remembers nothing
+        other = copy.copy(speller)
+        other.__dict__["_caches"] = {}  # whatever a copy of this LM takes along
         other.cached("spelling", lambda: Spelling(spelling.within, spelling.within))
         return other
 

@@ -19,8 +19,8 @@ from ppl_align.posterior.once import forget, once
 
 if TYPE_CHECKING:
     from ppl_align.posterior.estimates import Estimate
+    from ppl_align.posterior.frames import TextFrame
     from ppl_align.posterior.optimism import Optimism
-    from ppl_align.posterior.table import TextFrame
     from ppl_align.program.provenance import Provenance
 
 

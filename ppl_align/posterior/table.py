@@ -11,26 +11,10 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.particles.resampling import comb, invert
+from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import log_prior
 from ppl_align.posterior.result import Posterior
-
-_LONGEST = 40  # rows that a frame prints in full; beyond that pandas' own shortened view is the better one
-
-
-class TextFrame(pd.DataFrame):
-    """A ``DataFrame`` in every respect, except that printing wraps long texts instead of cutting them."""
-
-    @property
-    def _constructor(self) -> type[TextFrame]:
-        return TextFrame
-
-    def __repr__(self) -> str:
-        from ppl_align.report.terminal import frame
-
-        return str(frame(self)) if 0 < len(self) <= _LONGEST else super().__repr__()
-
-    __str__ = __repr__
 
 
 def site_texts(posterior: Posterior, name: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,30 +20,7 @@ from ppl_align.tokens.ids import as_ids, checked_tokens, freeze
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Values:
-    """A number for each token; ``_dims``: of how many dimensions its table may be."""
-
-    values: Tensor
-    terminal: tuple[int, ...] = ()
-
-    _dims: ClassVar[tuple[int, ...]] = (1,)
-
-    def __post_init__(self) -> None:
-        """A private float64 copy on the CPU: a likelihood must not change under the engine that works with it."""
-        values = torch.as_tensor(self.values, dtype=torch.float64).detach().cpu().clone()
-        name, shapes = type(self).__name__, " or ".join({1: "[V]", 2: "[T, V]"}[d] for d in self._dims)
-        if values.dim() not in self._dims or values.numel() == 0:
-            raise InputError(f"{name} needs values of shape {shapes}, got {list(values.shape)}")
-        if bool((values.isnan() | (values == math.inf)).any()):
-            raise InputError(f"{name}: a value is a number or -inf (rejected), not NaN or +inf")
-        freeze(self, values=values, terminal=as_ids(self.terminal))
-
-    def __repr__(self) -> str:
-        shape = ", ".join(f"{k}={n}" for k, n in zip("TV"[-self.values.dim() :], self.values.shape, strict=True))
-        return f"{type(self).__name__}([{shape}], terminal={self.terminal})"
-
-
-class TokenSum(_Values):
+class TokenSum:
     """r = sum of ``values`` over the tokens of a sequence, its first terminal token included; padding has no value.
 
     ``values``    [V], or [T, V] with a row for each generated position; reward units; ``-inf`` rejects
@@ -56,7 +33,11 @@ class TokenSum(_Values):
     (TokenSum([V=3], terminal=(2,)), [2.5, 0.5])
     """
 
-    _dims = (1, 2)
+    values: Tensor
+    terminal: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        freeze(self, values=_finite_above(self, self.values, (1, 2)), terminal=as_ids(self.terminal))
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """``[..., t] -> [...]`` float64, reward units."""
@@ -73,8 +54,12 @@ class TokenSum(_Values):
             raise InputError(f"TokenSum has values for {len(self.values)} positions, the completion has {width}")
         return self.values[:width]
 
+    def __repr__(self) -> str:
+        return _describe(self)
 
-class LastToken(_Values):
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LastToken:
     """r = ``values`` of the last token that belongs to a sequence, its terminal token if it has one; 0 without tokens.
 
     ``values``    [V], reward units; ``-inf`` rejects
@@ -86,6 +71,12 @@ class LastToken(_Values):
     [1.0, 0.5]
     """
 
+    values: Tensor
+    terminal: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        freeze(self, values=_finite_above(self, self.values, (1,)), terminal=as_ids(self.terminal))
+
     def __call__(self, tokens: Tensor) -> Tensor:
         """``[..., t] -> [...]`` float64, reward units."""
         tokens = checked_tokens(self, tokens, len(self.values))
@@ -93,3 +84,22 @@ class LastToken(_Values):
             return torch.zeros(tokens.shape[:-1], dtype=torch.float64)
         last = sequence_lengths(tokens, self.terminal)[..., None] - 1
         return self.values[tokens.gather(-1, last)[..., 0]]
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+
+def _finite_above(fn: Any, values: Any, dims: tuple[int, ...]) -> Tensor:
+    """A private float64 copy on the CPU: a likelihood must not change under the engine that works with it."""
+    values = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    name, shapes = type(fn).__name__, " or ".join({1: "[V]", 2: "[T, V]"}[d] for d in dims)
+    if values.dim() not in dims or values.numel() == 0:
+        raise InputError(f"{name} needs values of shape {shapes}, got {list(values.shape)}")
+    if bool((values.isnan() | (values == math.inf)).any()):
+        raise InputError(f"{name}: a value is a number or -inf (rejected), not NaN or +inf")
+    return values
+
+
+def _describe(fn: Any) -> str:
+    shape = ", ".join(f"{k}={n}" for k, n in zip("TV"[-fn.values.dim() :], fn.values.shape, strict=True))
+    return f"{type(fn).__name__}([{shape}], terminal={fn.terminal})"
