@@ -46,7 +46,7 @@ def check_grammar(grammar: str, what: str, located: bool) -> None:
     llguidance()
     message = _refused(grammar)
     if message is not None:
-        reason = one_line(message)
+        reason = cause_in(message)
         if not located:
             reason = re.sub(r"^line \d+: (failed to compile JSON schema: |invalid regex .*\(in regex\): )?", "", reason)
         raise InputError(f"{what} cannot be read: {reason}")
@@ -76,7 +76,7 @@ def _started(tokenizer: Any, grammar: str, what: str) -> Any:
     package = llguidance()
     matcher = package.LLMatcher(tokenizer, package.LLMatcher.grammar_from_lark(grammar), log_level=0)
     if matcher.is_error():
-        raise InputError(f"{what} cannot be read: {one_line(matcher.get_error())}")
+        raise InputError(f"{what} cannot be read: {cause_in(matcher.get_error())}")
     return matcher
 
 
@@ -86,12 +86,12 @@ def _bytewise() -> Any:
     return _from_bytes([], 0)
 
 
-def one_line(message: str) -> str:
+def cause_in(message: str) -> str:
     """What went wrong, out of a message that also draws where.
 
-    >>> one_line('at 1(8): invalid regex "[" (in regex): regex parse error:\\n    [\\n    ^\\nerror: unclosed class\\n')
+    >>> cause_in('at 1(8): invalid regex "[" (in regex): regex parse error:\\n    [\\n    ^\\nerror: unclosed class\\n')
     'unclosed class'
-    >>> one_line('at 2(4): unknown name: "b"\\n   2 | a: b\\n          ^\\n')
+    >>> cause_in('at 2(4): unknown name: "b"\\n   2 | a: b\\n          ^\\n')
     'line 2: unknown name: "b"'
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
@@ -283,7 +283,7 @@ class GuidanceMatcher(Matcher):
         matcher = place.matcher.deep_copy()
         matcher.consume_tokens(ids)
         if matcher.is_error():  # the token was valid, so this is a limit of llguidance and not an answer
-            raise RunError(f"{self.what}: llguidance gave up: {one_line(matcher.get_error())}")
+            raise RunError(f"{self.what}: llguidance gave up: {cause_in(matcher.get_error())}")
         return _Place(matcher)
 
     def _spelt(self, place: _Place, token: int) -> list[int]:
@@ -304,7 +304,7 @@ class GuidanceMatcher(Matcher):
                 elif matcher.get_error().startswith("NoExtensionBias"):  # no token goes on from here
                     place.bits[:] = 0
                 else:
-                    raise RunError(f"{self.what}: llguidance gave up: {one_line(matcher.get_error())}")
+                    raise RunError(f"{self.what}: llguidance gave up: {cause_in(matcher.get_error())}")
         return place.bits
 
     def _openings(self) -> np.ndarray:

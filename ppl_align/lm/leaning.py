@@ -46,9 +46,7 @@ class Leaning(NamedTuple):
             return torch.where(total.isneginf(), log_normalise(log_probs), tilted - total)
         best, top = (_finite(each.amax(-1, keepdim=True)) for each in (confined, tilted))
         lost = confined - best
-        safe = (
-            lost.exp()
-        )  # exp(-104) is 0 in float32: relative to the best, and its log below is of what is added to it
+        safe = lost.exp()  # 0 in float32 from -104 on: relative to the best token, and never the argument of a log
         psi = (log_psi - (top - best)).exp_().clamp_max_(_MOST)
         total, room = (safe * psi).sum(-1, keepdim=True), safe.sum(-1, keepdim=True)
         share = torch.where(total > 0, 1 - self.defensive, 0.0) / total.clamp_min(_LEAST)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppl_align.core.cost import uncounted
-from ppl_align.core.errors import PplAlignError, UnsupportedModelError
+from ppl_align.core.errors import PplAlignError, UnsupportedModelError, type_and_line
 from ppl_align.lm.kinds import both_ways
 from ppl_align.lm.lengths import choices, turns, windows
 from ppl_align.lm.network import base_of, call
@@ -156,7 +156,9 @@ class _Verification:
                 sizes if room is None else [max(1, min(size, room - 3)) for size in sizes],
             )
         except _RAISED as error:
-            raise UnsupportedModelError(f"{self.name} cannot be read token by token ({one_line(error)})") from error
+            raise UnsupportedModelError(
+                f"{self.name} cannot be read token by token ({type_and_line(error)[:140]})"
+            ) from error
         if not trial.finite:
             raise UnsupportedModelError(_no_numbers(self.name))
         if trial.looks_ahead > trial.tolerance:
@@ -170,7 +172,7 @@ class _Verification:
         except PplAlignError:
             raise
         except _RAISED as error:
-            self.said = one_line(error)
+            self.said = type_and_line(error)[:140]
             return None
 
     def _crossing(self, plan: Plan) -> Plan:
@@ -203,9 +205,3 @@ class _Verification:
         found: Any = self.lm.model(input_ids=ids).logits
         float(found[0, -1, 0])  # waits for the device
         return (time.perf_counter() - started) / ids.shape[1]
-
-
-def one_line(error: Exception) -> str:
-    """What an error is and the first line of what it says."""
-    said = (str(error).strip() or "no message").splitlines()[0][:120]
-    return f"{type(error).__name__}: {said}"
