@@ -86,6 +86,11 @@ def count(**amounts: float) -> None:
             setattr(cost, name, getattr(cost, name) + amount)
 
 
+def waited(seconds: float) -> None:
+    """This time went by while others were at work: it is on no bill."""
+    count(seconds=-seconds)
+
+
 @contextmanager
 def network() -> Iterator[None]:
     """Time spent inside the network's forward (wall time; on CUDA the time to launch it)."""

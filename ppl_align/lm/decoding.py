@@ -31,6 +31,7 @@ from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.blocks import BlockPopulation
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean, confine
+from ppl_align.lm.meeting import leave
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.sampling import cumulative, sample_rows
@@ -223,6 +224,8 @@ class Population(Growing):
         if self.keep:
             self._keep_ended()
         if self.done:
+            leave(self.decoder)
+            leave(self.proposal_decoder)
             return
         vocab = self.source.lm.vocab_size
         pairs = self.row[self.alive] * vocab + self.last[self.alive]

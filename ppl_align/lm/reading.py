@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.lm import cached, recompute
+from ppl_align.lm import cached, meeting, recompute
 from ppl_align.lm.base import Decoder, Ids, WithLogits, alike
 from ppl_align.lm.plan import BY_LENGTH, Plan
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
 
 
-@torch.no_grad()
 def start(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> Decoder:
-    """A decoder whose row i stands after ``prompts[i]``."""
+    """A decoder whose row i stands after ``prompts[i]``; runs that take turns start together."""
     _refuse_training(lm)
+    return meeting.start(lm, lambda rows: _started(lm, plan, rows), prompts)
+
+
+@torch.no_grad()
+def _started(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> Decoder:
     if plan.anew(max(map(len, prompts))):
         return recompute.RecomputeDecoder(lm, prompts)
     begin = cached.ByLengthDecoder if plan.kind == BY_LENGTH else cached.CausalDecoder.after
