@@ -53,6 +53,7 @@ class Cost:
 
 
 _open: ContextVar[tuple[Cost, ...]] = ContextVar("ppl_align_cost", default=())
+_outside: ContextVar[int] = ContextVar("ppl_align_cost_of_others", default=0)
 
 
 @contextmanager
@@ -81,14 +82,31 @@ def uncounted() -> Iterator[None]:
 
 def count(**amounts: float) -> None:
     """Add amounts to every open bill: ``count(lm_tokens=rows, lm_forwards=1)``."""
-    for cost in _open.get():
+    _add(_open.get(), amounts)
+
+
+@contextmanager
+def among_others() -> Iterator[None]:
+    """What is shared inside (:func:`count_share`) is on the bills that are opened inside, and on no others."""
+    with having(_outside, len(_open.get())):
+        yield
+
+
+def count_share(**amounts: float) -> None:
+    """What one of several runs takes of something that is done once, and is counted where that is done.
+
+    >>> with measure() as all_of_them, among_others(), measure() as one:
+    ...     count_share(lm_forwards=1)
+    >>> all_of_them.lm_forwards, one.lm_forwards
+    (0, 1)
+    """
+    _add(_open.get()[_outside.get() :], amounts)
+
+
+def _add(bills: tuple[Cost, ...], amounts: dict[str, float]) -> None:
+    for cost in bills:
         for name, amount in amounts.items():
             setattr(cost, name, getattr(cost, name) + amount)
-
-
-def waited(seconds: float) -> None:
-    """This time went by while others were at work: it is on no bill."""
-    count(seconds=-seconds)
 
 
 @contextmanager

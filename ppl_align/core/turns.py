@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from ppl_align.core import pyro_stack
-from ppl_align.core.cost import waited
+from ppl_align.core.cost import among_others, count_share
 
 T = TypeVar("T")
 
@@ -70,6 +70,9 @@ class Closed(BaseException):
     """Unwinds a run that will get no answer any more; a BaseException, so that ``except Exception`` lets it through."""
 
 
+_OF_WARNINGS = ("filters", "showwarning", "_showwarnmsg_impl")  # what catch_warnings replaces
+
+
 class World:
     """What a process has only one of, as one of several runs knows it."""
 
@@ -78,7 +81,14 @@ class World:
         self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         self.numpy, self.random = np.random.get_state(), random.getstate()  # noqa: NPY002
         self.handlers, self.parameters = pyro_stack.active(), pyro_stack.parameters()
-        self.filters, self.shown = warnings.filters[:], warnings.showwarning
+        self.warnings = {name: getattr(warnings, name) for name in _OF_WARNINGS}
+
+    @classmethod
+    def begin(cls) -> World:
+        """As it is now, for a run that is about to begin: what it changes is its own."""
+        world = cls()
+        world.warnings["filters"] = list(warnings.filters)
+        return world
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch)
@@ -88,7 +98,8 @@ class World:
         random.setstate(self.random)
         pyro_stack.activate(self.handlers)
         pyro_stack.store(self.parameters)
-        warnings.filters[:], warnings.showwarning = self.filters, self.shown  # type: ignore[index]
+        for name, value in self.warnings.items():
+            setattr(warnings, name, value)
         warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
@@ -132,7 +143,7 @@ class Turns:
     def run(self, works: Sequence[Callable[[], T]]) -> list[Outcome[T]]:
         """All runs to their ends, in one process; what became of each. An interrupt unwinds all of them."""
         outside = World()
-        runs = [_Run(number, work, outside) for number, work in enumerate(works)]
+        runs = [_Run(number, work, World.begin()) for number, work in enumerate(works)]
         threads = []
         for run in runs:
             context = contextvars.copy_context()
@@ -173,7 +184,8 @@ class Turns:
             if run.closing:
                 raise Closed
             _current.set((self, run))
-            run.outcome = Outcome(value=run.work())
+            with among_others():
+                run.outcome = Outcome(value=run.work())
         except BaseException as error:
             run.outcome = Outcome(error=error)
         finally:
@@ -187,7 +199,7 @@ class Turns:
         started = time.perf_counter()
         self._back.release()
         run.awake.acquire()
-        waited(time.perf_counter() - started)
+        count_share(seconds=started - time.perf_counter())  # others were at work
         asked, run.asked = run.asked, None
         if run.closing or asked is None:
             raise Closed

@@ -4,78 +4,63 @@ Runs that take turns (:mod:`ppl_align.core.turns`) meet where they start a decod
 prompts that were started together is one decoder of the network, a *cohort*; each run sees its own rows of it, as if it
 were alone, and a row's log-probabilities are what they are alone, up to rounding.
 
-A cohort goes on when everybody who holds rows of it asks for that. New ones start when no cohort can go on, so that runs
-which end their completions at different times begin the next ones together. A run that leaves its rows for something
-else, while the others can do nothing but wait for it, is left behind: once it comes back, its rows are read again.
+A cohort goes on when everybody who holds rows of it asks for that. New ones start when no cohort can go on, so that
+runs which end their completions at different times begin the next ones together. A run that leaves its rows for
+something else, while the others can do nothing but wait for it, is left behind: once it comes back, its rows are read
+again.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_align.core.cost import Cost, count, measure, uncounted
+from ppl_align.core.cost import Cost, count_share, measure
 from ppl_align.core.turns import Asked, ask, taking_turns
 from ppl_align.lm.base import Decoder, Ids, WithLogits, alike
 
 Begin = Callable[[Sequence[Ids]], Decoder]
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A run wants a decoder after its prompts; ``begin`` makes one of the LM ``key``."""
-
-    key: int
-    begin: Begin
-    prompts: tuple[Ids, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Extend:
-    """A run wants its rows continued; ``parents``, ``tokens`` as of :meth:`Decoder.extend`."""
-
-    decoder: SharedDecoder
-    parents: Tensor
-    tokens: Tensor
-
-
 class SharedDecoder(WithLogits):
-    """One run's rows of a cohort: after its ``prompts``, and the ``steps`` since, (parents, tokens) each."""
+    """One run's rows of a cohort: after its ``prompts``, and the ``steps`` since, (parents, tokens) each.
 
-    def __init__(self, key: int, begin: Begin, prompts: Sequence[Ids]) -> None:
-        self.key, self.begin, self.prompts = key, begin, prompts
+    ``begin`` makes a decoder of the language model ``lm`` after any prompts."""
+
+    hidden: Tensor | None
+
+    def __init__(self, lm: Any, begin: Begin, prompts: Sequence[Ids]) -> None:
+        self.lm, self.begin, self.prompts = lm, begin, prompts
         self.steps: list[tuple[Tensor, Tensor]] = []
         self.cohort: Cohort | None = None
-        self.logits, self.hidden = torch.empty(0), None
 
     def extend(self, parents: Tensor, tokens: Tensor) -> SharedDecoder:
-        _pay(ask(Extend(self, parents, tokens)))
+        self.steps.append((parents, tokens))
+        _meet(self)
         return self
-
-    @property
-    def rows(self) -> list[Ids]:
-        """What each row has read."""
-        rows = list(self.prompts)
-        for parents, tokens in self.steps:
-            rows = [(*rows[p], t) for p, t in zip(parents.tolist(), tokens.tolist(), strict=True)]
-        return rows
 
     @property
     def size(self) -> int:
         return len(self.steps[-1][0]) if self.steps else len(self.prompts)
 
+    @property
+    def rows(self) -> list[Ids]:
+        """What each row has read, or is to read."""
+        rows = list(self.prompts)
+        for parents, tokens in self.steps:
+            rows = [(*rows[p], t) for p, t in zip(parents.tolist(), tokens.tolist(), strict=True)]
+        return rows
+
 
 class Cohort:
     """Rows that are one decoder of the network, and whose they are, in their order."""
 
-    def __init__(self, decoder: Decoder, members: Sequence[SharedDecoder]) -> None:
-        self.decoder = decoder
-        self._members = [weakref.ref(member) for member in members]
+    def __init__(self, members: Sequence[SharedDecoder]) -> None:
+        self.decoder = members[0].begin([row for member in members for row in member.rows])
         self._show(members)
 
     @property
@@ -84,38 +69,34 @@ class Cohort:
         found = (ref() for ref in self._members)
         return [member for member in found if member is not None and member.cohort is self]
 
-    def extend(self, asked: Sequence[Extend]) -> None:
-        """Go on with the rows of those who ask; the others are left behind."""
-        going = {id(one.decoder): one for one in asked}
+    def extend(self, members: Sequence[SharedDecoder]) -> None:
+        """Go on with the rows of these; the others are left behind."""
         for member in self.members:
-            if id(member) not in going:
+            if member not in members:
                 member.cohort = None
-        parents = torch.cat([one.parents + self._first[id(one.decoder)] for one in asked])
-        self.decoder = self.decoder.extend(parents, torch.cat([one.tokens for one in asked]))
-        for one in asked:
-            one.decoder.steps.append((one.parents, one.tokens))
-        members = [one.decoder for one in asked]
-        self._members = [weakref.ref(member) for member in members]
+        parents, tokens = zip(*(member.steps[-1] for member in members), strict=True)
+        at = [rows + self._first[id(member)] for member, rows in zip(members, parents, strict=True)]
+        self.decoder = self.decoder.extend(torch.cat(at), torch.cat(tokens))
         self._show(members)
 
     def _show(self, members: Sequence[SharedDecoder]) -> None:
         """Each its own rows of what the network says."""
-        first, self._first = 0, {}
+        self._members = [weakref.ref(member) for member in members]
+        self._first: dict[int, int] = {}
+        first = 0
         for member in members:
-            here = slice(first, first + member.size)
-            self._first[id(member)] = first
+            self._first[id(member)], here = first, slice(first, first + member.size)
             member.cohort, member.logits = self, self.decoder.logits[here]
             member.hidden = None if self.decoder.hidden is None else self.decoder.hidden[here]
             first = here.stop
 
 
 def start(lm: Any, begin: Begin, prompts: Sequence[Ids]) -> Decoder:
-    """``begin(prompts)``, a decoder of ``lm``; of a run among others, together with theirs."""
+    """``begin(prompts)``, a decoder of ``lm``; in a run among others, together with theirs."""
     if not taking_turns():
         return begin(prompts)
-    found, cost = ask(Start(id(lm), begin, tuple(prompts)))
-    _pay((found, cost))
-    decoder: Decoder = found
+    decoder = SharedDecoder(lm, begin, tuple(prompts))
+    _meet(decoder)
     return decoder
 
 
@@ -127,78 +108,49 @@ def leave(decoder: Any) -> None:
 
 
 def serve(asked: Sequence[Asked]) -> None:
-    """Answer as many of the waiting runs as one round of forwards does."""
-    extends = [one for one in asked if isinstance(one.question, Extend)]
-    cohorts: dict[int, list[Asked]] = {}
-    for one in extends:
-        cohort = one.question.decoder.cohort
-        if cohort is not None:
-            cohorts.setdefault(id(cohort), []).append(one)
-    complete = [here for here in cohorts.values() if len(here) == len(_cohort(here[0]).members)]
-    lost = [one for one in extends if one.question.decoder.cohort is None]
-    starts = [one for one in asked if isinstance(one.question, Start)]
-    if complete:
-        for here in complete:
-            _answer(here, lambda here=here: _cohort(here[0]).extend([one.question for one in here]))
-    elif lost or starts:
-        _begin(lost, starts)
+    """Answer those of the waiting runs whose turn it is at the network."""
+    cohorts: dict[Cohort, list[Asked]] = {}
+    starting: list[Asked] = []
+    for one in asked:
+        cohort = one.question.cohort
+        (starting if cohort is None else cohorts.setdefault(cohort, [])).append(one)
+    complete = {cohort: here for cohort, here in cohorts.items() if len(here) == len(cohort.members)}
+    if complete or not starting:
+        for cohort, here in (complete or _largest(cohorts)).items():
+            _answer(here, cohort.extend)
     else:
-        here = max(cohorts.values(), key=len)
-        _answer(here, lambda: _cohort(here[0]).extend([one.question for one in here]))
+        for which in alike(id(one.question.lm) for one in starting).values():
+            _answer([starting[i] for i in which], Cohort)
 
 
-def _begin(lost: Sequence[Asked], starts: Sequence[Asked]) -> None:
-    """Decoders for those who start, and for rows that were left behind, LM by LM."""
-    everybody = [*lost, *starts]
-    for which in alike(_key(one) for one in everybody).values():
-        here = [everybody[i] for i in which]
-        made: dict[int, SharedDecoder] = {}
-        for one in here:
-            question = one.question
-            if isinstance(question, Start):
-                made[id(one)] = SharedDecoder(question.key, question.begin, question.prompts)
-            else:
-                made[id(one)] = question.decoder
-                question.decoder.steps.append((question.parents, question.tokens))
-        members = list(made.values())
-        begin = members[0].begin
-        _answer(here, lambda m=members, b=begin: Cohort(b([row for one in m for row in one.rows]), m), made)
+def _largest(cohorts: dict[Cohort, list[Asked]]) -> dict[Cohort, list[Asked]]:
+    most = max(cohorts, key=lambda cohort: len(cohorts[cohort]))
+    return {most: cohorts[most]}
 
 
-def _answer(here: Sequence[Asked], work: Callable[[], Any], made: dict[int, SharedDecoder] | None = None) -> None:
-    """Do the work, on nobody's bill, and answer with each one's share of it; an error is everybody's."""
+def _answer(here: Sequence[Asked], work: Callable[[Sequence[SharedDecoder]], Any]) -> None:
+    """Do the work for these, and tell each of them its share of the bill; an error is everybody's."""
+    decoders = [one.question for one in here]
     try:
-        with uncounted(), measure() as cost:
-            work()
+        with measure() as cost:
+            work(decoders)
     except Exception as error:
         for one in here:
             one.refuse(error)
         return
-    decoders = [made[id(one)] if made is not None else one.question.decoder for one in here]
-    total = sum(len(decoder.logits) for decoder in decoders)
-    for one, decoder in zip(here, decoders, strict=True):
-        one.answer((decoder, _share(cost, one.question, len(decoder.logits) / total)))
+    total = sum(decoder.size for decoder in decoders)
+    for one in here:
+        one.answer(_share(cost, one.question, one.question.size / total))
 
 
-def _share(cost: Cost, question: Start | Extend, share: float) -> dict[str, float]:
-    """A run pays for its own tokens, takes part in each forward, and has its share of the time."""
-    time = {"seconds": cost.seconds * share, "lm_seconds": cost.lm_seconds * share}
-    own = {"lm_tokens": len(question.tokens)} if isinstance(question, Extend) else {}
-    if cost.prompt_tokens:
-        own["prompt_tokens"] = sum(map(len, question.prompts)) if isinstance(question, Start) else 0
-    return {**own, "lm_forwards": cost.lm_forwards, **time}
+def _share(cost: Cost, decoder: SharedDecoder, share: float) -> dict[str, float]:
+    """A run takes part in each forward; it pays for its own tokens, and has its share of the time."""
+    read = {
+        "lm_tokens": decoder.size if cost.lm_tokens else 0,
+        "prompt_tokens": sum(map(len, decoder.rows)) if cost.prompt_tokens else 0,
+    }
+    return {**read, "lm_forwards": cost.lm_forwards, **{k: getattr(cost, k) * share for k in ("seconds", "lm_seconds")}}
 
 
-def _pay(answer: tuple[SharedDecoder, dict[str, float]]) -> None:
-    count(**answer[1])
-
-
-def _cohort(one: Asked) -> Cohort:
-    cohort = one.question.decoder.cohort
-    assert cohort is not None
-    return cohort
-
-
-def _key(one: Asked) -> int:
-    question = one.question
-    return question.key if isinstance(question, Start) else question.decoder.key
+def _meet(decoder: SharedDecoder) -> None:
+    count_share(**ask(decoder))
