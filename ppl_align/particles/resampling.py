@@ -90,7 +90,7 @@ def resample(log_weight: Tensor, threshold: float, scheme: Resampler = systemati
     total = weights.sum(-1, keepdim=True)
     weights = weights / total.clamp_min(1e-300)
     ess, size = effective_sample_size(weights), log_weight.shape[-1]
-    resampled = (ess < threshold * size) & (total[:, 0] > 0)
+    resampled = (ess < threshold * size * (1 - _TIE)) & (total[:, 0] > 0)  # equal weights: rounding decides nothing
     ancestors = torch.arange(size).expand(log_weight.shape)
     if bool(resampled.any()):
         drawn = scheme(torch.where(resampled[:, None], weights, torch.ones(())), None)

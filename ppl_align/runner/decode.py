@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,13 +17,23 @@ from ppl_align.particles.particles import Particles, Site
 class Decode:
     """``particles`` [P] whose pending site is decoded, K = 1 or more texts each (plates of the program).
 
-    ``population``  what decodes the P * K texts, from number ``first`` on: those of other programs may be in it, too.
-    Whoever observes the decoding reads it, and changes it by :meth:`take` only"""
+    ``population``  what decodes the P * K texts. Whoever observes the decoding reads it, and changes it by
+    :meth:`take` only"""
 
-    def __init__(self, particles: Particles, population: Growing, first: int = 0) -> None:
+    def __init__(self, particles: Particles, population: Growing) -> None:
         self.particles, self.population = particles, population
         self.texts = particles.site.fn.index.numel() // particles.size
-        self._here = slice(first, first + particles.size * self.texts)
+
+    def write(self, drew: Callable[[Decode], None], progress: Callable[[int], None]) -> None:
+        """The one loop of decoding, to the end of all texts. ``drew``: called after every token that is not the last,
+        before the network reads it; ``progress``: with the tokens so far."""
+        texts = self.population
+        while not texts.done:
+            texts.step()
+            if not texts.done:
+                drew(self)
+            texts.advance()
+            progress(texts.t)
 
     @property
     def site(self) -> Site:
@@ -38,13 +49,11 @@ class Decode:
     def take(self, index: Tensor) -> None:
         """Go on with the particles at ``index [P]``: resampling."""
         self.particles = self.particles.take(index)
-        everybody = torch.arange(len(self.population.alive))
-        everybody[self._here] = self._texts_of(index)
-        self.population.resample(everybody)
+        self.population.resample(self._texts_of(index))
 
     def _texts_of(self, particles: Tensor) -> Tensor:
         """Their numbers in the population, [m * K]."""
-        return self._here.start + (particles[:, None] * self.texts + torch.arange(self.texts)).reshape(-1)
+        return (particles[:, None] * self.texts + torch.arange(self.texts)).reshape(-1)
 
     @property
     def t(self) -> int:
@@ -59,7 +68,7 @@ class Decode:
     @property
     def running_texts(self) -> Any:
         """bool [P, K]: those that are still being written."""
-        return self.population.alive[self._here].reshape(self.particles.size, -1)
+        return self.population.alive.reshape(self.particles.size, -1)
 
     def texts_so_far(self, particles: Tensor) -> list[Ids]:
         """The running texts of some particles [m], flat, on the host."""
@@ -70,11 +79,7 @@ class Decode:
     @property
     def last(self) -> Any:
         """int [P, K]: the newest token of each running text."""
-        return self.population.last[self._here].reshape(self.particles.size, -1)
-
-    @property
-    def done(self) -> bool:
-        return self.t == self.site.fn.max_new_tokens or not self.alive.any()
+        return self.population.last.reshape(self.particles.size, -1)
 
     @property
     def log_prior(self) -> Tensor:
@@ -103,15 +108,15 @@ class Decode:
 
     def _sum(self, value: Tensor) -> Tensor:
         """Over the texts of each particle: [M] -> [P]."""
-        return value[self._here].reshape(self.particles.size, -1).sum(-1).cpu()
+        return value.reshape(self.particles.size, -1).sum(-1).cpu()
 
     def prefix(self, width: int) -> Tensor:
         """The tokens drawn so far as the program sees them: [P, plates..., width], padded."""
-        return self.population.tokens[self._here, :width].reshape(*self.site.fn.batch_shape, width)
+        return self.population.tokens[:, :width].reshape(*self.site.fn.batch_shape, width)
 
     def leave_scores(self, width: int) -> None:
         """log p0 of what was drawn, for a power prior that asks for it."""
-        log_p = self.population.log_p[self._here].reshape(self.site.fn.batch_shape)
+        log_p = self.population.log_p.reshape(self.site.fn.batch_shape)
         leave_scores(self.site.name, self.site.fn, self.prefix(width), log_p)
 
     def written(self) -> Particles:

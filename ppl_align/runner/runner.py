@@ -9,14 +9,15 @@ keeps all that is before and draws the rest anew. What engines do on the way (re
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report
+from ppl_align.lm.decoding import population
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean
 from ppl_align.lm.prefix_cache import PrefixCache
@@ -24,7 +25,6 @@ from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 from ppl_align.program.sketch import sketch
-from ppl_align.runner.batch import Request, decode
 from ppl_align.runner.decode import Decode
 from ppl_align.runner.known_constraints import KnownConstraints, validate_constraints
 from ppl_align.runner.proposals import FromPrior, Proposal, ProposesValues, Retaining
@@ -116,34 +116,34 @@ class Runner:
         length: Tensor | int = 0,
     ) -> tuple[Particles, Decode]:
         """Write the pending completion, ``length`` tokens of each as ``beginning [P, plates..., T]`` has them."""
-        request = self.request(particles, observer)
+        site, decode = particles.site, self._begun(particles, observer)
         if beginning is not None:
-            request.given = [*request.given, (torch.arange(particles.size), beginning, length)]
-        site = particles.site
-        (one,) = decode([request], _telling(self.progress, site.fn.max_new_tokens, site.name))
-        return self.written(one), one
+            decode.begin_with(torch.arange(particles.size), beginning, length)
+        drew = (lambda decode: None) if site.environment else observer.drew
+        decode.write(drew, _telling(self.progress, site.fn.max_new_tokens, site.name))
+        if self.post_decode is not None:
+            self.post_decode(site, decode.population)
+        if self.keep_scores:
+            decode.leave_scores(site.fn.max_new_tokens)
+        return decode.written(), decode
 
-    def request(self, particles: Particles, observer: Observer) -> Request:
-        """The pending completion, as it is to be drawn."""
+    def _begun(self, particles: Particles, observer: Observer) -> Decode:
+        """The pending completion, about to be written as it is to be drawn."""
         site = particles.site
         restriction = self.constraints.restriction(site)
+        source = site.fn.within(restriction)
         later = sketch(self.program).completions  # as far as is known: their prompts may go on from this one
-        request = Request(particles, restriction, kept=self.kept, keep=site.name in later[:-1])
-        if not site.environment:  # the world is drawn as it is, not steered
-            request.proposal, request.lean = self.proposal.tokens(site.name), observer.lean(site, restriction)
-            request.block, request.drew = observer.block, observer.drew
+        keep = site.name in later[:-1]
+        if site.environment:  # the world is drawn as it is, not steered
+            texts = population(source, kept=self.kept, keep=keep)
+        else:
+            proposal, lean = self.proposal.tokens(site.name), observer.lean(site, restriction)
+            texts = population(source, proposal, lean, observer.block, self.kept, keep)
+        decode = Decode(particles, texts)
         if self.retained is not None:
             first = torch.arange(0, particles.size, self.num_particles)
-            request.given = [(first, self.retained[site.name], site.fn.max_new_tokens)]
-        return request
-
-    def written(self, decoded: Decode) -> Particles:
-        """The particles with the completion among their values."""
-        if self.post_decode is not None:
-            self.post_decode(decoded.site, decoded.population)
-        if self.keep_scores:
-            decoded.leave_scores(decoded.site.fn.max_new_tokens)
-        return decoded.written()
+            decode.begin_with(first, self.retained[site.name], site.fn.max_new_tokens)
+        return decode
 
     def finish(self, particles: Particles, observer: Observer = Observer()) -> Particles:
         """To the end of the program."""
@@ -262,37 +262,3 @@ def _place(token: Tensor | int, site: str, particles: Particles) -> Tensor:
 
 def _telling(progress: Report, total: int, note: str) -> Callable[[int], None]:
     return lambda done: progress(done, total, note)
-
-
-def finish_together(
-    runners: Sequence[Runner], particles: Sequence[Particles], observers: Sequence[Observer] | None = None
-) -> list[Particles]:
-    """Several programs to their ends, a completion at a time: what one LM writes alike is decoded as one batch.
-
-    ``particles[i]``, ``observers[i]`` are those of ``runners[i]``, which share kept caches from then on; the first
-    one's ``progress`` is told of all. Raises ``InputError`` for one that changes texts once they are written."""
-    if any(runner.post_decode is not None for runner in runners):
-        raise InputError("a runner with post_decode= changes the texts of its own decode: finish it by itself")
-    observing = [Observer() for _ in runners] if observers is None else list(observers)
-    current = list(particles)
-    for runner in runners:
-        runner.kept = runners[0].kept
-
-    def advance(which: Sequence[int]) -> None:
-        for i in which:
-            current[i] = runners[i].advance(current[i])
-            observing[i].executed(current[i])
-
-    advance(range(len(runners)))
-    while waiting := [i for i, one in enumerate(current) if one.pending is not None]:
-        requests = {i: runners[i].request(observing[i].before_decoding(current[i]), observing[i]) for i in waiting}
-        kinds: dict[Any, list[int]] = {}
-        for i, request in requests.items():
-            kinds.setdefault(request.kind, []).append(i)
-        for which in kinds.values():
-            most, note = requests[which[0]].source.max_new_tokens, f"{len(which)} of {len(current)} programs"
-            decoded = decode([requests[i] for i in which], _telling(runners[0].progress, most, note))
-            for i, one in zip(which, decoded, strict=True):
-                current[i] = runners[i].written(one)
-        advance(waiting)
-    return current
