@@ -116,6 +116,18 @@ def describe(error: BaseException, path: Path | None) -> str:
     return f"{path.name}{'' if line is None else f', line {line}'}: {what}"
 
 
+def error_line(error: BaseException, source: Path | None = None, where: str = "", hint: str = "") -> str:
+    """An error as one readable line; ``source`` is the file of the user's model, to point into where it can.
+
+    ``where``: the row of a data file that was at work; ``hint``: what it may be about."""
+    where, hint = f"{where}: " if where else "", f". {hint}" if hint else ""
+    if isinstance(error, PplAlignError):
+        return f"error: {where}{' '.join(str(error).split())}{hint}"
+    inside = source is not None and line_in(error, source) is not None
+    what = " ".join(describe(error, source if inside else None).split())
+    return f"{'error' if inside else 'internal error'}: {where}{what} (add --debug for the traceback)"
+
+
 def line_in(error: BaseException, path: Path) -> int | None:
     """The innermost line of ``path`` on the error's traceback, None where it never went through that file."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]

@@ -33,6 +33,7 @@ ORDER = (
     "inspection",
     "diagnostics",
     "report",
+    "jobs",
     "testing",
     "claims",
     "cli",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +42,7 @@ SetModel = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE"
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="same seed, same result")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else there")]
 Force = Annotated[bool, typer.Option("--force", help="replace the run that the output folder holds")]
+_JOB: dict[str, Any] = {"rich_help_panel": "Jobs (with --data)"}
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -78,17 +79,84 @@ def run(
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="folder for posteriors (netCDF), comparison and report"),
+        typer.Option("--out", metavar="DIR", help="folder for posteriors (netCDF), comparison, report; completions"),
     ] = None,
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="replace the run that DIR holds; a job is moved to DIR.1")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
+    draws: Annotated[
+        int | None, typer.Option("--draws", metavar="K", min=1, help="completions delivered of each row [1]", **_JOB)
+    ] = None,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="deliver completions of every engine, not of the best only", **_JOB)
+    ] = False,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="COLUMN", help="the column that names the rows [number]", **_JOB)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="only the first N rows", **_JOB)
+    ] = None,
+    rows: Annotated[str | None, typer.Option("--rows", metavar="KEY,...", help="only these rows", **_JOB)] = None,
+    retries: Annotated[
+        int, typer.Option("--retries", metavar="N", min=0, help="tries again of a reward that raises", **_JOB)
+    ] = 0,
+    reward_concurrency: Annotated[
+        int | None,
+        typer.Option("--reward-concurrency", metavar="N", min=1, help="async rewards at a time [all]", **_JOB),
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first row that fails", **_JOB)] = False,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-batch-tokens", metavar="N", min=1, help="tokens held at a time: rows share batches [16384]", **_JOB
+        ),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none", **_JOB)
+    ] = "all",
+    executor: Annotated[str, typer.Option("--executor", metavar="HOW", help="serial, process", **_JOB)] = "serial",
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="of the executor [1]", **_JOB)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="of torch, in each worker", **_JOB)
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="only the I-th of N parts (see merge)", **_JOB)
+    ] = None,
 ) -> int:
-    """Infer the posterior of MODEL by several engines, compare them."""
-    from ppl_align.cli.plan import Asked
-    from ppl_align.cli.run import run as execute
+    """Infer the posterior of MODEL by several engines, compare them. With --data, of each row: a job, which the same
+    command goes on with where it stopped."""
+    from ppl_align.jobs.plan import Asked
 
-    return execute(Asked(model, prompt, data, None, set_ or [], seed, debug), engine or [], out, force, json)
+    asked = Asked(model, prompt, data, None, set_ or [], seed, debug, key)
+    of_jobs: dict[str, Any] = {
+        "draws": draws,
+        "all_runs": all_runs or None,
+        "limit": limit,
+        "rows": rows,
+        "retries": retries or None,
+        "reward_concurrency": reward_concurrency,
+        "fail_fast": fail_fast or None,
+        "max_batch_tokens": max_batch_tokens,
+        "keep": None if keep == "all" else keep,
+        "executor": None if executor == "serial" else executor,
+        "workers": workers,
+        "threads": threads,
+        "shard": shard,
+    }
+    given = {name: value for name, value in of_jobs.items() if value is not None}
+    if data is None:
+        for name in ("key",) * (key is not None) + tuple(given):
+            raise InputError(f"--{name.replace('_', '-')} goes with --data FILE")
+        from ppl_align.cli.run import run as execute
+
+        return execute(asked, engine or [], out, force, json)
+    from ppl_align.cli.job import JobOptions, run_job
+
+    return run_job(asked, engine or [], out, force, json, JobOptions(**given))
 
 
 @app.command()
@@ -121,7 +189,7 @@ def check(
 ) -> int:
     """Is this spec sound? Look at a few draws of MODEL for what is legal but not meant."""
     from ppl_align.cli.check import check as execute
-    from ppl_align.cli.plan import Asked
+    from ppl_align.jobs.plan import Asked
 
     return execute(Asked(model, prompt, data, row, set_ or [], seed, debug), engine or [])
 
@@ -147,7 +215,7 @@ def inspect(
 ) -> int:
     """Choose beta by looking: what MODEL wants, before any inference."""
     from ppl_align.cli.inspection import inspect as execute
-    from ppl_align.cli.plan import Asked
+    from ppl_align.jobs.plan import Asked
 
     asked = Asked(model, prompt, data, row, set_ or [], seed, debug)
     return execute(asked, event or [], draws, goal, out, force, json)

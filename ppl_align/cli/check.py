@@ -10,9 +10,9 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from ppl_align.cli.console import note, plain_table, show, user_code, waiting
-from ppl_align.cli.plan import Asked, load_one
-from ppl_align.cli.settings import Arguments
+from ppl_align.cli.console import note, plain_table, report, show, user_code, waiting
+from ppl_align.cli.plan import load_one
+from ppl_align.jobs.plan import Asked
 from ppl_align.particles.per_particle import said
 from ppl_align.posterior.naming import columns
 from ppl_align.report.terminal import Printable, grids
@@ -30,20 +30,20 @@ def check(asked: Asked, engines: Sequence[str]) -> int:
     """Print sites, draws from the prior with their rewards, and findings; returns the exit code.
 
     Findings are those of the program; then of the proposals of the engines that were named."""
-    plan, job = load_one(asked, engines)
+    plan, target = load_one(asked, engines)
     from ppl_align.lints import PriorSample
     from ppl_align.lints.run import lint_draws, lint_engine
 
     try:
         with user_code(), waiting("drawing from the prior"):
-            sample = PriorSample(plan.model, job.args, job.kwargs, job.seed)
+            sample = PriorSample(plan.model, target.args, target.kwargs, target.seed)
             findings = lint_draws(sample)
             findings += [finding for engine in plan.engines.values() for finding in lint_engine(engine, sample)]
     except Exception as error:
-        return plan.failed(job, error, asked.debug)
-    given = Arguments(plan.model, plan.spec).signature.bind(*job.args, **job.kwargs).arguments
+        return report(error, asked.debug, plan.explain(target, error))
+    given = plan.arguments.signature.bind(*target.args, **target.kwargs).arguments
     arguments = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    show(f"{plan.spec}({textwrap.shorten(arguments, 200)})\n")
+    show(f"{asked.model}({textwrap.shorten(arguments, 200)})\n")
     show(_grid(["site", "what", "shape", "from"], sites(sample)))
     show(f"\n{PRINTED} draws from the prior (log weight: nats, what the program says of a draw)")
     show(Printable(lambda width: _wide(*draws(sample), width)))
@@ -52,7 +52,7 @@ def check(asked: Asked, engines: Sequence[str]) -> int:
     for finding in findings:
         show(str(finding))
     warnings = sum(finding.severity != "note" for finding in findings)
-    note(f"{plan.spec} runs" + (f", with {warnings} warning{'s'[: warnings != 1]}" if warnings else ""))
+    note(f"{asked.model} runs" + (f", with {warnings} warning{'s'[: warnings != 1]}" if warnings else ""))
     return 0
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppl_align.cli.console import note, show, user_code
-from ppl_align.cli.output import output_folder, read_manifest
-from ppl_align.cli.results import Group, Results
+from ppl_align.cli.output import output_folder
+from ppl_align.cli.results import Results
 from ppl_align.core.errors import InputError
+from ppl_align.jobs.folder import SPEC
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
 
 
 def compare(paths: Sequence[Path], out: Path | None, force: bool, as_json: bool) -> int:
@@ -17,7 +22,7 @@ def compare(paths: Sequence[Path], out: Path | None, force: bool, as_json: bool)
     if folder is not None and any(folder.root.resolve() in (p.resolve(), *p.resolve().parents) for p in paths):
         raise InputError(f"--out {out} holds what is compared: name another folder")
     with user_code():
-        results = Results(find_groups(paths))
+        results = Results(find_runs(paths))
     show(results, as_json)
     if folder is not None:
         folder.open({"compared": [str(path) for path in paths]})
@@ -26,34 +31,28 @@ def compare(paths: Sequence[Path], out: Path | None, force: bool, as_json: bool)
     return 0
 
 
-def find_groups(paths: Sequence[Path]) -> list[Group]:
-    """Files and folders of one target each make one group; a folder written with ``--data`` makes one for each row."""
+def find_runs(paths: Sequence[Path]) -> dict[str, Posterior]:
+    """The posteriors of one target in these files and folders, by name."""
     from ppl_align import Posterior
 
     files: list[Path] = []
-    groups: list[Group] = []
     for path in paths:
         if path.is_dir():
-            own = _netcdf(path)
-            rows = [] if own else [child for child in sorted(path.iterdir()) if child.is_dir() and _netcdf(child)]
-            if not own and not rows:
-                raise InputError(f"{path} holds no .nc file: name a folder that `ppl-align run --out` wrote")
-            files += own
-            jobs = read_manifest(path).get("jobs", []) if rows else []
-            prompts = {child.name: "" for child in rows} | {str(j.get("row")): j.get("prompt") for j in jobs}
-            finished = {child.name: _netcdf(child) for child in rows}
-            for row, prompt in sorted(prompts.items()):  # also those that no engine finished
-                runs = {file.stem: Posterior.load(file) for file in finished.get(row, [])}
-                groups.append(Group(row, prompt, runs))
+            files += _netcdf(path) or _refuse(path)
         elif path.is_file():
             files.append(path)
         else:
             raise InputError(f"no such file or folder: {path}")
-    if files and groups:
-        raise InputError("some of these hold one target and some hold one for each row of --data: compare them apart")
-    if files:
-        groups = [Group("", None, {name: Posterior.load(file) for name, file in _named(files).items()})]
-    return groups
+    return {name: Posterior.load(file) for name, file in _named(files).items()}
+
+
+def _refuse(folder: Path) -> list[Path]:
+    """Raises ``InputError`` for a folder without posteriors of its own: of many targets, one is compared at a time."""
+    inside = folder / "rows" if (folder / SPEC).is_file() else folder
+    rows = [child for child in sorted(inside.iterdir()) if child.is_dir() and _netcdf(child)] if inside.is_dir() else []
+    if rows:
+        raise InputError(f"{folder} holds a target for each row of a data set: name one of them, say {rows[0]}")
+    raise InputError(f"{folder} holds no .nc file: name a folder that `ppl-align run --out` wrote")
 
 
 def _netcdf(folder: Path) -> list[Path]:

@@ -8,13 +8,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ppl_align.core.errors import InputError, PplAlignError
+from ppl_align.core.errors import InputError
+from ppl_align.loading import error_line
 
 err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
 _EVERY = 10.0  # seconds between two lines of progress where there is no terminal
@@ -50,29 +50,16 @@ def plain_table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
 
 
-def one_line(error: BaseException, source: Path | None = None, where: str = "", hint: str = "") -> str:
-    """An error as one readable line; ``source`` is the file of the user's model, to point into where it can.
-
-    ``where``: the row of a data file that was at work; ``hint``: what it may be about."""
-    where, hint = f"{where}: " if where else "", f". {hint}" if hint else ""
-    if isinstance(error, PplAlignError):
-        return f"error: {where}{' '.join(str(error).split())}{hint}"
-    from ppl_align.loading import describe, line_in
-
-    inside = source is not None and line_in(error, source) is not None
-    what = " ".join(describe(error, source if inside else None).split())
-    return f"{'error' if inside else 'internal error'}: {where}{what} (add --debug for the traceback)"
-
-
-def report(error: BaseException, debug: bool, source: Path | None = None, where: str = "", hint: str = "") -> int:
-    """Say what went wrong: one line, after the traceback if ``debug``; returns the exit code.
+def report(error: BaseException, debug: bool, line: str = "") -> int:
+    """Say what went wrong: one line (``line``, else the error's own), after the traceback if ``debug``; returns the
+    exit code.
 
     2 for what can be mended before an engine starts, 1 for everything else."""
     if debug:
         import traceback
 
         err.print("".join(traceback.format_exception(error)), end="")
-    err.print(one_line(error, source, where, hint), style="red")
+    err.print(line or error_line(error), style="red")
     return 2 if isinstance(error, InputError) else 1
 
 

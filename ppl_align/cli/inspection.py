@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppl_align.cli.console import note, progress, show, user_code
+from ppl_align.cli.console import note, progress, report, show, user_code
 from ppl_align.cli.output import output_folder
-from ppl_align.cli.plan import Asked, load_one
+from ppl_align.cli.plan import load_one
 from ppl_align.core.errors import InputError
+from ppl_align.jobs.plan import Asked
 
 
 def inspect(
@@ -21,18 +22,20 @@ def inspect(
         raise InputError(f"--draws must be at least 2, got {draws}")
     named = parse_events(events)
     folder = output_folder(out, force)
-    plan, job = load_one(asked)
+    plan, target = load_one(asked)
     from ppl_align.inspection import inspect as look
 
-    options: Any = {"num_draws": draws, "events": named, "goal": goal, "seed": job.seed}
+    options: Any = {"num_draws": draws, "events": named, "goal": goal, "seed": target.seed}
     try:
         with user_code(), progress(asked.model) as tell:
-            found = look(plan.model, *job.args, progress=tell, **options, **job.kwargs)
+            found = look(plan.model, *target.args, progress=tell, **options, **target.kwargs)
     except Exception as error:
-        return plan.failed(job, error, asked.debug)
+        return report(error, asked.debug, plan.explain(target, error))
     show(found, as_json)  # before it is saved: what goes wrong there must not cost the user the tables
     if folder is not None:
-        folder.open({"model": plan.spec, "seed": asked.seed, "args": job.args, "kwargs": job.kwargs, "row": job.row})
+        folder.open(
+            {"model": asked.model, "seed": asked.seed, "args": target.args, "kwargs": target.kwargs, "row": target.row}
+        )
         folder.write_all(folder.root, found.save)
         note(f"saved in {folder.root}")
     return 0

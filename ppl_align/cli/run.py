@@ -1,30 +1,35 @@
-"""``ppl-align run``: one model, several engines, one comparison."""
+"""``ppl-align run``: one target, several engines, one comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppl_align.cli.console import interrupted, note, progress, report, show, user_code
 from ppl_align.cli.output import OutputFolder, output_folder
-from ppl_align.cli.plan import DEFAULT_ENGINES, Asked, Job, Plan, load_plan
-from ppl_align.cli.results import Group, Results
+from ppl_align.cli.plan import load_plan
+from ppl_align.cli.results import Results
 from ppl_align.core.errors import AllDeadError, TooManyDrawsError
+from ppl_align.jobs.plan import DEFAULT_ENGINES, Asked, Plan, Target
+
+if TYPE_CHECKING:
+    from ppl_align.posterior import Posterior
 
 
 def run(asked: Asked, engines: Sequence[str], out: Path | None, force: bool, as_json: bool) -> int:
     """Check everything, then run; returns the exit code."""
     folder = output_folder(out, force)
     plan = load_plan(asked, engines or DEFAULT_ENGINES)
+    (target,) = plan.targets()
     if folder is not None:
-        folder.open(_manifest(plan, asked.seed))
-    session = _Session(plan, folder, asked.debug)
+        folder.open(_manifest(plan, target))
+    session = _Session(plan, target, folder)
     session.run()
-    if any(group.runs for group in session.groups):
+    if session.runs:
         try:
             with user_code():
-                results = Results(session.groups)
+                results = Results(session.runs)
         except Exception as error:
             report(error, asked.debug)
             return session.code or 1
@@ -47,59 +52,51 @@ def _save(results: Results, folder: OutputFolder, debug: bool) -> int:
 
 
 class _Session:
-    """Runs the jobs of a plan one after the other and keeps whatever was finished.
+    """Runs the engines of a plan one after the other and keeps whatever was finished.
 
     Where one engine lost all its particles, or would have to draw too often, the others go on: they may fare better.
     Any other failure would meet the other engines too, and ends the run."""
 
-    def __init__(self, plan: Plan, folder: OutputFolder | None, debug: bool) -> None:
-        self.plan, self.folder, self.debug = plan, folder, debug
-        self.groups = [Group(job.row, job.prompt, {}) for job in plan.jobs]
+    def __init__(self, plan: Plan, target: Target, folder: OutputFolder | None) -> None:
+        self.plan, self.target, self.folder = plan, target, folder
+        self.runs: dict[str, Posterior] = {}
         self.code = 0
 
     def run(self) -> None:
-        total = len(self.plan.jobs) * len(self.plan.engines)
         try:
-            for job, group in zip(self.plan.jobs, self.groups, strict=True):
-                for name, engine in self.plan.engines.items():
-                    if not self._one(group, job, name, engine):
-                        return
+            for name, engine in self.plan.engines.items():
+                if not self._one(name, engine):
+                    return
         except KeyboardInterrupt:
-            kept = self._finished()
+            kept, total = len(self.runs), len(self.plan.engines)
             self.code = interrupted(f"{kept} of {total} runs were finished{' and are kept' if kept else ''}")
 
-    def _one(self, group: Group, job: Job, name: str, engine: Any) -> bool:
-        """One engine on one job; False when there is no point in going on."""
-        label = name if not job.row else f"row {job.row}: {name}"
+    def _one(self, name: str, engine: Any) -> bool:
+        """One engine; False when there is no point in going on."""
+        target = self.target
         try:
-            with user_code(), progress(label) as tell:
-                posterior = engine.run(self.plan.model, *job.args, seed=job.seed, progress=tell, **job.kwargs)
-            group.runs[name] = posterior
+            with user_code(), progress(name) as tell:
+                posterior = engine.run(self.plan.model, *target.args, seed=target.seed, progress=tell, **target.kwargs)
+            self.runs[name] = posterior
             if self.folder is not None:
-                self.folder.write(f"{job.row}/{name}.nc" if job.row else f"{name}.nc", posterior.save)
+                self.folder.write(f"{name}.nc", posterior.save)
         except Exception as error:
-            code = self.plan.failed(job, error, self.debug)
-            started = self._finished() > 0 or self.code
-            self.code = 1 if started else code
+            code = report(error, self.plan.asked.debug, self.plan.explain(target, error))
+            self.code = 1 if self.runs or self.code else code
             return isinstance(error, (AllDeadError, TooManyDrawsError))
-        note(f"{label}: done in {posterior.cost.seconds:.1f} s")
+        note(f"{name}: done in {posterior.cost.seconds:.1f} s")
         return True
 
-    def _finished(self) -> int:
-        return sum(len(group.runs) for group in self.groups)
 
-
-def _manifest(plan: Plan, seed: int) -> dict[str, Any]:
+def _manifest(plan: Plan, target: Target) -> dict[str, Any]:
     """What was asked for, so that a folder explains itself."""
     from ppl_align import __version__
 
     return {
         "ppl_align": __version__,
-        "model": plan.spec,
-        "seed": seed,
+        "model": plan.asked.model,
+        "seed": target.seed,
         "engines": {name: repr(engine) for name, engine in plan.engines.items()},
-        "jobs": [
-            {"row": job.row, "prompt": job.prompt, "args": job.args, "kwargs": job.kwargs, "seed": job.seed}
-            for job in plan.jobs
-        ],
+        "args": target.args,
+        "kwargs": target.kwargs,
     }

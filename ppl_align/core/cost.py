@@ -31,6 +31,7 @@ class Cost:
     ``environment_calls``  questions to functions that stand for the world, after de-duplication
     ``seconds``        wall time of the run
     ``lm_seconds``     wall time inside the network's forward
+    ``reward_seconds`` wall time of reward functions, waiting for services and for another try included
     """
 
     lm_tokens: int = 0
@@ -41,11 +42,13 @@ class Cost:
     environment_calls: int = 0
     seconds: float = 0.0
     lm_seconds: float = 0.0
+    reward_seconds: float = 0.0
 
     def __str__(self) -> str:
+        slow = f" (rewards: {self.reward_seconds:.1f} s)" if self.reward_seconds > 0.1 * self.seconds else ""
         return (
             f"{self.lm_tokens:,} LM tokens, {self.lm_forwards:,} forwards, {self.reward_calls:,} reward calls, "
-            f"{self.seconds:.1f} s"
+            f"{self.seconds:.1f} s{slow}"
         )
 
     def as_dict(self) -> dict[str, float]:

@@ -124,6 +124,11 @@ def taking_turns() -> bool:
     return _current.get() is not None
 
 
+def alone() -> None:
+    """From here on, in this context, nobody takes turns: for what is called while all the runs wait."""
+    _current.set(None)
+
+
 def ask(question: Any) -> Any:
     """Let the others go on until the question is answered; the answer. Raises what it was refused with."""
     here = _current.get()

@@ -51,13 +51,14 @@ class Advice:
     """``verdict``: one line. ``reasons``: what it rests on, one line each. ``standing``: how far to trust it all.
 
     ``use``: the run that the verdict names, where it is sound. ``confirmed``: all runs that have seen enough and that
-    something independent of them confirms."""
+    something independent of them confirms. ``remedy``: what to do, where it is not sound (one of the reasons)."""
 
     verdict: str
     reasons: tuple[str, ...]
     standing: Literal["sound", "unconfirmed", "unsound"]
     use: str | None = None
     confirmed: tuple[str, ...] = ()
+    remedy: str | None = None
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  - {reason}" for reason in self.reasons)])
@@ -94,12 +95,17 @@ def advise(runs: Mapping[str, Posterior], best: str) -> Advice:
     act, confirmed = decisions.verdict(runs)
     notes = tuple(f"{name}: {note}." for name, run in decided.items() for note in _notes(run))
     if not conditioned:
-        remedy = () if confirmed else (what_would_confirm(decided),)
-        return Advice(act, (*notes, *remedy), "sound" if confirmed else "unconfirmed")
+        if confirmed:
+            return Advice(act, notes, "sound")
+        remedy = what_would_confirm(decided)
+        return Advice(act, (*notes, remedy), "unconfirmed", remedy=remedy)
     explain = _of_conditioned(conditioned, best)
     standing = "unconfirmed" if explain.standing == "sound" and not confirmed else explain.standing
     return Advice(
-        f"{act} To explain: {explain.verdict}", (decisions.questions(runs), *notes, *explain.reasons), standing
+        f"{act} To explain: {explain.verdict}",
+        (decisions.questions(runs), *notes, *explain.reasons),
+        standing,
+        remedy=explain.remedy,
     )
 
 
@@ -116,7 +122,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
         first = found[best][0]
         remedy = what_to_do(runs[best])
         verdict = f"No run can be trusted: {first} ({best}, the best of them)."
-        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unsound")
+        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unsound", remedy=remedy)
     doubted = {name: summary_of(runs[name]).doubts for name in sound}
     reasons += [f"{name}: {doubted[name][0].reason}." for name in sound if doubted[name]]
     believed = [name for name in sound if not doubted[name]]
@@ -124,7 +130,7 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     if not confirmed:
         verdict = f"Nothing speaks against {decisions.listed(sound)}, but nothing confirms it either."
         remedy = what_would_vouch([runs[name] for name in believed]) if believed else what_would_tell(runs, doubted)
-        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed")
+        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed", remedy=remedy)
     use, verdict = _choice(runs, confirmed)
     return Advice(verdict, (*reasons, _caveat(runs)), "sound", use, tuple(confirmed))
 

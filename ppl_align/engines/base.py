@@ -66,6 +66,11 @@ class Engine(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def texts_at_once(self) -> int:
+        """How many texts it decodes at once, about: what several runs that share a batch are counted by."""
+        return getattr(self, "num_particles", 1) * getattr(self, "num_replicates", 1)
+
     def run(
         self,
         model: Callable[..., Any],

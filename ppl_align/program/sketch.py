@@ -48,12 +48,14 @@ def stand_in() -> str | int:
 
 @dataclass(frozen=True)
 class Sketch:
-    """``matchers``: the constraints on each completion site.  ``completions``: these sites, as far as they were met.
+    """``matchers``: the constraints on each completion site.  ``completions``: these sites, as far as they were met;
+    ``tokens``: what each may hold at most with its prompt, in a plate all of its texts, earlier completions left out.
     ``nesting``: plates inside one another.  ``stopped``: what the program raised on the made-up values, None if it ran
     to its end; what it says after that is not known."""
 
     matchers: dict[str, list[Matcher]] = field(default_factory=dict)
     completions: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     nesting: int = 0
     stopped: Exception | None = None
 
@@ -112,6 +114,7 @@ class _Look(Messenger):
         self.nesting, self.seen = nesting, seen
         seen.matchers.clear()  # the program is run again from its beginning when it turns out to have plates
         seen.completions.clear()
+        seen.tokens.clear()
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg):
@@ -125,6 +128,8 @@ class _Look(Messenger):
             fn = msg["fn"]
             if isinstance(fn, CompletionDistribution):
                 self.seen.completions.append(msg["name"])
+                longest = max(map(len, fn.prompts), default=0)
+                self.seen.tokens.append(fn.index.numel() * (longest + fn.max_new_tokens))
                 msg["value"] = torch.full(fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device)
             else:
                 msg["value"] = fn.sample().detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from types import FunctionType
@@ -22,11 +23,12 @@ from ppl_align.lm.completions import Completion
 from ppl_align.rewards.answers import check_number, read_answers, shorten
 from ppl_align.rewards.cache import answers_of, identity
 from ppl_align.rewards.classifier import ClassifierReward, find_tokenizer
-from ppl_align.rewards.convention import start_call, wait_for
+from ppl_align.rewards.convention import start_call
 from ppl_align.rewards.journal import services
 from ppl_align.rewards.registry import resolve
 from ppl_align.rewards.seen import what_it_sees
 from ppl_align.rewards.signs import may_vary
+from ppl_align.rewards.waiting import Call, settle, wait_for
 
 __all__ = ["evaluate", "evaluate_all"]
 
@@ -66,8 +68,8 @@ def evaluate_all(
             raise InputError(f"the column {next(iter(columns))!r}: a reward of a tensor reads no columns")
         return {name: _of_tensor(name, fn, completion) for name, fn in rewards.items()}
     questions = [_Question(name, fn, completion, columns or {}) for name, fn in rewards.items()]
-    started = [question.start() for question in questions]
-    return {q.name: q.read(answer) for q, answer in zip(questions, wait_for(started), strict=True)}
+    answers = settle([Call(question.start(), question.start) for question in questions])
+    return {q.name: q.read(answer) for q, answer in zip(questions, answers, strict=True)}
 
 
 class _Question:
@@ -87,13 +89,14 @@ class _Question:
         if not self.new:
             return None
         count(reward_calls=len(self.new))
-        before = generators()
+        before, started = generators(), time.perf_counter()
         try:
             return self._call(self.new)
         except Exception as error:
             return error
         finally:
             self.drew = generators() != before
+            count(reward_seconds=time.perf_counter() - started)
 
     def read(self, result: Any) -> Tensor:
         """All answers, once the result is there."""

@@ -7,12 +7,9 @@ of these three is called like that; anything else gets the texts as its one posi
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from ppl_align.core.columns import lacking
 from ppl_align.core.errors import InputError
+from ppl_align.rewards.waiting import wait_for
 
 OWN_COLUMNS = ("prompts", "completions", "completion_ids")
 
@@ -120,28 +118,6 @@ def start_call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> Any:
         return fn(columns["completions"])
     offered = {**SERVICES, **columns}
     return fn(**{name: value for name, value in offered.items() if how.reads(name)})
-
-
-def wait_for(results: Sequence[Any]) -> list[Any]:
-    """The results themselves: awaitables among them are awaited, all at the same time (as TRL does).
-
-    An exception of one becomes its result and leaves the others alone."""
-    pending = [result for result in results if inspect.isawaitable(result)]
-    if not pending:
-        return list(results)
-
-    async def finish() -> list[Any]:
-        return list(await asyncio.gather(*pending, return_exceptions=True))
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        done = asyncio.run(finish())
-    else:  # a loop is running already (a notebook): it cannot be entered twice, so wait in a thread with its own
-        with ThreadPoolExecutor(1) as pool:
-            done = pool.submit(copy_context().run, asyncio.run, finish()).result()
-    answers = iter(done)
-    return [next(answers) if inspect.isawaitable(result) else result for result in results]
 
 
 def call(fn: Callable[..., Any], columns: Mapping[str, Any]) -> Any:

@@ -153,7 +153,7 @@ def test_a_run_prints_saves_and_can_be_compared_again(here: Path, capsys: pytest
     names = {"few.nc", "steered.nc", "comparison.csv", "comparison.json", "report.html", "run.json"}
     assert {p.name for p in (here / "out").iterdir()} == names
     manifest = json.loads((here / "out/run.json").read_text())
-    assert manifest["jobs"][0]["args"] == ["0", 0.5]
+    assert manifest["args"] == ["0", 0.5]
     assert "num_particles=8" in manifest["engines"]["few"]
     assert main(["compare", "out", "--json"]) == 0
     out, _ = capsys.readouterr()
@@ -193,33 +193,6 @@ def test_force_replaces_our_files_and_no_others(here: Path, capsys: pytest.Captu
     assert main(["run", "toy.py", "--engine", "few.py", "--out", "out", "--force"]) == 0
     assert (here / "elsewhere.nc").exists()
     assert (here / "toy.py").exists()
-
-
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
-def test_one_posterior_for_each_row(here: Path, capsys: pytest.CaptureFixture[str], suffix: str) -> None:
-    rows = [{"prompt": "0", "bias": 0.5, "label": "a"}, {"prompt": "1", "bias": 2.0, "label": "b"}]
-    path = here / f"rows.{suffix}"
-    if suffix == "jsonl":
-        path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    elif suffix == "csv":
-        path.write_text("prompt,bias,label\n0,0.5,a\n1,2.0,b\n")
-    else:
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    assert main(["run", "toy.py", *BOTH, "--data", path.name, "--out", "out"]) == 0
-    out, err = capsys.readouterr()
-    assert "ignored: label" in err
-    assert "prompt" in out
-    assert {p.name for p in (here / "out/1").iterdir()} >= {"few.nc", "steered.nc", "report.html"}
-    manifest = json.loads((here / "out/run.json").read_text())
-    assert [job["args"] for job in manifest["jobs"]] == [["0", 0.5], ["1", 2.0]]
-    assert [job["seed"] for job in manifest["jobs"]] == [0, 1]
-    assert (here / "out/comparison.csv").read_text().startswith("row,prompt,")
-    assert main(["compare", "out", "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["prompt"] for row in again] == ["0", "1"]
 
 
 # -- runs that go wrong --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``--data``: one verdict over its rows, one row for ``check`` and ``inspect``, and columns that are not there."""
+"""``--data``: one row for ``check`` and ``inspect``, and columns that are not there (jobs: tests/jobs)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 from toys.commands import go_to
 
 from ppl_align.cli import main
-from ppl_align.cli.results import over_rows
-from ppl_align.diagnostics.advisor import CAVEAT, Advice
 
 MODEL = '''
 import torch
@@ -56,57 +54,6 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> st
     return err
 
 
-# -- the verdict over rows --------------------------------------------------------------------------------------------
-
-
-def test_rows_that_can_be_trusted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = ("run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py", "--out", "out")
-    out, _ = printed(capsys, *run)
-    assert f"=> All 2 rows can be trusted. - {CAVEAT}" in out
-    saved = json.loads((here / "out/comparison.json").read_text())
-    assert saved["advice"] == {
-        "verdict": "All 2 rows can be trusted.",
-        "reasons": [CAVEAT],
-        "standing": "sound",
-        "use": None,
-        "confirmed": [],
-    }
-    assert [row["row"] for row in saved["rows"]] == ["0", "1"]
-    assert saved["rows"][0]["comparison"]["advice"]["standing"] == "sound"
-    assert "<b>All 2 rows can be trusted.</b>" in (here / "out/report.html").read_text()
-    again, _ = printed(capsys, "compare", "out")
-    assert again == out
-    as_json, _ = printed(capsys, "compare", "out", "--json")
-    assert json.loads(as_json)["advice"] == saved["advice"]
-
-
-def test_rows_that_cannot(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": 0.02, "digit": 1}])  # too strong for 64 draws
-    out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py")
-    assert "=> All 3 rows can be trusted" in out
-    out, _ = printed(capsys, "run", "asked.py", "--data", "data.jsonl", "--engine", "unsure.py")
-    assert "=> 0 of 3 rows can be trusted; not to be trusted: row 2; unconfirmed: rows 0, 1. - row 0: Nothing" in out
-
-
-def test_a_row_that_no_engine_finished_is_not_forgotten(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(here / "data.jsonl", [*ROWS, {"prompt": "2", "beta": -1, "digit": 1}])
-    run = ("run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py", "--out", "out")
-    out, err = printed(capsys, *run, code=1)
-    assert "error: --data data.jsonl, row 2: reward 'wanted': beta must be positive" in err
-    assert "=> 2 of 3 rows can be trusted; without a result: row 2. - row 2: no engine finished." in out
-    assert printed(capsys, "compare", "out")[0] == out
-
-
-def test_one_verdict_of_many() -> None:
-    good, bad = Advice("Use smc.", (CAVEAT,), "sound"), Advice("No run can be trusted: few.", (), "unsound")
-    assert over_rows({"0": good}) == Advice("The row can be trusted.", (CAVEAT,), "sound")
-    assert over_rows({"0": None}).standing == over_rows({"0": good, "1": bad}).standing == "unsound"
-    assert over_rows({"0": None}).verdict == "0 of 1 row can be trusted; without a result: row 0."
-    many = over_rows({f"{i:02d}": bad for i in range(20)})
-    assert many.verdict.endswith("rows 00, 01, 02, 03, 04, 05, 06, 07 and 12 more.")
-    assert len(many.reasons) == 20
-
-
 # -- one row for check and inspect ------------------------------------------------------------------------------------
 
 
@@ -139,13 +86,12 @@ def test_rows_that_are_not_there(here: Path, capsys: pytest.CaptureFixture[str])
 
 
 def each_refuses(capsys: pytest.CaptureFixture[str], code: int = 2) -> list[str]:
-    """What ``run``, ``check`` and ``inspect`` say."""
-    commands = (("run", "--engine", "sure.py"), ("check",), ("inspect", "--draws", "64"))
-    rows = {"run": ()}
-    return [
-        refused(capsys, *command, "asked.py", "--data", "data.jsonl", *rows.get(command[0], ("--row", "0")), code=code)
-        for command in commands
-    ]
+    """What ``check`` and ``inspect`` say, and ``run`` of its only row."""
+    data = ("asked.py", "--data", "data.jsonl")
+    out, _ = printed(capsys, "run", "--engine", "sure.py", *data, "--json", code=1)
+    (row,) = json.loads(out)["rows"]
+    commands = (("check",), ("inspect", "--draws", "64"))
+    return [row["error"], *(refused(capsys, *command, *data, "--row", "0", code=code) for command in commands)]
 
 
 @pytest.fixture
@@ -181,7 +127,8 @@ def test_a_key_error_that_names_no_key(misspelt: Path, capsys: pytest.CaptureFix
 
 def test_a_model_that_needs_another_column(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(here / "data.jsonl", [{"prompt": "0", "betta": 1.0, "digit": 1}])
-    for said in each_refuses(capsys):
+    for command in (("run", "--engine", "sure.py"), ("check",), ("inspect", "--draws", "64")):
+        said = refused(capsys, *command, "asked.py", "--data", "data.jsonl")
         assert "error: --data data.jsonl, row 0: asked.py needs a value for 'beta'; the columns are 'prompt', " in said
         assert "'betta', 'digit'; did you mean 'betta'?; or give --set beta=..." in said
     write(here / "data.jsonl", [{"promt": "0", "beta": 1.0, "digit": 1}])

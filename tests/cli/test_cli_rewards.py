@@ -11,7 +11,8 @@ from toys.commands import go_to
 
 import ppl_align
 from ppl_align.cli import main
-from ppl_align.cli.plan import Asked, make_plan
+from ppl_align.core.seeds import mix
+from ppl_align.jobs.plan import Asked, make_plan
 from ppl_align.rewards.registry import SHIPPED
 
 COLUMNS = '''
@@ -69,18 +70,20 @@ def test_an_open_model_takes_every_column(here):
     (here / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     plan = make_plan(Asked("columns.py:open_model", data=here / "data.jsonl", settings=["beta=0.5"], seed=7))
     assert plan.ignored == []
-    assert [(job.args, job.kwargs, job.seed) for job in plan.jobs] == [
-        ((chat, 0.5), {"topic": "sea", "n": 3}, 7),
-        (("text", 0.5), {"topic": None, "n": None}, 8),  # as in a data set: what a row lacks is None
+    assert [(target.args, target.kwargs, target.seed) for target in plan.targets()] == [
+        ((chat, 0.5), {"topic": "sea", "n": 3}, mix(7, "row 0")),
+        (("text", 0.5), {"topic": None, "n": None}, mix(7, "row 1")),  # as in a data set: what a row lacks is None
     ]
     plan = make_plan(Asked("columns.py:closed", data=here / "data.jsonl", seed=7))
     assert plan.ignored == ["n"]
-    assert [job.args for job in plan.jobs] == [(chat, "sea"), ("text", None)]
+    assert [target.args for target in plan.targets()] == [(chat, "sea"), ("text", None)]
 
 
 def test_cells_of_a_csv_are_read_as_literals_where_nothing_says_otherwise(here):
     chat = [{"role": "user", "content": "hi"}]
     (here / "data.csv").write_text(f'prompt,topic,n\n12,sea,3\n"{chat}",,4\n')
     plan = make_plan(Asked("columns.py:open_model", data=here / "data.csv"))
-    assert [job.args for job in plan.jobs] == [("12", 1.0), (chat, 1.0)], "a number is text, a list are messages"
-    assert [job.kwargs for job in plan.jobs] == [{"topic": "sea", "n": 3}, {"topic": "", "n": 4}]
+    assert [target.args for target in plan.targets()] == [("12", 1.0), (chat, 1.0)], (
+        "numbers are text, lists messages"
+    )
+    assert [target.kwargs for target in plan.targets()] == [{"topic": "sea", "n": 3}, {"topic": "", "n": 4}]

@@ -72,6 +72,10 @@ class Rejection(Engine):
         at_least(max(self.num_pilot, self._wanted), max_draws=self.max_draws)
 
     @property
+    def texts_at_once(self) -> int:
+        return BATCH
+
+    @property
     def _wanted(self) -> int:
         return self.num_particles * self.num_replicates
 

@@ -18,20 +18,39 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows of a file, in its order."""
+class Header:
+    """What is known of a data file without its rows: its ``columns``, each that any row has, in order of appearance,
+    how many rows there are, and the column that names them (``key``; None: their numbers do)."""
 
     path: Path
-    rows: list[Row]
+    columns: tuple[str, ...]
+    count: int
+    key: str | None = None
 
-    @cached_property
-    def columns(self) -> list[str]:
-        """Every column that any row has, in order of appearance."""
-        return list(dict.fromkeys(name for row in self.rows for name in row))
+    @property
+    def is_text(self) -> bool:
+        """Are all cells text, whatever they mean?"""
+        return self.path.suffix.lower() == ".csv"
 
     def where(self, number: int) -> str:
         """A row, as messages call it."""
         return f"--data {self.path}, row {number}"
+
+    def label(self, number: int) -> str:
+        """The number of a row, with leading zeros: its folder."""
+        return f"{number:0{len(str(self.count - 1))}d}"
+
+    def key_of(self, number: int, row: Row) -> str:
+        """What a row is called by, wherever it stands."""
+        return str(number) if self.key is None else str(row[self.key])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file, in its order."""
+
+    header: Header
+    rows: list[Row]
 
     def select(self, number: int | None) -> list[tuple[int, Row]]:
         """``(number, row)`` of all rows, or of one. Raises ``InputError`` where there is no such row."""
@@ -39,31 +58,53 @@ class Rows:
         if number is None:
             return numbered
         if number >= len(numbered):
-            raise InputError(f"--row {number}: the rows of {self.path} are 0 to {len(numbered) - 1}")
+            raise InputError(f"--row {number}: the rows of {self.header.path} are 0 to {len(numbered) - 1}")
         return [numbered[number]]
 
+    @cached_property
+    def keys(self) -> list[str]:
+        """What each row is called by."""
+        return [self.header.key_of(number, row) for number, row in enumerate(self.rows)]
 
-def read_rows(path: Path) -> Rows:
+
+def read_rows(path: Path, key: str | None = None) -> Rows:
     """Rows in the order of the file, each with a ``prompt``. CSV cells stay text: the caller knows what they mean.
 
-    Raises ``InputError`` naming the line that cannot be used."""
+    ``key``: the column that names them. Raises ``InputError`` naming the line that cannot be used."""
     readers = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix.lower() not in readers:
         raise InputError(f"--data {path}: write a .jsonl, .csv or .parquet file")
     if not path.is_file():
         raise InputError(f"no such data file: {path}")
     try:
-        rows = Rows(path, readers[path.suffix.lower()](path))
+        rows = readers[path.suffix.lower()](path)
     except UnicodeDecodeError as error:
         raise InputError(f"--data {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if not rows.rows:
+    if not rows:
         raise InputError(f"--data {path}: the file has no rows")
-    for number, row in enumerate(rows.rows):
+    header = Header(path, tuple(dict.fromkeys(name for row in rows for name in row)), len(rows), key)
+    for number, row in enumerate(rows):
         if "prompt" not in row:
-            raise InputError(f"{rows.where(number)}: there is no column 'prompt'; {lacking('prompt', row)}")
+            raise InputError(f"{header.where(number)}: there is no column 'prompt'; {lacking('prompt', row)}")
         if not isinstance(row["prompt"], (str, list)):
-            raise InputError(f"{rows.where(number)}: the prompt is {row['prompt']!r}, not text")
-    return rows
+            raise InputError(f"{header.where(number)}: the prompt is {row['prompt']!r}, not text")
+    if key is not None:
+        _check_keys(header, rows, key)
+    return Rows(header, rows)
+
+
+def _check_keys(header: Header, rows: Sequence[Row], key: str) -> None:
+    """Raises ``InputError`` unless every row has a key of its own."""
+    if key not in header.columns:
+        raise InputError(f"--key {key}: {header.path} has no such column; {lacking(key, header.columns)}")
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        value = row.get(key)
+        if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value).strip():
+            raise InputError(f"{header.where(number)}: the key {key} is {value!r}: text or a whole number is needed")
+        if str(value) in first:
+            raise InputError(f"--key {key}: rows {first[str(value)]} and {number} are both called {str(value)!r}")
+        first[str(value)] = number
 
 
 def _jsonl(path: Path) -> list[Row]:

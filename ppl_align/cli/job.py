@@ -1,0 +1,184 @@
+"""``ppl-align run MODEL --data FILE``: a job over the rows of a data set, which goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppl_align.cli.console import interrupted, note, plain_table, show, user_code, waiting
+from ppl_align.cli.job_progress import progress_of
+from ppl_align.cli.plan import load_plan
+from ppl_align.core.errors import InputError
+from ppl_align.jobs.executors import Executor
+from ppl_align.jobs.executors.process import Processes
+from ppl_align.jobs.executors.serial import Serial
+from ppl_align.jobs.folder import SPEC, job_folder
+from ppl_align.jobs.job import Job, Selection, grouped
+from ppl_align.jobs.ledger import open_ledger
+from ppl_align.jobs.plan import DEFAULT_ENGINES, Asked, Plan
+from ppl_align.jobs.spec import JobSpec
+from ppl_align.jobs.summary import STANDINGS, counts, shortened, standing_of, worst
+from ppl_align.jobs.work import KEEP, Order, Worker
+
+MAX_BATCH_TOKENS = 16_384
+EXECUTORS = ("serial", "process")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """The options of a job, as they were typed; None: as it was begun, else the default."""
+
+    draws: int = 1
+    all_runs: bool = False
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+    threads: int | None = None
+    executor: str = "serial"
+    workers: int | None = None
+    retries: int = 0
+    reward_concurrency: int | None = None
+    fail_fast: bool = False
+    limit: int | None = None
+    rows: str | None = None
+    shard: str | None = None
+    keep: str = "all"
+
+    def check(self) -> None:
+        """Raises ``InputError`` for what cannot be."""
+        if self.executor not in EXECUTORS:
+            raise InputError(f"--executor {self.executor}: choose {' or '.join(EXECUTORS)}")
+        if self.keep not in KEEP:
+            raise InputError(f"--keep {self.keep}: choose {', '.join(KEEP[:-1])} or {KEEP[-1]}")
+        if self.executor == "serial" and self.workers not in (None, 1):
+            raise InputError(f"--workers {self.workers} goes with --executor process")
+
+    @property
+    def selection(self) -> Selection:
+        keys = tuple(key.strip() for key in (self.rows or "").split(",") if key.strip())
+        if self.rows is not None and not keys:
+            raise InputError("--rows KEY,... names no row")
+        return Selection(self.limit, keys, self._shard)
+
+    @property
+    def _shard(self) -> tuple[int, int]:
+        if self.shard is None:
+            return 1, 1
+        which, slash, many = self.shard.partition("/")
+        if not slash or not which.isdecimal() or not many.isdecimal():
+            raise InputError(f"--shard {self.shard}: write I/N, say 2/8")
+        return int(which), int(many)
+
+
+def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool, as_json: bool, how: JobOptions) -> int:
+    """Check everything, then go on where the job stopped; returns the exit code."""
+    how.check()
+    selection = how.selection
+    plan = load_plan(asked, engines or DEFAULT_ENGINES)
+    with _place(out) as root:
+        threads = how.threads or _begun_with(root) or torch.get_num_threads()
+        spec = JobSpec.of(plan, threads, how.max_batch_tokens, how.draws, how.all_runs)
+        with waiting("looking at the rows"), user_code():
+            groups = grouped(plan, how.max_batch_tokens, selection.shard)
+        wanted = selection.rows(_rows(plan)) & {row for group in groups for row in group.rows}
+        folder, goes_on = job_folder(root, spec, force)
+        with open_ledger(folder.ledger) as ledger:
+            folder.clear_scratch()
+            job = Job(plan, groups, folder, ledger, wanted)
+            if goes_on:
+                done = len(job.summaries())
+                note(f"going on in {root}: {done} of {len(wanted)} rows are there")
+            return _run(job, _executor(plan, engines, threads, how), asked, out, as_json, how.fail_fast)
+
+
+def _run(job: Job, executor: Executor, asked: Asked, out: Path | None, as_json: bool, fail_fast: bool) -> int:
+    code = 0
+    try:
+        with user_code(), progress_of(len(job.wanted)) as tell:
+            job.run(executor, tell, fail_fast)
+    except KeyboardInterrupt:
+        code = interrupted(f"{len(job.summaries())} of {len(job.wanted)} rows are there; the same command goes on")
+    with user_code():
+        rows = job.deliver()
+    show(JobEnd(rows, len(job.wanted), out), as_json)
+    return code or int(any("error" in row for row in rows))
+
+
+def _executor(plan: Plan, engines: Sequence[str], threads: int, how: JobOptions) -> Executor:
+    assert plan.header is not None
+    order = Order(
+        plan.asked,
+        tuple(engines or DEFAULT_ENGINES),
+        plan.header,
+        how.draws,
+        how.all_runs,
+        threads,
+        how.keep,
+        how.retries,
+        how.reward_concurrency,
+    )
+    if how.executor == "serial":
+        return Serial(Worker(order, plan))
+    return Processes(order, how.workers or 1)
+
+
+def _rows(plan: Plan) -> Any:
+    assert plan.rows is not None
+    return plan.rows
+
+
+def _begun_with(root: Path) -> int | None:
+    """The threads that a job was begun with: who goes on need not know."""
+    return JobSpec.load(root / SPEC).threads if (root / SPEC).is_file() else None
+
+
+@contextlib.contextmanager
+def _place(out: Path | None) -> Iterator[Path]:
+    """The folder of a job; one that is gone at the end, where nobody wants to keep it."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="ppl-align-") as scratch:
+        yield Path(scratch) / "job"
+
+
+@dataclass
+class JobEnd:
+    """What a job says at its end, on one screen: ``rows``, summaries of those that are done, of ``total``."""
+
+    rows: list[dict[str, Any]]
+    total: int
+    out: Path | None
+
+    def to_json(self) -> str:
+        """``{"standings": {...}, "rows": [summary, ...]}``."""
+        return json.dumps({"standings": counts(self.rows), "rows": self.rows}, indent=2, ensure_ascii=False)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        found = counts(self.rows)
+        said = ", ".join(f"{found[standing]} {standing}" for standing in STANDINGS if found[standing])
+        yield f"{len(self.rows)} of {self.total} rows{': ' if said else ''}{said}"
+        bad = worst(self.rows)
+        if bad:
+            table = plain_table()
+            for header in ("row", "prompt", "standing", "why, and what to do"):
+                table.add_column(header, overflow="fold")
+            for row in bad:
+                table.add_row(row["row"], shortened(row["prompt"], 24), standing_of(row), shortened(_why(row), 240))
+            yield "\nLook at these first:"
+            yield table
+        if self.out is not None:
+            yield f"\ncompletions: {self.out / 'completions.parquet'}, .csv; all rows: {self.out / 'report.html'}"
+        elif self.rows:
+            yield "\nNothing was kept: add --out DIR for completions, reports and posteriors."
+
+
+def _why(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return str(row["error"]).removeprefix("error: ")
+    return " ".join(filter(None, (row["verdict"], row["remedy"])))

@@ -1,0 +1,65 @@
+"""A row in a few words: what a top page and the end of a job say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ppl_align.core.printed import jsonable
+from ppl_align.diagnostics.comparison import Comparison
+from ppl_align.posterior.run_summary import summary_of
+
+LONGEST = 400
+"""Characters that are kept of a text."""
+STANDINGS = ("sound", "unconfirmed", "unsound", "failed")
+"""How a row may end: how far its verdict goes, or without one."""
+
+
+def summary(compared: Comparison, best: str) -> dict[str, Any]:
+    """What ``best``, the run that completions are drawn from, says of the row's target. JSON-able, without any clock.
+
+    ``rewards``: by name, the mean under the prior (None where no run knows it) and under the posterior."""
+    run = compared.runs[best]
+    before = compared.reference["prior_mean"]
+    top = run.table(by="text").iloc[0]
+    texts = [str(top[run.columns[site]]) for site in run.completions]
+    return jsonable(
+        {
+            "standing": compared.advice.standing,
+            "verdict": compared.advice.verdict,
+            "remedy": compared.advice.remedy,
+            "engine": best,
+            "completion": shortened(texts[0]) if texts else "",
+            "rewards": {name: [before.get(name), mean.value] for name, mean in summary_of(run).rewards.items()},
+            "effective_draws": summary_of(run).effective_draws,
+            "lm_tokens": sum(one.cost.lm_tokens for one in compared.runs.values()),
+        }
+    )
+
+
+def last_words(prompt: Any) -> str:
+    """A prompt as a reader knows it: of chat messages, what the last one says."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], dict):
+        return shortened(str(prompt[-1].get("content", "")))
+    return shortened(str(prompt))
+
+
+def shortened(text: str, most: int = LONGEST) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def standing_of(row: dict[str, Any]) -> str:
+    """One of :data:`STANDINGS`."""
+    return "failed" if "error" in row else str(row["standing"])
+
+
+def counts(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many rows ended how."""
+    return {standing: sum(standing_of(row) == standing for row in rows) for standing in STANDINGS}
+
+
+def worst(rows: Sequence[dict[str, Any]], most: int = 5) -> list[dict[str, Any]]:
+    """Rows to look at first: those that failed, then by standing, then by how few draws they rest on."""
+    bad = [row for row in rows if standing_of(row) != "sound"]
+    return sorted(bad, key=lambda row: (-STANDINGS.index(standing_of(row)), row.get("effective_draws") or 0.0))[:most]

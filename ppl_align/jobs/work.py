@@ -1,0 +1,175 @@
+"""The work on a group of rows: every engine on all of them, in one batch; what comes of it, as files and lines."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppl_align.core.cost import Cost, measure
+from ppl_align.core.errors import AllDeadError, InputError, ModelError, TooManyDrawsError
+from ppl_align.core.progress import Report, silent
+from ppl_align.core.turns import Turns
+from ppl_align.diagnostics.comparison import Comparison, compare
+from ppl_align.jobs.delivered import Line, best_of, lines_of
+from ppl_align.jobs.plan import Asked, Plan, Target, make_plan
+from ppl_align.jobs.rows import Header, Row
+from ppl_align.jobs.serving import serve
+from ppl_align.jobs.summary import last_words, summary
+from ppl_align.posterior import Posterior
+from ppl_align.rewards.waiting import patience
+
+KEEP = ("all", "posteriors", "reports", "none")
+"""What may be kept of each row besides its completions."""
+OTHERS_MAY_FARE_BETTER = (AllDeadError, TooManyDrawsError)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told once: how to do any group.
+
+    ``asked``, ``engines``, ``header``: what is run on which data; ``draws``, ``all_runs``: what is delivered of a row;
+    ``threads`` of torch; ``keep``: what is kept of a row besides, one of :data:`KEEP`; ``retries``, ``concurrency``: of
+    rewards (:func:`~ppl_align.rewards.waiting.patience`)"""
+
+    asked: Asked
+    engines: tuple[str, ...]
+    header: Header
+    draws: int = 1
+    all_runs: bool = False
+    threads: int = 1
+    keep: str = "all"
+    retries: int = 0
+    concurrency: int | None = None
+
+
+@dataclass
+class RowResult:
+    """What came of a row: the ``lines`` to deliver, a ``summary`` of it (JSON-able), and ``files`` by relative path.
+
+    ``error``: one line, where it failed; ``again``: another try may end otherwise (a service was away)"""
+
+    number: int
+    key: str
+    prompt: str
+    lines: list[Line] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    error: str | None = None
+    again: bool = False
+
+    def as_summary(self) -> dict[str, Any]:
+        """The summary with the row's number; of one that failed, its error instead."""
+        if self.error is not None:
+            return {"number": self.number, "row": self.key, "prompt": self.prompt, "error": self.error}
+        return {"number": self.number, "row": self.key, "prompt": self.prompt, **self.summary}
+
+
+@dataclass
+class GroupResult:
+    """What came of a group, and what it took."""
+
+    rows: list[RowResult]
+    seconds: float
+    cost: Cost
+
+
+def lost(order: Order, rows: Sequence[tuple[int, Row]], why: str) -> GroupResult:
+    """The result of a group whose worker did not come back."""
+    header = order.header
+    failed = [_of_row(header, number, row) for number, row in rows]
+    for result in failed:
+        result.error, result.again = f"error: {header.where(result.number)}: {why}", True
+    return GroupResult(failed, 0.0, Cost())
+
+
+def _of_row(header: Header, number: int, row: Row) -> RowResult:
+    return RowResult(number, header.key_of(number, row), last_words(row["prompt"]))
+
+
+class Worker:
+    """Does groups of rows, one after the other; has loaded model and engines once."""
+
+    def __init__(self, order: Order, plan: Plan | None = None) -> None:
+        self.order = order
+        self.plan = make_plan(order.asked, order.engines, order.header) if plan is None else plan
+
+    def do(self, rows: Sequence[tuple[int, Row]], progress: Report = silent) -> GroupResult:
+        """The results of rows ``(number, row)`` that share their batch."""
+        started, threads = time.perf_counter(), torch.get_num_threads()
+        torch.set_num_threads(self.order.threads)
+        try:
+            with measure() as cost, patience(self.order.retries, concurrency=self.order.concurrency):
+                results = self._results(rows, progress)
+        finally:
+            torch.set_num_threads(threads)
+        return GroupResult(results, time.perf_counter() - started, cost)
+
+    def _results(self, rows: Sequence[tuple[int, Row]], progress: Report) -> list[RowResult]:
+        targets: dict[int, Target] = {}
+        done = {number: _of_row(self.order.header, number, row) for number, row in rows}
+        for number, row in rows:
+            try:
+                targets[number] = self.plan.target(number, row)
+            except InputError as error:
+                done[number].error = f"error: {error}"
+        runs: dict[int, dict[str, Posterior]] = {number: {} for number in targets}
+        failed: dict[int, dict[str, BaseException]] = {number: {} for number in targets}
+        for name, engine in self.plan.engines.items():
+            going = [n for n in targets if all(isinstance(e, OTHERS_MAY_FARE_BETTER) for e in failed[n].values())]
+            works = [self._run(engine, targets[number], progress) for number in going]
+            for number, outcome in zip(going, Turns(serve).run(works), strict=True):
+                if outcome.error is None:
+                    runs[number][name] = outcome.get()
+                elif isinstance(outcome.error, Exception):
+                    failed[number][name] = outcome.error
+                else:
+                    raise outcome.error
+        for number, target in targets.items():
+            self._finish(done[number], target, runs[number], failed[number])
+        return list(done.values())
+
+    def _run(self, engine: Any, target: Target, progress: Report) -> Any:
+        model = self.plan.model
+        return lambda: engine.run(model, *target.args, seed=target.seed, progress=progress, **target.kwargs)
+
+    def _finish(
+        self, result: RowResult, target: Target, runs: Mapping[str, Posterior], failed: Mapping[str, BaseException]
+    ) -> None:
+        """What the engines found, or why there is nothing to deliver: an error that others would meet, too."""
+        if self.order.asked.debug:
+            for error in failed.values():
+                print("".join(traceback.format_exception(error)), end="", file=sys.stderr)
+        errors = {name: self.plan.explain(target, error) for name, error in failed.items()}
+        grave = [name for name, error in failed.items() if not isinstance(error, OTHERS_MAY_FARE_BETTER)]
+        if grave or not runs:
+            result.error = errors[(grave or list(errors))[0]]
+            result.again = any(not isinstance(failed[name], (InputError, ModelError)) for name in grave)
+            return
+        try:
+            compared = compare(dict(runs))
+            best = best_of(runs, compared.advice)
+            for name in runs if self.order.all_runs else [best]:
+                result.lines += lines_of(target, name, runs[name], compared.advice, self.order.draws)
+            result.summary = summary(compared, best) | ({"failed": errors} if errors else {})
+            result.files = self._files(compared)
+        except Exception as error:
+            result.error, result.again = self.plan.explain(target, error), True
+
+    def _files(self, compared: Comparison) -> dict[str, bytes]:
+        """The posteriors, and the comparison with its report."""
+        with tempfile.TemporaryDirectory(prefix="ppl-align-") as scratch:
+            folder = Path(scratch)
+            if self.order.keep in ("all", "posteriors"):
+                for name, run in compared.runs.items():
+                    run.save(folder / f"{name}.nc")
+            if self.order.keep in ("all", "reports"):
+                compared.save(folder)
+            return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
