@@ -124,7 +124,7 @@ def job_folder(root: Path, spec: JobSpec, force: bool) -> tuple[JobFolder, bool]
     folder = JobFolder(root)
     if root.exists() and not root.is_dir():
         raise InputError(f"--out {root} is a file: name a folder")
-    if root.is_dir() and any(root.iterdir()):
+    if root.is_dir() and any(not path.name.startswith(_SCRATCH) for path in root.iterdir()):
         if not force:
             _refuse_another(folder, spec)
             return folder, True

@@ -74,6 +74,11 @@ class Job:
     def wanted_of(self, group: RowGroup) -> list[int]:
         return [row for row in group.rows if row in self.wanted]
 
+    def _together(self, group: RowGroup) -> list[int]:
+        """The rows of a group to do: those that are wanted, and those that are there, which are written anew."""
+        event = self.done().get(group.number)
+        return [row for row in group.rows if row in self.wanted or (event is not None and row in event["rows"])]
+
     def done(self) -> dict[int, Event]:
         """The last event of each group."""
         return {event["group"]: event for event in self.ledger.all_of("group")}
@@ -102,7 +107,7 @@ class Job:
             progress.at_work, progress.seconds = f"{note} {done}/{total}", time.perf_counter() - started
             tell(progress)
 
-        works = [(group.number, [(row, self.rows.rows[row]) for row in self.wanted_of(group)]) for group in pending]
+        works = [(group.number, [(row, self.rows.rows[row]) for row in self._together(group)]) for group in pending]
         results = executor.run(works, working)
         try:
             for number, result in results:

@@ -8,6 +8,7 @@ by other means, and nobody could tell from the results.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,19 +18,23 @@ from typing import Any
 from ppl_align.core.digests import digest
 from ppl_align.core.errors import InputError
 from ppl_align.jobs.plan import Plan
-from ppl_align.program.provenance import versions
+from ppl_align.lm.base import LM
+from ppl_align.program.compiled import Program
+from ppl_align.program.provenance import public_name, versions
+from ppl_align.program.sketch import sketch
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """``model``: what it was called by; ``program``: digest of its source and of what that refers to, language models
-    included; ``arguments``: those that are the same for all rows, as digests; ``engines``: by name, their options, and
-    a digest of each; ``data``: of the file, its name, digest, number of rows and key column. ``threads`` of torch;
-    ``max_batch_tokens``: what groups of rows are made by; ``draws``, ``all_runs``: what is delivered of each row;
-    ``versions`` of the libraries."""
+    """``model``: what it was called by; ``program``: digest of its source and of what that refers to; ``lms``: the
+    language models that it can see, and those that write a row's completions, by fingerprint; ``arguments``: those that
+    are the same for all rows, as digests; ``engines``: by name, their options, and a digest of each; ``data``: of the
+    file, its name, digest, number of rows and key column; ``threads`` of torch; ``max_batch_tokens``: what groups of
+    rows are made by; ``draws``, ``all_runs``: what is delivered of each row; ``versions`` of the libraries."""
 
     model: str
     program: str
+    lms: Mapping[str, str]
     arguments: Mapping[str, str]
     engines: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Any]
@@ -54,6 +59,7 @@ class JobSpec:
         return cls(
             model=plan.asked.model,
             program=digest(plan.model),
+            lms={lm.fingerprint: public_name(lm) for lm in _language_models(plan)},
             arguments={name: digest(value) for name, value in plan.values.items()},
             engines={
                 name: {"engine": engine.name, **engine.describe(), "digest": digest(engine)}
@@ -90,7 +96,12 @@ def _different(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     if old["model"] != new["model"]:
         yield f"the model is {new['model']}, it was {old['model']}"
     elif old["program"] != new["program"]:
-        yield f"the source of {new['model']}, or a language model or reward that it holds"
+        yield f"the source of {new['model']}, or of what it calls"
+    for fingerprint, name in new["lms"].items():
+        if fingerprint not in old["lms"]:
+            yield f"the language model {name} ({fingerprint})"
+    if not set(old["lms"]) <= set(new["lms"]) and set(new["lms"]) <= set(old["lms"]):
+        yield "a language model, which is gone"
     yield from _by_name("--set", old["arguments"], new["arguments"])
     for name in dict.fromkeys([*old["engines"], *new["engines"]]):
         before, now = old["engines"].get(name), new["engines"].get(name)
@@ -121,3 +132,16 @@ def _by_name(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
     for name in dict.fromkeys([*old, *new]):
         if old.get(name) != new.get(name):
             yield f"{what} {name}"
+
+
+def _language_models(plan: Plan) -> Iterator[LM]:
+    """Of the module that the program is in, and of the first row that it can be called with."""
+    around = getattr(inspect.unwrap(plan.model), "__globals__", {})
+    yield from (value for value in around.values() if isinstance(value, LM))
+    for number, row in plan.rows.select(None) if plan.rows is not None else ():
+        try:
+            target = plan.target(number, row)
+        except InputError:
+            continue
+        yield from sketch(Program(plan.model, target.args, target.kwargs)).lms
+        return

@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from ppl_align.core.context import having
 from ppl_align.core.runs import remembered
 from ppl_align.core.seeds import cuda_devices
+from ppl_align.lm.base import LM
 from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.lm.matcher import Matcher
 from ppl_align.particles.particles import Particles
@@ -49,13 +50,15 @@ def stand_in() -> str | int:
 @dataclass(frozen=True)
 class Sketch:
     """``matchers``: the constraints on each completion site.  ``completions``: these sites, as far as they were met;
-    ``tokens``: what each may hold at most with its prompt, in a plate all of its texts, earlier completions left out.
+    ``tokens``: what each may hold at most with its prompt, in a plate all of its texts, earlier completions left out;
+    ``lms``: who writes them.
     ``nesting``: plates inside one another.  ``stopped``: what the program raised on the made-up values, None if it ran
     to its end; what it says after that is not known."""
 
     matchers: dict[str, list[Matcher]] = field(default_factory=dict)
     completions: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    lms: list[LM] = field(default_factory=list)
     nesting: int = 0
     stopped: Exception | None = None
 
@@ -115,6 +118,7 @@ class _Look(Messenger):
         seen.matchers.clear()  # the program is run again from its beginning when it turns out to have plates
         seen.completions.clear()
         seen.tokens.clear()
+        seen.lms.clear()
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_bookkeeping(msg):
@@ -128,6 +132,7 @@ class _Look(Messenger):
             fn = msg["fn"]
             if isinstance(fn, CompletionDistribution):
                 self.seen.completions.append(msg["name"])
+                self.seen.lms.append(fn.lm)
                 longest = max(map(len, fn.prompts), default=0)
                 self.seen.tokens.append(fn.index.numel() * (longest + fn.max_new_tokens))
                 msg["value"] = torch.full(fn.shape(), fn.pad_id, dtype=torch.long, device=fn.lm.device)

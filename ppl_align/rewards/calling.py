@@ -134,9 +134,9 @@ class _Question:
         raise RewardError(f"reward {self.name!r} raised {type_and_line(error)}, on {text}{hint}") from error
 
     def _culprit(self, error: Exception) -> tuple[str, Exception]:
-        """The text on which a failed batch fails: asked one by one, until one does."""
+        """The text on which a failed batch fails: asked one by one, until one does; not of a service that is away."""
         texts = self.seen.texts
-        for i in self.new if len(self.new) > 1 else ():
+        for i in self.new if len(self.new) > 1 and not isinstance(error, OSError) else ():
             try:
                 (single,) = wait_for([self._call([i])])
             except Exception as raised:

@@ -83,7 +83,5 @@ def test_cells_of_a_csv_are_read_as_literals_where_nothing_says_otherwise(here):
     chat = [{"role": "user", "content": "hi"}]
     (here / "data.csv").write_text(f'prompt,topic,n\n12,sea,3\n"{chat}",,4\n')
     plan = make_plan(Asked("columns.py:open_model", data=here / "data.csv"))
-    assert [target.args for target in plan.targets()] == [("12", 1.0), (chat, 1.0)], (
-        "numbers are text, lists messages"
-    )
+    assert [target.args for target in plan.targets()] == [("12", 1.0), (chat, 1.0)], "numbers are text, lists messages"
     assert [target.kwargs for target in plan.targets()] == [{"topic": "sea", "n": 3}, {"topic": "", "n": 4}]
