@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from ppl_align.lm.names import smollm2_folder
 from ppl_align.lm.prepack import prepack
-from ppl_align.lm.sampling import cumulative, invert_cdf
+from ppl_align.lm.sampling import TokenTree, room_for
 from ppl_align.lm.warp import log_normalise
 
 Trial = Callable[[], Any]
@@ -78,19 +79,20 @@ def linears(model: Any, rows: int) -> Trial:
 
 def small_operations(rows: int, vocab: int = 49152) -> dict[str, Trial]:
     """What a step does around the network, in the way chosen here and in the obvious way."""
-    logits, u = torch.randn(rows, vocab) * 3, torch.rand(rows, 1)
-    probabilities, scratch = logits.softmax(-1), torch.empty(rows, vocab)
+    logits = torch.randn(rows, vocab) * 3
+    probabilities, scratch = logits.softmax(-1), room_for(logits)
+    u = torch.rand(rows, TokenTree(logits).depth, dtype=torch.float64)
     keys, order = torch.randn(rows, 3, 30, 64), torch.randperm(rows)
 
     def draw() -> Tensor:
-        return invert_cdf(cumulative(logits, scratch)[0], u)
+        return TokenTree(logits, scratch).draw(np.arange(rows), u)
 
     return {
         "log_softmax": lambda: logits.log_softmax(-1),
         "logits - logsumexp": lambda: log_normalise(logits),
         "softmax, then multinomial": lambda: torch.multinomial(logits.softmax(-1), 1),
         "  multinomial alone": lambda: torch.multinomial(probabilities, 1),
-        "exp + cumsum in scratch memory, then searchsorted": draw,
+        "exp and a tree of sums in scratch memory, then down": draw,
         "rows of a KV tensor by indexing": lambda: keys[order],
         "rows of a KV tensor by index_select": lambda: keys.index_select(0, order),
     }

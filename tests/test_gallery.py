@@ -20,7 +20,7 @@ from ppl_align.runner.known_constraints import known_constraints
 from ppl_align.runner.runner import Runner
 
 MODELS = sorted((Path(__file__).parent.parent / "models").glob("*.py"))
-PARTICLES = 4
+PARTICLES = 12
 LESS = {  # what models do at their first call; so much of it shows that it works
     "critic": ("_critic", {"num_steps": 1, "batch": 2}),
     "frozen_or_refreshed": ("_rounds", {"num_draws": 32}),

@@ -10,6 +10,7 @@ import pyarrow
 import torch
 from torch import Tensor
 
+from ppl_align.core.seeds import generator
 from ppl_align.diagnostics.advisor import Advice
 from ppl_align.jobs.plan import Target
 from ppl_align.lm.completions import Completion
@@ -17,7 +18,7 @@ from ppl_align.lm.stopping import sequence_ends
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.prior import log_prior
 from ppl_align.posterior.run_summary import summary_of
-from ppl_align.posterior.table import draw_indices, site_texts
+from ppl_align.posterior.table import site_texts
 
 Line = dict[str, Any]
 
@@ -57,8 +58,8 @@ def best_of(runs: Mapping[str, Posterior], advice: Advice) -> str:
 
 
 def lines_of(target: Target, engine: str, run: Posterior, advice: Advice, draws: int) -> list[Line]:
-    """``draws`` draws of equal weight from a run, by systematic resampling, with the row's seed."""
-    picked = run.take(torch.as_tensor(draw_indices(run, draws, target.seed))[None])
+    """``draws`` independent draws of equal weight from a run, with the row's seed."""
+    picked = run.take(_drawn(run, draws, target.seed)[None])
     sites = picked.completions
     (first, *others) = sites or [""]
     summary = summary_of(run)
@@ -83,6 +84,16 @@ def lines_of(target: Target, engine: str, run: Posterior, advice: Advice, draws:
         "seed": target.seed,
     }
     return [{**same, "draw": i, **{name: _finite(values[i]) for name, values in columns.items()}} for i in range(draws)]
+
+
+def _drawn(run: Posterior, draws: int, seed: int) -> Tensor:
+    """Particles, flat over [R, N]: the largest of log weight + Gumbel noise, anew for each draw.
+
+    A particle that another batch or device has moved by rounding changes the draws in proportion to its weight; on a
+    CDF it would move the boundaries of all after it."""
+    log_weight = run.log_weight.reshape(-1)
+    uniform = torch.rand(draws, len(log_weight), generator=generator(seed, "delivered"), dtype=torch.float64)
+    return (log_weight - uniform.clamp_min(1e-300).log().neg().log()).argmax(-1)
 
 
 def as_table(lines: Sequence[Line]) -> pyarrow.Table:

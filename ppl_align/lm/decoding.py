@@ -34,7 +34,7 @@ from ppl_align.lm.leaning import Lean, confine
 from ppl_align.lm.meeting import leave
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.prefix_cache import PrefixCache
-from ppl_align.lm.sampling import cumulative, sample_rows
+from ppl_align.lm.sampling import TokenTree, room_for
 from ppl_align.lm.transfer import upload
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Population(Growing):
         self.row: np.ndarray = row.cpu().numpy()
         self.row_prompt = np.arange(len(self.prompts))
         self._weighs: Tensor | None = None
-        self.scratch: Tensor | None = None  # fresh memory for the CDF at every step would cost as much as the CDF
+        self.scratch: Tensor | None = None  # fresh memory for the sums at every step would cost as much as they do
         state_precision(lm, source.max_new_tokens)
         self.kept, self.keep = kept, keep and kept is not None
         start = kept.start if kept is not None else type(lm).start
@@ -134,13 +134,14 @@ class Population(Growing):
         """Draw one token for every running particle and add its log-probabilities."""
         log_p, log_q = self._next_token()
         if self.scratch is None or self.scratch.shape[0] < len(log_q):
-            self.scratch = torch.empty_like(log_q)
-        cdf, log_total = cumulative(log_q, self.scratch)
+            self.scratch = room_for(log_q)
+        tree = TokenTree(log_q, self.scratch)
         running = np.flatnonzero(self.alive)
         moved = upload(running, self.tokens.device)
-        u = torch.rand(len(self.row), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
+        shape, device = (len(self.row), tree.depth), self.tokens.device
+        u = torch.rand(shape, generator=self.generator, device=device, dtype=torch.float64)
         row = self.row[running]
-        drawn = sample_rows(cdf, row, u[moved])
+        drawn = tree.draw(row, u[moved])
         held = self._held_now()
         if held is not None:
             forced = self.tokens[:, self.t].clone()
@@ -149,7 +150,7 @@ class Population(Growing):
             drawn = forced[moved]
         at = upload(row, drawn.device)
         self.tokens[moved, self.t] = drawn
-        picked = (log_q[at, drawn] - log_total[at]).double()
+        picked = (log_q[at, drawn] - tree.log_total[at]).double()
         self.log_q[moved] += picked
         self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
         if self._weighs is not None:

@@ -1,4 +1,14 @@
-"""Drawing tokens by inverting the CDF: `cumsum` + `searchsorted`, some fifty times cheaper than `multinomial`."""
+"""Drawing tokens: down a binary tree of sums, a coin for each of its nodes.
+
+A node holds the probability of the tokens below it. A draw starts at the root, which holds them all, and goes to each
+child with its share of the node, by a uniform number of its own for each level. What is drawn has the law of a single
+inverted CDF, at the price of two sums and some sixteen small steps; and each share is as exact as floating point, where
+a CDF over a whole vocabulary leaves rare tokens at its end a few bits.
+
+What it is for: a shift of the log-probabilities by rounding (another batch, another device) by eps moves a share by
+about eps, so that a draw changes with a probability of a few eps. Inverting a CDF, the shifts of all tokens before it
+move every boundary between two tokens, and there are as many as tokens: a draw then changes tens of times as often.
+"""
 
 from __future__ import annotations
 
@@ -8,54 +18,69 @@ from torch import Tensor
 
 from ppl_align.lm.transfer import upload
 
-_COPIED = 2**18  # numbers: copying so many of a CDF costs less than finding out which particles share a row
+
+class TokenTree:
+    """Sums over the tokens of each row of ``logits [rows, V]``, unnormalised log-probabilities.
+
+    Node j of the level with n nodes has the children j and j + n of the level below: levels are halves of one another,
+    added up. ``log_total [rows]``: log of the sum over all tokens, so that ``logits - log_total`` is normalised."""
+
+    def __init__(self, logits: Tensor, scratch: Tensor | None = None) -> None:
+        """``scratch``: memory for the sums of so many rows or more, from :func:`room_for`."""
+        rows, vocab = logits.shape
+        highest = logits.amax(-1, keepdim=True)
+        self.sums = room_for(logits) if scratch is None else scratch[:rows]
+        below = torch.sub(logits, highest, out=self.sums[:, :vocab]).exp_()
+        self.starts, self.sizes = [0], [vocab]
+        while below.shape[1] > 1:
+            start, size = self.starts[-1] + below.shape[1], half_of(below.shape[1])
+            nodes, second = self.sums[:, start : start + size], below.shape[1] - size
+            torch.add(below[:, :second], below[:, size:], out=nodes[:, :second])
+            nodes[:, second:] = below[:, second:size]
+            self.starts.append(start)
+            self.sizes.append(size)
+            below = nodes
+        self.log_total = highest[:, 0] + below[:, 0].log()
+
+    @property
+    def depth(self) -> int:
+        """Levels below the root: uniform numbers that a draw takes."""
+        return len(self.sizes) - 1
+
+    def draw(self, row: np.ndarray, u: Tensor) -> Tensor:
+        """One token for each particle: ``row [m]``, ``u [m, depth]`` in [0, 1), float64 -> ids ``[m]``.
+
+        Tokens of probability zero are never drawn: a child goes on with the left if u * node < left, strictly.
+
+        >>> tree = TokenTree(torch.tensor([[0.0, 0.0, -torch.inf]]))
+        >>> tree.draw(np.array([0, 0]), torch.tensor([[0.0, 0.0], [0.0, 0.9]], dtype=torch.float64)).tolist()
+        [0, 1]
+        """
+        flat = self.sums.view(-1)
+        base = upload(row * self.sums.stride(0), u.device)
+        at = torch.zeros_like(base)  # the node, within its level
+        node = flat.take(base + self.starts[-1])
+        for level in range(self.depth - 1, -1, -1):
+            first = base + self.starts[level]
+            left = flat.take(first + at)
+            at = at + (u[:, level] * node >= left) * self.sizes[level + 1]
+            node = flat.take(first + at)
+        return at
 
 
-def cumulative(logits: Tensor, scratch: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``(cdf [rows, V], log_total [rows])`` of unnormalised log-probabilities, in three passes over them.
+def room_for(logits: Tensor) -> Tensor:
+    """Memory for the sums over so many rows and tokens."""
+    total = size = logits.shape[1]
+    while size > 1:
+        size = half_of(size)
+        total += size
+    return logits.new_empty(logits.shape[0], total)
 
-    ``scratch``: memory to write the CDF to, at least as large as ``logits``.
-    The sum is accumulated in double precision by ``cumsum``, so ``logits - log_total`` is normalised to rounding.
 
-    >>> cdf, log_total = cumulative(torch.tensor([[0.0, 0.0]]))
-    >>> cdf.tolist(), round(log_total.exp().item(), 4)
-    ([[1.0, 2.0]], 2.0)
+def half_of(size: int) -> int:
+    """The nodes above so many: the larger half, the smallest power of two at least as large as half of it.
+
+    >>> half_of(49152), half_of(5), half_of(2)
+    (32768, 4, 1)
     """
-    highest = logits.amax(-1, keepdim=True)
-    out = None if scratch is None else scratch[: logits.shape[0]]
-    cdf = torch.sub(logits, highest, out=out).exp_().cumsum_(-1)
-    return cdf, highest[:, 0] + cdf[:, -1].log()
-
-
-def invert_cdf(cdf: Tensor, u: Tensor) -> Tensor:
-    """Smallest v with ``cdf[row, v] > u * total``: ``cdf [rows, V]``, ``u [rows, k]`` in [0, 1) -> ids ``[rows, k]``.
-
-    Tokens of probability zero are never returned: the inequality is strict on both sides.
-
-    >>> cdf = torch.tensor([[0.0, 0.5, 0.5, 1.0]])
-    >>> invert_cdf(cdf, torch.tensor([[0.0, 0.4999, 0.5, 0.99999999]])).tolist()
-    [[1, 1, 3, 3]]
-    """
-    total = cdf[:, -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(u.to(cdf.dtype) * total, below_total)
-    return torch.searchsorted(cdf, target.contiguous(), right=True)
-
-
-def sample_rows(cdf: Tensor, row: np.ndarray, u: Tensor) -> Tensor:
-    """One token for each particle from the CDF of its row: ``row [m]``, ``u [m]`` -> ids ``[m]``.
-
-    Particles that share a row are looked up together, so a CDF over many tokens is not copied per particle."""
-    rows, vocab = cdf.shape
-    if len(row) == rows and bool((row == np.arange(rows)).all()):
-        return invert_cdf(cdf, u[:, None])[:, 0]
-    if vocab * len(row) <= _COPIED:
-        return invert_cdf(cdf[upload(row, cdf.device)], u[:, None])[:, 0]
-    multiplicity = np.bincount(row, minlength=rows)
-    order = np.argsort(row, kind="stable")
-    slot = np.empty(len(row), dtype=np.int64)
-    slot[order] = np.arange(len(row)) - np.repeat(np.cumsum(multiplicity) - multiplicity, multiplicity)
-    at = upload(row * int(multiplicity.max()) + slot, u.device)
-    padded = torch.zeros(rows * int(multiplicity.max()), dtype=u.dtype, device=u.device)
-    padded[at] = u
-    return invert_cdf(cdf, padded.reshape(rows, -1)).reshape(-1)[at]
+    return 1 << ((size + 1) // 2 - 1).bit_length()

@@ -12,12 +12,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_align.lm.sampling import invert_cdf
 from ppl_align.particles.weights import effective_sample_size
 
 _TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order of the weights
 
 Resampler = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+def invert_cdf(cdf: Tensor, u: Tensor) -> Tensor:
+    """Smallest v with ``cdf[row, v] > u * total``: ``cdf [rows, V]``, ``u [rows, k]`` in [0, 1) -> ids ``[rows, k]``.
+
+    Indices of weight zero are never returned: the inequality is strict on both sides.
+
+    >>> cdf = torch.tensor([[0.0, 0.5, 0.5, 1.0]])
+    >>> invert_cdf(cdf, torch.tensor([[0.0, 0.4999, 0.5, 0.99999999]])).tolist()
+    [[1, 1, 3, 3]]
+    """
+    total = cdf[:, -1:]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    target = torch.minimum(u.to(cdf.dtype) * total, below_total)
+    return torch.searchsorted(cdf, target.contiguous(), right=True)
 
 
 def invert(weights: Tensor, u: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def hidden_runs():
         run = ImportanceSampling(64, 4).run(hidden, seed=seed)
         if not bool((run.completions["x"].tokens == 1).all(-1).any()):
             break
-    return {"importance": run, "rejection": Rejection(16, 4, max_draws=200_000).run(hidden, seed=SEED)}
+    return {"importance": run, "rejection": Rejection(16, 4, max_draws=200_000).run(hidden, seed=SEED + 1)}
 
 
 def test_a_hidden_mode_is_invisible_without_exact_draws_but_not_its_room(hidden_runs):

@@ -62,7 +62,7 @@ def one_way() -> Posterior:
 
 def test_a_guide_is_confirmed_by_nobody_who_draws_from_it(one_way: Posterior) -> None:
     """It found half of the posterior; replicates, another engine and the run that trained it see the same half."""
-    weighted = ImportanceSampling(256, 4, proposal=one_way.guide).run(two_ways, seed=0)
+    weighted = ImportanceSampling(2048, 4, proposal=one_way.guide).run(two_ways, seed=0)
     resampled = SMC(256, 4, proposal=one_way.guide).run(two_ways, seed=0)
     assert evidence.log_z(weighted).value < evidence.log_z(Enumeration().run(two_ways)).value - 0.5
     for runs in ({"a": weighted}, {"a": resampled}, {"a": weighted, "b": one_way}, {"a": weighted, "b": resampled}):

@@ -56,7 +56,7 @@ def test_completions_with_every_column_of_the_data(here: Path, capsys: pytest.Ca
         assert line["tokens"] == len(words) + (line["finish_reason"] == "stop")
         assert line["prompt"] == str(line["digit"] % 3)
         assert line["log_p0"] < 0
-        assert line["log_z_error"] > 0
+        assert not line["log_z_error"] <= 0  # or none can be stated
     again = pd.read_csv(here / "out/completions.csv", dtype={"data.prompt": str, "prompt": str, "row": str})
     assert list(again["completion"].astype(str)) == list(frame["completion"])
     assert list(again["tags"]) == [f"[{i}]" for i in range(4) for _ in range(3)]

@@ -42,7 +42,7 @@ ENGINES = {
     "importance": ImportanceSampling(50, 80),
     "smc": SMC(20, 80, twist="prefix", ess_threshold=0.9),
     "smc, every 2": SMC(20, 80, twist="prefix", every=2, ess_threshold=1.0),
-    "smc, between": SMC(20, 80, ess_threshold=1.0),
+    "smc, between": SMC(20, 400, ess_threshold=1.0),
 }
 
 

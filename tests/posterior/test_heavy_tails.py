@@ -15,7 +15,7 @@ from ppl_align.posterior.estimates import HEAVIEST, heavy_tail
 from ppl_align.posterior.unstated import unstated
 
 LM = chain(5, 0)
-SEEDS = range(12)
+SEEDS = range(24)
 
 
 def ones(beta: float) -> Callable[[], None]:

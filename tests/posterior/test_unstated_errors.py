@@ -1,16 +1,13 @@
 """Where "± ?" is printed, it is said why, and what gives an error."""
 
-import io
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from rich.console import Console
 from toys.synthetic import importance, smc, weigh
 
 from ppl_align import SMC, CallableLM, ImportanceSampling, compare, completion, reward
-from ppl_align.cli.results import Group, Results
 from ppl_align.posterior.unstated import unstated
 
 LM = CallableLM(3, lambda prefix: torch.zeros(prefix.shape[0], 3), name="uniform")
@@ -101,12 +98,3 @@ def test_a_single_episode():
     index = torch.zeros(1, 1, dtype=torch.long)
     decided = weigh("svi", index, torch.zeros(1, 1), 0.8, kind="policy", log_weight=torch.zeros(1, 1))
     assert any("of J: a single episode" in line for line in unstated(decided))
-
-
-def test_over_the_rows_of_a_data_set():
-    """Every engine is named once, however many rows there are."""
-    console = Console(width=400, record=True, file=io.StringIO(), markup=False)
-    runs = {"smc": smc(replicates=1), "is": importance()}
-    console.print(Results([Group("0", "a", runs), Group("1", "b", runs)]))
-    text = console.export_text()
-    assert text.count("± ?: smc has no standard error of E[praise]") == 1

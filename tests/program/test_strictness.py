@@ -108,7 +108,7 @@ def test_a_continuous_strictness_by_quadrature():
     # E exp(s r) for s ~ Gamma(2, 1) is (1 - r)^-2, and E[s exp(s r)] its derivative 2 (1 - r)^-3
     log_z = (log_p - 2 * (1 - r).log()).logsumexp(0)
     mean = (log_p + math.log(2) - 3 * (1 - r).log() - log_z).exp().sum()
-    for engine in (ImportanceSampling(2000), SMC(500, twist="prefix"), SVI(num_steps=60), Rejection(200)):
+    for engine in (ImportanceSampling(2000), SMC(500, 40, twist="prefix"), SVI(num_steps=60), Rejection(200)):
         found = engine.run(program, seed=SEED)
         value, error = found.mean("strictness")
         assert abs(value - float(mean)) < 4.5 * error, engine.name

@@ -31,7 +31,7 @@ from ppl_align.testing.contract import Case
 from ppl_align.testing.statistics import RATE, gradient_test
 
 BUGS, LOSSES = {}, {}
-REPEATS = 300  # gradient estimates
+REPEATS = 1000  # gradient estimates: with 300 the test has no normal limit yet, and cries wolf
 
 
 def bug(check, program, engine):
@@ -86,10 +86,11 @@ def prior_term_forgotten_with_a_proposal(monkeypatch):
 @bug("Zhat", "fixed_length", PROPOSED)
 def proposal_not_normalised(monkeypatch):
     def wrapper(original, logits, scratch=None):
-        cdf, log_total = original(logits, scratch)
-        return cdf, torch.zeros_like(log_total)
+        tree = original(logits, scratch)
+        tree.log_total = torch.zeros_like(tree.log_total)
+        return tree
 
-    around(monkeypatch, decoding, "cumulative", wrapper)
+    around(monkeypatch, decoding, "TokenTree", wrapper)
 
 
 @bug("Zhat", "two_rewards", EAGER)
@@ -236,9 +237,11 @@ def temperature_ignored_when_scoring(monkeypatch):
 @bug("weights", "tempered", PLAIN)
 def temperature_ignored_when_drawing(monkeypatch):
     def wrapper(original, logits, scratch=None):
-        return original(0.7 * logits)[0], original(logits)[1]
+        tree = original(0.7 * logits)
+        tree.log_total = original(logits).log_total
+        return tree
 
-    around(monkeypatch, decoding, "cumulative", wrapper)
+    around(monkeypatch, decoding, "TokenTree", wrapper)
 
 
 @pytest.mark.parametrize("name", BUGS)
@@ -248,14 +251,13 @@ def test_the_contract_catches(name, monkeypatch):
 
     def result():
         case = Case(engine, program, truth, seed=SEED, num_replicates=600, level=RATE / len(BUGS))
-        assert case.ran.status == "passed"
-        return case.judge(check)
+        return case.judge(check) if case.ran.status == "passed" else case.ran
 
     assert result().status == "passed"
     patch(monkeypatch)
     found = result()
-    assert found.status == "failed"
-    assert found.line.startswith("expected")
+    assert found.status in ("failed", "refused")  # some are noticed by the run itself
+    assert found.status == "refused" or found.line.startswith("expected")
 
 
 # -- losses -------------------------------------------------------------------------------------------------------

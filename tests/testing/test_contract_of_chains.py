@@ -105,7 +105,7 @@ def test_what_is_said_of_chains_alone():
     assert long.standing == "unconfirmed", "nothing says that the chains have arrived"
     assert str(long).startswith("Nothing speaks against chain, but nothing confirms it either.")
     assert "chains that began alike may all be on their way still" in str(long)
-    short = advice(num_particles=60, num_replicates=4)
+    short = advice(num_particles=30, num_replicates=4)
     assert short.standing == "unconfirmed"
     assert "it takes 50 to believe them" in str(short)
     stuck = advice(num_particles=40, accepts="never")

@@ -161,7 +161,7 @@ def test_a_stop_token_is_foreseen(seed, prompt):
     model = ending(CHAINS[seed], prompt, top_p=0.9)
     ahead = shares(model, SMC(64, 8, twist="lookahead", num_pool=16), range(8))
     blind = shares(model, ImportanceSampling(64, 8), range(8))
-    assert ((ahead - 1) ** 2).mean() < 0.2 * ((blind - 1) ** 2).mean()
+    assert ((ahead - 1) ** 2).mean() < 0.3 * ((blind - 1) ** 2).mean()
 
 
 @pytest.mark.statistical
