@@ -160,6 +160,35 @@ def run(
 
 
 @app.command()
+def export(
+    job: Annotated[Path, typer.Argument(metavar="DIR", help="the folder of a job: run --data FILE --out DIR")],
+    format_: Annotated[str, typer.Option("--format", metavar="FORM", help="sft, preference or weighted")] = "sft",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="a .jsonl or .parquet file [DIR/FORM.jsonl]")
+    ] = None,
+    debug: Debug = False,
+) -> int:
+    """Completions of a job as a data set to train on, in TRL's formats."""
+    from ppl_align.cli.job import export_job
+
+    return export_job(job, format_, out)
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(metavar="DIR...", help="folders of run --data FILE --shard I/N")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="the folder of the whole job")],
+    force: Force = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """One job from its shards."""
+    from ppl_align.cli.job import merge_jobs
+
+    return merge_jobs(shards, out, force, json)
+
+
+@app.command()
 def compare(
     paths: Annotated[list[Path], typer.Argument(metavar="DIR_OR_FILE...", help="netCDF files, or folders of them")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="folder for comparison and report")] = None,

@@ -19,9 +19,11 @@ from ppl_align.core.errors import InputError
 from ppl_align.jobs.executors import Executor
 from ppl_align.jobs.executors.process import Processes
 from ppl_align.jobs.executors.serial import Serial
+from ppl_align.jobs.export import export
 from ppl_align.jobs.folder import SPEC, job_folder
 from ppl_align.jobs.job import Job, Selection, grouped
 from ppl_align.jobs.ledger import open_ledger
+from ppl_align.jobs.merge import merge
 from ppl_align.jobs.plan import DEFAULT_ENGINES, Asked, Plan
 from ppl_align.jobs.spec import JobSpec
 from ppl_align.jobs.summary import STANDINGS, counts, shortened, standing_of, worst
@@ -145,6 +147,24 @@ def _place(out: Path | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="ppl-align-") as scratch:
         yield Path(scratch) / "job"
+
+
+def export_job(root: Path, form: str, out: Path | None) -> int:
+    """Write a data set to train on; returns the exit code."""
+    found = export(root, form)
+    path = root / f"{form}.jsonl" if out is None else out
+    found.write(path)
+    note(f"{len(found.examples)} examples in {path}")
+    for line in found.notes:
+        note(line)
+    return 0
+
+
+def merge_jobs(shards: Sequence[Path], out: Path, force: bool, as_json: bool) -> int:
+    """Put shards together; returns the exit code."""
+    rows, total = merge(shards, out, force)
+    show(JobEnd(rows, total, out), as_json)
+    return int(any("error" in row for row in rows))
 
 
 @dataclass

@@ -13,17 +13,21 @@ from torch import Tensor
 from ppl_align.core.seeds import generator
 from ppl_align.diagnostics.advisor import Advice
 from ppl_align.jobs.plan import Target
+from ppl_align.jobs.rows import Rows
 from ppl_align.lm.completions import Completion
 from ppl_align.lm.stopping import sequence_ends
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.prior import log_prior
+from ppl_align.posterior.prior import best_view_of_prior, log_likelihood, log_prior, prior_log_weight
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.table import site_texts
 
 Line = dict[str, Any]
 
+KINDS = ("completion.", "latent.", "reward.")
+OWN = {"_number": pyarrow.int64(), "_prior": pyarrow.bool_(), "_psi": pyarrow.float64()}
+"""What a part knows of a line and nobody is delivered: the number of its row, whether it is a draw of the prior (for
+preferences), and the sum of all its log-factors, nats."""
 FIRST = {
-    "number": pyarrow.int64(),
     "row": pyarrow.string(),
     "engine": pyarrow.string(),
     "draw": pyarrow.int32(),
@@ -43,11 +47,10 @@ LAST = {
 """Columns that every job has. Between them are those of its program: ``completion.SITE`` of all completions but the
 first, ``latent.SITE``, ``reward.NAME``.
 
-``number`` of the row, which is not delivered; ``row``: its key; ``draw``: 0, 1, ... of those of the row; ``prompt``,
-``completion``: text of the first completion (in a plate: its texts, a line each); ``tokens``: of all completions of the
-draw; ``finish_reason``: "stop", or "length" where ``max_new_tokens`` cut one off; ``log_p0``: log p of all latents,
-nats; ``standing``: how far to trust the row; ``effective_draws``: of the run; ``log_z``, ``log_z_error``: its log
-evidence, nats; null where there is none."""
+``row``: its key; ``draw``: 0, 1, ... of those of the row; ``prompt``, ``completion``: text of the first completion (in
+a plate: its texts, a line each); ``tokens``: of all completions of the draw; ``finish_reason``: "stop", or "length"
+where ``max_new_tokens`` cut one off; ``log_p0``: log p of all latents, nats; ``standing``: how far to trust the row;
+``effective_draws``: of the run; ``log_z``, ``log_z_error``: its log evidence, nats; null where there is none."""
 
 
 def best_of(runs: Mapping[str, Posterior], advice: Advice) -> str:
@@ -59,7 +62,20 @@ def best_of(runs: Mapping[str, Posterior], advice: Advice) -> str:
 
 def lines_of(target: Target, engine: str, run: Posterior, advice: Advice, draws: int) -> list[Line]:
     """``draws`` independent draws of equal weight from a run, with the row's seed."""
-    picked = run.take(_drawn(run, draws, target.seed)[None])
+    return _lines(target, engine, run, advice, draw_by_gumbel(run.log_weight, draws, target.seed, "delivered"), False)
+
+
+def lines_of_prior(target: Target, runs: Mapping[str, Posterior], advice: Advice, draws: int) -> list[Line]:
+    """As many draws of the prior, from the run that represents it best; none where no run does."""
+    run = best_view_of_prior(runs.values())
+    if run is None:
+        return []
+    index = draw_by_gumbel(prior_log_weight(run), draws, target.seed, "prior")
+    return _lines(target, "", run, advice, index, True)
+
+
+def _lines(target: Target, engine: str, run: Posterior, advice: Advice, index: Tensor, prior: bool) -> list[Line]:
+    draws, picked = len(index), run.take(index[None])
     sites = picked.completions
     (first, *others) = sites or [""]
     summary = summary_of(run)
@@ -73,8 +89,10 @@ def lines_of(target: Target, engine: str, run: Posterior, advice: Advice, draws:
         "tokens": sum((_each(site.lengths, draws).sum(-1) for site in sites.values()), torch.zeros(draws)).tolist(),
         "finish_reason": _finish_reasons(sites.values(), draws),
         "log_p0": log_prior(picked).reshape(-1).tolist(),
+        "_psi": log_likelihood(picked).reshape(-1).tolist(),
     }
     same = {
+        "_prior": prior,
         "row": target.key,
         "engine": engine,
         "standing": advice.standing,
@@ -86,36 +104,46 @@ def lines_of(target: Target, engine: str, run: Posterior, advice: Advice, draws:
     return [{**same, "draw": i, **{name: _finite(values[i]) for name, values in columns.items()}} for i in range(draws)]
 
 
-def _drawn(run: Posterior, draws: int, seed: int) -> Tensor:
-    """Particles, flat over [R, N]: the largest of log weight + Gumbel noise, anew for each draw.
+def draw_by_gumbel(log_weight: Tensor, draws: int, seed: int, purpose: str) -> Tensor:
+    """``draws`` indices into log-weights of any shape, flat, independent: the largest of log weight + Gumbel noise.
 
     A particle that another batch or device has moved by rounding changes the draws in proportion to its weight; on a
     CDF it would move the boundaries of all after it."""
-    log_weight = run.log_weight.reshape(-1)
-    uniform = torch.rand(draws, len(log_weight), generator=generator(seed, "delivered"), dtype=torch.float64)
-    return (log_weight - uniform.clamp_min(1e-300).log().neg().log()).argmax(-1)
+    flat = log_weight.reshape(-1)
+    uniform = torch.rand(draws, len(flat), generator=generator(seed, purpose), dtype=torch.float64)
+    return (flat - uniform.clamp_min(1e-300).log().neg().log()).argmax(-1)
 
 
 def as_table(lines: Sequence[Line]) -> pyarrow.Table:
     """Lines as an Arrow table; columns of a program that a row has not are null."""
-    kinds = {**FIRST, **dict.fromkeys(_of_program(name for line in lines for name in line)), **LAST}
+    kinds = {**OWN, **FIRST, **dict.fromkeys(_of_program(name for line in lines for name in line)), **LAST}
     kinds |= {name: pyarrow.float64() for name in kinds if name.startswith("reward.")}
     return pyarrow.table(
         {name: pyarrow.array([line.get(name) for line in lines], kind) for name, kind in kinds.items()}
     )
 
 
+def with_columns_of(rows: Rows, lines: pyarrow.Table) -> pyarrow.Table:
+    """``lines`` with the columns of the data in front. A column that is called like one of ours is ``data.NAME``."""
+    ours = {*OWN, *FIRST, *LAST}
+    columns: dict[str, Any] = {}
+    for name, cells in rows.columns.items():
+        own = name in ours or name.startswith(KINDS)
+        columns[f"data.{name}" if own else name] = cells.take(lines["_number"])
+    return pyarrow.table({**columns, **{name: lines[name] for name in lines.column_names}})
+
+
 def in_order(table: pyarrow.Table) -> pyarrow.Table:
-    """The same columns in the order of delivery: rows of other programs may have brought more."""
-    order = [*FIRST, *_of_program(table.column_names), *LAST]
-    return table.select([name for name in order if name in table.column_names])
+    """What is delivered, in its order: rows of other programs may have brought more columns than the first."""
+    names = table.column_names
+    ours = [*FIRST, *_of_program(names), *LAST]
+    return table.select([*(name for name in names if name not in {*OWN, *ours}), *ours])
 
 
 def _of_program(names: Iterable[str]) -> list[str]:
     """The columns among them that a program has of its own, by kind."""
-    kinds = ("completion.", "latent.", "reward.")
-    own = [name for name in dict.fromkeys(names) if name not in {**FIRST, **LAST}]
-    return sorted(own, key=lambda name: next(i for i, kind in enumerate(kinds) if name.startswith(kind)))
+    own = [name for name in dict.fromkeys(names) if name.startswith(KINDS)]
+    return sorted(own, key=lambda name: next(i for i, kind in enumerate(KINDS) if name.startswith(kind)))
 
 
 def _prompts(site: Completion, draws: int) -> list[str | None]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppl_align.core.errors import InputError
-from ppl_align.jobs.delivered import as_table
+from ppl_align.jobs.delivered import as_table, with_columns_of
 from ppl_align.jobs.executors import Executor
 from ppl_align.jobs.folder import JobFolder
 from ppl_align.jobs.groups import RowGroup, in_groups, of_shard
@@ -129,7 +129,8 @@ class Job:
         for row in result.rows:
             if row.files:
                 self.folder.write_row(self.rows.header.label(row.number), row.files)
-        lines = as_table([{"number": row.number, **line} for row in result.rows for line in row.lines])
+        lines = as_table([{"_number": row.number, **line} for row in result.rows for line in row.lines])
+        lines = with_columns_of(self.rows, lines)
         self.folder.write_part(number, lines, [row.as_summary() for row in result.rows])
         self.ledger.note(
             "group",
@@ -143,7 +144,8 @@ class Job:
 
     def finished(self) -> list[int]:
         """The groups that have results, in the order of the data."""
-        return [group.number for group in self.groups if group.number in self.done()]
+        done = self.done()
+        return [group.number for group in self.groups if group.number in done]
 
     def summaries(self, without: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
         """Of the wanted rows that are done, in the order of the data."""
@@ -155,7 +157,7 @@ class Job:
 
     def deliver(self) -> list[dict[str, Any]]:
         """Write ``completions.parquet``, ``completions.csv`` and the top page of what is done; the summaries."""
-        return deliver(self.folder, self.finished(), self.rows, self.wanted)
+        return deliver(self.folder, self.finished(), self.wanted)
 
 
 def grouped(plan: Plan, max_batch_tokens: int, shard: tuple[int, int] = (1, 1)) -> list[RowGroup]:

@@ -12,44 +12,36 @@ import pyarrow.compute
 
 from ppl_align.jobs.delivered import as_table, in_order
 from ppl_align.jobs.folder import JobFolder, write_parquet
-from ppl_align.jobs.rows import Rows
+from ppl_align.jobs.ledger import read_events
+from ppl_align.jobs.rows import label_of
 from ppl_align.jobs.spec import JobSpec
 
 COMPLETIONS = "completions.parquet"
 
 
-def deliver(folder: JobFolder, groups: Sequence[int], rows: Rows, wanted: set[int]) -> list[dict[str, Any]]:
+def deliver(folder: JobFolder, groups: Sequence[int], wanted: set[int]) -> list[dict[str, Any]]:
     """Write the files of all ``wanted`` rows that are done, and the page; the summaries, in the order of the data.
 
     Nothing in the tables depends on the clock, nor on how often the job was stopped."""
     parts = [folder.read_part(group) for group in groups]
     found = [row for _, summaries in parts for row in summaries if row["number"] in wanted]
-    lines = pyarrow.concat_tables([as_table([]), *(table for table, _ in parts)], promote_options="permissive")
-    lines = lines.filter(pyarrow.compute.is_in(lines["number"], pyarrow.array(sorted(wanted), pyarrow.int64())))
-    table = with_columns_of(rows, lines["number"].to_pylist(), in_order(lines).drop_columns("number"))
+    table = in_order(posterior_lines([lines for lines, _ in parts], wanted))
     folder.write(folder.root / COMPLETIONS, lambda path: write_parquet(table, path))
     folder.write(folder.root / "completions.csv", lambda path: _write_csv(table, path))
-    _write_page(folder, found, rows)
+    _write_page(folder, found)
     return found
 
 
-def with_columns_of(rows: Rows, at: Sequence[int], lines: pyarrow.Table) -> pyarrow.Table:
-    """``lines`` with the columns of the data in front, line i with those of row ``at[i]``. A column that is called like
-    one of ours becomes ``data.NAME``."""
-    columns: dict[str, Any] = {}
-    for name in rows.header.columns:
-        cells = [row.get(name) for row in rows.rows]
-        taken = _array(cells).take(pyarrow.array(at, pyarrow.int64()))
-        columns[f"data.{name}" if name in lines.column_names else name] = taken
-    return pyarrow.table({**columns, **{name: lines[name] for name in lines.column_names}})
+def done_groups(folder: JobFolder) -> list[int]:
+    """The groups that have results, in the order of the data."""
+    return sorted({event["group"] for event in read_events(folder.ledger) if event["event"] == "group"})
 
 
-def _array(cells: list[Any]) -> pyarrow.Array:
-    """Cells of one type as they are; of several, as JSON."""
-    try:
-        return pyarrow.array(cells)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-        return pyarrow.array([None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells])
+def posterior_lines(parts: Sequence[pyarrow.Table], wanted: set[int], prior: bool = False) -> pyarrow.Table:
+    """Lines of the wanted rows from all parts, in the order of the data; with ``prior`` the draws of the prior."""
+    lines = pyarrow.concat_tables(parts or [as_table([])], promote_options="permissive")
+    asked = pyarrow.compute.is_in(lines["_number"], pyarrow.array(sorted(wanted), pyarrow.int64()))
+    return lines.filter(pyarrow.compute.and_(asked, pyarrow.compute.equal(lines["_prior"], prior)))
 
 
 def _write_csv(table: pyarrow.Table, path: Path) -> None:
@@ -61,11 +53,12 @@ def _write_csv(table: pyarrow.Table, path: Path) -> None:
     frame.to_csv(path, index=False)
 
 
-def _write_page(folder: JobFolder, found: Sequence[dict[str, Any]], rows: Rows) -> None:
+def _write_page(folder: JobFolder, found: Sequence[dict[str, Any]]) -> None:
     from ppl_align.report.job_page import render
 
     spec = JobSpec.load(folder.spec)
-    reports = {row["number"]: f"rows/{rows.header.label(row['number'])}/report.html" for row in found}
+    total = spec.data["rows"]
+    reports = {row["number"]: f"rows/{label_of(row['number'], total)}/report.html" for row in found}
     links = {number: path for number, path in reports.items() if (folder.root / path).is_file()}
-    page = render(spec.model, rows.header.path.name, rows.header.count, list(spec.engines), found, links)
+    page = render(spec.model, spec.data["file"], total, list(spec.engines), found, links)
     folder.write(folder.root / "report.html", lambda path: path.write_text(page, encoding="utf-8"))

@@ -38,11 +38,20 @@ class Header:
 
     def label(self, number: int) -> str:
         """The number of a row, with leading zeros: its folder."""
-        return f"{number:0{len(str(self.count - 1))}d}"
+        return label_of(number, self.count)
 
     def key_of(self, number: int, row: Row) -> str:
         """What a row is called by, wherever it stands."""
         return str(number) if self.key is None else str(row[self.key])
+
+
+def label_of(number: int, count: int) -> str:
+    """The number of one of ``count`` rows, with leading zeros.
+
+    >>> label_of(7, 50)
+    '07'
+    """
+    return f"{number:0{len(str(count - 1))}d}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,11 @@ class Rows:
         if number >= len(numbered):
             raise InputError(f"--row {number}: the rows of {self.header.path} are 0 to {len(numbered) - 1}")
         return [numbered[number]]
+
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        """Each column as an Arrow array; cells of several types as JSON."""
+        return {name: _array([row.get(name) for row in self.rows]) for name in self.header.columns}
 
     @cached_property
     def keys(self) -> list[str]:
@@ -105,6 +119,15 @@ def _check_keys(header: Header, rows: Sequence[Row], key: str) -> None:
         if str(value) in first:
             raise InputError(f"--key {key}: rows {first[str(value)]} and {number} are both called {str(value)!r}")
         first[str(value)] = number
+
+
+def _array(cells: list[Any]) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.array(cells)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return pyarrow.array([None if cell is None else json.dumps(cell, ensure_ascii=False) for cell in cells])
 
 
 def _jsonl(path: Path) -> list[Row]:

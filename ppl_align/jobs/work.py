@@ -18,7 +18,7 @@ from ppl_align.core.errors import AllDeadError, InputError, ModelError, TooManyD
 from ppl_align.core.progress import Report, silent
 from ppl_align.core.turns import Turns
 from ppl_align.diagnostics.comparison import Comparison, compare
-from ppl_align.jobs.delivered import Line, best_of, lines_of
+from ppl_align.jobs.delivered import Line, best_of, lines_of, lines_of_prior
 from ppl_align.jobs.plan import Asked, Plan, Target, make_plan
 from ppl_align.jobs.rows import Header, Row
 from ppl_align.jobs.serving import serve
@@ -158,6 +158,7 @@ class Worker:
             best = best_of(runs, compared.advice)
             for name in runs if self.order.all_runs else [best]:
                 result.lines += lines_of(target, name, runs[name], compared.advice, self.order.draws)
+            result.lines += lines_of_prior(target, runs, compared.advice, self.order.draws)
             result.summary = summary(compared, best) | ({"failed": errors} if errors else {})
             result.files = self._files(compared)
         except Exception as error:

@@ -43,7 +43,7 @@ def files() -> dict[str, str]:
     return {
         "asked": MODEL,
         "sure": ENGINE.format("ImportanceSampling", "32, 4"),
-        "steered": ENGINE.format("SMC", '8, 4, twist="prefix"'),
+        "steered": ENGINE.format("SMC", '8, 4, twist="prefix", ess_threshold=1.0'),
     }
 
 
