@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import UnsupportedModelError
+from ppl_align.lm.agreement import TOLERANCE
 from ppl_align.lm.base import Ids
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.plan import Plan
-from ppl_align.lm.trial import TOLERANCE
 from ppl_align.lm.verified import fingerprint
 from ppl_align.lm.verify import measured_plan
 
