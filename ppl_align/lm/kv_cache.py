@@ -19,8 +19,11 @@ from transformers.cache_utils import DynamicLayer
 
 from ppl_align.lm.transfer import upload
 
-BLOCK = 64
-"""Tokens for which memory is taken at once."""
+SHORT = 48
+"""Tokens up to which keys are concatenated after all: what was just copied is at hand where it is attended to, and that
+is worth the copy (of the rows of SmolLM2, 32 at once: benchmarks/floor.py)."""
+BLOCK = 16
+"""Tokens for which memory is taken at once; of long texts an eighth of what is there, so that copies stay rare."""
 
 
 class Shared(NamedTuple):
@@ -74,8 +77,10 @@ class _Growing:
         rows, n = held.shape[0], held.shape[2]
         length = n + new.shape[2]
         memory = self._memory_of(held)
+        if memory is None and length <= SHORT:
+            return torch.cat([held, new], 2)
         if memory is None or length > memory.shape[2]:
-            memory = self._larger(held, new, -(-length // BLOCK) * BLOCK)
+            memory = self._larger(held, new, -(-(length + length // 8) // BLOCK) * BLOCK)
         memory[:rows, :, n:length] = new
         return self._show(memory, rows, length)
 
@@ -94,13 +99,16 @@ class _Growing:
 
     def _memory_of(self, held: Tensor) -> Tensor | None:
         """None where ``held`` is no longer what was shown: somebody else has changed the layer."""
-        return self.memory if held is self.shown else None
+        if held is not self.shown:
+            self.memory = self.shown = None
+        return self.memory
 
     def _larger(self, held: Tensor, new: Tensor, room: int) -> Tensor:
         """As many rows as there were, which may be wanted again, unless most of them are gone."""
         rows = held.shape[0]
-        before = 0 if self.memory is None else self.memory.shape[0]
-        memory = new.new_empty(before if rows <= before <= 2 * rows else rows, new.shape[1], room, new.shape[3])
+        before = self._memory_of(held)
+        room_for = rows if before is None or before.shape[0] > 2 * rows else before.shape[0]
+        memory = new.new_empty(room_for, new.shape[1], room, new.shape[3])
         memory[:rows, :, : held.shape[2]] = held
         return memory
 

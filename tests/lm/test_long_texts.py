@@ -47,6 +47,7 @@ def exactly(model: torch.nn.Module) -> CausalLM:
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few tokens cross blocks, and are worth holding once."""
+    monkeypatch.setattr(kv_cache, "SHORT", 0)
     monkeypatch.setattr(kv_cache, "BLOCK", 3)
     monkeypatch.setattr(sharing, "SHARED", 4)
 
