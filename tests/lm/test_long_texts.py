@@ -211,22 +211,23 @@ def test_rows_that_stay_are_not_moved():
 
 @torch.no_grad()
 def test_a_long_prompt_is_held_once(monkeypatch: pytest.MonkeyPatch):
-    """Counted: at most a third of what the rows take that each hold all of it."""
-    monkeypatch.setattr(kv_cache, "BLOCK", 64)
+    """Counted, 64 rows that differ: at most a third of what rows take that each hold all of it, and no more."""
+    monkeypatch.undo()
     lm = CausalLM(network())
     prompt = tuple(torch.randint(lm.vocab_size, (1000,)).tolist())
+    token = 2 * 2 * 2 * 4 * 4  # layers, keys and values, heads, size of a head, bytes
     held = {}
     for shared in (0, 1000):
         decoder = CausalDecoder.after(lm, [prompt], shared=shared)
-        decoder = decoder.extend(torch.zeros(64, dtype=torch.long), torch.randint(11, (64,)))
-        for _ in range(31):
-            decoder = decoder.extend(torch.arange(64), torch.randint(11, (64,)))
+        parents = torch.zeros(64, dtype=torch.long)
+        for _ in range(32):
+            decoder = decoder.extend(parents, torch.randint(lm.vocab_size, (64,)))
+            parents = torch.arange(64)
         held[shared] = cache_bytes(decoder.cache)
-    token = 2 * 2 * 2 * 4 * 4  # layers, keys and values, heads, size of a head, bytes
-    assert held[1000] == token * (1024 + 64 * 64)
-    assert held[0] == token * 64 * 1088
-    kept = decoder.keep(torch.arange(64))
-    assert kept.bytes == token * 64 * 32
+    assert held[1000] <= token * 64 * 1032 / 3
+    assert held[1000] == token * (1136 + 64 * 32)  # an eighth more than 1,000, in blocks of 16
+    assert held[0] == token * 64 * 1136
+    assert decoder.keep(torch.arange(64)).bytes == token * 64 * 32
 
 
 def test_the_network_is_as_it_was_found(monkeypatch: pytest.MonkeyPatch):
