@@ -35,6 +35,7 @@ def row(name: str, held: Held) -> str:
         how = next(short for said, short in REASONS.items() if said in held.said)
     else:
         how = WORDS[held.plan] + ("" if held.limit is None else f" up to {held.limit} tokens, then without it")
+        how += "; a common beginning once" if held.shares else ""
     return f"| {name} | `{held.kind}` | {how} |"
 
 

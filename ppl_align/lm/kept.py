@@ -38,9 +38,11 @@ class Kept(NamedTuple):
 def prefix_of(places: Sequence[tuple[Kept, int]], length: int) -> Prefix:
     """The first ``length`` tokens of rows that all begin with them."""
     kept, row = places[0]
-    return Prefix(
-        [Shared(*(kept.tokens(layer, which, row, 0, length) for which in (0, 1))) for layer in range(len(kept.layers))]
-    )
+
+    def part(layer: int, which: int) -> Tensor:
+        return kept.tokens(layer, which, row, 0, length).clone()  # and not all rows that it lies among
+
+    return Prefix([Shared(part(layer, 0), part(layer, 1)) for layer in range(len(kept.layers))])
 
 
 def same_prefix(places: Sequence[tuple[Kept, int]]) -> Prefix | None:

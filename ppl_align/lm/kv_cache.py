@@ -20,8 +20,8 @@ from transformers.cache_utils import DynamicLayer
 from ppl_align.lm.transfer import upload
 
 SHORT = 48
-"""Tokens up to which keys are concatenated after all: what was just copied is at hand where it is attended to, and that
-is worth the copy (of the rows of SmolLM2, 32 at once: benchmarks/floor.py)."""
+"""Tokens up to which keys are concatenated after all: what was just copied lies in the processor's cache when it is
+attended to, which is worth the copy (benchmarks/floor.py)."""
 BLOCK = 16
 """Tokens for which memory is taken at once; of long texts an eighth of what is there, so that copies stay rare."""
 

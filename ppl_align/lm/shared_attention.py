@@ -22,8 +22,8 @@ from ppl_align.lm.kv_cache import Shared
 
 SDPA, NAME = "sdpa", "ppl_align_shared_prefix"
 _SCORES = 2**22  # elements at once: where many tokens are read, rows take turns
-_NO_MATTER = {"position_ids", "cache_position", "position_embeddings", "use_cache", "is_causal", "logits_to_keep"}
-"""What an attention function may be told and need not know; all else is something that it has to do."""
+_NO_MATTER = {"position_ids", "cache_position", "use_cache"}
+"""What an attention function is told and need not know; all else is something that it has to do."""
 
 
 def attention(
@@ -56,26 +56,27 @@ def attention(
     at_once = max(1, _SCORES // (heads * width * (shared.keys.shape[1] + key.shape[2])))
     found = [
         attend(
-            query[i : i + at_once] * scale,
+            query[i : i + at_once],
             shared,
             key[i : i + at_once],
             value[i : i + at_once],
             own if own is None or len(own) == 1 else own[i : i + at_once],
+            scale,
         )
         for i in range(0, rows, at_once)
     ]
     return (found[0] if len(found) == 1 else torch.cat(found)).to(query.dtype).transpose(1, 2).contiguous(), None
 
 
-def attend(query: Tensor, shared: Shared, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled ``query`` [m, H, q, d], ``key``, ``value`` [m, G, n, d], ``mask`` [m or 1, 1, q, n]: [m, H, q, d].
+def attend(query: Tensor, shared: Shared, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """``query`` [m, H, q, d], ``key``, ``value`` [m, G, n, d], ``mask`` [m or 1, 1, q, n]: [m, H, q, d].
 
     In float32 where the network computes in half precision: scores that are rounded to it are off by percents."""
     (m, heads, q, _), (_, groups, n, width) = query.shape, value.shape
     query, key, value, first, second = (
         part.float() if part.element_size() < 4 else part for part in (query, key, value, *shared)
     )
-    by_group = query.reshape(m, groups, heads // groups * q, -1)
+    by_group = (query * scale).reshape(m, groups, heads // groups * q, -1)
     together = by_group.transpose(0, 1).reshape(groups, -1, query.shape[-1]) @ first.mT  # [G, m * H/G * q, S]
     apart = by_group @ key.mT  # [m, G, H/G * q, n]
     if mask is not None:

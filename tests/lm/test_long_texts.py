@@ -122,6 +122,19 @@ def test_what_is_kept_of_texts_that_shared_nothing_is_shared(monkeypatch: pytest
     assert error(lm, decoder, prompts) < 1e-5
 
 
+def test_texts_that_began_in_two_ways_share_what_they_have_in_common():
+    lm, kept = exactly(network()), PrefixCache()
+    prompts = []
+    for begin in ([*COMMON, 2], [*COMMON, 4, 4]):
+        texts = Population(lm.completion(begin, 4).expand((6,)), kept=kept, keep=True).run()
+        ended = [tuple(row[:n]) for row, n in zip(texts.tokens.tolist(), texts.lengths.tolist(), strict=True)]
+        prompts += [(*begin, *text, 1) for text in dict.fromkeys(ended)]
+    assert [prefix.length for prefix in kept.prefixes] == [8, 9]
+    decoder = kept.start(lm, prompts)
+    assert decoder.shared == len(COMMON)
+    assert error(lm, decoder, prompts) < 1e-5
+
+
 def test_a_run_among_others_draws_what_it_draws_alone():
     lm = CausalLM(network())
 
