@@ -8,10 +8,12 @@ are all that a network does, a few tokens tell, with a beginning held once and h
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from operator import is_
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_align.core.cost import uncounted
 from ppl_align.lm.agreement import RAISED, TOLERANCE, difference, rounding
@@ -21,7 +23,7 @@ from ppl_align.lm.kv_cache import keeps_tokens, new_cache
 from ppl_align.lm.plan import CACHE, Plan
 from ppl_align.lm.precision import half_precision
 from ppl_align.lm.shared_attention import configs_of
-from ppl_align.lm.verified import settings_of
+from ppl_align.lm.verified import known_to_share, settings_of, touches
 from ppl_align.lm.warp import log_normalise
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SHARED = 64
 """Tokens from which on a common beginning is held once: what it saves is more than what merging two parts costs."""
 _FOUND: dict[Hashable, bool] = {}  # of networks of the same settings, as long as the process lives
+_TOUCHED: WeakKeyDictionary[nn.Module, tuple[list[Any], bool]] = WeakKeyDictionary()  # of others: what was done, found
 
 
 def shared_length(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> int:
@@ -54,38 +57,53 @@ def common_length(prompts: Sequence[Ids]) -> int:
     return next((i for i in range(limit) if low[i] != high[i]), limit)
 
 
+def can_try(lm: CausalLM) -> bool:
+    """Does a network attend through transformers' interface, and does its cache hold every token?"""
+    return bool(configs_of(lm.model)) and keeps_tokens(new_cache(lm.model.config))
+
+
 def can_share(lm: CausalLM) -> bool:
-    """Does a network say the same whether a beginning is held once or by every row?"""
-    if not configs_of(lm.model) or not keeps_tokens(new_cache(lm.model.config)):
+    """Does a network say the same whether a beginning is held once or by every row? Tried once for all networks of the
+    same settings; of one that something was done to, once for what was done."""
+    model = lm.model
+    if not can_try(lm):
         return False
-    key = settings_of(lm.model)
-    if key is None:  # something is done to it that no trial may tell of
-        return False
-    if key not in _FOUND:
-        with uncounted(), torch.no_grad():
-            _FOUND[key] = _agrees(lm)
-    return _FOUND[key]
+    known = known_to_share(model)
+    if known is not None:
+        return known
+    key = settings_of(model)
+    if key is not None:
+        if key not in _FOUND:
+            _FOUND[key] = agrees(lm)
+        return _FOUND[key]
+    done = touches(model)
+    before, found = _TOUCHED.get(model, ([], False))
+    if len(before) != len(done) or not all(map(is_, before, done)):
+        found = agrees(lm)
+        _TOUCHED[model] = done, found
+    return found
 
 
-_STEPS = (([1, 0, 1], [3, 1, 4]), ([2, 0], [1, 5]), ([0, 1], [9, 2]))  # parents, tokens: rows branch, swap and stay
+_STEPS = (([1, 0, 1], [3, 1, 4]), ([2, 0], [1, 5]))  # parents and tokens: rows branch, change places and are dropped
 _COMMON = 5  # tokens
 _ROUNDED = 8  # times that half precision rounds; another attention is off by nats
 
 
-def _agrees(lm: CausalLM) -> bool:
-    """Prompts of different lengths, of one, and a single prompt."""
+def agrees(lm: CausalLM) -> bool:
+    """What :func:`can_share` asks, tried: prompts of different lengths, and a single one. On nobody's bill."""
     if (lm.max_length or 16) < 16:
         return False
     text = tuple(torch.randint(lm.vocab_size, (9,), generator=torch.Generator().manual_seed(2)).tolist())
-    for prompts in ([text[:-2], text], [text, (*text[:-1], (text[-1] + 1) % lm.vocab_size)], [text]):
-        try:
-            found = _say(lm, prompts, len(text) if len(prompts) == 1 else _COMMON)
-        except RAISED:
-            return False
-        expected = _say(lm, prompts, 0)
-        tolerance = max(TOLERANCE, _ROUNDED * rounding(expected) if half_precision(lm) else 0.0)
-        if not difference(log_normalise(found.float()), log_normalise(expected.float())) <= tolerance:
-            return False
+    with uncounted(), torch.no_grad():
+        for prompts in ([text[:-2], text], [text]):
+            try:
+                found = _say(lm, prompts, len(text) if len(prompts) == 1 else _COMMON)
+            except RAISED:
+                return False
+            expected = _say(lm, prompts, 0)
+            tolerance = max(TOLERANCE, _ROUNDED * rounding(expected) if half_precision(lm) else 0.0)
+            if not difference(log_normalise(found.float()), log_normalise(expected.float())) <= tolerance:
+                return False
     return True
 
 

@@ -16,7 +16,7 @@ from ppl_align.lm.base import Decoder, Ids
 from ppl_align.lm.cached import CausalDecoder
 from ppl_align.lm.causal import CausalLM
 from ppl_align.lm.plan import CACHE, Plan
-from ppl_align.lm.sharing import can_share
+from ppl_align.lm.sharing import agrees, can_share, can_try
 from ppl_align.lm.verified import fingerprint
 from ppl_align.lm.verify import measured_plan
 
@@ -120,9 +120,12 @@ def _draw(lm: CausalLM, size: int, chance: torch.Generator) -> list[int]:
     return torch.randint(lm.vocab_size, (size,), generator=chance).tolist()
 
 
-def fingerprint_if_right(model: Any) -> str | None:
-    """What :mod:`ppl_align.lm.verified` remembers of a network that is right with its cache at any length."""
+def fingerprint_if_right(model: Any) -> tuple[str, bool] | None:
+    """What :mod:`ppl_align.lm.verified` remembers of a network that is right with its cache at any length: what it is,
+    and whether it holds what all rows begin with once."""
     lm = CausalLM(model, verify=False)
     plan = measured_plan(lm)
-    right = plan == Plan() and max(decoding_error(lm), scoring_error(lm)) < TOLERANCE
-    return fingerprint(model) if right else None
+    if plan != Plan() or max(decoding_error(lm), scoring_error(lm)) >= TOLERANCE:
+        return None
+    shares = can_try(lm) and agrees(lm)
+    return fingerprint(model), shares and decoding_error(lm, common=_COMMON) < TOLERANCE

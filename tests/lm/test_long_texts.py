@@ -281,6 +281,19 @@ def test_another_attention_holds_a_beginning_in_every_row(attention: str):
     assert error(lm, decoder, PROMPTS["of many lengths"]) < 1e-5
 
 
+def test_a_network_with_hooks_is_tried_once_for_those(monkeypatch: pytest.MonkeyPatch):
+    lm, tried = CausalLM(network()), []
+    agrees = sharing.agrees
+    monkeypatch.setattr(sharing, "agrees", lambda lm: tried.append(lm) or agrees(lm))
+    for module in (lm.model, lm.model.model):
+        module.register_forward_hook(lambda module, args, output: None)
+        for _ in range(2):
+            decoder = lm.start(PROMPTS["of many lengths"])
+            assert decoder.prefix is not None
+    assert len(tried) == 2
+    assert error(lm, decoder, PROMPTS["of many lengths"]) < 2e-5
+
+
 def test_the_common_beginning_is_read_once():
     lm = CausalLM(network())
     sharing.can_share(lm)

@@ -11,7 +11,9 @@ from ppl_align import SMC, CausalLM, Enumeration, ImportanceSampling, completion
 from ppl_align.core.errors import PromptError, WeightsNotFound
 from ppl_align.engines import rerun as steadiness
 from ppl_align.engines.smc.schedule import ends_sentence, starts_word
+from ppl_align.lm.agreement import difference
 from ppl_align.lm.decoding import Population
+from ppl_align.testing.held import alone
 
 pytestmark = pytest.mark.lm
 
@@ -124,3 +126,19 @@ def test_weights_that_are_not_there():
 
 def test_two_lms_of_one_name_share_their_weights(smollm2: CausalLM):
     assert CausalLM("smollm2-135m").model is smollm2.model
+
+
+@torch.no_grad()
+def test_a_preamble_is_held_once_and_a_text_crosses_blocks(smollm2: CausalLM):
+    """As forwards without a cache say, of the tokens that are likely."""
+    preamble = smollm2.encode("Each of these reviews is about a film, and says in one sentence what came of it. " * 5)
+    rows = [(*preamble, *smollm2.encode(end)) for end in ("The movie was", " It", " My wife and I saw it twice, and")]
+    decoder = smollm2.start(rows)
+    assert decoder.shared >= len(preamble) - 1
+    parents = [2, 0, 1, 0, 0]
+    for step in range(60):
+        tokens = decoder.log_probs.argmax(-1)[parents] if step else decoder.log_probs.topk(5).indices[parents, range(5)]
+        decoder = decoder.extend(torch.tensor(parents), tokens)
+        rows = [(*rows[parent], token) for parent, token in zip(parents, tokens.tolist(), strict=True)]
+        parents = [0, 1, 1, 4, 3] if step == 50 else [0, 1, 2, 3, 4]
+    assert difference(decoder.log_probs, alone(smollm2.model, rows).float()) < 5e-5
