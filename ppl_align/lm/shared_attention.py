@@ -8,15 +8,13 @@ it is not shown a shared part of, it leaves to that one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from ppl_align.lm.kv_cache import Shared
 
@@ -42,9 +40,8 @@ def attention(
     Raises ``NotImplementedError`` for whatever is more than scaled dot products and a softmax."""
     shared: Shared | None = getattr(key, "shared", None)
     if shared is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        plain = registered()
+        return plain(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     more = [name for name, said in kwargs.items() if said is not None and said is not False and name not in _NO_MATTER]
     if more or dropout:
         raise NotImplementedError(f"attention with {', '.join(more) or 'dropout'} and a shared prefix")
@@ -90,8 +87,20 @@ def attend(query: Tensor, shared: Shared, key: Tensor, value: Tensor, mask: Tens
     return (said / total[..., None]).reshape(m, heads, q, width)
 
 
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+@cache
+def registered() -> Callable[..., tuple[Tensor, None]]:
+    """Make :func:`attention` known to transformers; returns the function that ``"sdpa"`` stands for.
+
+    Whatever loads a network has imported these modules; to import them before takes seconds."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    plain: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
+    return plain
+
 
 _LOCK = threading.Lock()
 _INSIDE: dict[int, int] = {}  # forwards under way, by the id of a config
@@ -108,6 +117,7 @@ def configs_of(model: nn.Module) -> list[Any]:
 @contextmanager
 def attending(configs: Sequence[Any]) -> Iterator[None]:
     """Inside, networks of these configs attend by :func:`attention`; other threads may be inside as well."""
+    registered()
     with _LOCK:
         for config in configs:
             _INSIDE[id(config)] = _INSIDE.get(id(config), 0) + 1
