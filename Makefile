@@ -57,7 +57,7 @@ honesty: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m ppl_align.testing.honesty --seed $(or $(SEED),0) --share $(or $(SHARE),1) --page docs/honesty.md
 
 bench: $(STAMP) .venv/weights
-	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/decoding.py; short=$$?; $(BIN)/python benchmarks/long_texts.py && exit $$short
 
 bench-peers: .venv-peers/installed
 

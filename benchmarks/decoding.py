@@ -74,7 +74,7 @@ def measure(processes: list[Process], particles: int, tokens: int, repetitions: 
         for process in processes:
             result = process.repeat(1 + i, particles, tokens)
             results[process.entry.key].append(result)
-            _progress(f"{i + 1}/{repetitions} {process.entry.key} N={particles}: {result['seconds']:.2f} s")
+            progress(f"{i + 1}/{repetitions} {process.entry.key} N={particles}: {result['seconds']:.2f} s")
     for process in processes:
         timed = results[process.entry.key]
         profiled = [process.repeat(1, particles, tokens, profile=True)] if timed[0]["device_mb"] is not None else timed
@@ -113,8 +113,8 @@ SECOND = ["", "", "median", "", "", "", "median", "network", "mean (sd)", ""]
 HEADINGS = [[*FIRST, "resam-", "peak"], [*SECOND, "plings", "MB"]]
 
 
-def show(rows: list[list[str]]) -> None:
-    table = [*HEADINGS, *rows]
+def show_table(table: list[list[str]]) -> None:
+    """Headings and rows; the first column is text."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     for line in table:
         cells = [
@@ -162,7 +162,7 @@ def verdict(results: Results, strict: bool) -> bool:
     return not failed or not strict
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -193,7 +193,7 @@ def main() -> int:
     everything: dict[int, Results] = {}
     try:
         for entry in lineup(chosen.device, peers):
-            _progress(f"loading {entry.key}")
+            progress(f"loading {entry.key}")
             processes.append(Process(entry, settings))
         for particles in SWEEP if chosen.sweep else [chosen.particles]:
             everything[particles] = measure(processes, particles, chosen.tokens, chosen.repetitions)
@@ -211,7 +211,9 @@ def main() -> int:
         print("the machine was not quiet: these times mean little")
     print()
     titles = {process.entry.key: process.entry.title for process in processes}
-    show([row(titles[key], n, r) for n, results in everything.items() for key, r in results.items()])
+    show_table(
+        [*HEADINGS, *(row(titles[key], n, r) for n, results in everything.items() for key, r in results.items())]
+    )
     passed = True
     for particles, results in everything.items():
         print(f"\nN={particles}")

@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
+from ppl_align.lm.kv_cache import BlockLayer
 from ppl_align.lm.names import smollm2_folder
 from ppl_align.lm.prepack import prepack
 from ppl_align.lm.sampling import TokenTree, room_for
@@ -75,6 +77,24 @@ def linears(model: Any, rows: int) -> Trial:
             layer(x)
 
     return step
+
+
+def caches(rows: int, context: int, layers: int = 30) -> dict[str, Trial]:
+    """A token appended and attended to in every layer, whose heads are those of SmolLM2, from ``context`` tokens on."""
+    query, new = torch.randn(rows, 9, 1, 64), torch.randn(rows, 1, 3, 64).transpose(1, 2)
+
+    def steps(kind: type[DynamicLayer]) -> Trial:
+        made = [kind() for _ in range(layers)]
+        for layer in made:
+            layer.update(torch.randn(rows, 3, context, 64), torch.randn(rows, 3, context, 64))
+
+        def step() -> None:
+            for layer in made:
+                nn.functional.scaled_dot_product_attention(query, *layer.update(new, new), enable_gqa=True)
+
+        return step
+
+    return {"concatenated": steps(DynamicLayer), "in blocks, short ones concatenated": steps(BlockLayer)}
 
 
 def small_operations(rows: int, vocab: int = 49152) -> dict[str, Trial]:
@@ -152,6 +172,9 @@ def main() -> None:
         except Exception as error:
             print(f"\ntorch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}")
     show(f"one step of {rows} rows, {context} positions cached", measure(steps, chosen.repeats))
+    for length in (4, 64, 256):
+        times = measure(caches(rows, length), chosen.repeats)
+        show(f"caches: a token of {rows} rows after {length} tokens", times)
     show(f"around the network, {rows} x 49152", measure(small_operations(rows), 4 * chosen.repeats))
 
 

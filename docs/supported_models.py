@@ -35,6 +35,7 @@ def row(name: str, held: Held) -> str:
         how = next(short for said, short in REASONS.items() if said in held.said)
     else:
         how = WORDS[held.plan] + ("" if held.limit is None else f" up to {held.limit} tokens, then without it")
+        how += "; a common beginning once" if held.shares else ""
     return f"| {name} | `{held.kind}` | {how} |"
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     """Writes the page and the fingerprints."""
     transformers.utils.logging.set_verbosity_error()  # which fast kernels are not installed
     known = {name: fingerprint_if_right(network(name)) for name in RELEASED}
-    VERIFIED.write_text(json.dumps(sorted({print_ for print_ in known.values() if print_}), indent=0) + "\n")
+    VERIFIED.write_text(json.dumps(dict(sorted(said for said in known.values() if said)), indent=0) + "\n")
     released = ", ".join(name for name, print_ in known.items() if print_)
     page = PAGE.read_text(encoding="utf-8")
     page = re.sub(r"(<!-- zoo -->\n).*?(?=<!-- end -->)", lambda m: f"{m[1]}{tables()}\n", page, flags=re.S)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -89,6 +90,29 @@ class ResamplingCount:
         module.get_resampling_fn = counting
 
 
+class Memory:
+    """MB beyond what was held when it was made, at the most: on the device, or resident (None where no system says)."""
+
+    def __init__(self) -> None:
+        self.on_cuda = torch.cuda.is_available()
+        self.status = Path("/proc/self/status")
+        if self.on_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / 1e6
+        elif self.status.exists():
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+            self.before = self._resident("VmRSS")
+
+    def peak(self) -> float | None:
+        if self.on_cuda:
+            return torch.cuda.max_memory_allocated() / 1e6 - self.before
+        return self._resident("VmHWM") - self.before if self.status.exists() else None
+
+    def _resident(self, which: str) -> float:
+        line = next(line for line in self.status.read_text().splitlines() if line.startswith(which))
+        return int(line.split()[1]) * 1024 / 1e6
+
+
 def _until_eos(row: Sequence[int], eos: int) -> tuple[int, ...]:
     """The ids that belong to a sequence, EOS included."""
     return tuple(row[: row.index(eos) + 1]) if eos in row else tuple(row)
@@ -99,8 +123,7 @@ def _repetition(contender: Contender, meter: Meter, eos: int, request: dict[str,
     contender.reset()
     meter.clear()
     meter.synchronise = bool(request["profile"]) and on_cuda
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats()
+    memory = Memory()
     started = time.perf_counter()
     outcome = contender.run(request["seed"], request["particles"], request["tokens"])
     if on_cuda:
@@ -118,6 +141,7 @@ def _repetition(contender: Contender, meter: Meter, eos: int, request: dict[str,
         "log_z": outcome.log_z,
         "resamplings": outcome.resamplings,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6,
+        "beyond_mb": memory.peak(),
         "device_mb": torch.cuda.max_memory_allocated() / 1e6 if on_cuda else None,
     }
 

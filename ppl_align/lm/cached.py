@@ -3,90 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from ppl_align.core.cost import count
 from ppl_align.lm.base import Ids, WithLogits, alike
+from ppl_align.lm.kept import Kept, prefix_of, same_prefix
+from ppl_align.lm.kv_cache import Moves, Prefix, as_prefix, keeps_tokens, new_cache, select_rows
 from ppl_align.lm.network import call, start_afresh
+from ppl_align.lm.shared_attention import attending, configs_of
 from ppl_align.lm.transfer import upload
 
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
 
 
-class Kept(NamedTuple):
-    """Rows that have been taken out of a cache: keys and values ``[rows, heads, width, d]`` of each layer, padded on
-    the left; ``lengths``: tokens of each row."""
-
-    layers: list[tuple[Tensor, Tensor]]
-    lengths: list[int]
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for layer in self.layers for part in layer)
-
-
 class CausalDecoder(WithLogits):
     """Rows of a KV cache. Rows are moved only when they branch or when some are dropped.
 
     ``padded``: rows of different lengths stand in one cache, filled up on the left and masked; else all prompts are of
-    one length, and the network is told of neither a mask nor positions."""
+    one length, and the network is told of neither a mask nor positions. ``prefix``: what all rows begin with, held once
+    and left of what is filled up."""
 
     hidden: Tensor
 
-    def __init__(self, lm: CausalLM, lengths: Tensor, padded: bool = True) -> None:
-        """Rows of these lengths [m], of which nothing has been read yet."""
+    def __init__(self, lm: CausalLM, lengths: Tensor, padded: bool = True, prefix: Prefix | None = None) -> None:
+        """Rows of these lengths [m], of which nothing has been read yet but the prefix."""
         self.lm, self.padded, self.lengths = lm, padded, lengths.to(lm.device)
-        self.cache = DynamicCache(config=lm.model.config)
+        self._begin_with(prefix)
         self.mask: Tensor | None = None
         width = int(lengths.max())
         if int(lengths.min()) < width:
             at = torch.arange(width, device=lengths.device)
-            self.mask = (at >= (width - lengths)[:, None]).long().to(lm.device)
+            read = (at < self.shared) | (at >= (width - lengths + self.shared)[:, None])
+            self.mask = read.long().to(lm.device)
+
+    def _begin_with(self, prefix: Prefix | None) -> None:
+        self.prefix, self.shared = prefix, 0 if prefix is None else prefix.length
+        self.cache = new_cache(self.lm.model.config, prefix)
+        self._configs = [] if prefix is None else configs_of(self.lm.model)
 
     @classmethod
-    def after(cls, lm: CausalLM, prompts: Sequence[Ids], padded: bool = True) -> CausalDecoder:
-        """A decoder whose row i stands after ``prompts[i]``."""
+    def after(cls, lm: CausalLM, prompts: Sequence[Ids], padded: bool = True, shared: int = 0) -> CausalDecoder:
+        """A decoder whose row i stands after ``prompts[i]``; the ``shared`` ids that all of them begin with are read
+        and held once."""
+        prefix = None
+        if shared:
+            first = cls.after(lm, [prompts[0][:shared]])
+            first._begin_with(as_prefix(first.cache))
+            if len(prompts) == 1 and shared == len(prompts[0]):
+                return first
+            prefix = first.prefix
         lengths = torch.tensor([len(p) for p in prompts])
-        width, decoder = int(lengths.max()), cls(lm, lengths, padded)
-        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p) for p in prompts]).to(lm.device)
-        positions = torch.arange(width) - (width - lengths)[:, None]
+        width, decoder = int(lengths.max()), cls(lm, lengths, padded, prefix)
+        ids = torch.tensor([(0,) * (width - len(p)) + tuple(p[shared:]) for p in prompts]).to(lm.device)
+        positions = torch.arange(shared, width) - (width - lengths)[:, None]
         found = decoder.forward(ids, positions.clamp_min(0).to(lm.device), keep=1)
-        count(prompt_tokens=int(lengths.sum()), lm_forwards=1)
+        count(prompt_tokens=int(lengths.sum()) - shared * len(prompts), lm_forwards=1)
         decoder._show(*found)
         return decoder
 
     def keep(self, rows: Tensor) -> Kept | None:
         """A copy of these rows; None where the cache holds something else than keys and values of every token."""
-        if not self.padded or any(type(layer) is not DynamicLayer for layer in self.cache.layers):
+        if not self.padded or not keeps_tokens(self.cache):
             return None
         at = rows.to(self.lm.device)
         lengths = self.lengths[at].tolist()
+        longest = max(lengths) - self.shared
         layers: Any = self.cache.layers
 
-        def cut(part: Tensor) -> Tensor:
-            return part.index_select(0, at)[:, :, -max(lengths) :]
+        def cut(layer: Any) -> tuple[Tensor, Tensor]:
+            keys, values = (
+                part.index_select(0, at)[:, :, part.shape[2] - longest :] for part in layer.held(len(self.lengths))
+            )
+            return keys, values
 
-        return Kept([(cut(layer.keys), cut(layer.values)) for layer in layers], lengths)
+        return Kept([cut(layer) for layer in layers], lengths, self.prefix)
 
     @classmethod
     @torch.no_grad()
     def resumed(
-        cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], prompts: Sequence[Ids], known: Sequence[int]
+        cls,
+        lm: CausalLM,
+        places: Sequence[tuple[Kept, int]],
+        prompts: Sequence[Ids],
+        known: Sequence[int],
+        shared: int = 0,
     ) -> CausalDecoder:
         """A decoder after ``prompts``, of which the first ``known`` ids of each are kept in ``places`` (which, row).
 
+        What the rows held once is held once again; else the first ``shared`` of the known ids, the same in all.
         Rows with equally many ids to come are read together; pads stay on the left, as in any cache of ours."""
-        known = [min(n, len(prompt) - 1) for n, prompt in zip(known, prompts, strict=True)]  # something is read
+        prefix = same_prefix(places)
+        if prefix is None or prefix.length > min(known):
+            prefix = prefix_of(places, shared) if shared else None
         parts, order = [], []
         for rows in alike(len(prompt) - n for n, prompt in zip(known, prompts, strict=True)).values():
-            part = cls._with_rows(lm, [places[i] for i in rows], [known[i] for i in rows])
+            part = cls._with_rows(lm, [places[i] for i in rows], [known[i] for i in rows], prefix)
             ids = torch.tensor([prompts[i][known[i] :] for i in rows], device=lm.device)
             part._show(*part.read(ids))
             count(prompt_tokens=ids.numel(), lm_forwards=1)
@@ -94,20 +111,21 @@ class CausalDecoder(WithLogits):
             order += rows
         whole = parts[0] if len(parts) == 1 else cls._joined(lm, parts)
         if order != sorted(order):
-            back = torch.tensor(order).argsort().to(lm.device)
+            back = torch.tensor(order).argsort()
             whole.select(back)
-            whole.logits, whole.hidden = whole.logits[back], whole.hidden[back]
+            there = upload(back, lm.device)
+            whole.logits, whole.hidden = whole.logits[there], whole.hidden[there]
         return whole
 
     @classmethod
-    def _with_rows(cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], known: Sequence[int]) -> CausalDecoder:
-        width = max(known)
-        decoder = cls(lm, torch.tensor(known))
+    def _with_rows(
+        cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], known: Sequence[int], prefix: Prefix | None
+    ) -> CausalDecoder:
+        decoder = cls(lm, torch.tensor(known), prefix=prefix)
+        shared, width = decoder.shared, max(known)
 
         def row(layer: int, which: int, kept: Kept, at: int, n: int) -> Tensor:
-            part = kept.layers[layer][which][at]
-            end = part.shape[1] - (kept.lengths[at] - n)
-            return functional.pad(part[:, end - n : end], (0, 0, width - n, 0))
+            return functional.pad(kept.tokens(layer, which, at, shared, n), (0, 0, width - n, 0))
 
         for layer in range(len(places[0][0].layers)):
             keys, values = (
@@ -119,16 +137,16 @@ class CausalDecoder(WithLogits):
 
     @classmethod
     def _joined(cls, lm: CausalLM, parts: Sequence[CausalDecoder]) -> CausalDecoder:
-        decoder = cls(lm, torch.cat([part.lengths for part in parts]))
-        width = int(decoder.lengths.max())
+        decoder = cls(lm, torch.cat([part.lengths for part in parts]), prefix=parts[0].prefix)
+        width = int(decoder.lengths.max()) - decoder.shared
         caches: Any = [part.cache.layers for part in parts]
 
         def wide(part: Tensor) -> Tensor:
-            return functional.pad(part, (0, 0, width - part.shape[2], 0)) if part.shape[2] < width else part
+            return functional.pad(part, (0, 0, width - part.shape[2], 0))  # or, where it is too wide, its end
 
         for layer in range(len(caches[0])):
-            keys = torch.cat([wide(cache[layer].keys[:, :, -width:]) for cache in caches])
-            values = torch.cat([wide(cache[layer].values[:, :, -width:]) for cache in caches])
+            keys = torch.cat([wide(cache[layer].keys) for cache in caches])
+            values = torch.cat([wide(cache[layer].values) for cache in caches])
             decoder.cache.update(keys, values, layer)
         decoder.logits = torch.cat([part.logits for part in parts])
         decoder.hidden = torch.cat([part.hidden for part in parts])
@@ -138,17 +156,19 @@ class CausalDecoder(WithLogits):
         if not self.padded:
             return call(self.lm, ids, keep, past_key_values=self.cache, use_cache=True)
         start_afresh(self.lm.model)
-        return self.lm.forward(ids, self.cache, self.mask, positions, keep)
+        with attending(self._configs) if self._configs else nullcontext():
+            return self.lm.forward(ids, self.cache, self.mask, positions, keep)
 
     def _show(self, logits: Tensor, hidden: Tensor) -> None:
         self.logits = logits[:, -1].float()
         self.hidden = hidden[:, -1]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order."""
-        select_rows(self.cache, rows)
-        self.lengths = self.lengths[rows]
-        self.mask = None if self.mask is None else self.mask[rows]
+        """Keep these rows (their numbers, on the host), in this order."""
+        moves = Moves.of(rows, self.lm.device)
+        select_rows(self.cache, moves)
+        self.lengths = self.lengths[moves.rows]
+        self.mask = None if self.mask is None else self.mask[moves.rows]
 
     def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Every row goes on with its ``tokens [m, t]``: ``(logits [m, t, V], hidden [m, t, d])`` after each."""
@@ -165,7 +185,7 @@ class CausalDecoder(WithLogits):
         rows = self.logits.shape[0]
         tokens = tokens.to(self.lm.device, non_blocking=True)
         if len(parents) != rows or not torch.equal(parents, torch.arange(rows)):
-            self.select(parents.to(self.lm.device, non_blocking=True))
+            self.select(parents)
         found = self.read(tokens[:, None])
         count(lm_tokens=len(tokens), lm_forwards=1)
         self._show(*found)
@@ -203,14 +223,17 @@ class ByLengthDecoder(WithLogits):
         return self
 
 
-def read_texts(lm: CausalLM, prompts: Sequence[Ids], tokens: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+def read_texts(
+    lm: CausalLM, prompts: Sequence[Ids], tokens: Tensor, padded: bool, shared: int = 0
+) -> tuple[Tensor, Tensor]:
     """Logits and hidden states that predict each of ``tokens [B, T]``: ``([B, T, V], [B, T, d])``.
 
-    A shared prompt is read once and its cache repeated."""
+    A prompt of several texts is read once; its cache is repeated, but for the ``shared`` ids that all begin with."""
     distinct: dict[Ids, int] = {}
-    where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts]).to(lm.device)
-    decoder = CausalDecoder.after(lm, list(distinct), padded)
-    first, hidden = decoder.logits[where, None], decoder.hidden[where, None]
+    where = torch.tensor([distinct.setdefault(tuple(p), len(distinct)) for p in prompts])
+    decoder = CausalDecoder.after(lm, list(distinct), padded, shared)
+    there = upload(where, lm.device)
+    first, hidden = decoder.logits[there, None], decoder.hidden[there, None]
     count(scored_tokens=tokens.numel())
     if tokens.shape[1] == 1:
         return first, hidden
@@ -218,15 +241,3 @@ def read_texts(lm: CausalLM, prompts: Sequence[Ids], tokens: Tensor, padded: boo
     logits, states = decoder.read(tokens[:, :-1])
     count(lm_forwards=1)
     return torch.cat([first.to(logits.dtype), logits], 1), torch.cat([hidden, states], 1)
-
-
-def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep these rows of a cache, in this order (``index_select``: a quarter of the time of indexing).
-
-    Layers of other kinds know best what a row of theirs is: recurrent and convolutional states move with it."""
-    layer: Any
-    for layer in cache.layers:
-        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            layer.keys, layer.values = layer.keys.index_select(0, rows), layer.values.index_select(0, rows)
-        else:
-            layer.reorder_cache(rows)  # batch_select_indices knows of keys and values alone

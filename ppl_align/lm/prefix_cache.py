@@ -17,7 +17,10 @@ import numpy as np
 import torch
 
 from ppl_align.lm.base import LM, Decoder, Ids
-from ppl_align.lm.cached import CausalDecoder, Kept
+from ppl_align.lm.cached import CausalDecoder
+from ppl_align.lm.kept import Kept
+from ppl_align.lm.kv_cache import Prefix
+from ppl_align.lm.sharing import shared_length
 
 BYTES = 2**30
 """Keys and values that are kept at most."""
@@ -30,6 +33,7 @@ class PrefixCache:
         self.rows: dict[tuple[int, Ids], tuple[Kept, int]] = {}
         self.lengths: dict[int, set[int]] = {}
         self.lms: dict[int, LM] = {}  # by the id that they have as long as they are here
+        self.prefixes: list[Prefix] = []  # what rows that are kept begin with, each held once
         self.bytes = 0
 
     def keep(self, lm: LM, decoder: Any, rows: np.ndarray, ids: Sequence[Ids]) -> None:
@@ -39,9 +43,14 @@ class PrefixCache:
         if not new or not isinstance(decoder, CausalDecoder) or decoder.lm is not lm:
             return
         kept = decoder.keep(torch.as_tensor(rows[new]))
-        if kept is None or self.bytes + kept.bytes > BYTES or kept.lengths != [len(ids[i]) for i in new]:
+        if kept is None or kept.lengths != [len(ids[i]) for i in new]:
             return
-        self.bytes += kept.bytes
+        prefix = None if any(kept.prefix is known for known in self.prefixes) else kept.prefix
+        size = kept.bytes + (0 if prefix is None else prefix.bytes)
+        if self.bytes + size > BYTES:
+            return
+        self.bytes += size
+        self.prefixes += [] if prefix is None else [prefix]
         self.lms[id(lm)] = lm
         for at, i in enumerate(new):
             self.rows[id(lm), ids[i]] = kept, at
@@ -53,7 +62,11 @@ class PrefixCache:
         if not found or any(length == 0 for length in found):
             return lm.start(prompts)
         places = [self.rows[id(lm), prompt[:length]] for prompt, length in zip(prompts, found, strict=True)]
-        return CausalDecoder.resumed(lm, places, prompts, found)  # type: ignore[arg-type]
+        known = [min(n, len(prompt) - 1) for n, prompt in zip(found, prompts, strict=True)]  # something is read
+        common = [prompt[:n] for n, prompt in zip(known, prompts, strict=True)]
+        with torch.no_grad():
+            shared = shared_length(lm, lm.plan, common)  # type: ignore[arg-type, attr-defined]
+        return CausalDecoder.resumed(lm, places, prompts, known, shared)  # type: ignore[arg-type]
 
     def _longest(self, lm: LM, prompt: Ids) -> int:
         """How many ids of a prompt are kept."""

@@ -12,6 +12,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.lm import cached, meeting, recompute
 from ppl_align.lm.base import Decoder, Ids, WithLogits, alike
 from ppl_align.lm.plan import BY_LENGTH, Plan
+from ppl_align.lm.sharing import shared_length
 
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
@@ -27,8 +28,11 @@ def start(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> Decoder:
 def _started(lm: CausalLM, plan: Plan, prompts: Sequence[Ids]) -> Decoder:
     if plan.anew(max(map(len, prompts))):
         return recompute.RecomputeDecoder(lm, prompts)
-    begin = cached.ByLengthDecoder if plan.kind == BY_LENGTH else cached.CausalDecoder.after
-    decoder: Decoder = begin(lm, prompts)
+    decoder: Decoder
+    if plan.kind == BY_LENGTH:
+        decoder = cached.ByLengthDecoder(lm, prompts)
+    else:
+        decoder = cached.CausalDecoder.after(lm, prompts, shared=shared_length(lm, plan, prompts))
     return decoder if plan.limit is None else UpTo(lm, plan, decoder, prompts)
 
 
@@ -50,10 +54,15 @@ class UpTo(WithLogits):
 def read_texts(lm: CausalLM, plan: Plan, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and hidden states that predict each of ``tokens [B, T]``: ``([B, T, V], [B, T, d])``."""
     _refuse_training(lm)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and lm.learned):
+        return _read(lm, plan, [tuple(prompt) for prompt in prompts], tokens)
+
+
+def _read(lm: CausalLM, plan: Plan, prompts: Sequence[Ids], tokens: Tensor) -> tuple[Tensor, Tensor]:
     if plan.anew(max(map(len, prompts)) + tokens.shape[1] - 1):
         return recompute.read_texts(lm, prompts, tokens, plan.whole)
     if plan.kind != BY_LENGTH:
-        return cached.read_texts(lm, prompts, tokens, padded=True)
+        return cached.read_texts(lm, prompts, tokens, padded=True, shared=shared_length(lm, plan, list(set(prompts))))
     groups = list(alike(map(len, prompts)).values())
     found = [cached.read_texts(lm, [prompts[i] for i in rows], tokens[rows], padded=False) for rows in groups]
     back = torch.tensor([i for rows in groups for i in rows]).argsort().to(tokens.device)

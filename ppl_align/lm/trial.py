@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_align.lm.agreement import TOLERANCE, difference, rounding
 from ppl_align.lm.base import Ids
 from ppl_align.lm.network import call
 from ppl_align.lm.plan import Plan
@@ -21,8 +22,6 @@ from ppl_align.lm.warp import log_normalise
 if TYPE_CHECKING:
     from ppl_align.lm.causal import CausalLM
 
-TOLERANCE = 1e-4  # nats a token: float32 rounds to 1e-5
-LIKELY = 64  # tokens a row: far down the vocabulary rounding is larger, and nobody draws there
 _STEPS = 2
 
 
@@ -97,8 +96,7 @@ class Trial:
             return TOLERANCE
         ids = torch.tensor([self.text, self.text, self.text], device=self.lm.device)
         logits, _ = call(self.lm, ids, len(self.text))
-        rounding = float(logits.float().abs().amax()) * torch.finfo(logits.dtype).eps
-        return max(TOLERANCE, 2 * difference(log_normalise(logits[0]), whole), 2 * rounding)
+        return max(TOLERANCE, 2 * difference(log_normalise(logits[0]), whole), 2 * rounding(logits))
 
     def _alone(self, row: Ids) -> Tensor:
         """``[V]``: what the network says comes after a row."""
@@ -142,10 +140,3 @@ class Trial:
 
 def _worst(*errors: float) -> float:
     return max(errors, key=lambda error: (error != error, error))
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Of the tokens that are likely to be drawn, ``[rows, V]`` each; NaN, which is no agreement, where one is NaN."""
-    likely = expected.topk(min(LIKELY, expected.shape[-1]), -1).indices
-    found, expected = found.gather(-1, likely), expected.gather(-1, likely)
-    return float(torch.where(found == expected, 0.0, (found - expected).abs()).max())  # -inf is -inf

@@ -1,7 +1,8 @@
 """What decides how a network is read: its class, its cache, its attention, and every length in its config.
 
 ``verified.json`` beside this file lists the fingerprints of networks that the tests have held, token by token, against
-the network without a cache; they need not be tried again. ``python docs/supported_models.py`` writes it.
+the network without a cache, and whether what all rows begin with can be held once
+(:mod:`ppl_align.lm.sharing`); they need not be tried again. ``python docs/supported_models.py`` writes it.
 """
 
 from __future__ import annotations
@@ -55,20 +56,32 @@ def is_known(model: Any) -> bool:
     return getattr(model.config, "quantization_config", None) is None and fingerprint(model) in verified()
 
 
+def known_to_share(model: Any) -> bool | None:
+    """Has a network that is known what all rows begin with held once? None: it is not known."""
+    return verified()[fingerprint(model)] if is_known(model) else None
+
+
 @cache
-def verified() -> frozenset[str]:
-    """The fingerprints that need no trial."""
-    return frozenset(json.loads(VERIFIED.read_text())) if VERIFIED.is_file() else frozenset()
+def verified() -> dict[str, bool]:
+    """The fingerprints that need no trial, and whether such networks share what all rows begin with."""
+    known: dict[str, bool] = json.loads(VERIFIED.read_text()) if VERIFIED.is_file() else {}
+    return known
 
 
 def untouched(model: nn.Module) -> bool:
     """Does every module run the forward of its class, and nothing before or after it that could change it (hooks)?"""
-    own = [module.__dict__.get("forward") for module in model.modules()]
-    if any(module._forward_pre_hooks for module in model.modules()):
-        return False
-    if not all(_only_looks(hook) for module in model.modules() for hook in module._forward_hooks.values()):
-        return False
-    return all(forward is None or isinstance(forward, PackedForward) for forward in own)
+    return not touches(model)
+
+
+def touches(model: nn.Module) -> list[Any]:
+    """What could change the forwards of its classes: hooks, and forwards in their place."""
+    found: list[Any] = []
+    for module in model.modules():
+        own = module.__dict__.get("forward")
+        found += [] if own is None or isinstance(own, PackedForward) else [own]
+        found += module._forward_pre_hooks.values()
+        found += (hook for hook in module._forward_hooks.values() if not _only_looks(hook))
+    return found
 
 
 def _only_looks(hook: Any) -> bool:

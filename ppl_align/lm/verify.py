@@ -18,6 +18,7 @@ import torch
 
 from ppl_align.core.cost import uncounted
 from ppl_align.core.errors import PplAlignError, UnsupportedModelError, type_and_line
+from ppl_align.lm.agreement import RAISED
 from ppl_align.lm.kinds import both_ways
 from ppl_align.lm.lengths import choices, turns, windows
 from ppl_align.lm.network import base_of, call
@@ -33,16 +34,6 @@ MAX_SECONDS = 5.0  # for crossing one length
 _BEGIN = 4  # tokens of the longer of two prompts
 _SHORT = 16  # lengths up to this one are crossed along with all else
 _TIMED = 64  # tokens of the forward that tells how long others take
-_RAISED = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    AssertionError,
-)
 _FOUND: dict[Hashable, Plan] = {}  # what was found for networks of the same settings, as long as the process lives
 
 
@@ -155,7 +146,7 @@ class _Verification:
                 not self.turns_early,
                 sizes if room is None else [max(1, min(size, room - 3)) for size in sizes],
             )
-        except _RAISED as error:
+        except RAISED as error:
             raise UnsupportedModelError(
                 f"{self.name} cannot be read token by token ({type_and_line(error)[:140]})"
             ) from error
@@ -171,7 +162,7 @@ class _Verification:
             return trial.error(plan)
         except PplAlignError:
             raise
-        except _RAISED as error:
+        except RAISED as error:
             self.said = type_and_line(error)[:140]
             return None
 

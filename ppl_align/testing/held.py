@@ -11,27 +11,32 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import UnsupportedModelError
-from ppl_align.lm.base import Ids
+from ppl_align.lm.agreement import TOLERANCE
+from ppl_align.lm.base import Decoder, Ids
+from ppl_align.lm.cached import CausalDecoder
 from ppl_align.lm.causal import CausalLM
-from ppl_align.lm.plan import Plan
-from ppl_align.lm.trial import TOLERANCE
+from ppl_align.lm.plan import CACHE, Plan
+from ppl_align.lm.sharing import agrees, can_share, can_try
 from ppl_align.lm.verified import fingerprint
 from ppl_align.lm.verify import measured_plan
 
 STEPS = 6
 _PROMPTS = (1, 3, 7)  # tokens
+_COMMON = 5
 
 
 @dataclass(frozen=True)
 class Held:
     """``plan``: how it is read (``"refused"``: not at all). ``off``: the largest difference, nats a token, in float32.
-    ``said``: the refusal, or the warning. ``limit``: longest text that is read with the cache; None: any."""
+    ``said``: the refusal, or the warning. ``limit``: longest text that is read with the cache; None: any. ``shares``:
+    is what all prompts begin with held once, where it is long?"""
 
     kind: str
     plan: str
     off: float
     said: str = ""
     limit: int | None = None
+    shares: bool = False
 
 
 def hold(model: Any) -> Held:
@@ -43,17 +48,21 @@ def hold(model: Any) -> Held:
         except UnsupportedModelError as error:
             return Held(kind, "refused", 0.0, str(error))
     said = " ".join(str(w.message) for w in heard if issubclass(w.category, UserWarning))
-    off = max(decoding_error(lm), scoring_error(lm))
-    return Held(kind, lm.plan.kind, off, said, lm.plan.limit)
+    shares = lm.plan.kind == CACHE and lm.plan.limit is None and can_share(lm)
+    off = max(decoding_error(lm), scoring_error(lm), *([decoding_error(lm, common=_COMMON)] if shares else []))
+    return Held(kind, lm.plan.kind, off, said, lm.plan.limit, shares)
 
 
 @torch.no_grad()
-def decoding_error(lm: CausalLM, steps: int = STEPS) -> float:
-    """Nats a token: rows after prompts of three lengths are drawn anew at every step, some twice and some not."""
+def decoding_error(lm: CausalLM, steps: int = STEPS, common: int = 0) -> float:
+    """Nats a token: rows after prompts of three lengths are drawn anew at every step, some twice and some not.
+
+    ``common``: so many tokens more, which all begin with, are held once."""
     chance = torch.Generator().manual_seed(5)
-    rows: list[Ids] = [tuple(_draw(lm, size, chance)) for size in _PROMPTS]
+    begin = _draw(lm, common, chance)
+    rows: list[Ids] = [(*begin, *_draw(lm, size, chance)) for size in _PROMPTS]
     seen = list(rows)
-    decoder = lm.start(rows)
+    decoder: Decoder = CausalDecoder.after(lm, rows, shared=common) if common else lm.start(rows)
     found = [decoder.log_probs]
     parents = torch.arange(len(rows)).repeat_interleave(2)
     for _ in range(steps):
@@ -111,9 +120,12 @@ def _draw(lm: CausalLM, size: int, chance: torch.Generator) -> list[int]:
     return torch.randint(lm.vocab_size, (size,), generator=chance).tolist()
 
 
-def fingerprint_if_right(model: Any) -> str | None:
-    """What :mod:`ppl_align.lm.verified` remembers of a network that is right with its cache at any length."""
+def fingerprint_if_right(model: Any) -> tuple[str, bool] | None:
+    """What :mod:`ppl_align.lm.verified` remembers of a network that is right with its cache at any length: what it is,
+    and whether it holds what all rows begin with once."""
     lm = CausalLM(model, verify=False)
     plan = measured_plan(lm)
-    right = plan == Plan() and max(decoding_error(lm), scoring_error(lm)) < TOLERANCE
-    return fingerprint(model) if right else None
+    if plan != Plan() or max(decoding_error(lm), scoring_error(lm)) >= TOLERANCE:
+        return None
+    shares = can_try(lm) and agrees(lm)
+    return fingerprint(model), shares and decoding_error(lm, common=_COMMON) < TOLERANCE

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quiet_transformers")
 
 
 def test_the_list_is_what_is_measured():
-    assert verified() == {fingerprint_if_right(network(name)) for name in RELEASED}, "run docs/supported_models.py"
+    assert verified() == dict(fingerprint_if_right(network(name)) for name in RELEASED), "run docs/supported_models.py"
 
 
 def test_what_is_known_is_not_tried_again(monkeypatch):
