@@ -6,34 +6,52 @@ under :func:`whole_plates`, where every plate visits all its elements.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
+from ppl_align.core.context import having
 from ppl_align.core.errors import ModelError
+
+_met: ContextVar[dict[str, tuple[int, int]] | None] = ContextVar("ppl_align_whole_plates", default=None)
+_lock, _blocks = threading.Lock(), 0
+_drawn: Any = SubsampleMessenger._subsample
 
 
 @contextmanager
 def whole_plates() -> Iterator[dict[str, tuple[int, int]]]:
-    """A context in which no plate takes a subsample; the dict gets ``(subsample_size, size)`` of those that would."""
-    plate: Any = SubsampleMessenger
+    """A context in which no plate takes a subsample; the dict gets ``(subsample_size, size)`` of those that would.
+
+    Pyro's own function is replaced as long as there are such contexts, and does what it did outside of them: of
+    several runs that take turns, one may be within and another without."""
     found: dict[str, tuple[int, int]] = {}
-    original = plate._subsample
-
-    def whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
-        taken = len(subsample) if subsample is not None else subsample_size
-        if size is not None and taken is not None and taken < size:
-            found[name] = int(taken), int(size)
-            subsample_size = subsample = None
-        return original(name, size, subsample_size, subsample, *rest)
-
-    plate._subsample = staticmethod(whole)
+    _count(1)
     try:
-        yield found
+        with having(_met, found):
+            yield found
     finally:
-        plate._subsample = staticmethod(original)
+        _count(-1)
+
+
+def _count(more: int) -> None:
+    global _blocks
+    plate: Any = SubsampleMessenger
+    with _lock:
+        _blocks += more
+        plate._subsample = staticmethod(_whole if _blocks else _drawn)
+
+
+def _whole(name: str, size: int | None = None, subsample_size: Any = None, subsample: Any = None, *rest: Any) -> Any:
+    found = _met.get()
+    taken = len(subsample) if subsample is not None else subsample_size
+    if found is not None and size is not None and taken is not None and taken < size:
+        found[name] = int(taken), int(size)
+        subsample_size = subsample = None
+    return _drawn(name, size, subsample_size, subsample, *rest)
 
 
 def refuse_loops(nodes: Mapping[str, Any], subsampled: Mapping[str, tuple[int, int]]) -> None:

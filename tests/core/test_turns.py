@@ -208,3 +208,37 @@ def test_bills() -> None:
     with measure() as cost:
         assert of([work(n) for n in (1, 2, 3)], serve) == [(1, 1), (1, 2), (1, 3)]
     assert (cost.lm_forwards, cost.reward_calls) == (1, 6), "a forward that three share is one forward"
+
+
+def test_plates_are_whole_for_the_run_that_wants_them_and_no_other() -> None:
+    """Runs that enter and leave in another order than they came: Pyro's own function is there again at the end."""
+    from pyro.poutine.subsample_messenger import SubsampleMessenger
+
+    from ppl_align.program.subsamples import whole_plates
+
+    plain = SubsampleMessenger._subsample
+
+    def size() -> int:
+        with pyro.plate("data", 6, subsample_size=2) as index:
+            return len(index)
+
+    def wanting(turns: int) -> list[int]:
+        with whole_plates() as found:
+            sizes = [size()]
+            for _ in range(turns):
+                ask(None)
+            sizes.append(size())
+        assert found == {"data": (2, 6)}
+        return [*sizes, size()]
+
+    def without() -> list[int]:
+        ask(None)
+        return [size()]
+
+    def serve(asked: Sequence[Asked]) -> None:
+        for one in asked:
+            one.answer(None)
+
+    found = Turns(serve).run([lambda: wanting(1), lambda: wanting(3), without])
+    assert [one.get() for one in found] == [[6, 6, 2], [6, 6, 2], [2]]
+    assert SubsampleMessenger._subsample is plain
