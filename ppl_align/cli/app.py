@@ -116,7 +116,9 @@ def run(
     keep: Annotated[
         str, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none", **_JOB)
     ] = "all",
-    executor: Annotated[str, typer.Option("--executor", metavar="HOW", help="serial, process", **_JOB)] = "serial",
+    executor: Annotated[
+        str, typer.Option("--executor", metavar="HOW", help="serial, process or ray", **_JOB)
+    ] = "serial",
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="of the executor [1]", **_JOB)
     ] = None,

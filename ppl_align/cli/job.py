@@ -30,7 +30,7 @@ from ppl_align.jobs.summary import STANDINGS, counts, shortened, standing_of, wo
 from ppl_align.jobs.work import KEEP, Order, Worker
 
 MAX_BATCH_TOKENS = 16_384
-EXECUTORS = ("serial", "process")
+EXECUTORS = ("serial", "process", "ray")
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class JobOptions:
     def check(self) -> None:
         """Raises ``InputError`` for what cannot be."""
         if self.executor not in EXECUTORS:
-            raise InputError(f"--executor {self.executor}: choose {' or '.join(EXECUTORS)}")
+            raise InputError(f"--executor {self.executor}: choose {', '.join(EXECUTORS)}")
         if self.keep not in KEEP:
             raise InputError(f"--keep {self.keep}: choose {', '.join(KEEP[:-1])} or {KEEP[-1]}")
         if self.executor == "serial" and self.workers not in (None, 1):
-            raise InputError(f"--workers {self.workers} goes with --executor process")
+            raise InputError(f"--workers {self.workers} goes with --executor process or ray")
 
     @property
     def selection(self) -> Selection:
@@ -88,6 +88,7 @@ def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool,
         with waiting("looking at the rows"), user_code():
             groups = grouped(plan, how.max_batch_tokens, selection.shard)
         wanted = selection.rows(_rows(plan)) & {row for group in groups for row in group.rows}
+        executor = _executor(plan, engines, threads, how)
         folder, goes_on = job_folder(root, spec, force)
         with open_ledger(folder.ledger) as ledger:
             folder.clear_scratch()
@@ -95,10 +96,10 @@ def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool,
             if goes_on:
                 done = len(job.summaries())
                 note(f"going on in {root}: {done} of {len(wanted)} rows are there")
-            return _run(job, _executor(plan, engines, threads, how), asked, out, as_json, how.fail_fast)
+            return _run(job, executor, out, as_json, how.fail_fast)
 
 
-def _run(job: Job, executor: Executor, asked: Asked, out: Path | None, as_json: bool, fail_fast: bool) -> int:
+def _run(job: Job, executor: Executor, out: Path | None, as_json: bool, fail_fast: bool) -> int:
     code = 0
     try:
         with user_code(), progress_of(len(job.wanted)) as tell:
@@ -126,7 +127,11 @@ def _executor(plan: Plan, engines: Sequence[str], threads: int, how: JobOptions)
     )
     if how.executor == "serial":
         return Serial(Worker(order, plan))
-    return Processes(order, how.workers or 1)
+    if how.executor == "process":
+        return Processes(order, how.workers or 1)
+    from ppl_align.jobs.executors.ray import OnRay
+
+    return OnRay(order, how.workers or 1)
 
 
 def _rows(plan: Plan) -> Any:

@@ -14,10 +14,12 @@ from matplotlib import rc_context
 
 from ppl_align.diagnostics.columns import is_missing
 from ppl_align.diagnostics.comparison import Comparison
+from ppl_align.lm.prompts import ChatIds
 from ppl_align.posterior.result import Posterior
 from ppl_align.report.notebook import template
 from ppl_align.report.plots import STYLE, colours
 from ppl_align.report.terminal import blocks, cell, headline
+from ppl_align.rewards.convention import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +52,17 @@ def render(compared: Comparison) -> str:
         figures={name: _data_uri(figure) for name, figure in compared.figures().items()},
         runs=[_run(name, run, colour[name]) for name, run in compared.runs.items()],
         rewards=compared.rewards,
+        chat=conversation(next(iter(compared.runs.values()))),
         blind_spots=BLIND_SPOTS,
     )
+
+
+def conversation(run: Posterior) -> list[dict[str, str]]:
+    """The chat messages that the first completion answers, if its prompt was some; a run from a file does not know."""
+    site = next(iter(run.completions.values()), None)
+    prompts = () if site is None or site.source is None else site.source.prompts
+    messages = prompts[0].messages if len(prompts) == 1 and isinstance(prompts[0], ChatIds) else ()
+    return [{"role": str(one.get("role", "")), "content": plain_text([one])} for one in messages]
 
 
 def _data_uri(figure: Figure) -> str:

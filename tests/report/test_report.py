@@ -169,3 +169,22 @@ def test_the_page_escapes_what_a_model_wrote():
 
 def test_the_same_comparison_gives_the_same_page(compared):
     assert html.render(compared) == html.render(compared)
+
+
+def test_text_comes_before_diagnostics_and_chats_look_like_chats():
+    from ppl_align import ImportanceSampling, MarkovLM, completion, reward
+
+    class Chatting(MarkovLM):
+        def chat_ids(self, messages, *_, **__):
+            return [0]
+
+    lm = Chatting(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)), tokens=["a", "b", "c"])
+    messages = [{"role": "system", "content": "Be <brief>."}, {"role": "user", "content": "Which letter?"}]
+
+    def program():
+        reward("r", lambda t: (t == 1).double().sum(-1), completion("x", lm, messages, max_new_tokens=2).tokens)
+
+    page = html.render(compare([ImportanceSampling(8, 2).run(program)]))
+    places = [page.index(part) for part in ("Be &lt;brief&gt;.", "Which letter?", "<h2>Estimates", "<h2>Plots")]
+    assert places == sorted(places)
+    assert '<div class="message user"><span class="role">user</span>Which letter?</div>' in page
