@@ -39,6 +39,7 @@ class OnRay:
         ours = not self.ray.is_initialized()
         if ours:
             address = os.environ.get("RAY_ADDRESS") or "local"
+            os.environ.setdefault("RAY_worker_niceness", "0")  # by default workers yield to whatever else runs here
             try:
                 self.ray.init(address=address, include_dashboard=False, log_to_driver=False, configure_logging=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
