@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class JobOptions:
 
     def check(self) -> None:
         """Raises ``InputError`` for what cannot be."""
+        if os.name == "nt":
+            raise InputError("jobs (--data) run on Linux and macOS, not on Windows: use WSL")
         if self.executor not in EXECUTORS:
             raise InputError(f"--executor {self.executor}: choose {', '.join(EXECUTORS)}")
         if self.keep not in KEEP:

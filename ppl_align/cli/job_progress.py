@@ -15,6 +15,8 @@ from ppl_align.jobs.summary import STANDINGS, counts
 
 EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
+PICTURE = 0.25
+"""Seconds between two pictures on one."""
 
 
 @contextmanager
@@ -24,7 +26,15 @@ def progress_of(total: int) -> Iterator[Callable[[Progress], None]]:
         yield _lines()
         return
     with Live(Table(), console=err, transient=True, refresh_per_second=4, redirect_stdout=False) as live:
-        yield lambda progress: live.update(_table(progress))
+        last = 0.0
+
+        def tell(progress: Progress) -> None:
+            nonlocal last
+            if time.monotonic() - last >= PICTURE:  # it is told of every token of every row
+                last = time.monotonic()
+                live.update(_table(progress))
+
+        yield tell
 
 
 def _lines() -> Callable[[Progress], None]:

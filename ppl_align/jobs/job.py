@@ -74,10 +74,9 @@ class Job:
     def wanted_of(self, group: RowGroup) -> list[int]:
         return [row for row in group.rows if row in self.wanted]
 
-    def _together(self, group: RowGroup) -> list[int]:
+    def _together(self, group: RowGroup, there: Event | None) -> list[int]:
         """The rows of a group to do: those that are wanted, and those that are there, which are written anew."""
-        event = self.done().get(group.number)
-        return [row for row in group.rows if row in self.wanted or (event is not None and row in event["rows"])]
+        return [row for row in group.rows if row in self.wanted or (there is not None and row in there["rows"])]
 
     def done(self) -> dict[int, Event]:
         """The last event of each group."""
@@ -107,7 +106,9 @@ class Job:
             progress.at_work, progress.seconds = f"{note} {done}/{total}", time.perf_counter() - started
             tell(progress)
 
-        works = [(group.number, [(row, self.rows.rows[row]) for row in self._together(group)]) for group in pending]
+        done = self.done()
+        together = {group.number: self._together(group, done.get(group.number)) for group in pending}
+        works = [(number, [(row, self.rows.rows[row]) for row in rows]) for number, rows in together.items()]
         results = executor.run(works, working)
         try:
             for number, result in results:

@@ -291,6 +291,18 @@ def test_folders_that_hold_something_else(here: Path, capsys: pytest.CaptureFixt
         assert "goes with --data FILE" in said(capsys, "run", "asked.py", *option.split(), code=2)[1]
 
 
+def test_windows_is_refused_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    from ppl_align.cli import job
+
+    monkeypatch.setattr(job, "os", SimpleNamespace(name="nt"))
+    assert "not on Windows: use WSL" in said(capsys, *RUN, "--out", "out", code=2)[1]
+    assert not (here / "out").exists()
+
+
 def test_two_at_a_time_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from ppl_align.jobs.ledger import open_ledger
 
