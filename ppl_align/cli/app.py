@@ -42,7 +42,6 @@ SetModel = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE"
 Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="same seed, same result")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout, and nothing else there")]
 Force = Annotated[bool, typer.Option("--force", help="replace the run that the output folder holds")]
-_JOB: dict[str, Any] = {"rich_help_panel": "Jobs (with --data)"}
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -87,50 +86,44 @@ def run(
     json: Json = False,
     debug: Debug = False,
     draws: Annotated[
-        int | None, typer.Option("--draws", metavar="K", min=1, help="completions delivered of each row [1]", **_JOB)
+        int | None, typer.Option("--draws", metavar="K", min=1, help="completions delivered of each row [1]")
     ] = None,
     all_runs: Annotated[
-        bool, typer.Option("--all-runs", help="deliver completions of every engine, not of the best only", **_JOB)
+        bool, typer.Option("--all-runs", help="deliver completions of every engine, not of the best only")
     ] = False,
     key: Annotated[
-        str | None, typer.Option("--key", metavar="COLUMN", help="the column that names the rows [number]", **_JOB)
+        str | None, typer.Option("--key", metavar="COLUMN", help="the column that names the rows [number]")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", metavar="N", min=1, help="only the first N rows", **_JOB)
-    ] = None,
-    rows: Annotated[str | None, typer.Option("--rows", metavar="KEY,...", help="only these rows", **_JOB)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="only the first N rows")] = None,
+    rows: Annotated[str | None, typer.Option("--rows", metavar="KEY,...", help="only these rows")] = None,
     retries: Annotated[
-        int, typer.Option("--retries", metavar="N", min=0, help="tries again of a reward that raises", **_JOB)
+        int, typer.Option("--retries", metavar="N", min=0, help="tries again of a reward that raises")
     ] = 0,
     reward_concurrency: Annotated[
         int | None,
-        typer.Option("--reward-concurrency", metavar="N", min=1, help="async rewards at a time [all]", **_JOB),
+        typer.Option("--reward-concurrency", metavar="N", min=1, help="async rewards at a time [all]"),
     ] = None,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first row that fails", **_JOB)] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="stop at the first row that fails")] = False,
     max_batch_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-batch-tokens", metavar="N", min=1, help="tokens held at a time: rows share batches [16384]", **_JOB
+            "--max-batch-tokens", metavar="N", min=1, help="tokens held at a time: rows share batches [16384]"
         ),
     ] = None,
     keep: Annotated[
-        str, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none", **_JOB)
+        str, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none")
     ] = "all",
-    executor: Annotated[
-        str, typer.Option("--executor", metavar="HOW", help="serial, process or ray", **_JOB)
-    ] = "serial",
-    workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="of the executor [1]", **_JOB)
-    ] = None,
+    executor: Annotated[str, typer.Option("--executor", metavar="HOW", help="serial, process or ray")] = "serial",
+    workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="of the executor [1]")] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", metavar="N", min=1, help="of torch, in each worker", **_JOB)
+        int | None, typer.Option("--threads", metavar="N", min=1, help="of torch, in each worker")
     ] = None,
     shard: Annotated[
-        str | None, typer.Option("--shard", metavar="I/N", help="only the I-th of N parts (see merge)", **_JOB)
+        str | None, typer.Option("--shard", metavar="I/N", help="only the I-th of N parts (see merge)")
     ] = None,
 ) -> int:
     """Infer the posterior of MODEL by several engines, compare them. With --data, of each row: a job, which the same
-    command goes on with where it stopped."""
+    command goes on with where it stopped; the options from --draws on are about jobs."""
     from ppl_align.jobs.plan import Asked
 
     asked = Asked(model, prompt, data, None, set_ or [], seed, debug, key)
