@@ -60,6 +60,7 @@ def program():
 print(ImportanceSampling(16, 4).run(program).table())
 """,
     "trl": "import trl\nfrom ppl_align import reward_funcs\nprint(trl.__version__, reward_funcs)",
+    "ray": "import ray\nfrom ppl_align.jobs.executors.ray import OnRay\nprint(ray.__version__, OnRay)",
     "dev": "import pytest, ruff, mypy",
 }
 
