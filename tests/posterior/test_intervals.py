@@ -100,15 +100,16 @@ def test_what_is_stated_by_each_engine() -> None:
 
 @pytest.mark.statistical
 def test_what_replicates_and_ancestors_tell_together_is_the_error() -> None:
-    """100 runs of four replicates: the stated errors, squared, are the variance on average (known to 14%)."""
-    run = SMC(128, 400, twist="prefix", ess_threshold=1.0).run(problem("graded", 2, 1.0).model, seed=SEED)
+    """400 runs of four replicates: the stated errors, squared, are the variance on average (known to 7%), or more: 1.0 of
+    it for means, and 1.5 for log Z and KL, over ten seeds."""
+    run = SMC(128, 1600, twist="prefix", ess_threshold=1.0).run(problem("graded", 2, 1.0).model, seed=SEED)
     runs = list(groups(run, 4))
     for estimate in (lambda r: r.mean("r"), evidence.log_z, evidence.kl):
         found = [estimate(each) for each in runs]
         assert all(e.stated for e in found)
         variance = np.var([e.value for e in found], ddof=1)
         stated = np.mean([e.standard_error**2 for e in found])
-        assert 1 / 1.5 < stated / variance < 1.5
+        assert 0.8 < stated / variance < 2.0
         squares = np.std([e.standard_error**2 for e in found]) / stated
         assert squares < math.sqrt(2 / 3) / 2, "and vary far less than those of a jackknife over four"
 
