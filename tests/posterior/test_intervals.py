@@ -100,8 +100,8 @@ def test_what_is_stated_by_each_engine() -> None:
 
 @pytest.mark.statistical
 def test_what_replicates_and_ancestors_tell_together_is_the_error() -> None:
-    """400 runs of four replicates: the stated errors, squared, are the variance on average (known to 7%), or more: 1.0 of
-    it for means, and 1.5 for log Z and KL, over ten seeds."""
+    """400 runs of four replicates: the stated errors, squared, are the variance on average (known to 7%), or more: over
+    five seeds 1.0 of it for means, and 1.5 for log Z and KL."""
     run = SMC(128, 1600, twist="prefix", ess_threshold=1.0).run(problem("graded", 2, 1.0).model, seed=SEED)
     runs = list(groups(run, 4))
     for estimate in (lambda r: r.mean("r"), evidence.log_z, evidence.kl):
