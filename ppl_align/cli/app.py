@@ -111,9 +111,11 @@ def run(
         ),
     ] = None,
     keep: Annotated[
-        str, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none")
-    ] = "all",
-    executor: Annotated[str, typer.Option("--executor", metavar="HOW", help="serial, process or ray")] = "serial",
+        str | None, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none [all]")
+    ] = None,
+    executor: Annotated[
+        str | None, typer.Option("--executor", metavar="HOW", help="serial, process or ray [serial]")
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", metavar="N", min=1, help="of the executor [1]")] = None,
     threads: Annotated[
         int | None, typer.Option("--threads", metavar="N", min=1, help="of torch, in each worker")
@@ -127,22 +129,22 @@ def run(
     from ppl_align.jobs.plan import Asked
 
     asked = Asked(model, prompt, data, None, set_ or [], seed, debug, key)
-    of_jobs: dict[str, Any] = {
+    of_jobs = {
         "draws": draws,
-        "all_runs": all_runs or None,
+        "all_runs": all_runs,
         "limit": limit,
         "rows": rows,
-        "retries": retries or None,
+        "retries": retries,
         "reward_concurrency": reward_concurrency,
-        "fail_fast": fail_fast or None,
+        "fail_fast": fail_fast,
         "max_batch_tokens": max_batch_tokens,
-        "keep": None if keep == "all" else keep,
-        "executor": None if executor == "serial" else executor,
+        "keep": keep,
+        "executor": executor,
         "workers": workers,
         "threads": threads,
         "shard": shard,
     }
-    given = {name: value for name, value in of_jobs.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in of_jobs.items() if value not in (None, 0)}
     if data is None:
         for name in ("key",) * (key is not None) + tuple(given):
             raise InputError(f"--{name.replace('_', '-')} goes with --data FILE")

@@ -36,7 +36,7 @@ EXECUTORS = ("serial", "process", "ray")
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The options of a job, as they were typed; None: as it was begun, else the default."""
+    """The options of a job, as they were typed. ``threads``: None: as it was begun, else as torch has them."""
 
     draws: int = 1
     all_runs: bool = False
@@ -86,7 +86,7 @@ def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool,
     selection = how.selection
     plan = load_plan(asked, engines or DEFAULT_ENGINES)
     with _place(out) as root:
-        threads = how.threads or _begun_with(root) or torch.get_num_threads()
+        threads = how.threads or (None if force else _begun_with(root)) or torch.get_num_threads()
         spec = JobSpec.of(plan, threads, how.max_batch_tokens, how.draws, how.all_runs)
         with waiting("looking at the rows"), user_code():
             groups = grouped(plan, how.max_batch_tokens, selection.shard)
@@ -105,7 +105,7 @@ def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool,
 def _run(job: Job, executor: Executor, out: Path | None, as_json: bool, fail_fast: bool) -> int:
     code = 0
     try:
-        with user_code(), progress_of(len(job.wanted)) as tell:
+        with user_code(), progress_of() as tell:
             job.run(executor, tell, fail_fast)
     except KeyboardInterrupt:
         code = interrupted(f"{len(job.summaries())} of {len(job.wanted)} rows are there; the same command goes on")

@@ -20,7 +20,7 @@ PICTURE = 0.25
 
 
 @contextmanager
-def progress_of(total: int) -> Iterator[Callable[[Progress], None]]:
+def progress_of() -> Iterator[Callable[[Progress], None]]:
     """A function to tell how far the job is."""
     if not err.is_terminal:
         yield _lines()

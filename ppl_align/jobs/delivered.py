@@ -86,7 +86,9 @@ def _lines(target: Target, engine: str, run: Posterior, advice: Advice, index: T
         **{f"completion.{name}": site_texts(picked, name) for name in others},
         **{f"latent.{name}": _values(z, draws) for name, z in picked.latents.items()},
         **{f"reward.{name}": r.reshape(-1).double().tolist() for name, r in picked.rewards.items()},
-        "tokens": sum((_each(site.lengths, draws).sum(-1) for site in sites.values()), torch.zeros(draws)).tolist(),
+        "tokens": sum(
+            (_each(site.lengths, draws).sum(-1) for site in sites.values()), torch.zeros(draws, dtype=torch.long)
+        ).tolist(),
         "finish_reason": _finish_reasons(sites.values(), draws),
         "log_p0": log_prior(picked).reshape(-1).tolist(),
         "_psi": log_likelihood(picked).reshape(-1).tolist(),
@@ -151,6 +153,11 @@ def _prompts(site: Completion, draws: int) -> list[str | None]:
     texts = site.prompt_texts()
     each = len(texts) // draws
     return [texts[i * each] for i in range(draws)] if texts else [None] * draws
+
+
+def _tokens(sites: Iterable[Completion], draws: int) -> list[int]:
+    lengths = [_each(site.lengths, draws) for site in sites]
+    return torch.cat(lengths, -1).sum(-1).tolist() if lengths else [0] * draws
 
 
 def _finish_reasons(sites: Iterable[Completion], draws: int) -> list[str]:

@@ -12,7 +12,8 @@ import pyarrow
 
 from ppl_align.core.errors import InputError
 from ppl_align.jobs.folder import SPEC, JobFolder, write_parquet
-from ppl_align.jobs.results import done_groups, posterior_lines
+from ppl_align.jobs.ledger import last_events, read_events
+from ppl_align.jobs.results import posterior_lines
 from ppl_align.jobs.spec import JobSpec
 
 Example = dict[str, Any]
@@ -48,7 +49,7 @@ def export(root: Path, form: str) -> Exported:
     if not (root / SPEC).is_file():
         raise InputError(f"{root} holds no job: name a folder that `ppl-align run --data FILE --out DIR` wrote")
     folder = JobFolder(root)
-    parts = [folder.read_part(group)[0] for group in done_groups(folder)]
+    parts = [folder.read_part(group)[0] for group in sorted(last_events(read_events(folder.ledger)))]
     rows = set(range(JobSpec.load(folder.spec).data["rows"]))
     posterior, prior = (posterior_lines(parts, rows, which).to_pylist() for which in (False, True))
     if not posterior:

@@ -83,16 +83,15 @@ class JobFolder:
         place = self.row(label)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=_SCRATCH))
-            scratch.chmod(0o755)
-            for name, content in files.items():
-                (scratch / name).write_bytes(content)
-            if place.exists():
-                os.replace(place, Path(tempfile.mkdtemp(dir=place.parent, prefix=_SCRATCH)))
-            os.replace(scratch, place)
-            self.clear_scratch()
+            with tempfile.TemporaryDirectory(dir=place.parent, prefix=_SCRATCH) as scratch:
+                new, old = Path(scratch) / "new", Path(scratch) / "old"
+                new.mkdir()
+                for name, content in files.items():
+                    (new / name).write_bytes(content)
+                if place.exists():
+                    os.replace(place, old)
+                os.replace(new, place)
         except OSError as error:
-            self.clear_scratch()
             raise RunError(f"cannot write to {place}: {error.strerror or error}") from error
 
     def write_part(self, group: int, lines: pyarrow.Table, summaries: list[dict[str, Any]]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from ppl_align.jobs.delivered import as_table, with_columns_of
 from ppl_align.jobs.executors import Executor
 from ppl_align.jobs.folder import JobFolder
 from ppl_align.jobs.groups import RowGroup, in_groups, of_shard
-from ppl_align.jobs.ledger import Event, Ledger
+from ppl_align.jobs.ledger import Event, Ledger, last_events
 from ppl_align.jobs.plan import Plan, Target
 from ppl_align.jobs.results import deliver
 from ppl_align.jobs.rows import Rows
@@ -80,7 +81,7 @@ class Job:
 
     def done(self) -> dict[int, Event]:
         """The last event of each group."""
-        return {event["group"]: event for event in self.ledger.all_of("group")}
+        return last_events(self.ledger.events)
 
     def pending(self) -> list[RowGroup]:
         """Groups of which not all wanted rows are there; those too in which one failed that another try may mend: the
@@ -109,20 +110,17 @@ class Job:
         done = self.done()
         together = {group.number: self._together(group, done.get(group.number)) for group in pending}
         works = [(number, [(row, self.rows.rows[row]) for row in rows]) for number, rows in together.items()]
-        results = executor.run(works, working)
-        try:
+        with closing(executor.run(works, working)) as results:
             for number, result in results:
                 self._keep(number, result)
-                progress.rows += [row.as_summary() for row in result.rows]
-                progress.new += len(result.rows)
+                wanted = [row.as_summary() for row in result.rows if row.number in self.wanted]
+                progress.rows += wanted
+                progress.new += len(wanted)
                 progress.lm_tokens += result.cost.lm_tokens
                 progress.seconds, progress.at_work = time.perf_counter() - started, ""
                 tell(progress)
                 if fail_fast and any(row.error is not None for row in result.rows):
                     break
-        finally:
-            if isinstance(results, Iterator) and hasattr(results, "close"):
-                results.close()
         return progress
 
     def _keep(self, number: int, result: GroupResult) -> None:

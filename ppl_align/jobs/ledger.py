@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -44,6 +44,11 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
+def last_events(events: Iterable[Event]) -> dict[int, Event]:
+    """The last event of each group that is done."""
+    return {event["group"]: event for event in events if event["event"] == "group"}
+
+
 class Ledger:
     """The events so far, and more of them: :meth:`note`. Made by :func:`open_ledger`."""
 
@@ -62,10 +67,6 @@ class Ledger:
             self._file.truncate(at)  # a full disk leaves half of a line
             raise RunError(f"cannot write to {self.path}: {error.strerror or error}") from error
         self.events.append({"event": event, **what})
-
-    def all_of(self, event: str) -> Iterator[Event]:
-        """The events of one kind."""
-        return (one for one in self.events if one["event"] == event)
 
 
 @contextmanager

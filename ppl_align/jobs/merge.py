@@ -9,8 +9,8 @@ from typing import Any
 
 from ppl_align.core.errors import InputError
 from ppl_align.jobs.folder import SPEC, JobFolder, job_folder
-from ppl_align.jobs.ledger import open_ledger, read_events
-from ppl_align.jobs.results import deliver, done_groups
+from ppl_align.jobs.ledger import last_events, open_ledger, read_events
+from ppl_align.jobs.results import deliver
 from ppl_align.jobs.rows import label_of
 from ppl_align.jobs.spec import JobSpec, differences
 
@@ -35,14 +35,13 @@ def merge(shards: Sequence[Path], out: Path, force: bool = False) -> tuple[list[
     total = specs[0].data["rows"]
     with open_ledger(merged.ledger) as ledger:
         merged.clear_scratch()
-        there = {event["group"]: event["rows"] for event in ledger.all_of("group")}
+        there = last_events(ledger.events)
         for folder in folders:
-            for event in read_events(folder.ledger):
-                if event["event"] == "group" and there.get(event["group"]) != event["rows"]:
+            for group, event in last_events(read_events(folder.ledger)).items():
+                if there.get(group) != event:  # new, or done again since: rows that had failed, say
                     _copy(folder, merged, event, total)
                     ledger.note(**event)
-                    there[event["group"]] = event["rows"]
-        return deliver(merged, done_groups(merged), set(range(total))), total
+        return deliver(merged, sorted(last_events(ledger.events)), set(range(total))), total
 
 
 def _copy(folder: JobFolder, merged: JobFolder, event: dict[str, Any], total: int) -> None:

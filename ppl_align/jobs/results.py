@@ -12,7 +12,6 @@ import pyarrow.compute
 
 from ppl_align.jobs.delivered import as_table, in_order
 from ppl_align.jobs.folder import JobFolder, write_parquet
-from ppl_align.jobs.ledger import read_events
 from ppl_align.jobs.rows import label_of
 from ppl_align.jobs.spec import JobSpec
 
@@ -30,11 +29,6 @@ def deliver(folder: JobFolder, groups: Sequence[int], wanted: set[int]) -> list[
     folder.write(folder.root / "completions.csv", lambda path: _write_csv(table, path))
     _write_page(folder, found)
     return found
-
-
-def done_groups(folder: JobFolder) -> list[int]:
-    """The groups that have results, in the order of the data."""
-    return sorted({event["group"] for event in read_events(folder.ledger) if event["event"] == "group"})
 
 
 def posterior_lines(parts: Sequence[pyarrow.Table], wanted: set[int], prior: bool = False) -> pyarrow.Table:

@@ -8,11 +8,10 @@ from typing import Any
 from ppl_align.core.printed import jsonable
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.run_summary import summary_of
+from ppl_align.report.job_page import STANDINGS
 
 LONGEST = 400
 """Characters that are kept of a text."""
-STANDINGS = ("sound", "unconfirmed", "unsound", "failed")
-"""How a row may end: how far its verdict goes, or without one."""
 
 
 def summary(compared: Comparison, best: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ppl_align.report.notebook import template
 from ppl_align.report.terminal import cell
 
 STANDINGS = ("sound", "unconfirmed", "unsound", "failed")
+"""How a row may end: how far its verdict goes, or without one."""
 
 
 def render(

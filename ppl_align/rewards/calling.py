@@ -68,7 +68,7 @@ def evaluate_all(
             raise InputError(f"the column {next(iter(columns))!r}: a reward of a tensor reads no columns")
         return {name: _of_tensor(name, fn, completion) for name, fn in rewards.items()}
     questions = [_Question(name, fn, completion, columns or {}) for name, fn in rewards.items()]
-    answers = settle([Call(question.start(), question.start) for question in questions])
+    answers = settle([Call(question.start(), question.ask) for question in questions])
     return {q.name: q.read(answer) for q, answer in zip(questions, answers, strict=True)}
 
 
@@ -85,18 +85,25 @@ class _Question:
         self.drew = False  # did a global random generator move while it was asked?
 
     def start(self) -> Any:
+        """:meth:`ask`, on the bill with its time: who asks again counts that while waiting."""
+        started = time.perf_counter()
+        try:
+            return self.ask()
+        finally:
+            count(reward_seconds=time.perf_counter() - started)
+
+    def ask(self) -> Any:
         """The reward's result for what is new: perhaps an awaitable, an exception, or None where nothing is."""
         if not self.new:
             return None
         count(reward_calls=len(self.new))
-        before, started = generators(), time.perf_counter()
+        before = generators()
         try:
             return self._call(self.new)
         except Exception as error:
             return error
         finally:
             self.drew = generators() != before
-            count(reward_seconds=time.perf_counter() - started)
 
     def read(self, result: Any) -> Tensor:
         """All answers, once the result is there."""

@@ -108,6 +108,13 @@ def test_shards_become_the_whole(here: Path, capsys: pytest.CaptureFixture[str])
     assert main(["merge", "s1", "s2", "s3", "--out", "some"]) == 0, "it goes on"
     assert digest(here / "some") == digest(here / "whole")
     assert main([*RUN, "--out", "all"]) == 0, "and so does the job"
+    (here / "broken").write_text("4")
+    assert main([*run, "--keep", "none", "--out", "f2", "--shard", "2/3"]) == 1
+    assert main(["merge", "s1", "f2", "s3", "--out", "mended"]) == 1
+    (here / "broken").unlink()
+    assert main([*run, "--keep", "none", "--out", "f2", "--shard", "2/3"]) == 0
+    assert main(["merge", "s1", "f2", "s3", "--out", "mended"]) == 0, "what was done again since is taken over"
+    assert digest(here / "mended") == digest(here / "whole")
     assert main([*RUN, "--out", "other", "--seed", "1", "--limit", "1"]) == 0
     capsys.readouterr()
     assert main(["merge", "s1", "other", "--out", "x"]) == 2

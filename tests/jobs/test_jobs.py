@@ -76,8 +76,8 @@ def test_draws_are_of_equal_weight_and_from_the_best_run(here: Path, capsys: pyt
     assert set(frame["engine"]) == {"sure", "steered"}
     for engine in ("sure", "steered"):
         posterior = Posterior.load(here / f"out/rows/01/{engine}.nc")
-        mean = frame[(frame["row"] == "1") & (frame["engine"] == engine)]["reward.wanted"].mean()
-        assert mean == pytest.approx(posterior.mean("wanted").value, abs=0.06)
+        drawn = frame[(frame["row"] == "1") & (frame["engine"] == engine)]["reward.wanted"]
+        assert abs(drawn.mean() - posterior.mean("wanted").value) < 4.5 * drawn.std() / 20
     assert {p.name for p in (here / "out/rows/01").iterdir()} == {
         *("sure.nc", "steered.nc", "comparison.csv", "comparison.json", "report.html")
     }

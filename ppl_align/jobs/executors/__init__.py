@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 from ppl_align.core.progress import Report
@@ -16,11 +16,8 @@ Work = tuple[int, Sequence[tuple[int, Row]]]
 class Executor(Protocol):
     """Does groups, and hands over what came of each as it is done."""
 
-    def run(self, works: Sequence[Work], progress: Report) -> Iterator[tuple[int, GroupResult]]:
+    def run(self, works: Sequence[Work], progress: Report) -> Generator[tuple[int, GroupResult]]:
         """``(group, result)`` of all groups, in the order in which they are done. Closing the iterator stops the work.
 
         ``progress``: called with the tokens of the group at work, where somebody here sees them."""
         ...
-
-
-Make = Callable[[], Executor]

@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
@@ -27,7 +27,7 @@ class Processes:
     def __init__(self, order: Order, workers: int) -> None:
         self.order, self.workers = order, workers
 
-    def run(self, works: Sequence[Work], progress: Report) -> Iterator[tuple[int, GroupResult]]:
+    def run(self, works: Sequence[Work], progress: Report) -> Generator[tuple[int, GroupResult]]:
         left, deaths, suspects = dict(works), Counter[int](), list[int]()
         while left:
             group = suspects[0] if suspects else None

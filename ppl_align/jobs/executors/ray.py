@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from ppl_align.core.errors import InputError, RunError
@@ -35,7 +35,7 @@ class OnRay:
         self.ray: Any = ray
         self.order, self.workers = order, workers
 
-    def run(self, works: Sequence[Work], progress: Report) -> Iterator[tuple[int, GroupResult]]:
+    def run(self, works: Sequence[Work], progress: Report) -> Generator[tuple[int, GroupResult]]:
         ours = not self.ray.is_initialized()
         if ours:
             address = os.environ.get("RAY_ADDRESS") or "local"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from ppl_align.core.progress import Report
 from ppl_align.jobs.executors import Work
@@ -15,6 +15,6 @@ class Serial:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def run(self, works: Sequence[Work], progress: Report) -> Iterator[tuple[int, GroupResult]]:
+    def run(self, works: Sequence[Work], progress: Report) -> Generator[tuple[int, GroupResult]]:
         for group, rows in works:
             yield group, self.worker.do(rows, progress)
