@@ -113,6 +113,15 @@ def run(
     keep: Annotated[
         str | None, typer.Option("--keep", metavar="WHAT", help="of each row: all, posteriors, reports, none [all]")
     ] = None,
+    escalate: Annotated[
+        int | None,
+        typer.Option(
+            "--escalate",
+            metavar="BUDGET",
+            min=1,
+            help="rows that are not sound take more particles, at most BUDGET times as many",
+        ),
+    ] = None,
     executor: Annotated[
         str | None, typer.Option("--executor", metavar="HOW", help="serial, process or ray [serial]")
     ] = None,
@@ -139,6 +148,7 @@ def run(
         "fail_fast": fail_fast,
         "max_batch_tokens": max_batch_tokens,
         "keep": keep,
+        "escalate": escalate,
         "executor": executor,
         "workers": workers,
         "threads": threads,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppl_align.core.errors import InputError
+from ppl_align.core.listening import listening
 from ppl_align.loading import error_line
 
 err = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
@@ -66,30 +65,13 @@ def report(error: BaseException, debug: bool, line: str = "") -> int:
 @contextlib.contextmanager
 def user_code() -> Iterator[None]:
     """Around models, rewards and engines: prints go to stderr, warnings and log records become one line each."""
-    seen: set[str] = set()
+    with listening(warn), contextlib.redirect_stdout(sys.stderr):
+        yield
 
-    def say(message: str) -> None:
-        line = f"warning: {' '.join(message.split())}"
-        if line not in seen:
-            seen.add(line)
-            err.print(line, style="yellow")
 
-    class _Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            say(record.getMessage())
-
-    def show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
-        if not issubclass(category, (DeprecationWarning, PendingDeprecationWarning, FutureWarning)):
-            say(str(message))
-
-    handler, logger = _Handler(logging.WARNING), logging.getLogger("ppl_align")
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.showwarning = show_warning
-            yield
-    finally:
-        logger.removeHandler(handler)
+def warn(line: str) -> None:
+    """What code of the user's has to say."""
+    err.print(f"warning: {line}", style="yellow")
 
 
 def waiting(what: str) -> contextlib.AbstractContextManager[Any]:

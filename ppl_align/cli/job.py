@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ppl_align.cli.console import interrupted, note, plain_table, show, user_code, waiting
+from ppl_align.cli.console import interrupted, note, plain_table, show, user_code, waiting, warn
 from ppl_align.cli.job_progress import progress_of
 from ppl_align.cli.plan import load_plan
 from ppl_align.core.errors import InputError
@@ -51,6 +51,7 @@ class JobOptions:
     rows: str | None = None
     shard: str | None = None
     keep: str = "all"
+    escalate: int = 1
 
     def check(self) -> None:
         """Raises ``InputError`` for what cannot be."""
@@ -87,7 +88,7 @@ def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool,
     plan = load_plan(asked, engines or DEFAULT_ENGINES)
     with _place(out) as root:
         threads = how.threads or (None if force else _begun_with(root)) or torch.get_num_threads()
-        spec = JobSpec.of(plan, threads, how.max_batch_tokens, how.draws, how.all_runs)
+        spec = JobSpec.of(plan, threads, how.max_batch_tokens, how.draws, how.all_runs, how.escalate)
         with waiting("looking at the rows"), user_code():
             groups = grouped(plan, how.max_batch_tokens, selection.shard)
         wanted = selection.rows(_rows(plan)) & {row for group in groups for row in group.rows}
@@ -106,7 +107,7 @@ def _run(job: Job, executor: Executor, out: Path | None, as_json: bool, fail_fas
     code = 0
     try:
         with user_code(), progress_of() as tell:
-            job.run(executor, tell, fail_fast)
+            job.run(executor, tell, warn, fail_fast)
     except KeyboardInterrupt:
         code = interrupted(f"{len(job.summaries())} of {len(job.wanted)} rows are there; the same command goes on")
     with user_code():
@@ -127,6 +128,8 @@ def _executor(plan: Plan, engines: Sequence[str], threads: int, how: JobOptions)
         how.keep,
         how.retries,
         how.reward_concurrency,
+        how.escalate,
+        how.max_batch_tokens,
     )
     if how.executor == "serial":
         return Serial(Worker(order, plan))
@@ -191,6 +194,10 @@ class JobEnd:
         found = counts(self.rows)
         said = ", ".join(f"{found[standing]} {standing}" for standing in STANDINGS if found[standing])
         yield f"{len(self.rows)} of {self.total} rows{': ' if said else ''}{said}"
+        more = [row for row in self.rows if row.get("times", 1) > 1]
+        if more:
+            yield f"{len(more)} took more particles than at first: {counts(more)['sound']} of these are sound now"
+        yield from self._without()
         bad = worst(self.rows)
         if bad:
             table = plain_table()
@@ -204,6 +211,15 @@ class JobEnd:
             yield f"\ncompletions: {self.out / 'completions.parquet'}, .csv; all rows: {self.out / 'report.html'}"
         elif self.rows:
             yield "\nNothing was kept: add --out DIR for completions, reports and posteriors."
+
+    def _without(self) -> Iterator[str]:
+        """Engines that found nothing of rows of which others did."""
+        failed: dict[str, list[str]] = {}
+        for row in self.rows:
+            for name, error in row.get("failed", {}).items():
+                failed.setdefault(name, []).append(f"row {row['row']}: {error.removeprefix('error: ')}")
+        for name, errors in failed.items():
+            yield f"{name} found nothing of {len(errors)} rows, which others did; {shortened(errors[0], 240)}"
 
 
 def _why(row: dict[str, Any]) -> str:

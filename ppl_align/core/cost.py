@@ -51,6 +51,10 @@ class Cost:
             f"{self.seconds:.1f} s{slow}"
         )
 
+    def __add__(self, other: Cost) -> Cost:
+        """The bill of both, one after the other."""
+        return Cost(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
 

@@ -67,7 +67,12 @@ class Advice:
 def best_run(runs: Mapping[str, Posterior]) -> str:
     """The run that stands for the posterior: exact, else exact draws, else the most precise log Z without a gap.
 
-    A run that is known to have missed part of the target is the last resort: its error looks smallest."""
+    A run that is known to have missed part of the target is the last resort: its error looks smallest. Of runs that
+    decide, the one with the largest J, where none conditions."""
+    conditioned, decided = decisions.split(runs)
+    if not conditioned:
+        return decisions.best(decided)
+    runs = conditioned
     for name, run in runs.items():
         if run.exact:
             return name

@@ -144,8 +144,8 @@ def compare(runs: Runs) -> Comparison:
     differ = differences({name: run.provenance for name, run in named.items()})
     if differ is not None:
         warnings.warn(differ, UserWarning, stacklevel=3)
-    conditioned, decided = decisions.split(named)
-    best = best_run(conditioned) if conditioned else decisions.best(decided)
+    conditioned, _ = decisions.split(named)
+    best = best_run(named)
     top, told = best_log_evidence(named.values()), summary_of(named[best])
     rewards = list(named[best].rewards)
     prior = best_view_of_prior(named.values())

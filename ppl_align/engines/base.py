@@ -71,6 +71,17 @@ class Engine(ABC):
         """How many texts it decodes at once, about: what several runs that share a batch are counted by."""
         return getattr(self, "num_particles", 1) * getattr(self, "num_replicates", 1)
 
+    def more(self, factor: int, first: Posterior | None) -> Engine | None:
+        """An engine for ``factor`` times as many particles of the same posterior, to be pooled with ``first``
+        (:func:`~ppl_align.posterior.pooling.pooled`), a run of this one; None: with one in which all particles died.
+
+        None where more of them would add nothing: the answer is exact, or the order of particles means something."""
+        particles: int | None = getattr(self, "num_particles", None)
+        if particles is None or (first is not None and (first.exact or first.kind.is_ordered)):
+            return None
+        larger: Any = {"num_particles": factor * particles}
+        return replace(self, **larger)
+
     def run(
         self,
         model: Callable[..., Any],

@@ -31,9 +31,9 @@ def in_groups(sizes: Sequence[int], most: int) -> list[RowGroup]:
     if most < 1:
         raise InputError(f"--max-batch-tokens must be at least 1, got {most}")
     groups: list[list[int]] = []
-    held = most
+    held = 0
     for row, size in enumerate(sizes):
-        if held + size > most:
+        if not groups or held + size > most:
             groups.append([])
             held = 0
         groups[-1].append(row)

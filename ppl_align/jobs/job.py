@@ -14,12 +14,10 @@ from ppl_align.jobs.executors import Executor
 from ppl_align.jobs.folder import JobFolder
 from ppl_align.jobs.groups import RowGroup, in_groups, of_shard
 from ppl_align.jobs.ledger import Event, Ledger, last_events
-from ppl_align.jobs.plan import Plan, Target
+from ppl_align.jobs.plan import Plan
 from ppl_align.jobs.results import deliver
 from ppl_align.jobs.rows import Rows
 from ppl_align.jobs.work import GroupResult
-from ppl_align.program.compiled import Program
-from ppl_align.program.sketch import sketch
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,15 @@ class Job:
                 found.append(group)
         return found
 
-    def run(self, executor: Executor, tell: Callable[[Progress], None], fail_fast: bool = False) -> Progress:
-        """Do what is pending; ``tell`` is called whenever there is more to tell. What is done is kept in any case.
+    def run(
+        self,
+        executor: Executor,
+        tell: Callable[[Progress], None],
+        hear: Callable[[str], None] = lambda line: None,
+        fail_fast: bool = False,
+    ) -> Progress:
+        """Do what is pending; ``tell`` is called whenever there is more to tell, ``hear`` with what models and engines
+        have to say, a line once. What is done is kept in any case.
 
         Raises ``RunError`` where results cannot be written."""
         pending = self.pending()
@@ -110,9 +115,14 @@ class Job:
         done = self.done()
         together = {group.number: self._together(group, done.get(group.number)) for group in pending}
         works = [(number, [(row, self.rows.rows[row]) for row in rows]) for number, rows in together.items()]
+        heard: set[str] = set()
         with closing(executor.run(works, working)) as results:
             for number, result in results:
                 self._keep(number, result)
+                for line in dict.fromkeys(result.said):
+                    if line not in heard:
+                        hear(line)
+                heard.update(result.said)
                 wanted = [row.as_summary() for row in result.rows if row.number in self.wanted]
                 progress.rows += wanted
                 progress.new += len(wanted)
@@ -169,18 +179,10 @@ def grouped(plan: Plan, max_batch_tokens: int, shard: tuple[int, int] = (1, 1)) 
     sizes, refused = [], []
     for number, row in plan.rows.select(None):
         try:
-            sizes.append(texts * _tokens(plan, plan.target(number, row)))
+            sizes.append(texts * plan.tokens(plan.target(number, row)))
         except InputError as error:
             sizes.append(texts)
             refused.append(error)
     if len(refused) == len(sizes):
         raise refused[0]
     return of_shard(in_groups(sizes, max_batch_tokens), *shard)
-
-
-def _tokens(plan: Plan, target: Target) -> int:
-    """Of one particle; 1 for a program that cannot be looked at, which fails soon enough."""
-    try:
-        return max(1, sum(sketch(Program(plan.model, target.args, target.kwargs)).tokens))
-    except Exception:
-        return 1

@@ -13,6 +13,8 @@ from ppl_align.core.seeds import mix
 from ppl_align.jobs.rows import Header, Row, Rows, read_rows
 from ppl_align.jobs.settings import Arguments, configure, parse_settings
 from ppl_align.loading import error_line, load_engine, load_model, source_file
+from ppl_align.program.compiled import Program
+from ppl_align.program.sketch import sketch
 
 DEFAULT_ENGINES = ("importance", "smc")
 
@@ -96,6 +98,14 @@ class Plan:
         key = header.key_of(number, row)
         seed = mix(self.asked.seed, f"row {key}")
         return Target(args, kwargs, seed, header.label(number), key, row["prompt"], where, tuple(row))
+
+    def tokens(self, target: Target) -> int:
+        """That the texts of one particle hold at most, prompts included, by what the program says before anything is
+        drawn; 1 for a program that cannot be looked at, which fails soon enough."""
+        try:
+            return max(1, sum(sketch(Program(self.model, target.args, target.kwargs)).tokens))
+        except Exception:
+            return 1
 
     def explain(self, target: Target, error: BaseException) -> str:
         """What went wrong with a target, in one line."""

@@ -30,7 +30,8 @@ class JobSpec:
     language models that it can see, and those that write a row's completions, by fingerprint; ``arguments``: those that
     are the same for all rows, as digests; ``engines``: by name, their options, and a digest of each; ``data``: of the
     file, its name, digest, number of rows and key column; ``threads`` of torch; ``max_batch_tokens``: what groups of
-    rows are made by; ``draws``, ``all_runs``: what is delivered of each row; ``versions`` of the libraries."""
+    rows are made by; ``draws``, ``all_runs``: what is delivered of each row; ``escalate``: how many times
+    the particles a row may take; ``versions`` of the libraries."""
 
     model: str
     program: str
@@ -43,10 +44,13 @@ class JobSpec:
     max_batch_tokens: int
     draws: int
     all_runs: bool
+    escalate: int
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, plan: Plan, threads: int, max_batch_tokens: int, draws: int, all_runs: bool) -> JobSpec:
+    def of(
+        cls, plan: Plan, threads: int, max_batch_tokens: int, draws: int, all_runs: bool, escalate: int = 1
+    ) -> JobSpec:
         """Of a plan with a data file."""
         header = plan.header
         assert header is not None
@@ -71,6 +75,7 @@ class JobSpec:
             max_batch_tokens=max_batch_tokens,
             draws=draws,
             all_runs=all_runs,
+            escalate=escalate,
             versions=dict(versions()),
         )
 
@@ -119,7 +124,7 @@ def _different(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         yield f"the data file {new['data']['file']}{rows if old['data']['rows'] != new['data']['rows'] else ''}"
     if old["data"]["key"] != new["data"]["key"]:
         yield f"--key ({old['data']['key']} -> {new['data']['key']})"
-    for name in ("seed", "threads", "max_batch_tokens", "draws", "all_runs"):
+    for name in ("seed", "threads", "max_batch_tokens", "draws", "all_runs", "escalate"):
         if old[name] != new[name]:
             yield f"--{name.replace('_', '-')} ({old[name]} -> {new[name]})"
     for name in dict.fromkeys([*old["versions"], *new["versions"]]):

@@ -14,9 +14,10 @@ LONGEST = 400
 """Characters that are kept of a text."""
 
 
-def summary(compared: Comparison, best: str) -> dict[str, Any]:
+def summary(compared: Comparison, best: str, times: int = 1) -> dict[str, Any]:
     """What ``best``, the run that completions are drawn from, says of the row's target. JSON-able, without any clock.
 
+    ``times``: how many times the particles that engines are set to it took (``--escalate``);
     ``rewards``: by name, the mean under the prior (None where no run knows it) and under the posterior."""
     run = compared.runs[best]
     before = compared.reference["prior_mean"]
@@ -31,6 +32,7 @@ def summary(compared: Comparison, best: str) -> dict[str, Any]:
             "completion": shortened(texts[0]) if texts else "",
             "rewards": {name: [before.get(name), mean.value] for name, mean in summary_of(run).rewards.items()},
             "effective_draws": summary_of(run).effective_draws,
+            "times": times,
             "lm_tokens": sum(one.cost.lm_tokens for one in compared.runs.values()),
         }
     )

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ from typing import Any
 import torch
 
 from ppl_align.core.cost import Cost, measure
-from ppl_align.core.errors import AllDeadError, InputError, ModelError, TooManyDrawsError
+from ppl_align.core.errors import InputError, ModelError
+from ppl_align.core.listening import listening
 from ppl_align.core.progress import Report, silent
 from ppl_align.core.turns import Turns
 from ppl_align.diagnostics.comparison import Comparison, compare
+from ppl_align.engines.base import Engine
 from ppl_align.jobs.delivered import Line, best_of, lines_of, lines_of_prior
+from ppl_align.jobs.escalation import Attempt, rounds, widths
+from ppl_align.jobs.groups import in_groups
 from ppl_align.jobs.plan import Asked, Plan, Target, make_plan
 from ppl_align.jobs.rows import Header, Row
 from ppl_align.jobs.serving import serve
@@ -28,7 +32,6 @@ from ppl_align.rewards.waiting import patience
 
 KEEP = ("all", "posteriors", "reports", "none")
 """What may be kept of each row besides its completions."""
-OTHERS_MAY_FARE_BETTER = (AllDeadError, TooManyDrawsError)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Order:
 
     ``asked``, ``engines``, ``header``: what is run on which data; ``draws``, ``all_runs``: what is delivered of a row;
     ``threads`` of torch; ``keep``: what is kept of a row besides, one of :data:`KEEP`; ``retries``, ``concurrency``: of
-    rewards (:func:`~ppl_align.rewards.waiting.patience`)"""
+    rewards (:func:`~ppl_align.rewards.waiting.patience`); ``escalate``: rows that are not sound may take so many times
+    the particles (:mod:`ppl_align.jobs.escalation`), ``max_batch_tokens`` at a time"""
 
     asked: Asked
     engines: tuple[str, ...]
@@ -48,6 +52,8 @@ class Order:
     keep: str = "all"
     retries: int = 0
     concurrency: int | None = None
+    escalate: int = 1
+    max_batch_tokens: int = 1
 
 
 @dataclass
@@ -74,11 +80,12 @@ class RowResult:
 
 @dataclass
 class GroupResult:
-    """What came of a group, and what it took."""
+    """What came of a group, what it took, and what models and engines ``said`` (warnings, a line each)."""
 
     rows: list[RowResult]
     seconds: float
     cost: Cost
+    said: list[str] = field(default_factory=list)
 
 
 def lost(order: Order, rows: Sequence[tuple[int, Row]], why: str) -> GroupResult:
@@ -105,61 +112,72 @@ class Worker:
         """The results of rows ``(number, row)`` that share their batch."""
         started, threads = time.perf_counter(), torch.get_num_threads()
         torch.set_num_threads(self.order.threads)
+        said: list[str] = []
+        waits = patience(self.order.retries, concurrency=self.order.concurrency)
         try:
-            with measure() as cost, patience(self.order.retries, concurrency=self.order.concurrency):
+            with measure() as cost, waits, listening(said.append):
                 results = self._results(rows, progress)
         finally:
             torch.set_num_threads(threads)
-        return GroupResult(results, time.perf_counter() - started, cost)
+        return GroupResult(results, time.perf_counter() - started, cost, said)
 
     def _results(self, rows: Sequence[tuple[int, Row]], progress: Report) -> list[RowResult]:
-        targets: dict[int, Target] = {}
+        attempts: dict[int, Attempt] = {}
         done = {number: _of_row(self.order.header, number, row) for number, row in rows}
         for number, row in rows:
             try:
-                targets[number] = self.plan.target(number, row)
+                attempts[number] = Attempt(self.plan.target(number, row))
             except InputError as error:
                 done[number].error = f"error: {error}"
-        runs: dict[int, dict[str, Posterior]] = {number: {} for number in targets}
-        failed: dict[int, dict[str, BaseException]] = {number: {} for number in targets}
-        for name, engine in self.plan.engines.items():
-            going = [n for n in targets if all(isinstance(e, OTHERS_MAY_FARE_BETTER) for e in failed[n].values())]
-            works = [self._run(engine, targets[number], progress) for number in going]
-            for number, outcome in zip(going, Turns(serve).run(works), strict=True):
-                if outcome.error is None:
-                    runs[number][name] = outcome.get()
-                elif isinstance(outcome.error, Exception):
-                    failed[number][name] = outcome.error
-                else:
-                    raise outcome.error
-        for number, target in targets.items():
-            self._finish(done[number], target, runs[number], failed[number])
+        for round_, times in enumerate(rounds(self.order.escalate)):
+            going = [one for one in attempts.values() if round_ == 0 or not (one.grave or one.is_sound)]
+            for name in self.plan.engines if going else ():
+                self._run([one for one in going if not one.grave], name, round_, times, progress)
+        for number, attempt in attempts.items():
+            self._finish(done[number], attempt)
         return list(done.values())
 
-    def _run(self, engine: Any, target: Target, progress: Report) -> Any:
-        model = self.plan.model
-        return lambda: engine.run(model, *target.args, seed=target.seed, progress=progress, **target.kwargs)
+    def _run(self, attempts: Sequence[Attempt], name: str, round_: int, times: int, progress: Report) -> None:
+        """One round of one engine: ``times`` the particles that it is set to, for all of ``attempts``."""
+        engine, most = self.plan.engines[name], self.order.max_batch_tokens
+        runs: list[tuple[Attempt, Any, int]] = []
+        sizes: list[int] = []
+        for attempt in attempts:
+            each = engine.texts_at_once * self.plan.tokens(attempt.target) if round_ else 1
+            for part, width in enumerate(widths(times, most // each) if round_ else [1]):
+                more = attempt.next(name, engine, width) if round_ else engine
+                if more is not None:
+                    runs.append((attempt, more, attempt.seed(round_, part)))
+                    sizes.append(width * each if round_ else 0)
+            attempt.times += times
+        for batch in in_groups(sizes, most):
+            together = [runs[at] for at in batch.rows]
+            works = [self._work(more, attempt.target, seed, progress) for attempt, more, seed in together]
+            for (attempt, more, _), outcome in zip(together, Turns(serve).run(works), strict=True):
+                attempt.note(name, more, outcome)
 
-    def _finish(
-        self, result: RowResult, target: Target, runs: Mapping[str, Posterior], failed: Mapping[str, BaseException]
-    ) -> None:
+    def _work(self, engine: Engine, target: Target, seed: int, progress: Report) -> Callable[[], Posterior]:
+        model = self.plan.model
+        return lambda: engine.run(model, *target.args, seed=seed, progress=progress, **target.kwargs)
+
+    def _finish(self, result: RowResult, attempt: Attempt) -> None:
         """What the engines found, or why there is nothing to deliver: an error that others would meet, too."""
+        target, failed, runs = attempt.target, attempt.failed, attempt.runs
         if self.order.asked.debug:
             for error in failed.values():
                 print("".join(traceback.format_exception(error)), end="", file=sys.stderr)
         errors = {name: self.plan.explain(target, error) for name, error in failed.items()}
-        grave = [name for name, error in failed.items() if not isinstance(error, OTHERS_MAY_FARE_BETTER)]
-        if grave or not runs:
-            result.error = errors[(grave or list(errors))[0]]
-            result.again = any(not isinstance(failed[name], (InputError, ModelError)) for name in grave)
+        if attempt.grave or not runs:
+            result.error = errors[(attempt.grave or list(errors))[0]]
+            result.again = any(not isinstance(failed[name], (InputError, ModelError)) for name in attempt.grave)
             return
         try:
-            compared = compare(dict(runs))
+            compared = compare(runs)
             best = best_of(runs, compared.advice)
             for name in runs if self.order.all_runs else [best]:
                 result.lines += lines_of(target, name, runs[name], compared.advice, self.order.draws)
             result.lines += lines_of_prior(target, runs, compared.advice, self.order.draws)
-            result.summary = summary(compared, best) | ({"failed": errors} if errors else {})
+            result.summary = summary(compared, best, attempt.times) | ({"failed": errors} if errors else {})
             result.files = self._files(compared)
         except Exception as error:
             result.error, result.again = self.plan.explain(target, error), True

@@ -103,6 +103,18 @@ class CompletionDistribution(TorchDistribution):
         settings = (self.max_new_tokens, self.warp, self.stop_ids, restriction)
         return type(self)(self.lm, self.prompts, index, *settings)
 
+    @classmethod
+    def joined(cls, parts: Sequence[CompletionDistribution], dim: int = 0) -> CompletionDistribution:
+        """One distribution for the texts of several, along a dimension of the batch; each may have had prompts of its
+        own."""
+        first = parts[0]
+        number = {prompt: i for i, prompt in enumerate(dict.fromkeys(p for part in parts for p in part.prompts))}
+        numbers = [torch.tensor([number[prompt] for prompt in part.prompts], dtype=torch.long) for part in parts]
+        index = torch.cat(
+            [own.to(part.index.device)[part.index] for own, part in zip(numbers, parts, strict=True)], dim
+        )
+        return cls(first.lm, tuple(number), index, first.max_new_tokens, first.warp, first.stop_ids)
+
     def prompt_rows(self, shape: Sequence[int]) -> list[Ids]:
         """The prompt of every element of a batch of that shape, flat."""
         return [self.prompts[i] for i in self.index.expand(tuple(shape)).reshape(-1).tolist()]

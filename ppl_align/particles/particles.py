@@ -230,7 +230,7 @@ def _pending_at(site: Site | None, index: Tensor) -> Site | None:
 def _joined(values: Sequence[Any], sizes: Sequence[int]) -> Any:
     first = values[0]
     if isinstance(first, CompletionDistribution):
-        return _one_distribution(values)
+        return CompletionDistribution.joined(values)
     if isinstance(first, list):
         return [answer for value in values for answer in value]
     if any(isinstance(value, Tensor) for value in values):
@@ -242,21 +242,11 @@ def _each(value: Any, size: int) -> Tensor:
     return value if isinstance(value, Tensor) else torch.full((size,), value, dtype=torch.float64)
 
 
-def _one_distribution(sources: Sequence[CompletionDistribution]) -> CompletionDistribution:
-    """One distribution for the particles of several; each batch may have had prompts of its own."""
-    first = sources[0]
-    rows = [prompt for source in sources for prompt in source.prompt_rows(source.batch_shape)]
-    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(rows))}
-    index = torch.tensor([number[prompt] for prompt in rows], device=first.index.device)
-    index = index.reshape(-1, *first.batch_shape[1:])
-    return CompletionDistribution(first.lm, tuple(number), index, first.max_new_tokens, first.warp, first.stop_ids)
-
-
 def _pending_joined(sites: Sequence[Site | None]) -> Site | None:
     first = sites[0]
     if first is None:
         return None
-    return replace(first, fn=_one_distribution([s.fn for s in sites if s]) if first.is_completion else None)
+    return replace(first, fn=CompletionDistribution.joined([s.fn for s in sites if s]) if first.is_completion else None)
 
 
 __all__ = ["Particles", "Plates", "Site"]

@@ -35,6 +35,17 @@ def test_processes_write_the_same_bytes(here: Path, capsys: pytest.CaptureFixtur
     assert digest(here / "out") == digest(here / "whole")
 
 
+@pytest.mark.parametrize("executor", [(), TWO])
+def test_what_a_reward_warns_of_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], executor: tuple[str, ...]
+) -> None:
+    warns = jobs.MODEL.replace("    broken =", '    import warnings\n\n    warnings.warn("mind the gap")\n    broken =')
+    assert warns != jobs.MODEL
+    (here / "asked.py").write_text(warns)
+    assert main([*RUN, "--out", "out", *executor]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "gap" in line] == ["warning: mind the gap"]
+
+
 @pytest.mark.parametrize("tokens", [1, 10**9])
 def test_another_grouping_draws_the_same(here: Path, tokens: int) -> None:
     assert main([*RUN, "--out", "whole"]) == 0

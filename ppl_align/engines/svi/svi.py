@@ -78,6 +78,12 @@ class SVI(Engine):
         if not callable(self.guide):
             one_of("guide", self.guide, list(KINDS))
 
+    def more(self, factor: int, first: Posterior | None) -> Engine | None:
+        """More draws of the guide that ``first`` has trained."""
+        if first is None or first.guide is None:
+            return None
+        return _Trained(**{**vars(self), "num_particles": factor * self.num_particles}, trained=first.guide)
+
     def _infer(self, task: Task) -> Posterior:
         guide: AutoGuide | ProgramGuide
         with whole_plates() as subsampled:
@@ -174,6 +180,19 @@ class SVI(Engine):
         if own.endswith(tuple(f".{part}" for part in markov.PARTS)):
             return 3e-2
         return 1e-3 if own.endswith((".left", ".right")) or ".lora_" in own else 1e-1
+
+
+@dataclass(frozen=True)
+class _Trained(SVI):
+    """Draws of a guide that is there, ``trained`` by an earlier run."""
+
+    trained: Any = None
+
+    def _infer(self, task: Task) -> Posterior:
+        with whole_plates() as subsampled:
+            constraints = known_constraints(task.program())
+            nesting, environment = self._pilot(task, constraints, subsampled)
+            return self._weigh(task, self.trained, nesting, environment, constraints, {})
 
 
 def _noting_failures(policy: Posterior, log_weight: Tensor) -> Posterior:

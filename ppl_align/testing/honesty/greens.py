@@ -18,7 +18,9 @@ from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
 from ppl_align.inspection.advice import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
+from ppl_align.jobs.escalation import rounds
 from ppl_align.posterior import Posterior, evidence
+from ppl_align.posterior.pooling import pooled
 from ppl_align.testing.honesty.coverage import BATCH, MANY, clopper_pearson
 from ppl_align.testing.honesty.groups import groups, pools
 from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
@@ -35,10 +37,14 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "svi": ("svi", "smc"),  # a guide is confirmed by what does not draw from it
 }
 """The runs that a verdict is asked about."""
-DIAGNOSTICS = (*SHOWN, INSPECT)
+ESCALATED = "escalated"
+"""``both`` with a quarter of the particles, and as many again as there are, until it is green or has ``BUDGET`` times as
+many as at first: what ``ppl-align run --data FILE --escalate 8`` does with a row."""
+BUDGET = 8
+DIAGNOSTICS = (*SHOWN, INSPECT, ESCALATED)
 TRAINED = "svi"
 """Judged itself, whichever run the verdict names; ten runs to a guide."""
-DEAR = {"svi": 10, "rejection": 2}
+DEAR = {"svi": 10, "rejection": 2, ESCALATED: 3}
 """Rows of these have so many times fewer runs at most."""
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(),
@@ -182,7 +188,9 @@ def round_of(
         diagnostics = [d for d, there in wanted if there == stratum]
         if diagnostics:
             truth = problem(kind, 1_000_000 + 1000 * seed + at, kl)
-            _compared(truth, particles, replicates, seed, [d for d in diagnostics if d != INSPECT], found)
+            _compared(truth, particles, replicates, seed, [d for d in diagnostics if d in SHOWN], found)
+            if ESCALATED in diagnostics:
+                _escalated(truth, max(1, particles // 4), replicates, seed, found)
             if INSPECT in diagnostics:
                 _inspected(truth, particles * replicates, seed, found)
     return found
@@ -214,8 +222,9 @@ def _batch(name: str, truth: Problem, particles: int, replicates: int, seed: int
 def _judged(diagnostic: str, runs: Mapping[str, Posterior | None], truth: Problem, found: Greens) -> None:
     """Does the run that the verdict names deserve what it says?"""
     row = found.of(diagnostic, truth.kind, truth.kl)
-    shown = {name: run for name in SHOWN[diagnostic] if (run := runs[name]) is not None}
-    if len(shown) < len(SHOWN[diagnostic]):  # no green light, and none that is missing
+    wanted = SHOWN.get(diagnostic, tuple(runs))
+    shown = {name: run for name in wanted if (run := runs[name]) is not None}
+    if len(shown) < max(1, len(wanted)):  # no green light, and none that is missing
         row.add(False, True, 0.0)
         return
     best = best_run(shown)
@@ -225,6 +234,28 @@ def _judged(diagnostic: str, runs: Mapping[str, Posterior | None], truth: Proble
     stands = shown[named]
     wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
     row.add(green, wrong, stands.log_weight.numel() * (1.0 if stands.draws_are_exact else truth.share))
+
+
+def _escalated(truth: Problem, particles: int, replicates: int, seed: int, found: Greens) -> None:
+    """Ten times rounds of more particles, each run until its verdict is sound."""
+    rows: list[dict[str, list[Posterior]]] = [{name: [] for name in SHOWN["both"]} for _ in range(_EACH)]
+    for number, times in enumerate(rounds(BUDGET)):
+        going = [at for at, row in enumerate(rows) if number == 0 or not _is_green(_pools(row))]
+        for name in SHOWN["both"] if going else ():
+            batch = _batch(name, truth, times * particles, replicates, mix(seed, f"round {number}"))
+            for at in going:
+                if (run := batch[at]) is not None:
+                    rows[at][name].append(run)
+    for row in rows:
+        _judged(ESCALATED, _pools(row), truth, found)
+
+
+def _pools(row: Mapping[str, Sequence[Posterior]]) -> dict[str, Posterior]:
+    return {name: pooled(parts) for name, parts in row.items() if parts}
+
+
+def _is_green(runs: Mapping[str, Posterior]) -> bool:
+    return bool(runs) and advise(runs, best_run(runs)).standing == "sound"
 
 
 def _inspected(truth: Problem, draws: int, seed: int, found: Greens) -> None:
