@@ -11,9 +11,13 @@ from typing import Any
 _OF_LIBRARIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 
 
+_listening: list[logging.Handler] = []
+
+
 @contextmanager
 def listening(say: Callable[[str], None]) -> Iterator[None]:
-    """Each line that is new goes to ``say``; what libraries say of their own future goes nowhere.
+    """Each line that is new goes to ``say``, of the innermost who listens; what libraries say of their own future goes
+    nowhere.
 
     >>> with listening(print):
     ...     for _ in range(2):
@@ -30,7 +34,8 @@ def listening(say: Callable[[str], None]) -> Iterator[None]:
 
     class _Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            once(record.getMessage())
+            if _listening[-1] is self:
+                once(record.getMessage())
 
     def show_warning(message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if not issubclass(category, _OF_LIBRARIES):
@@ -38,9 +43,11 @@ def listening(say: Callable[[str], None]) -> Iterator[None]:
 
     handler, logger = _Handler(logging.WARNING), logging.getLogger("ppl_align")
     logger.addHandler(handler)
+    _listening.append(handler)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
             yield
     finally:
         logger.removeHandler(handler)
+        _listening.remove(handler)

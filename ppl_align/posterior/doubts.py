@@ -13,6 +13,10 @@ A run without a complaint may have seen too little to have one. A green light ta
    Of Markov chains: as many by their autocorrelation;
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
+A run that took more draws until it passed (:mod:`ppl_align.posterior.pooling`) has been looked at several times, and
+passes most easily while E[r] is overestimated, for then it seems to have moved far. Of it E[r] is to be known (95%) to
+30% of the least that it may have moved, 23% of what it seems to.
+
 The thresholds were chosen in simulations of known truth; ``make honesty`` counts the green lights that stay false.
 """
 
@@ -94,9 +98,10 @@ def _mean(run: Posterior, name: str) -> Doubt | None:
     moved = _moved(run, name)
     if moved is None:
         return None
-    goal = f"{OF_THE_SHIFT:.0%} of what it has moved"
-    level = shift_level(run.log_weight.numel())
-    return too_wide(f"E[{name}]", run.mean(name), OF_THE_SHIFT * moved, goal, more(run), level)
+    level, share = shift_level(run.log_weight.numel()), OF_THE_SHIFT
+    if "rounds" in run.history:
+        level, share = LEVEL, OF_THE_SHIFT / (1 + OF_THE_SHIFT)
+    return too_wide(f"E[{name}]", run.mean(name), share * moved, f"{share:.0%} of what it has moved", more(run), level)
 
 
 def shift_level(total: int) -> float:

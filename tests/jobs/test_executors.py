@@ -39,7 +39,8 @@ def test_processes_write_the_same_bytes(here: Path, capsys: pytest.CaptureFixtur
 def test_what_a_reward_warns_of_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], executor: tuple[str, ...]
 ) -> None:
-    warns = jobs.MODEL.replace("    broken =", '    import warnings\n\n    warnings.warn("mind the gap")\n    broken =')
+    says = '    import logging\n\n    logging.getLogger("ppl_align").warning("mind the gap")\n    broken ='
+    warns = jobs.MODEL.replace("    broken =", says)
     assert warns != jobs.MODEL
     (here / "asked.py").write_text(warns)
     assert main([*RUN, "--out", "out", *executor]) == 0

@@ -38,8 +38,8 @@ SHOWN: dict[str, tuple[str, ...]] = {
 }
 """The runs that a verdict is asked about."""
 ESCALATED = "escalated"
-"""``both`` with a quarter of the particles, and as many again as there are, until it is green or has ``BUDGET`` times as
-many as at first: what ``ppl-align run --data FILE --escalate 8`` does with a row."""
+"""``both`` with a quarter of the particles, and as many again as there are, until it is green or has ``BUDGET`` times
+as many as at first: what ``ppl-align run --data FILE --escalate 8`` does with a row."""
 BUDGET = 8
 DIAGNOSTICS = (*SHOWN, INSPECT, ESCALATED)
 TRAINED = "svi"
