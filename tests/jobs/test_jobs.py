@@ -345,11 +345,11 @@ def test_a_row_that_cannot_be_run_is_not_tried_again(here: Path, capsys: pytest.
 
 
 def test_an_engine_that_alone_found_nothing_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "refused.py").write_text(jobs.ENGINE.format("Rejection", "num_pilot=64, num_particles=64, max_draws=64"))
+    (here / "refused.py").write_text(jobs.ENGINE.format("Rejection", "num_pilot=64, num_particles=64, max_draws=256"))
     (here / "asked.py").write_text(jobs.MODEL.replace("beta=beta,", "beta=beta, upper=3.0,"))
     out, _ = said(capsys, *RUN, "--engine", "refused.py", "--out", "out", "--limit", "2")
     assert "refused found nothing of 2 rows, which others did; row 0: " in " ".join(out.split())
-    assert "max_draws=64" in out
+    assert "max_draws=256" in out
 
 
 def test_fail_fast_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
