@@ -158,11 +158,16 @@ def test_coverage_and_greens_in_small() -> None:
     assert len(cells) == 9
     assert all(cell.runs == 120 and cell.holds for cell in cells.values())
     assert not Cell(stated=1000, held=850, runs=1000).holds
-    found = round_of(SEED, "rare", 64, 4, [("both", 0), ("importance", 3), ("inspect", 0)], problems=5)
+    found = round_of(
+        SEED, "rare", 64, 4, [("both", 0), ("importance", 3), ("inspect", 0), ("escalated", 0)], problems=5
+    )
     assert Greens.from_dict(found.as_dict()).as_dict() == found.as_dict()
-    assert {(d, at) for d, _, at in found.strata} == {("both", 0), ("importance", 3), ("inspect", 0)}
+    assert {(d, at) for d, _, at in found.strata} == {("both", 0), ("importance", 3), ("inspect", 0), ("escalated", 0)}
     assert all(s.greens >= s.false and s.deserving >= s.kept for s in found.strata.values())
     assert sum(s.false for s in found.strata.values()) <= 3
+    more, once = found.strata["escalated", "rare", 0], found.strata["both", "rare", 0]
+    assert more.runs == once.runs
+    assert more.greens >= once.greens, "with more draws more is told"
 
 
 def test_what_is_kept_does_not_hang_on_how_many_runs_a_row_had() -> None:

@@ -28,7 +28,11 @@ from ppl_align.testing.honesty.problems import KINDS
 SEEDS, SVI_SEEDS = 1000, 200
 _MOST_ROUNDS = 400
 _SLOW = ("rejection", "svi")
-_KEPT_APART = {"greens": tuple(d for d in greens.DIAGNOSTICS if d not in _SLOW), "slow-greens": _SLOW}
+_KEPT_APART = {
+    "greens": tuple(d for d in greens.DIAGNOSTICS if d not in (*_SLOW, greens.ESCALATED)),
+    "slow-greens": _SLOW,
+    "escalated": (greens.ESCALATED,),
+}
 """What is measured together, so that two cores have as much to do."""
 
 
@@ -62,6 +66,8 @@ def main() -> None:
         "dear": ", ".join(f"{d} {greens.most_runs(d, _part(greens.MOST_RUNS, asked.share))}" for d in greens.DEAR),
         "greens": greens.wanted_greens(_part(greens.MOST_RUNS, asked.share)),
         "max_draws": greens.ENGINES["rejection"].max_draws,
+        "first": greens.first_round(asked.particles),
+        "budget": greens.BUDGET,
         "svi_steps": greens.ENGINES["svi"].num_steps,
         "minutes": round(parts.cpu / 60),
     }

@@ -190,7 +190,7 @@ def round_of(
             truth = problem(kind, 1_000_000 + 1000 * seed + at, kl)
             _compared(truth, particles, replicates, seed, [d for d in diagnostics if d in SHOWN], found)
             if ESCALATED in diagnostics:
-                _escalated(truth, max(1, particles // 4), replicates, seed, found)
+                _escalated(truth, first_round(particles), replicates, seed, found)
             if INSPECT in diagnostics:
                 _inspected(truth, particles * replicates, seed, found)
     return found
@@ -234,6 +234,11 @@ def _judged(diagnostic: str, runs: Mapping[str, Posterior | None], truth: Proble
     stands = shown[named]
     wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
     row.add(green, wrong, stands.log_weight.numel() * (1.0 if stands.draws_are_exact else truth.share))
+
+
+def first_round(particles: int) -> int:
+    """Of a replicate, where other rows have ``particles``."""
+    return max(1, particles // 4)
 
 
 def _escalated(truth: Problem, particles: int, replicates: int, seed: int, found: Greens) -> None:
