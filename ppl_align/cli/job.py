@@ -31,6 +31,8 @@ from ppl_align.jobs.summary import STANDINGS, counts, shortened, standing_of, wo
 from ppl_align.jobs.work import KEEP, Order, Worker
 
 MAX_BATCH_TOKENS = 16_384
+WHY = 130
+"""Characters of why a row is not sound: with five rows the end fits on a screen of 24 lines."""
 EXECUTORS = ("serial", "process", "ray")
 
 
@@ -201,10 +203,12 @@ class JobEnd:
         bad = worst(self.rows)
         if bad:
             table = plain_table()
-            for header in ("row", "prompt", "standing", "why, and what to do"):
-                table.add_column(header, overflow="fold")
+            table.add_column("row", overflow="fold", max_width=16)
+            table.add_column("prompt", no_wrap=True, max_width=16)
+            table.add_column("standing", no_wrap=True)
+            table.add_column("why, and what to do", overflow="fold")
             for row in bad:
-                table.add_row(row["row"], shortened(row["prompt"], 24), standing_of(row), shortened(_why(row), 240))
+                table.add_row(row["row"], row["prompt"], standing_of(row), shortened(_why(row), WHY))
             yield "\nLook at these first:"
             yield table
         if self.out is not None:
@@ -223,6 +227,8 @@ class JobEnd:
 
 
 def _why(row: dict[str, Any]) -> str:
+    """In a few words: its report has the rest."""
     if "error" in row:
         return str(row["error"]).removeprefix("error: ")
-    return " ".join(filter(None, (row["verdict"], row["remedy"])))
+    why = "" if row["standing"] == "unconfirmed" else row["verdict"].removeprefix("No run can be trusted: ")
+    return " ".join(filter(None, (why, row["remedy"])))

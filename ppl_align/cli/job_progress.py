@@ -53,8 +53,8 @@ def _lines() -> Callable[[Progress], None]:
 def facts(progress: Progress) -> list[tuple[str, str]]:
     """``(what, how much)``, each in a few characters."""
     found = [("rows", f"{len(progress.rows)}/{progress.total}")]
-    if progress.new and progress.seconds > 0:
-        left = (progress.total - len(progress.rows)) * progress.seconds / progress.new
+    left = progress.left
+    if left is not None and progress.seconds > 0:
         found += [("ETA", _time(left)), ("tokens/s", f"{progress.lm_tokens / progress.seconds:,.0f}")]
     by_standing = counts(progress.rows)
     return found + [(name, str(by_standing[name])) for name in STANDINGS if by_standing[name]]

@@ -44,7 +44,7 @@ class Selection:
 @dataclass
 class Progress:
     """How far a job is: ``rows`` summaries so far, of ``total``; ``new``: how many of them were done since it was
-    started, in ``seconds``; ``lm_tokens`` that took; ``at_work``: a note on the group at work."""
+    started, in ``seconds``; ``lm_tokens`` that took; ``at_work``: a note on the group at work, ``since`` when (s)."""
 
     total: int
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -52,6 +52,14 @@ class Progress:
     seconds: float = 0.0
     lm_tokens: int = 0
     at_work: str = ""
+    since: float = 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to go, if the rest goes as what is done went; None before anything is."""
+        if not self.new:
+            return None
+        return max(0.0, (self.total - len(self.rows)) * self.seconds / self.new - self.since)
 
 
 @dataclass
@@ -109,7 +117,10 @@ class Job:
         tell(progress)
 
         def working(done: int, total: int, note: str) -> None:
-            progress.at_work, progress.seconds = f"{note} {done}/{total}", time.perf_counter() - started
+            progress.at_work, progress.since = (
+                f"{note} {done}/{total}",
+                time.perf_counter() - started - progress.seconds,
+            )
             tell(progress)
 
         done = self.done()
@@ -127,7 +138,7 @@ class Job:
                 progress.rows += wanted
                 progress.new += len(wanted)
                 progress.lm_tokens += result.cost.lm_tokens
-                progress.seconds, progress.at_work = time.perf_counter() - started, ""
+                progress.seconds, progress.since, progress.at_work = time.perf_counter() - started, 0.0, ""
                 tell(progress)
                 if fail_fast and any(row.error is not None for row in result.rows):
                     break

@@ -97,6 +97,11 @@ def lost(order: Order, rows: Sequence[tuple[int, Row]], why: str) -> GroupResult
     return GroupResult(failed, 0.0, Cost())
 
 
+def _in_round(progress: Report, number: int) -> Report:
+    """Says that it is a round after the first."""
+    return lambda done, total, note: progress(done, total, f"round {number}: {note}")
+
+
 def _of_row(header: Header, number: int, row: Row) -> RowResult:
     return RowResult(number, header.key_of(number, row), last_words(row["prompt"]))
 
@@ -152,7 +157,8 @@ class Worker:
             attempt.times += times
         for batch in in_groups(sizes, most):
             together = [runs[at] for at in batch.rows]
-            works = [self._work(more, attempt.target, seed, progress) for attempt, more, seed in together]
+            told = progress if not round_ else _in_round(progress, round_ + 1)
+            works = [self._work(more, attempt.target, seed, told) for attempt, more, seed in together]
             for (attempt, more, _), outcome in zip(together, Turns(serve).run(works), strict=True):
                 attempt.note(name, more, outcome)
 

@@ -18,6 +18,7 @@ from toys.jobs import RUN, delivered, digest, events
 
 from ppl_align.cli import main
 from ppl_align.core.seeds import mix
+from ppl_align.jobs.job import Progress
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def dialogue(prompt):
 def test_the_page_and_the_end(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = said(capsys, *RUN, "--out", "out")
     assert "11/11 rows" in err
-    assert len(out.splitlines()) < 40
+    assert len(out.splitlines()) <= 24, "it fits on a screen"
     assert "completions: out/completions.parquet, .csv; all rows: out/report.html" in out
     page = (here / "out/report.html").read_text()
     assert page.count("<tr data-standing=") == 11
@@ -384,3 +385,13 @@ def test_rewards_that_fail_for_a_moment_are_tried_again(
     (here / "tries").write_text("")
     out, _ = said(capsys, *RUN, "--out", "once", "--retries", "1", "--rows", "4", code=1)
     assert "1 failed" in out
+
+
+def test_the_time_that_is_left_runs_down() -> None:
+    progress = Progress(total=10, rows=[{}] * 4, new=4, seconds=40.0)
+    assert progress.left == 60.0
+    progress.since = 25.0
+    assert progress.left == 35.0
+    progress.since = 100.0
+    assert progress.left == 0.0
+    assert Progress(total=10, rows=[{}] * 4).left is None, "they were there before"
