@@ -73,9 +73,15 @@ class Attempt:
         return [name for name, error in self.failed.items() if not isinstance(error, OTHERS_MAY_FARE_BETTER)]
 
     @property
-    def is_sound(self) -> bool:
-        runs = self.runs
-        return bool(runs) and advise(runs, best_run(runs)).standing == "sound"
+    def wants_more(self) -> bool:
+        """Is it not sound, so that more particles may help?"""
+        if self.grave:
+            return False
+        try:
+            runs = self.runs
+            return not runs or advise(runs, best_run(runs)).standing != "sound"
+        except Exception:  # a comparison fails again, and says so, when the row is finished
+            return False
 
     def next(self, name: str, engine: Engine, factor: int) -> Engine | None:
         """The engine for ``factor`` times the particles; None where more of them would not help."""

@@ -135,7 +135,9 @@ class Worker:
             except InputError as error:
                 done[number].error = f"error: {error}"
         for round_, times in enumerate(rounds(self.order.escalate)):
-            going = [one for one in attempts.values() if round_ == 0 or not (one.grave or one.is_sound)]
+            going = [one for one in attempts.values() if round_ == 0 or one.wants_more]
+            for one in going:
+                one.times += times
             for name in self.plan.engines if going else ():
                 self._run([one for one in going if not one.grave], name, round_, times, progress)
         for number, attempt in attempts.items():
@@ -148,13 +150,13 @@ class Worker:
         runs: list[tuple[Attempt, Any, int]] = []
         sizes: list[int] = []
         for attempt in attempts:
-            each = engine.texts_at_once * self.plan.tokens(attempt.target) if round_ else 1
-            for part, width in enumerate(widths(times, most // each) if round_ else [1]):
-                more = attempt.next(name, engine, width) if round_ else engine
+            # In the first round the rows are a batch as they are: that is what a group is.
+            each = engine.texts_at_once * self.plan.tokens(attempt.target) if round_ else 0
+            for part, width in enumerate(widths(times, most // each if each else times)):
+                more = attempt.next(name, engine, width)
                 if more is not None:
                     runs.append((attempt, more, attempt.seed(round_, part)))
-                    sizes.append(width * each if round_ else 0)
-            attempt.times += times
+                    sizes.append(width * each)
         for batch in in_groups(sizes, most):
             together = [runs[at] for at in batch.rows]
             told = progress if not round_ else _in_round(progress, round_ + 1)

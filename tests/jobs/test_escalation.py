@@ -96,6 +96,7 @@ def test_the_same_bytes_however_it_is_run(here: Path) -> None:
     assert main([*run, "--out", "limited"]) == 0
     assert main([*run, "--out", "process", "--executor", "process", "--workers", "2"]) == 0
     assert digest(here / "serial") == digest(here / "limited") == digest(here / "process")
+    assert max(row["times"] for row in summaries(here / "serial")) == 4
 
 
 def test_it_is_part_of_what_the_job_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
