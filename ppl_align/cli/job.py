@@ -27,12 +27,12 @@ from ppl_align.jobs.ledger import open_ledger
 from ppl_align.jobs.merge import merge
 from ppl_align.jobs.plan import DEFAULT_ENGINES, Asked, Plan
 from ppl_align.jobs.spec import JobSpec
-from ppl_align.jobs.summary import STANDINGS, counts, shortened, standing_of, worst
+from ppl_align.jobs.summary import STANDINGS, counts, in_the_middle, shortened, standing_of, worst
 from ppl_align.jobs.work import KEEP, Order, Worker
 
 MAX_BATCH_TOKENS = 16_384
-WHY = 130
-"""Characters of why a row is not sound: with five rows the end fits on a screen of 24 lines."""
+WHY = 650
+"""Characters of why rows are not sound, all together: so the end fits on a screen of 24 lines."""
 EXECUTORS = ("serial", "process", "ray")
 
 
@@ -95,13 +95,19 @@ def run_job(asked: Asked, engines: Sequence[str], out: Path | None, force: bool,
             groups = grouped(plan, how.max_batch_tokens, selection.shard)
         wanted = selection.rows(_rows(plan)) & {row for group in groups for row in group.rows}
         executor = _executor(plan, engines, threads, how)
+        if out is None:
+            note(
+                "nothing of this will be kept: with --out DIR there are completions, and the job goes on where it stops"
+            )
         folder, goes_on = job_folder(root, spec, force)
         with open_ledger(folder.ledger) as ledger:
             folder.clear_scratch()
             job = Job(plan, groups, folder, ledger, wanted)
             if goes_on:
-                done = len(job.summaries())
-                note(f"going on in {root}: {done} of {len(wanted)} rows are there")
+                rows = job.summaries()
+                again = sum(bool(row.get("again")) for row in rows)
+                tried = f", {again} failed and are tried again" if again else ""
+                note(f"going on in {root}: {len(rows) - again} of {len(wanted)} rows are there{tried}")
             return _run(job, executor, out, as_json, how.fail_fast)
 
 
@@ -114,7 +120,7 @@ def _run(job: Job, executor: Executor, out: Path | None, as_json: bool, fail_fas
         code = interrupted(f"{len(job.summaries())} of {len(job.wanted)} rows are there; the same command goes on")
     with user_code():
         rows = job.deliver()
-    show(JobEnd(rows, len(job.wanted), out), as_json)
+    show(JobEnd(rows, len(job.wanted | {row["number"] for row in rows}), out), as_json)
     return code or int(any("error" in row for row in rows))
 
 
@@ -177,7 +183,11 @@ def merge_jobs(shards: Sequence[Path], out: Path, force: bool, as_json: bool) ->
     """Put shards together; returns the exit code."""
     rows, total = merge(shards, out, force)
     show(JobEnd(rows, total, out), as_json)
-    return int(any("error" in row for row in rows))
+    if len(rows) < total:
+        note(
+            f"{total - len(rows)} rows are missing: a shard was not named, or is not done; merge again with all of them"
+        )
+    return int(len(rows) < total or any("error" in row for row in rows))
 
 
 @dataclass
@@ -199,6 +209,9 @@ class JobEnd:
         more = [row for row in self.rows if row.get("times", 1) > 1]
         if more:
             yield f"{len(more)} took more particles than at first: {counts(more)['sound']} of these are sound now"
+        again = sum(bool(row.get("again")) for row in self.rows)
+        if again and self.out is not None:
+            yield f"the same command tries {again} of the rows that failed again"
         yield from self._without()
         bad = worst(self.rows)
         if bad:
@@ -208,13 +221,14 @@ class JobEnd:
             table.add_column("standing", no_wrap=True)
             table.add_column("why, and what to do", overflow="fold")
             for row in bad:
-                table.add_row(row["row"], row["prompt"], standing_of(row), shortened(_why(row), WHY))
+                why = in_the_middle(_why(row), WHY // len(bad))
+                table.add_row(row["row"], row["prompt"], standing_of(row), why)
             yield "\nLook at these first:"
             yield table
         if self.out is not None:
-            yield f"\ncompletions: {self.out / 'completions.parquet'}, .csv; all rows: {self.out / 'report.html'}"
-        elif self.rows:
-            yield "\nNothing was kept: add --out DIR for completions, reports and posteriors."
+            some = len(self.rows) > found["failed"]
+            tables = f"completions: {self.out / 'completions.parquet'}, .csv; " if some else ""
+            yield f"\n{tables}all rows: {self.out / 'report.html'}"
 
     def _without(self) -> Iterator[str]:
         """Engines that found nothing of rows of which others did."""

@@ -17,7 +17,7 @@ def load_plan(asked: Asked, engines: Sequence[str] = ()) -> Plan:
     if plan.ignored:
         meant = [get_close_matches(name, plan.arguments.named, n=1) for name in plan.ignored]
         listed = [f"{n} (did you mean {m[0]!r}?)" if m else n for n, m in zip(plan.ignored, meant, strict=True)]
-        note(f"columns that {asked.model} has no argument for are ignored: {', '.join(listed)}")
+        note(f"{asked.model} has no argument for the columns {', '.join(listed)}: it does not see them")
     return plan
 
 

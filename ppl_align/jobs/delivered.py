@@ -126,13 +126,28 @@ def as_table(lines: Sequence[Line]) -> pyarrow.Table:
 
 
 def with_columns_of(rows: Rows, lines: pyarrow.Table) -> pyarrow.Table:
-    """``lines`` with the columns of the data in front. A column that is called like one of ours is ``data.NAME``."""
-    ours = {*OWN, *FIRST, *LAST}
-    columns: dict[str, Any] = {}
-    for name, cells in rows.columns.items():
-        own = name in ours or name.startswith(KINDS)
-        columns[f"data.{name}" if own else name] = cells.take(lines["_number"])
+    """``lines`` with the columns of the data in front, as :func:`renamed` calls them."""
+    names = renamed(rows.header.columns)
+    columns = {names[name]: cells.take(lines["_number"]) for name, cells in rows.columns.items()}
     return pyarrow.table({**columns, **{name: lines[name] for name in lines.column_names}})
+
+
+def renamed(columns: Sequence[str]) -> dict[str, str]:
+    """What each column of the data is called in what is delivered: one that is called like one of ours is
+    ``data.NAME``, with as many ``data.`` as it takes to be told from the others.
+
+    >>> renamed(["prompt", "id"]), renamed(["prompt", "data.prompt"])
+    ({'prompt': 'data.prompt', 'id': 'id'}, {'prompt': 'data.data.prompt', 'data.prompt': 'data.prompt'})
+    """
+    ours, taken = {*OWN, *FIRST, *LAST}, set(columns)
+    names: dict[str, str] = {}
+    for name in columns:
+        new = name
+        while new in ours or new.startswith(KINDS) or (new != name and new in taken):
+            new = f"data.{new}"
+        names[name] = new
+        taken.add(new)
+    return names
 
 
 def in_order(table: pyarrow.Table) -> pyarrow.Table:

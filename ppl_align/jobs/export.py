@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow
 
 from ppl_align.core.errors import InputError
+from ppl_align.jobs.delivered import renamed
 from ppl_align.jobs.folder import SPEC, JobFolder, write_parquet
 from ppl_align.jobs.ledger import last_events, read_events
 from ppl_align.jobs.results import posterior_lines
@@ -50,11 +51,21 @@ def export(root: Path, form: str) -> Exported:
         raise InputError(f"{root} holds no job: name a folder that `ppl-align run --data FILE --out DIR` wrote")
     folder = JobFolder(root)
     parts = [folder.read_part(group)[0] for group in sorted(last_events(read_events(folder.ledger)))]
-    rows = set(range(JobSpec.load(folder.spec).data["rows"]))
-    posterior, prior = (posterior_lines(parts, rows, which).to_pylist() for which in (False, True))
+    prompt = renamed(JobSpec.load(folder.spec).data["columns"])["prompt"]
+    posterior, prior = (
+        [_asked(line, prompt) for line in posterior_lines(parts, which).to_pylist()] for which in (False, True)
+    )
     if not posterior:
         raise InputError(f"the job in {root} has no completions yet")
-    return FORMATS[form](posterior, prior)
+    found = FORMATS[form](posterior, prior)
+    if not found.examples:
+        raise InputError(f"--format {form} has no example: {'; '.join(found.notes)}")
+    return found
+
+
+def _asked(line: Example, prompt: str) -> Example:
+    """A line with the prompt as the data has it: a text, or chat messages."""
+    return line | {"_prompt": line[prompt] if isinstance(line[prompt], list) else line["prompt"]}
 
 
 def _sft(posterior: list[Example], prior: list[Example]) -> Exported:
@@ -95,7 +106,11 @@ def _preference(posterior: list[Example], prior: list[Example]) -> Exported:
     ]
     left_out, alone = len(pairs) - len(examples), len(posterior) - len(pairs)
     notes = [f"{left_out} of {len(pairs)} pairs have a margin of 0 or less, and are left out"] if left_out else []
-    notes += [f"{alone} draws have no draw of the prior beside them, and are left out"] if alone else []
+    if alone:
+        notes.append(
+            f"{alone} draws have no draw of the prior beside them, and are left out: run the job with an engine that "
+            "draws from the prior beside, say --engine importance"
+        )
     notes.append(
         "DPO on these pairs does not give the posterior back: it fits which of two texts is preferred, and how far it "
         "goes is up to its own beta; train on --format sft or weighted to come close to the posterior"
@@ -110,16 +125,10 @@ FORMATS: dict[str, Callable[[list[Example], list[Example]], Exported]] = {
 }
 
 
-def _messages(line: Example) -> list[Any] | None:
-    given = line.get("data.prompt")
-    return given if isinstance(given, list) else None
-
-
 def _prompt(line: Example) -> Example:
-    messages = _messages(line)
-    return {"prompt": line["prompt"] if messages is None else messages}
+    return {"prompt": line["_prompt"]}
 
 
 def _answer(line: Example) -> Any:
     text = line["completion"]
-    return text if _messages(line) is None else [{"role": "assistant", "content": text}]
+    return [{"role": "assistant", "content": text}] if isinstance(line["_prompt"], list) else text

@@ -163,9 +163,8 @@ class Job:
         )
 
     def finished(self) -> list[int]:
-        """The groups that have results, in the order of the data."""
-        done = self.done()
-        return [group.number for group in self.groups if group.number in done]
+        """The groups that have results, of other shards too, in the order of the data."""
+        return sorted(self.done())
 
     def summaries(self, without: set[int] = frozenset()) -> list[dict[str, Any]]:  # type: ignore[assignment]
         """Of the wanted rows that are done, in the order of the data."""
@@ -176,8 +175,9 @@ class Job:
         return found
 
     def deliver(self) -> list[dict[str, Any]]:
-        """Write ``completions.parquet``, ``completions.csv`` and the top page of what is done; the summaries."""
-        return deliver(self.folder, self.finished(), self.wanted)
+        """Write ``completions.parquet``, ``completions.csv`` and the top page of all that is done, whether it is wanted
+        now or was before; the summaries."""
+        return deliver(self.folder, self.finished())
 
 
 def grouped(plan: Plan, max_batch_tokens: int, shard: tuple[int, int] = (1, 1)) -> list[RowGroup]:

@@ -41,7 +41,7 @@ def merge(shards: Sequence[Path], out: Path, force: bool = False) -> tuple[list[
                 if there.get(group) != event:  # new, or done again since: rows that had failed, say
                     _copy(folder, merged, event, total)
                     ledger.note(**event)
-        return deliver(merged, sorted(last_events(ledger.events)), set(range(total))), total
+        return deliver(merged, sorted(last_events(ledger.events))), total
 
 
 def _copy(folder: JobFolder, merged: JobFolder, event: dict[str, Any], total: int) -> None:

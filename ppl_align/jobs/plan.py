@@ -90,6 +90,7 @@ class Plan:
         others = [name for name in header.columns if self.arguments.open and name not in self.arguments.named]
         whole = {**dict.fromkeys(others), **row}  # a column that only other rows have is None, as in a data set
         given = {name: cell for name, cell in whole.items() if self.arguments.accepts(name)}
+        given = {name: cell for name, cell in given.items() if not self.arguments.is_left_out(name, cell)}
         if header.is_text:
             given = {name: self.arguments.convert(name, cell, f"{where}: {name}") for name, cell in given.items()}
             if not isinstance(given["prompt"], (str, list)):  # a number is text to continue; a list, chat messages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,31 @@ from ppl_align.jobs.spec import JobSpec
 COMPLETIONS = "completions.parquet"
 
 
-def deliver(folder: JobFolder, groups: Sequence[int], wanted: set[int]) -> list[dict[str, Any]]:
-    """Write the files of all ``wanted`` rows that are done, and the page; the summaries, in the order of the data.
+def deliver(folder: JobFolder, groups: Sequence[int]) -> list[dict[str, Any]]:
+    """Write the files of all rows that are done, and the page; the summaries, in the order of the data.
 
-    Nothing in the tables depends on the clock, nor on how often the job was stopped."""
+    Nothing in the tables depends on the clock, nor on how often the job was stopped. Where no row has a completion
+    there are no tables: an empty one is more than ``datasets`` can read."""
     parts = [folder.read_part(group) for group in groups]
-    found = [row for _, summaries in parts for row in summaries if row["number"] in wanted]
-    table = in_order(posterior_lines([lines for lines, _ in parts], wanted))
-    folder.write(folder.root / COMPLETIONS, lambda path: write_parquet(table, path))
-    folder.write(folder.root / "completions.csv", lambda path: _write_csv(table, path))
+    found = [row for _, summaries in parts for row in summaries]
+    table = in_order(posterior_lines([lines for lines, _ in parts]))
+    writers: dict[str, Callable[[Path], object]] = {
+        COMPLETIONS: lambda path: write_parquet(table, path),
+        "completions.csv": lambda path: _write_csv(table, path),
+    }
+    for name, writer in writers.items():
+        if len(table):
+            folder.write(folder.root / name, writer)
+        else:
+            (folder.root / name).unlink(missing_ok=True)
     _write_page(folder, found)
     return found
 
 
-def posterior_lines(parts: Sequence[pyarrow.Table], wanted: set[int], prior: bool = False) -> pyarrow.Table:
-    """Lines of the wanted rows from all parts, in the order of the data; with ``prior`` the draws of the prior."""
+def posterior_lines(parts: Sequence[pyarrow.Table], prior: bool = False) -> pyarrow.Table:
+    """Lines from all parts, in the order of the data; with ``prior`` the draws of the prior."""
     lines = pyarrow.concat_tables(parts or [as_table([])], promote_options="permissive")
-    asked = pyarrow.compute.is_in(lines["_number"], pyarrow.array(sorted(wanted), pyarrow.int64()))
-    return lines.filter(pyarrow.compute.and_(asked, pyarrow.compute.equal(lines["_prior"], prior)))
+    return lines.filter(pyarrow.compute.equal(lines["_prior"], prior))
 
 
 def _write_csv(table: pyarrow.Table, path: Path) -> None:

@@ -29,9 +29,9 @@ class JobSpec:
     """``model``: what it was called by; ``program``: digest of its source and of what that refers to; ``lms``: the
     language models that it can see, and those that write a row's completions, by fingerprint; ``arguments``: those that
     are the same for all rows, as digests; ``engines``: by name, their options, and a digest of each; ``data``: of the
-    file, its name, digest, number of rows and key column; ``threads`` of torch; ``max_batch_tokens``: what groups of
-    rows are made by; ``draws``, ``all_runs``: what is delivered of each row; ``escalate``: how many times
-    the particles a row may take; ``versions`` of the libraries."""
+    file, its name, digest, number of rows, key column and columns; ``threads`` of torch; ``max_batch_tokens``: what
+    groups of rows are made by; ``draws``, ``all_runs``: what is delivered of each row; ``escalate``: how many times the
+    particles a row may take; ``versions`` of the libraries."""
 
     model: str
     program: str
@@ -59,6 +59,7 @@ class JobSpec:
             "digest": hashlib.sha256(header.path.read_bytes()).hexdigest()[:16],
             "rows": header.count,
             "key": header.key,
+            "columns": list(header.columns),
         }
         return cls(
             model=plan.asked.model,

@@ -50,6 +50,19 @@ def shortened(text: str, most: int = LONGEST) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def in_the_middle(text: str, most: int) -> str:
+    """A long text without its middle: what is wrong comes first, and what to do about it last.
+
+    >>> in_the_middle("the reward raised, and so on and on: wrap it", 32)
+    'the reward ... wrap it'
+    """
+    if len(text) <= most:
+        return text
+    kept = most - 5
+    head, tail = text[: kept * 3 // 5].rsplit(" ", 1)[0], text[len(text) - kept * 2 // 5 :].split(" ", 1)[-1]
+    return f"{head} ... {tail}"
+
+
 def standing_of(row: dict[str, Any]) -> str:
     """One of :data:`STANDINGS`."""
     return "failed" if "error" in row else str(row["standing"])

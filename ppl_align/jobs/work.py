@@ -74,7 +74,8 @@ class RowResult:
     def as_summary(self) -> dict[str, Any]:
         """The summary with the row's number; of one that failed, its error instead."""
         if self.error is not None:
-            return {"number": self.number, "row": self.key, "prompt": self.prompt, "error": self.error}
+            failed = {"error": self.error, "again": self.again}
+            return {"number": self.number, "row": self.key, "prompt": self.prompt, **failed}
         return {"number": self.number, "row": self.key, "prompt": self.prompt, **self.summary}
 
 

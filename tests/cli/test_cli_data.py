@@ -143,4 +143,4 @@ def test_a_column_that_nobody_takes_may_be_misspelt(here: Path, capsys: pytest.C
     )
     write(here / "data.jsonl", [{"prompt": "0", "digt": 1, "id": 7}])
     _, err = printed(capsys, "check", "asked.py", "--data", "data.jsonl")
-    assert "columns that asked.py has no argument for are ignored: digt (did you mean 'digit'?), id" in err
+    assert "asked.py has no argument for the columns digt (did you mean 'digit'?), id: it does not see them" in err

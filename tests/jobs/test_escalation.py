@@ -9,7 +9,7 @@ import pytest
 import torch
 from toys import jobs
 from toys.commands import go_to
-from toys.jobs import delivered, digest
+from toys.jobs import delivered, digest, summaries
 
 from ppl_align import SMC, ImportanceSampling, Posterior, Rejection
 from ppl_align.cli import main
@@ -40,10 +40,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     few = jobs.ENGINE.format("ImportanceSampling", "256, 4")
     return go_to(tmp_path, monkeypatch, wanted=MODEL, few=few, steered=jobs.ENGINE.format("SMC", "32, 4"))
-
-
-def summaries(folder: Path) -> list[dict]:
-    return [row for part in sorted((folder / "parts").glob("*.json")) for row in json.loads(part.read_text())]
 
 
 def test_only_what_is_not_sound_takes_more(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

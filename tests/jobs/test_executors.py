@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,37 @@ def test_a_worker_that_is_killed_costs_nothing(here: Path) -> None:
     thread.join()
     assert killed
     assert found == alone
+
+
+def test_workers_end_with_whoever_started_them(here: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", "from ppl_align.cli import main; import sys; main(sys.argv[1:])"]
+    slow = jobs.MODEL.replace("    broken =", "    import time\n\n    time.sleep(0.5)\n    broken =")
+    (here / "asked.py").write_text(slow)
+    job = subprocess.Popen([*command, *RUN, "--out", "out", *TWO], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    wait_for(lambda: (here / "asked.log").exists())
+    children = _children(job.pid)
+    assert len(children) >= 2
+    job.kill()
+    job.wait()
+    wait_for(lambda: not any(_alive(child) for child in children))
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_rows_that_kill_every_worker_fail_and_no_others(here: Path) -> None:

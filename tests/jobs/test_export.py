@@ -94,14 +94,42 @@ def test_what_cannot_be_exported(here: Path, capsys: pytest.CaptureFixture[str])
     assert "write a .jsonl or .parquet file" in refused("export", "out", "--out", "x.csv")
 
 
+def test_without_draws_of_the_prior_there_are_no_pairs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "moved.py").write_text(jobs.ENGINE.format("SMC", '8, 4, twist="prefix", ess_threshold=1.0'))
+    run = ["moved.py" if argument == "sure.py" else argument for argument in RUN]
+    assert main([*run, "--out", "out", "--limit", "2"]) == 0
+    capsys.readouterr()
+    assert main(["export", "out", "--format", "preference"]) == 2
+    assert "say --engine importance" in " ".join(capsys.readouterr().err.split())
+    assert not (here / "out/preference.jsonl").exists()
+
+
+def test_chats_stay_chats_among_columns_of_that_name(here: Path) -> None:
+    chat = [{"role": "user", "content": "1"}]
+    line = {"prompt": chat, "digit": 2, "data.prompt": "mine", "completion": "yours"}
+    (here / "data.jsonl").write_text(json.dumps(line) + "\n")
+    (here / "asked.py").write_text(jobs.MODEL.replace("_lm, prompt, max", "_lm, '1', max"))  # it has no chat template
+    assert main([*RUN, "--out", "out"]) == 0
+    (found,) = delivered(here / "out").to_dict("records")
+    assert found["data.prompt"] == "mine"
+    assert found["data.data.prompt"][0]["content"] == "1"
+    assert found["data.completion"] == "yours"
+    assert main(["export", "out", "--format", "sft"]) == 0
+    (example,) = [json.loads(line) for line in (here / "out/sft.jsonl").read_text().splitlines()]
+    assert example["prompt"] == chat
+    assert example["completion"][0]["role"] == "assistant"
+
+
 def test_shards_become_the_whole(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*RUN, "--out", "whole"]) == 0
     run = [argument for argument in RUN if argument not in ("--keep", "none")]
     for shard in (1, 2, 3):
         assert main([*run, "--keep", "posteriors", "--out", f"s{shard}", "--shard", f"{shard}/3"]) == 0
     capsys.readouterr()
-    assert main(["merge", "s1", "s3", "--out", "some"]) == 0
-    assert capsys.readouterr().out.startswith("8 of 11 rows")
+    assert main(["merge", "s1", "s3", "s3", "--out", "some"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("8 of 11 rows")
+    assert "3 rows are missing: a shard was not named, or is not done" in err
     assert main(["merge", "s1", "s2", "s3", "--out", "all"]) == 0
     assert digest(here / "all") == digest(here / "whole")
     assert (here / "all/rows/04/sure.nc").is_file()

@@ -14,7 +14,7 @@ import pytest
 from conftest import SEED
 from toys import jobs
 from toys.commands import go_to
-from toys.jobs import RUN, delivered, digest, events
+from toys.jobs import RUN, delivered, digest, events, summaries
 
 from ppl_align.cli import main
 from ppl_align.core.seeds import mix
@@ -130,11 +130,14 @@ def test_the_same_command_goes_on_and_limits_do_not_matter(here: Path, capsys: p
     said(capsys, *RUN, "--out", "out", "--limit", "4")
     assert list(delivered(here / "out")["row"]) == ["0", "1", "2", "3"]
     said(capsys, *RUN, "--out", "out", "--rows", "9,5")
-    assert list(delivered(here / "out")["row"]) == ["5", "9"]
+    assert list(delivered(here / "out")["row"]) == ["0", "1", "2", "3", "5", "9"], "what is done is delivered"
     _, err = said(capsys, *RUN, "--out", "out")
     assert "going on in out: 6 of 11 rows are there" in err
     assert digest(here / "out") == digest(here / "whole")
     assert said(capsys, *RUN, "--out", "out")[1].endswith("going on in out: 11 of 11 rows are there")
+    for part in (("--limit", "1"), ("--rows", "9"), ("--shard", "2/3")):
+        assert said(capsys, *RUN, "--out", "out", *part)[0].startswith("11 of 11 rows")
+        assert digest(here / "out") == digest(here / "whole"), "nothing of it goes by asking for less"
     assert "--rows 11: no row of data.jsonl is called that" in said(capsys, *RUN, "--rows", "11", code=2)[1]
 
 
@@ -328,9 +331,11 @@ def test_a_row_that_fails_leaves_the_others_alone_and_is_tried_again(
     assert "4 1 failed --data data.jsonl, row 4: reward 'wanted' raised ConnectionError: 503" in flat
     assert list(delivered(here / "out")["row"]) == [str(i) for i in range(11) if i not in (4, 10)]
     assert "ConnectionError" in (here / "out/report.html").read_text()
+    assert "the same command tries 2 of the rows that failed again" in flat
     (here / "broken").unlink()
     (here / "asked.log").write_text("")
-    said(capsys, *RUN, "--out", "out")
+    _, err = said(capsys, *RUN, "--out", "out")
+    assert "going on in out: 9 of 11 rows are there, 2 failed and are tried again" in err
     assert {int(digit) for digit in (here / "asked.log").read_text().split()} == {3, 4, 5, 9, 10}, "their groups"
     assert digest(here / "out") == digest(here / "whole")
 
@@ -343,6 +348,31 @@ def test_a_row_that_cannot_be_run_is_not_tried_again(here: Path, capsys: pytest.
     assert "asked.py needs a value for 'digit'" in " ".join(out.split())
     _, err = said(capsys, *RUN, "--out", "out", code=1)
     assert err.endswith("going on in out: 11 of 11 rows are there")
+
+
+def test_where_all_rows_fail_there_are_no_tables(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "broken").write_text("0 1")
+    out, _ = said(capsys, *RUN, "--out", "out", "--limit", "2", code=1)
+    assert "completions.parquet" not in out
+    assert not list((here / "out").glob("completions*"))
+    (here / "broken").write_text("1")
+    said(capsys, *RUN, "--out", "out", "--limit", "2", code=1)
+    assert list(delivered(here / "out")["row"]) == ["0"]
+
+
+def test_empty_cells_of_numbers_are_the_defaults(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = [argument if argument != "data.jsonl" else "data.csv" for argument in RUN]
+    (here / "asked.py").write_text(jobs.MODEL.replace("d % 3", "int(d) % 3"))
+    (here / "data.csv").write_text("prompt,digit,beta\n1,2,\n1,2,1.0\n1,2,0.1\n")
+    said(capsys, *run, "--out", "csv", "--seed", "3")
+    first, second, third = (row["rewards"]["wanted"][1] for row in summaries(here / "csv"))
+    assert third > max(first, second)
+    (here / "data.jsonl").write_text('{"prompt": "1", "digit": 2, "beta": null}\n{"prompt": "1", "digit": 2}\n')
+    said(capsys, *RUN, "--out", "json", "--seed", "3")
+    assert list(delivered(here / "json")["log_z"]) == list(delivered(here / "csv")["log_z"])[:2]
+    (here / "data.csv").write_text("prompt,digit,beta\n1,,1\n")
+    out, _ = said(capsys, *run, "--out", "none", code=1)
+    assert "row 0" in out, "an argument without a default has no empty cells"
 
 
 def test_an_engine_that_alone_found_nothing_is_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

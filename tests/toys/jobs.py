@@ -66,6 +66,11 @@ def delivered(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(folder / "completions.parquet")
 
 
+def summaries(folder: Path) -> list[dict[str, Any]]:
+    """Of the rows that are done."""
+    return [row for part in sorted((folder / "parts").glob("*.json")) for row in json.loads(part.read_text())]
+
+
 def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -72,9 +74,18 @@ def _done(
 
 def _begin(order: Order) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal: who started us says when
     sys.stdout = sys.stderr  # what a model prints is no result
     _worker = Worker(order)
+
+
+def _end_with_parent() -> None:
+    """Whoever is killed with -9 can stop nobody: a worker sees for itself that nobody waits for it any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _do(rows: Sequence[tuple[int, Row]]) -> GroupResult:
