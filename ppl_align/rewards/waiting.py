@@ -66,7 +66,8 @@ def settle(calls: Sequence[Call]) -> list[Any]:
     open_calls = [call for call in calls if not call.is_settled()]
     if open_calls and taking_turns():
         ask(Waiting(open_calls))
-        count_share(reward_seconds=max(call.seconds for call in open_calls))
+        waited = max(call.seconds for call in open_calls)
+        count_share(reward_seconds=waited, seconds=waited)
     elif open_calls:
         wait(open_calls)
     return [call.result for call in calls]
