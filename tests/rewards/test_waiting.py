@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,11 +51,9 @@ def one_run(service: Any, number: int) -> Posterior:
 
 def test_runs_wait_at_the_same_time_and_the_bill_says_how_long() -> None:
     service = Service()
-    started = time.perf_counter()
     with measure() as cost:
         found = [one.get() for one in runs(service)]
     assert service.most == 6
-    assert time.perf_counter() - started < 6 * 2 * service.seconds
     assert all(one.cost.seconds >= one.cost.reward_seconds >= service.seconds for one in found)
     assert service.seconds <= cost.reward_seconds < sum(one.cost.reward_seconds for one in found)
 
