@@ -79,6 +79,12 @@ def linears(model: Any, rows: int) -> Trial:
     return step
 
 
+def one_product(operations: int, width: int = 2048) -> Trial:
+    """As many multiplications in one product of float32 matrices: what the processor can do at best."""
+    left, right = torch.randn(operations // width**2, width), torch.randn(width, width)
+    return lambda: left @ right
+
+
 def caches(rows: int, context: int, layers: int = 30) -> dict[str, Trial]:
     """A token appended and attended to in every layer, whose heads are those of SmolLM2, from ``context`` tokens on."""
     query, new = torch.randn(rows, 9, 1, 64), torch.randn(rows, 1, 3, 64).transpose(1, 2)
@@ -154,7 +160,9 @@ def main() -> None:
     print(f"{weights / 1e6:.0f} M weights in linear layers: {2 * weights * rows / 1e9:.1f} GFLOP and", end=" ")
     print(f"{4 * weights / 1e6:.0f} MB of float32 per step of {rows} rows; {torch.get_num_threads()} threads")
     layers = {"plain": plain, "prepacked": packed, "bfloat16": half}
-    show("linear layers alone", measure({name: linears(m, rows) for name, m in layers.items()}, chosen.repeats))
+    alone = {name: linears(m, rows) for name, m in layers.items()}
+    alone["one product of large matrices, as many operations"] = one_product(weights * rows)
+    show("linear layers alone", measure(alone, chosen.repeats))
     steps = {
         "plain": growing(plain, rows, context),
         "prepacked": growing(packed, rows, context),
