@@ -103,13 +103,11 @@ class Arguments:
             raise InputError(f"{why}: {self.spec} has no argument {name!r}{nearest(name, self.named)}")
 
     def is_left_out(self, name: str, cell: Any) -> bool:
-        """Is a cell empty, and the argument one that has a default for that: null, where it is not to be None; in a CSV
-        file an empty cell, where a number or a truth value is wanted?"""
+        """Is a cell empty (null, or in a CSV file nothing), and the argument a number or truth value with a default?"""
         parameter = self.named.get(name)
         if cell not in (None, "") or parameter is None or parameter.default in (inspect.Parameter.empty, None):
             return False
-        wanted = _kinds(parameter.annotation) or {type(parameter.default).__name__}
-        return ("None" if cell is None else "str") not in wanted
+        return (_kinds(parameter.annotation) or {type(parameter.default).__name__}) <= {"int", "float", "bool"}
 
     def convert(self, name: str, text: str, label: str) -> Any:
         """Text for argument ``name``, as its annotation wants it, else as its default is."""
