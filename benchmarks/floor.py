@@ -49,9 +49,9 @@ def growing(model: Any, rows: int, context: int) -> Trial:
     return step
 
 
-def preallocated(model: Any, rows: int, context: int, length: int = 36, call: Any = None) -> Trial:
+def preallocated(model: Any, rows: int, context: int, call: Any = None) -> Trial:
     """One step with a cache of fixed length, written in place (always at the same position)."""
-    cache = StaticCache(config=model.config, max_cache_len=length)
+    cache = StaticCache(config=model.config, max_cache_len=context + 16)
     call = model if call is None else call
     model(torch.randint(1000, (rows, context)), past_key_values=cache, use_cache=True, logits_to_keep=1)
     ids, positions = torch.randint(1000, (rows, 1)), torch.full((rows, 1), context)

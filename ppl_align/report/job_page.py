@@ -11,6 +11,8 @@ from ppl_align.report.terminal import cell
 
 STANDINGS = ("sound", "unconfirmed", "unsound", "failed")
 """How a row may end: how far its verdict goes, or without one."""
+MOST = 5000
+"""Rows that a page shows, those to look at first: a browser is no place for a million."""
 
 
 def render(
@@ -23,8 +25,10 @@ def render(
 ) -> str:
     """The page as a string. ``rows``: summaries in the order of the data; ``links``: reports of rows, by number."""
     rewards = list(dict.fromkeys(name for row in rows for name in row.get("rewards", {})))
-    lines = [_line(row, rewards, links.get(row["number"])) for row in rows]
-    counts = {standing: sum(line["standing"] == standing for line in lines) for standing in STANDINGS}
+    standings = [_standing(row) for row in rows]
+    counts = {standing: standings.count(standing) for standing in STANDINGS}
+    gravest = sorted(range(len(rows)), key=lambda i: -STANDINGS.index(standings[i]))[:MOST]
+    lines = [_line(rows[i], rewards, links.get(rows[i]["number"])) for i in sorted(gravest)]
     return template("job.html.j2").render(
         model=model,
         data=data,
@@ -32,8 +36,13 @@ def render(
         engines=engines,
         rewards=rewards,
         rows=lines,
+        done=len(rows),
         counts={standing: count for standing, count in counts.items() if count},
     )
+
+
+def _standing(row: Mapping[str, Any]) -> str:
+    return "failed" if "error" in row else str(row["standing"])
 
 
 def _line(row: Mapping[str, Any], rewards: Sequence[str], link: str | None) -> dict[str, Any]:

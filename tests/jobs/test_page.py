@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ppl_align.report import job_page
 from ppl_align.report.job_page import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -58,6 +59,15 @@ def test_text_is_text() -> None:
     html = page(3)
     assert "film 1 &lt;b&gt;&amp;" in html
     assert "http" not in re.sub(r"<!doctype html>", "", html), "nothing is loaded from elsewhere"
+
+
+def test_of_very_many_rows_the_gravest_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_page, "MOST", 5)
+    html = page(300)
+    assert html.count("<tr data-standing=") == html.count('<tr data-standing="failed"') + 2 == 5
+    assert "300 of 300 rows" in html
+    assert "Here are 5 of them, the gravest." in html
+    assert re.search(r">sound 99<", html), "counts are those of all"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
