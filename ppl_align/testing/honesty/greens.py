@@ -44,7 +44,7 @@ BUDGET = 8
 DIAGNOSTICS = (*SHOWN, INSPECT, ESCALATED)
 TRAINED = "svi"
 """Judged itself, whichever run the verdict names; ten runs to a guide."""
-DEAR = {"svi": 10, "rejection": 2, ESCALATED: 3}
+DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3}
 """Rows of these have so many times fewer runs at most."""
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(),
@@ -91,9 +91,9 @@ class Stratum:
         self.deserving += deserves
         self.kept += green and deserves
 
-    def settled(self, most: int) -> bool:
-        """No more runs are needed."""
-        return self.greens >= wanted_greens(most) or self.runs >= most
+    def settled(self, most: int, wanted: int) -> bool:
+        """No more runs are needed: there are as many greens as are ``wanted``, or runs as there may be at ``most``."""
+        return self.greens >= wanted or self.runs >= most
 
     @property
     def limit(self) -> float:
@@ -127,7 +127,9 @@ class Greens:
     def unsettled(self, kind: str, most: int) -> set[Wanted]:
         """The diagnostics, by stratum, that have seen neither enough greens nor ``most`` runs."""
         every = [(d, at) for d in DIAGNOSTICS for at in range(len(STRATA))]
-        return {(d, at) for d, at in every if not self.strata.get((d, kind, at), Stratum()).settled(most_runs(d, most))}
+        wanted = wanted_greens(most)
+        counts = {row: self.strata.get((row[0], kind, row[1]), Stratum()) for row in every}
+        return {row for row in every if not counts[row].settled(most_runs(row[0], most), wanted)}
 
     def kept(self, diagnostics: Sequence[str] = DIAGNOSTICS) -> float:
         """Of the runs that deserve a green light, the share that has one, for problems as the recipe draws them: rows
