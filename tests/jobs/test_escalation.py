@@ -36,7 +36,7 @@ BEGUN = ("run", "wanted.py", "--data", "data.jsonl", "--engine", "few.py", "--ke
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    rows = [{"prompt": "1", "nats": nats} for nats in (1.0, 3.0, 0.8, 4.0)]  # what a hit is worth
+    rows = [{"prompt": "1", "nats": nats} for nats in (1.0, 2.0, 0.8, 4.0)]  # what a hit is worth
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     few = jobs.ENGINE.format("ImportanceSampling", "256, 4")
     return go_to(tmp_path, monkeypatch, wanted=MODEL, few=few, steered=jobs.ENGINE.format("SMC", "32, 4"))
@@ -65,8 +65,8 @@ def test_only_what_is_not_sound_takes_more(here: Path, capsys: pytest.CaptureFix
 def test_all_rounds_count(here: Path) -> None:
     """What is kept of the row is the pool: the first run, and then others of other random numbers."""
     run = [argument for argument in BEGUN if argument not in ("--keep", "none")]
-    assert main([*run, "--rows", "1", "--out", "plain", "--keep", "posteriors"]) == 0
-    assert main([*run, "--rows", "1", "--out", "more", "--keep", "posteriors", "--escalate", "3"]) == 0
+    assert main([*run, "--rows", "3", "--out", "plain", "--keep", "posteriors"]) == 0
+    assert main([*run, "--rows", "3", "--out", "more", "--keep", "posteriors", "--escalate", "3"]) == 0
     first, pool = (Posterior.load(next((here / out / "rows").rglob("few.nc"))) for out in ("plain", "more"))
     assert sum(pool.history["rounds"].tolist()) == pool.log_weight.shape[1] in (512, 768)
     assert torch.equal(pool.log_weight[:, :256], first.log_weight)
