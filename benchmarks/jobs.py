@@ -117,8 +117,7 @@ class _Side:
     def add(self, work: Callable[[], Sequence[Posterior]]) -> None:
         with measure() as cost:
             self.runs += work()
-        for name, value in cost.as_dict().items():
-            setattr(self.cost, name, getattr(self.cost, name) + value)
+        self.cost += cost
 
     @property
     def shared(self) -> float:
