@@ -170,11 +170,6 @@ def _prompts(site: Completion, draws: int) -> list[str | None]:
     return [texts[i * each] for i in range(draws)] if texts else [None] * draws
 
 
-def _tokens(sites: Iterable[Completion], draws: int) -> list[int]:
-    lengths = [_each(site.lengths, draws) for site in sites]
-    return torch.cat(lengths, -1).sum(-1).tolist() if lengths else [0] * draws
-
-
 def _finish_reasons(sites: Iterable[Completion], draws: int) -> list[str]:
     ended = torch.ones(draws, dtype=torch.bool)
     for site in sites:
