@@ -51,7 +51,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# How often error bars hold and green lights are false, against exact answers (some 40 minutes on two cores; goes on
+# How often error bars hold and green lights are false, against exact answers (an hour on two cores; goes on
 # where it was stopped). SHARE=0.1 takes a tenth of the seeds.
 honesty: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m ppl_align.testing.honesty --seed $(or $(SEED),0) --share $(or $(SHARE),1) --page docs/honesty.md

@@ -96,13 +96,14 @@ def _room(run: Posterior) -> Doubt | None:
 def _mean(run: Posterior, name: str) -> Doubt | None:
     if constant_reward(run, name) is not None:
         return None
-    moved = _moved(run, name)
-    if moved is None:
+    found = _moved(run, name)
+    if found is None:
         return None
+    moved, in_words = found
     level, share = shift_level(run.log_weight.numel()), OF_THE_SHIFT
     if _was_looked_at(run):
         level, share = LEVEL, OF_THE_SHIFT / (1 + OF_THE_SHIFT)
-    return too_wide(f"E[{name}]", run.mean(name), share * moved, f"{share:.0%} of what it has moved", more(run), level)
+    return too_wide(f"E[{name}]", run.mean(name), share * moved, f"{share:.0%} of {in_words}", more(run), level)
 
 
 def shift_level(total: int) -> float:
@@ -141,17 +142,21 @@ def more(run: Posterior) -> float | None:
     return max(PREDICTED / max(float(run.importance_weights.pooled.foretold_ess), 1e-6), 2.0)
 
 
-def _moved(run: Posterior, name: str) -> float | None:
-    """|E[r] - E_p0[r]|, or the least that it can be: KL(p*||p0) + KL(p0||p*) = sum of scale times shift."""
+def _moved(run: Posterior, name: str) -> tuple[float, str] | None:
+    """|E[r] - E_p0[r]|, and what to call it; or the least that it can be, for KL(p*||p0) + KL(p0||p*) is the sum of scale
+    times shift."""
     prior = prior_log_weight(run)
     if run.independent and float(Weights(prior).pooled.ess) >= ENOUGH:
         before = prior_mean(run, run.rewards[name])
         if before is not None:
-            return abs(run.mean(name).value - before)
+            return abs(run.mean(name).value - before), "what it has moved"
     if len(run.factors) > 1 or not run.kind.has_evidence:
         return None
     scale = float(torch.as_tensor(run.scales[name]).double().abs().mean())
-    return max(evidence.kl_to_prior(run).value, 0.0) / scale if scale else None
+    if not scale:
+        return None
+    moved = max(evidence.kl_to_prior(run).value, 0.0) / scale
+    return moved, f"the least that it may have moved, {moved:.2g}"
 
 
 def _skewed(run: Posterior) -> Doubt | None:

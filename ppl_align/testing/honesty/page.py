@@ -32,9 +32,10 @@ with smc beside it, is among the runs that it calls confirmed; or `inspect` says
 three errors and 10% of what conditioning moves it, or by more than 30% of that. {replicates} replicates of {particles}
 particles (rejection 64, and at most {max_draws:,} draws for ten runs; svi after {svi_steps} steps, ten runs to a
 guide); random problems of V 5 to 20, T 6 to 40, KL log-uniform from .05 to 20 nats, a third with declared bounds
-(rejection refuses the others), until a row has {greens} greens or {most} runs ({dear}; a round is finished, so there
-may be more). `escalated`: `both`, begun with {first} particles a replicate, and with as many again as there are until
-it is green or has taken {budget} times as many, all rounds pooled (`ppl-align run --data FILE --escalate {budget}`).
+(rejection refuses the others), until a row has {greens} greens or {most} runs ({dear};
+a round is finished, so there may be more). `escalated`: `both`, begun with {first} particles a replicate, and with as
+many again as there are until it is green or has taken {budget} times as many, all rounds pooled
+(`ppl-align run --data FILE --escalate {budget}`).
 *At most*: the upper 95% limit of the false share, which has to be 5% or less where there are 59 greens;
 of fewer, one may be false. *Kept*: of the runs that are not false and have 100 effective draws by the exact weights,
 the share that is green. How much is told depends on the draws: with a quarter of them fewer runs near the prior are
