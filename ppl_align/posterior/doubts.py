@@ -143,7 +143,7 @@ def more(run: Posterior) -> float | None:
 
 
 def _moved(run: Posterior, name: str) -> tuple[float, str] | None:
-    """|E[r] - E_p0[r]|, and what to call it; or the least that it can be, for KL(p*||p0) + KL(p0||p*) is the sum of scale
+    """|E[r] - E_p0[r]|, and what to call it; or the least that it can be: KL(p*||p0) + KL(p0||p*) is the sum of scale
     times shift."""
     prior = prior_log_weight(run)
     if run.independent and float(Weights(prior).pooled.ess) >= ENOUGH:
