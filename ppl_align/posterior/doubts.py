@@ -126,8 +126,10 @@ def too_wide(
         return Doubt(f"{what} has no error bar", unknown)
     if width <= goal:
         return None
+    enough_digits = next((digits for digits in (2, 3, 4) if float(f"{width:.{digits}g}") > goal), 5)
     return Doubt(
-        f"{what} is known to ± {width:.2g} ({level:.0%}), not to {goal_in_words}", (width / goal) ** 2 if goal else None
+        f"{what} is known to ± {width:.{enough_digits}g} ({level:.0%}), not to {goal_in_words}",
+        (width / goal) ** 2 if goal else None,
     )
 
 
