@@ -78,8 +78,9 @@ def test_what_is_said_of_the_frozen_and_the_refreshed_reward_is_what_the_study_f
     gold = {arm: tables["Gold", arm, 3.0][0] for arm in ("refreshed", "prior", "frozen")}
     assert gold["refreshed"] > 2 * gold["frozen"]
     apart = {nats: tables["Gold", "refreshed-prior", nats] for nats in (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)}
-    assert all(abs(mean) < 2 * error for nats, (mean, error) in apart.items() if nats <= 2), "no difference to be seen"
-    assert apart[3.0][0] < 0.25 * gold["refreshed"], "little"
+    early = [apart[nats] for nats in (1.0, 1.5, 2.0)]
+    assert all(0.08 < mean < 0.13 and mean <= 2 * error for mean, error in early), "by .1, two standard errors at best"
+    assert apart[3.0] == (0.25, 0.06)
     for arm in ("refreshed", "prior"):
         assert tables["Proxy", arm, 3.0][0] > tables["Gold", arm, 3.0][0] + 0.2, "it also believes more"
 
