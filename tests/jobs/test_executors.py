@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from toys import jobs
-from toys.commands import go_to
 from toys.jobs import RUN, delivered, digest
 
 from ppl_align.cli import main
@@ -26,8 +25,7 @@ TWO = ("--executor", "process", "--workers", "2")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    jobs.write_data(tmp_path / "data.jsonl")
-    return go_to(tmp_path, monkeypatch, **jobs.files())
+    return jobs.set_up(tmp_path, monkeypatch)
 
 
 def test_processes_write_the_same_bytes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

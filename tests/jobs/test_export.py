@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 from toys import jobs
-from toys.commands import go_to
 from toys.jobs import RUN, delivered, digest
 
 from ppl_align.cli import main
@@ -17,8 +16,7 @@ from ppl_align.cli import main
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    jobs.write_data(tmp_path / "data.jsonl")
-    return go_to(tmp_path, monkeypatch, **jobs.files())
+    return jobs.set_up(tmp_path, monkeypatch)
 
 
 def exported(here: Path, capsys: pytest.CaptureFixture[str], form: str) -> tuple[list[dict[str, Any]], str]:

@@ -7,22 +7,12 @@ from pathlib import Path
 
 import pytest
 from toys import jobs
-from toys.commands import go_to
-from toys.jobs import RUN, delivered, digest, summaries
-
-from ppl_align.cli import main
+from toys.jobs import RUN, delivered, digest, said, summaries
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    jobs.write_data(tmp_path / "data.jsonl")
-    return go_to(tmp_path, monkeypatch, **jobs.files())
-
-
-def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:
-    assert main(argv) == code, capsys.readouterr().err
-    out, err = capsys.readouterr()
-    return out, " ".join(err.split())
+    return jobs.set_up(tmp_path, monkeypatch)
 
 
 def test_a_row_that_fails_leaves_the_others_alone_and_is_tried_again(

@@ -12,24 +12,15 @@ import pandas as pd
 import pytest
 from conftest import SEED
 from toys import jobs
-from toys.commands import go_to
-from toys.jobs import RUN, delivered, digest, events
+from toys.jobs import RUN, delivered, digest, events, said
 
-from ppl_align.cli import main
 from ppl_align.core.seeds import mix
 from ppl_align.jobs.job import Progress
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    jobs.write_data(tmp_path / "data.jsonl")
-    return go_to(tmp_path, monkeypatch, **jobs.files())
-
-
-def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:
-    assert main(argv) == code, capsys.readouterr().err
-    out, err = capsys.readouterr()
-    return out, " ".join(err.split())
+    return jobs.set_up(tmp_path, monkeypatch)
 
 
 # -- what is delivered ------------------------------------------------------------------------------------------------

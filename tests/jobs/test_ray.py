@@ -51,8 +51,7 @@ def has_namespaces() -> bool:
 def test_a_killed_worker_on_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs.write_data(tmp_path / "data.jsonl")
-    here = go_to(tmp_path, monkeypatch, **jobs.files())
+    here = jobs.set_up(tmp_path, monkeypatch)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert main([*RUN, "--out", "whole"]) == 0
     ray = ("--out", "out", "--executor", "ray", "--workers", "2")

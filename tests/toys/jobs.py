@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
+
+from ppl_align.cli import main
+from toys.commands import go_to
 
 MODEL = '''
 from pathlib import Path
@@ -51,6 +55,19 @@ def write_data(path: Path, count: int = COUNT) -> None:
     """Rows whose numbers are written as digits, so that the log of the reward tells them apart."""
     rows = [{"prompt": str(i % 3), "digit": i, "name": f"r{i}"} for i in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def set_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Files and data in an empty folder, which is gone to."""
+    write_data(folder / "data.jsonl")
+    return go_to(folder, monkeypatch, **files())
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:
+    """What a command prints, and what it notes in one line."""
+    assert main(argv) == code, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    return out, " ".join(err.split())
 
 
 RUN = ("run", "asked.py", "--data", "data.jsonl", "--engine", "sure.py", "--max-batch-tokens", "1600", "--keep", "none")
