@@ -25,6 +25,7 @@ ORDER = (
     "runner",
     "twists",
     "guides",
+    "kernels",
     "posterior",
     "engines",
     "moments",

@@ -205,6 +205,15 @@ class Population(Growing):
         prefixes = self.tokens[upload(self._first(), self.tokens.device), : self.t]
         return Rows(log_p, self.decoder.hidden, [self.prompts[i] for i in self.row_prompt], prefixes)
 
+    @property
+    def entropy(self) -> Tensor:
+        """Of the next token of each text under the prior, [M] nats on the host; 0 for texts that have ended."""
+        p = self.source.warp(self.decoder.log_probs).double().exp()
+        found = torch.zeros(len(self.row), dtype=torch.float64)
+        alive = torch.from_numpy(self.alive)
+        found[alive] = torch.special.entr(p).sum(-1).cpu()[torch.from_numpy(self.row)[alive]]
+        return found
+
     def row_prefixes(self) -> list[Ids]:
         """The tokens generated so far of each row, from the CPU's own copy."""
         return [tuple(prefix) for prefix in self.written[self._first(), : self.t].tolist()]

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_align.core.errors import InputError
 from ppl_align.lm.base import Ids
+from ppl_align.lm.decoding import Population
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.score_cache import leave_scores
 from ppl_align.particles.particles import Particles, Site
@@ -24,11 +26,14 @@ class Decode:
         self.particles, self.population = particles, population
         self.texts = particles.site.fn.index.numel() // particles.size
 
-    def write(self, drew: Callable[[Decode], None], progress: Callable[[int], None]) -> None:
-        """The one loop of decoding, to the end of all texts. ``drew``: called after every token that is not the last,
-        before the network reads it; ``progress``: with the tokens so far."""
+    def write(
+        self, drawing: Callable[[Decode], None], drew: Callable[[Decode], None], progress: Callable[[int], None]
+    ) -> None:
+        """The one loop of decoding, to the end of all texts. ``drawing``: called before every token; ``drew``: after
+        every token that is not the last, before the network reads it; ``progress``: with the tokens so far."""
         texts = self.population
         while not texts.done:
+            drawing(self)
             texts.step()
             if not texts.done:
                 drew(self)
@@ -41,9 +46,12 @@ class Decode:
         return self.particles.site
 
     def begin_with(self, where: Tensor, tokens: Tensor, length: Tensor | int) -> None:
-        """Particles ``where [m]`` write the first ``length`` (of each, [m]) of ``tokens [m, plates..., T]``."""
-        texts = self._texts_of(where)
-        first = torch.as_tensor(length).expand(len(where)).repeat_interleave(self.texts)
+        """Particles ``where [m]`` write the first ``length`` (of each, [m], or of each text, [m, K]) of
+        ``tokens [m, plates..., T]``."""
+        texts, first = self._texts_of(where), torch.as_tensor(length)
+        if first.dim() < 2:
+            first = first.expand(len(where))[:, None].expand(-1, self.texts)
+        first = first.reshape(-1)
         self.population.force_tokens(texts, tokens.reshape(len(texts), -1), first)
 
     def take(self, index: Tensor) -> None:
@@ -59,6 +67,15 @@ class Decode:
     def t(self) -> int:
         """Tokens drawn so far."""
         return self.population.t
+
+    @property
+    def entropy(self) -> Tensor:
+        """Of the next token of each text under the prior, [P * K] nats; 0 for texts that have ended.
+
+        Raises ``InputError`` for an LM that shows no probabilities of next tokens."""
+        if not isinstance(self.population, Population):
+            raise InputError(self.site.fn.lm.cannot_step("the entropy of next tokens"))
+        return self.population.entropy
 
     @property
     def alive(self) -> Any:

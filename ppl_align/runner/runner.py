@@ -44,6 +44,9 @@ class Observer:
         """What the tokens of a completion lean to; None: to its hard constraints only."""
         return None
 
+    def drawing(self, decode: Decode) -> None:
+        """The next token of each unfinished text is about to be drawn."""
+
     def drew(self, decode: Decode) -> None:
         """A token of each unfinished text was drawn, and the network has not read it yet."""
 
@@ -90,6 +93,12 @@ class Runner:
         self.keep_scores, self.post_decode = keep_scores, post_decode
         self.kept = PrefixCache()
 
+    def drawing_from(self, proposal: Proposal) -> Runner:
+        """The same with another proposal."""
+        other = copy.copy(self)
+        other.proposal = proposal
+        return other
+
     # -- forward -------------------------------------------------------------------------------------------------------
 
     def start(self, size: int) -> Particles:
@@ -115,12 +124,13 @@ class Runner:
         beginning: Tensor | None = None,
         length: Tensor | int = 0,
     ) -> tuple[Particles, Decode]:
-        """Write the pending completion, ``length`` tokens of each as ``beginning [P, plates..., T]`` has them."""
+        """Write the pending completion, ``length`` tokens of each ([P], or of each text, [P, K]) as ``beginning
+        [P, plates..., T]`` has them."""
         site, decode = particles.site, self._begun(particles, observer)
         if beginning is not None:
             decode.begin_with(torch.arange(particles.size), beginning, length)
-        drew = (lambda decode: None) if site.environment else observer.drew
-        decode.write(drew, _telling(self.progress, site.fn.max_new_tokens, site.name))
+        seen = Observer() if site.environment else observer
+        decode.write(seen.drawing, seen.drew, _telling(self.progress, site.fn.max_new_tokens, site.name))
         if self.post_decode is not None:
             self.post_decode(site, decode.population)
         if self.keep_scores:
@@ -155,14 +165,14 @@ class Runner:
             observer.executed(particles)
         return particles
 
-    def given(self, values: Mapping[str, Tensor]) -> Particles:
+    def given(self, values: Mapping[str, Tensor], observer: Observer = Observer()) -> Particles:
         """Particles with these values by site [P, ...], at the end of the program: what they weigh under the proposal.
 
         Every latent of the program needs one. Raises ``InputError`` for a proposal that draws whole programs."""
         self._asks_site_by_site("given values cannot be weighed under")
         held = copy.copy(self)
         held.proposal, held.retained, held.num_particles = Retaining(self.proposal, values, 1), values, 1
-        return held.finish(Particles(len(next(iter(values.values())))))
+        return held.finish(Particles(len(next(iter(values.values())))), observer)
 
     def branch(self, particles: Particles, listed: Callable[[Site, int], tuple[Tensor, Tensor, Tensor]]) -> Particles:
         """To the end of the program, each particle with every value of each latent: enumeration.
@@ -192,9 +202,11 @@ class Runner:
 
     # -- and back ------------------------------------------------------------------------------------------------------
 
-    def redraw(self, particles: Particles, site: str, token: Tensor | int = 0) -> Redrawn:
+    def redraw(
+        self, particles: Particles, site: str, token: Tensor | int = 0, observer: Observer = Observer()
+    ) -> Redrawn:
         """Draw anew from ``site`` on, or from token ``token`` ([P], or the same for all) of that completion on; in a
-        plate, of each of its texts.
+        plate, of each of its texts (or [P, K]: from one for each text).
 
         All that is before is kept, and so is a text that had ended by then. Particles with the same prefix share a row
         of the network. Their weights are those of whole programs, as ever.
@@ -215,9 +227,9 @@ class Runner:
         moved = self.advance(kept)
         held_prior = held_proposal = torch.zeros(particles.size, dtype=torch.float64)
         if moved.pending is not None and moved.pending.name == site and bool((token > 0).any()):
-            moved, decoded = self.decode(moved, beginning=particles.values[site], length=token)
+            moved, decoded = self.decode(moved, observer, particles.values[site], token)
             held_prior, held_proposal = decoded.kept
-        moved = self.finish(moved)
+        moved = self.finish(moved, observer)
         return Redrawn(
             moved,
             moved.total_log_prior - kept.total_log_prior - held_prior,
@@ -246,10 +258,13 @@ class Runner:
 
 
 def _place(token: Tensor | int, site: str, particles: Particles) -> Tensor:
-    """Where the texts of a site go on from, [P] or a number."""
+    """Where the texts of a site go on from, [P], [P, K] or a number."""
     at, source = torch.as_tensor(token), particles.sources.get(site)
     most = 0 if source is None else source.max_new_tokens
-    if at.dtype.is_floating_point or at.dtype == torch.bool or at.shape not in ((), (particles.size,)):
+    shapes = [(), (particles.size,)]
+    if source is not None:
+        shapes.append((particles.size, source.index.numel() // particles.size))
+    if at.dtype.is_floating_point or at.dtype == torch.bool or at.shape not in shapes:
         raise InputError(
             f"redraw({site!r}, token=...): a whole number, or one for each of the {particles.size} particles, got "
             f"{at.dtype} of shape {list(at.shape)}"

@@ -43,8 +43,8 @@ def check_engine(
 ) -> Report:
     """Hold an engine to everything the library promises of engines, on programs whose posterior can be listed.
 
-    ``engine``    anything with ``run(program, seed=) -> Posterior``; its field ``num_replicates`` is raised; an
-                  engine without one, or that refuses so many but runs as it is, is run with as many seeds instead
+    ``engine``    anything with ``run(program, seed=) -> Posterior``; its field ``num_replicates`` (``num_chains``) is
+                  raised; an engine without one, or that refuses so many but runs as it is, is run with as many seeds
     ``oracles``   programs, or :class:`Oracle` objects (for programs with arguments), by name or in a row
 
     ==========  ===================================================================================================
@@ -164,12 +164,13 @@ class Case:
 
         An engine may refuse what the raised number costs and do its own: that one is taken then. A population that
         died is no refusal, but an estimate of zero: trying again would be a choice by outcome."""
-        own = getattr(self.engine, "num_replicates", None)
+        known = _replicates_field(self.engine)
+        own = getattr(self.engine, known or "num_replicates", None)
         try:
             raised = watch(self.engine, self.oracle, self.seed, self.num_replicates)
-            return raised, self.num_replicates if _knows_replicates(self.engine) else own
+            return raised, self.num_replicates if known else own
         except (InputError, RunError) as error:
-            if isinstance(error, AllDeadError) or not _knows_replicates(self.engine):
+            if isinstance(error, AllDeadError) or not known:
                 raise
             return watch(self.engine, self.oracle, self.seed), own
 
@@ -237,15 +238,18 @@ class _Refused(Exception):
     """A run that the engine would not do, after one that it did."""
 
 
-def _knows_replicates(engine: Any) -> bool:
-    return dataclasses.is_dataclass(engine) and "num_replicates" in {f.name for f in dataclasses.fields(engine)}
+def _replicates_field(engine: Any) -> str | None:
+    """What an engine calls its independent repeats, if it knows any."""
+    own = {f.name for f in dataclasses.fields(engine)} if dataclasses.is_dataclass(engine) else set()
+    return next((name for name in ("num_replicates", "num_chains") if name in own), None)
 
 
 def watch(engine: Any, oracle: Oracle, seed: int, num_replicates: int | None = None) -> Watched:
     """Run the engine (with so many replicates, if it knows them), looking over its shoulder; the caller's own state
     is put back."""
-    if num_replicates is not None and _knows_replicates(engine):
-        engine = dataclasses.replace(engine, num_replicates=num_replicates)
+    known = _replicates_field(engine)
+    if num_replicates is not None and known is not None:
+        engine = dataclasses.replace(engine, **{known: num_replicates})
     with _own_state():
         before = _state()
         with measure() as bill:

@@ -10,9 +10,9 @@ import torch
 from ppl_align import SMC, CausalLM, Enumeration, ImportanceSampling, completion, reward
 from ppl_align.core.errors import PromptError, WeightsNotFound
 from ppl_align.engines import rerun as steadiness
-from ppl_align.engines.smc.schedule import ends_sentence, starts_word
 from ppl_align.lm import kv_cache
 from ppl_align.lm.agreement import TOLERANCE, difference
+from ppl_align.lm.boundaries import ends_sentence, starts_word
 from ppl_align.lm.decoding import Population
 from ppl_align.testing.held import alone
 

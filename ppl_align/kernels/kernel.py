@@ -1,0 +1,116 @@
+"""What a Markov kernel is: it moves particles at the end of a program, and leaves their law as it is.
+
+With q the law that an engine draws from and W = log p0 + psi - log q the log-weight of a whole program, every kernel
+leaves invariant, for any ``exponent`` e in (0, 1],
+
+    q(x) exp(e W(x))
+
+which is the posterior where e = 1, and for smaller e lies between what is drawn and the posterior (annealing). A kernel
+with a proposal of its own does so at e = 1 only.
+
+A new kernel is one file: a class with :meth:`Kernel.bind`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_align.core.errors import InputError
+from ppl_align.lm.restriction import Restriction
+from ppl_align.particles.particles import Particles, Site
+from ppl_align.runner.proposals import as_proposal
+from ppl_align.runner.runner import Observer, Runner
+from ppl_align.twists.hard_constraint import HardConstraint
+from ppl_align.twists.lookahead import LearnedLookAhead
+from ppl_align.twists.twist import Scene, Sum, Twist, parts_of
+
+
+class Move(NamedTuple):
+    """What was proposed to P particles, and what became of it.
+
+    ``site``      from where on new values were drawn      ``cut``   [P] from which of its tokens on; -1: no move
+    ``accepted``  bool [P]                                 ``rate``  [P] the probability of that"""
+
+    site: str
+    cut: Tensor
+    accepted: Tensor
+    rate: Tensor
+
+
+class Mover(Protocol):
+    """A kernel at work on one program. It may remember what it knows of states: one for each run of an engine."""
+
+    def step(self, particles: Particles, exponent: Tensor | float = 1.0) -> tuple[Particles, list[Move]]:
+        """Move each particle; ``exponent``: one for all, or one for each [P]. Moves in their order."""
+        ...
+
+
+class Kernel(ABC):
+    """The configuration of a kernel, printable as engines are."""
+
+    proposal: Any = None
+
+    @abstractmethod
+    def bind(self, runner: Runner, others: bool = False) -> Mover:
+        """The kernel at work; ``runner``: how the engine draws; ``others``: kernels with other proposals move the same
+        particles, whose ``log_proposal`` is then theirs."""
+
+    @property
+    def follows_engine(self) -> bool:
+        """Does it draw from what the engine draws from?"""
+        return self.proposal is None
+
+
+def runner_of(kernel: Kernel, runner: Runner) -> Runner:
+    """How a kernel draws: as the engine does, or from a proposal of its own."""
+    return runner if kernel.proposal is None else runner.drawing_from(as_proposal(kernel.proposal))
+
+
+def twists_of(twist: Any) -> list[Twist]:
+    """What ``twist=`` of a kernel was given. Raises ``InputError`` for one that only judges: it cannot propose."""
+    parts = parts_of(twist, {"lookahead": LearnedLookAhead})
+    for part in parts:
+        if not part.proposes and not isinstance(part, LearnedLookAhead):
+            raise InputError(f"{part!r} judges prefixes, and a kernel wants what proposes tokens (Twist.next_token)")
+    return parts
+
+
+class Proposing(Observer):
+    """New tokens lean to what twists know. What is learned is learned once: every draw has one and the same law."""
+
+    def __init__(self, parts: Sequence[Twist]) -> None:
+        self.parts = parts
+        self.learned: dict[tuple[str, int], Twist | None] = {}
+
+    def lean(self, site: Site, restriction: Restriction | None) -> Twist | None:
+        if not self.parts:
+            return None
+        scene = Scene(site, restriction)
+        found = [HardConstraint().at(scene), *(self._at(i, part, scene) for i, part in enumerate(self.parts))]
+        known = [one for one in found if one is not None]
+        return Sum(known) if known else None
+
+    def _at(self, i: int, part: Twist, scene: Scene) -> Twist | None:
+        if not isinstance(part, LearnedLookAhead):
+            return part.at(scene)
+        if (scene.site.name, i) not in self.learned:
+            self.learned[scene.site.name, i] = part.at(scene)
+        return self.learned[scene.site.name, i]
+
+
+def accept(old: Tensor, new: Tensor, correction: Tensor, exponent: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Metropolis-Hastings on log-weights [P] of whole programs: ``(accepted [P], rate [P])``.
+
+    rate = min(1, exp(e (W' - W) + correction)), with the correction log c(x') / c(x) for how the move was chosen."""
+    ratio = torch.where(new.isneginf(), -torch.inf, exponent * (new - old) + correction)
+    ratio = torch.where(old.isneginf() & ~new.isneginf(), torch.inf, ratio)  # out of what has no weight
+    rate = ratio.clamp_max(0.0).exp()
+    return torch.rand(len(rate), dtype=torch.float64) < rate, rate
+
+
+__all__ = ["Kernel", "Move", "Mover", "Proposing", "accept", "runner_of", "twists_of"]
