@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, LengthLimit, Regex
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import (
+        MCMC,
         SMC,
         SVI,
         ConditionalSMC,
@@ -67,6 +68,7 @@ _HOME = {
     "Enumeration": "ppl_align.engines",
     "TreePlanner": "ppl_align.engines",
     "ImportanceSampling": "ppl_align.engines",
+    "MCMC": "ppl_align.engines",
     "Rejection": "ppl_align.engines",
     "SMC": "ppl_align.engines",
     "SVI": "ppl_align.engines",
@@ -102,6 +104,7 @@ _HOME = {
 
 __all__ = [
     "LM",
+    "MCMC",
     "SMC",
     "SVI",
     "AcceptedBy",

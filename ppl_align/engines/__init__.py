@@ -6,12 +6,14 @@ from ppl_align.engines.conditional import Bounds, ConditionalSMC, evidence_bound
 from ppl_align.engines.enumeration import Enumeration
 from ppl_align.engines.environment.tree_planner import TreePlanner
 from ppl_align.engines.importance import ImportanceSampling
+from ppl_align.engines.mcmc import MCMC
 from ppl_align.engines.rejection.rejection import Rejection
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.svi.svi import SVI
 from ppl_align.twists.lookahead import LookAhead, look_ahead
 
 __all__ = [
+    "MCMC",
     "SMC",
     "SVI",
     "Bounds",

@@ -13,9 +13,8 @@ from toys import constrained_programs, worlds
 from toys.lms import ABCD, OTHER_ABCD
 from toys.rewards import likes
 
-from ppl_align import Enumeration, completion, power, reward
+from ppl_align import MCMC, Enumeration, completion, power, reward
 from ppl_align.core.seeds import isolated
-from ppl_align.engines.mcmc import MCMC
 from ppl_align.kernels import BlockSuffixMH, Cycle, IndependenceMH, SuffixMH, at_temperature
 from ppl_align.kernels.suffix import Place
 from ppl_align.lm.completions import sequence_lengths
