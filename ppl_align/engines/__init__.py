@@ -10,6 +10,7 @@ from ppl_align.engines.mcmc import MCMC
 from ppl_align.engines.rejection.rejection import Rejection
 from ppl_align.engines.smc import SMC
 from ppl_align.engines.svi.svi import SVI
+from ppl_align.engines.tempered import TemperedSMC
 from ppl_align.twists.lookahead import LookAhead, look_ahead
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "ImportanceSampling",
     "LookAhead",
     "Rejection",
+    "TemperedSMC",
     "TreePlanner",
     "evidence_bounds",
     "look_ahead",

@@ -16,7 +16,7 @@ from torch import Tensor
 from ppl_align.core.errors import InputError
 from ppl_align.core.validation import at_least
 from ppl_align.engines.base import Engine, Task, all_dead
-from ppl_align.kernels.kernel import Kernel, Move
+from ppl_align.kernels.kernel import Kernel, Move, checked
 from ppl_align.kernels.suffix import SuffixMH
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
@@ -67,7 +67,7 @@ class MCMC(Engine):
         total = self.num_warmup + self.num_samples * self.thinning
         for step in range(1, total + 1):
             particles, made = mover.step(particles)
-            moves.note(made)
+            moves.note(checked(made, self.kernel))
             if step > self.num_warmup and (step - self.num_warmup) % self.thinning == 0:
                 states.append(particles)
             task.progress(step, total, f"steps of chains, {moves.accepted:.0%} accepted")

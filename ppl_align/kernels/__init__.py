@@ -3,6 +3,7 @@
 from ppl_align.kernels.cuts import Cuts, EntropyJumps, SentenceEnds, Uniform, WordStarts
 from ppl_align.kernels.cycle import Cycle
 from ppl_align.kernels.independence import IndependenceMH
+from ppl_align.kernels.infill import InfillMH
 from ppl_align.kernels.kernel import Kernel, Move
 from ppl_align.kernels.proposals import at_temperature
 from ppl_align.kernels.suffix import BlockSuffixMH, SuffixMH
@@ -13,6 +14,7 @@ __all__ = [
     "Cycle",
     "EntropyJumps",
     "IndependenceMH",
+    "InfillMH",
     "Kernel",
     "Move",
     "SentenceEnds",

@@ -31,17 +31,13 @@ class IndependenceMH(Kernel):
     def bind(self, runner: Runner, others: bool = False) -> IndependenceMover:
         return IndependenceMover(self, runner, others)
 
-    @property
-    def follows_engine(self) -> bool:
-        return self.proposal is None and self.twist is None
-
 
 class IndependenceMover:
     """:class:`IndependenceMH` at work."""
 
     def __init__(self, config: IndependenceMH, runner: Runner, others: bool) -> None:
         self.runner = runner_of(config, runner)
-        self.watching = Watching(twists_of(config.twist), reads_entropy=False)
+        self.watching = Watching(reads_entropy=False)
         self.known = Known(self.runner, others or not config.follows_engine, self.watching)
 
     def step(self, particles: Particles, exponent: Tensor | float = 1.0) -> tuple[Particles, list[Move]]:

@@ -24,7 +24,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.runner.proposals import as_proposal
-from ppl_align.runner.runner import Observer, Runner
+from ppl_align.runner.runner import Runner
 from ppl_align.twists.hard_constraint import HardConstraint
 from ppl_align.twists.lookahead import LearnedLookAhead
 from ppl_align.twists.twist import Scene, Sum, Twist, parts_of
@@ -46,14 +46,17 @@ class Mover(Protocol):
     """A kernel at work on one program. It may remember what it knows of states: one for each run of an engine."""
 
     def step(self, particles: Particles, exponent: Tensor | float = 1.0) -> tuple[Particles, list[Move]]:
-        """Move each particle; ``exponent``: one for all, or one for each [P]. Moves in their order."""
+        """Move each particle; ``exponent``: one for all, or one for each [P]. Moves in their order; none where the
+        program has nothing that the kernel moves."""
         ...
 
 
 class Kernel(ABC):
-    """The configuration of a kernel, printable as engines are."""
+    """The configuration of a kernel, printable as engines are. ``proposal``, ``twist``: what it draws from, where that
+    is not what the engine does."""
 
     proposal: Any = None
+    twist: Any = None
 
     @abstractmethod
     def bind(self, runner: Runner, others: bool = False) -> Mover:
@@ -63,12 +66,18 @@ class Kernel(ABC):
     @property
     def follows_engine(self) -> bool:
         """Does it draw from what the engine draws from?"""
-        return self.proposal is None
+        return self.proposal is None and self.twist is None
 
 
 def runner_of(kernel: Kernel, runner: Runner) -> Runner:
-    """How a kernel draws: as the engine does, or from a proposal of its own."""
-    return runner if kernel.proposal is None else runner.drawing_from(as_proposal(kernel.proposal))
+    """How a kernel draws: as the engine does, or in its own way."""
+    return runner if kernel.follows_engine else drawing(runner, kernel.proposal, kernel.twist)
+
+
+def drawing(runner: Runner, proposal: Any, twist: Any) -> Runner:
+    """The runner with tokens from ``proposal``, as they lean to ``twist``."""
+    parts = twists_of(twist)
+    return runner.drawing_from(as_proposal(proposal), Proposing(parts) if parts else None)
 
 
 def twists_of(twist: Any) -> list[Twist]:
@@ -76,20 +85,21 @@ def twists_of(twist: Any) -> list[Twist]:
     parts = parts_of(twist, {"lookahead": LearnedLookAhead})
     for part in parts:
         if not part.proposes and not isinstance(part, LearnedLookAhead):
-            raise InputError(f"{part!r} judges prefixes, and a kernel wants what proposes tokens (Twist.next_token)")
+            raise InputError(
+                f"{part!r} judges prefixes: where nothing is resampled on the way, a twist has to propose tokens "
+                f"(Twist.next_token)"
+            )
     return parts
 
 
-class Proposing(Observer):
-    """New tokens lean to what twists know. What is learned is learned once: every draw has one and the same law."""
+class Proposing:
+    """Tokens lean to what twists know. What is learned is learned once: every draw has one and the same law."""
 
     def __init__(self, parts: Sequence[Twist]) -> None:
         self.parts = parts
         self.learned: dict[tuple[str, int], Twist | None] = {}
 
     def lean(self, site: Site, restriction: Restriction | None) -> Twist | None:
-        if not self.parts:
-            return None
         scene = Scene(site, restriction)
         found = [HardConstraint().at(scene), *(self._at(i, part, scene) for i, part in enumerate(self.parts))]
         known = [one for one in found if one is not None]
@@ -103,6 +113,13 @@ class Proposing(Observer):
         return self.learned[scene.site.name, i]
 
 
+def checked(moves: list[Move], kernel: Kernel) -> list[Move]:
+    """Raises ``InputError`` if nothing has moved."""
+    if not moves:
+        raise InputError(f"{kernel!r} has nothing to move in this program: add SuffixMH() in a Cycle")
+    return moves
+
+
 def accept(old: Tensor, new: Tensor, correction: Tensor, exponent: Tensor | float) -> tuple[Tensor, Tensor]:
     """Metropolis-Hastings on log-weights [P] of whole programs: ``(accepted [P], rate [P])``.
 
@@ -113,4 +130,4 @@ def accept(old: Tensor, new: Tensor, correction: Tensor, exponent: Tensor | floa
     return torch.rand(len(rate), dtype=torch.float64) < rate, rate
 
 
-__all__ = ["Kernel", "Move", "Mover", "Proposing", "accept", "runner_of", "twists_of"]
+__all__ = ["Kernel", "Move", "Mover", "Proposing", "accept", "checked", "drawing", "runner_of", "twists_of"]

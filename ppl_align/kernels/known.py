@@ -7,23 +7,21 @@ reorder states between two steps of a kernel, and another kernel may move them. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ppl_align.kernels.kernel import Proposing
 from ppl_align.particles.particles import Particles
 from ppl_align.runner.decode import Decode
-from ppl_align.runner.runner import Runner
-from ppl_align.twists.twist import Twist
+from ppl_align.runner.runner import Observer, Runner
+
+_ROOM = 32
+"""States remembered, for each that is moved: engines come back to some that were moved a few steps ago."""
 
 
-class Watching(Proposing):
+class Watching(Observer):
     """Sees, where it ``reads_entropy``, the entropy of each token before it is drawn: ``entropy`` [P, K, T] by site."""
 
-    def __init__(self, parts: Sequence[Twist], reads_entropy: bool) -> None:
-        super().__init__(parts)
+    def __init__(self, reads_entropy: bool) -> None:
         self.reads_entropy = reads_entropy
         self.entropy: dict[str, Tensor] = {}
 
@@ -42,6 +40,7 @@ class Known:
     def __init__(self, runner: Runner, own: bool, watching: Watching) -> None:
         self.runner, self.own, self.watching = runner, own, watching
         self.log_proposal: dict[bytes, dict[str, float]] = {}
+        self.by_token: dict[bytes, dict[str, Tensor]] = {}
         self.entropy: dict[bytes, dict[str, Tensor]] = {}
 
     @property
@@ -57,6 +56,7 @@ class Known:
             kept = [self.entropy[key] for key in keys(before)]
         for i, key in enumerate(keys(drawn)):
             self.log_proposal[key] = {name: float(value[i]) for name, value in drawn.log_proposal.items()}
+            self.by_token[key] = {name: value[i] for name, value in drawn.token_log_proposal.items()}
             self.entropy[key] = {**kept[i], **{name: value[i] for name, value in seen.items()}}
         self.watching.entropy = {}
 
@@ -70,15 +70,20 @@ class Known:
             where = new.nonzero()[:, 0]
             values = {name: value[where.to(value.device)] for name, value in particles.values.items()}
             self.learn(self.runner.given(values, self.watching))
-        self.log_proposal = {key: self.log_proposal[key] for key in named}  # no other state can come back
-        self.entropy = {key: self.entropy[key] for key in named}
+        if len(self.log_proposal) > _ROOM * len(named):
+            self.log_proposal = {key: self.log_proposal[key] for key in named}
+            self.by_token = {key: self.by_token[key] for key in named}
+            self.entropy = {key: self.entropy[key] for key in named}
         if not self.own:
             return particles
         log_proposal = {
             name: torch.tensor([self.log_proposal[key][name] for key in named], dtype=torch.float64)
             for name in particles.log_proposal
         }
-        return particles.replace(log_proposal=log_proposal)
+        by_token = {
+            name: torch.stack([self.by_token[key][name] for key in named]) for name in particles.token_log_proposal
+        }
+        return particles.replace(log_proposal=log_proposal, token_log_proposal=by_token)
 
     def entropy_of(self, particles: Particles, site: str) -> Tensor | None:
         """[P, K, T] nats; None where nobody looked."""

@@ -24,7 +24,7 @@ from ppl_align.core.validation import at_least, one_of
 from ppl_align.kernels.cuts import NAMED, Cuts
 from ppl_align.kernels.kernel import Kernel, Move, accept, runner_of, twists_of
 from ppl_align.kernels.known import Known, Watching
-from ppl_align.lm.completions import Completion
+from ppl_align.kernels.place import Place, cut_weights
 from ppl_align.particles.particles import Particles
 from ppl_align.runner.runner import Runner
 
@@ -53,10 +53,6 @@ class SuffixMH(Kernel):
 
     def bind(self, runner: Runner, others: bool = False) -> SuffixMover:
         return SuffixMover(self, runner, others)
-
-    @property
-    def follows_engine(self) -> bool:
-        return self.proposal is None and self.twist is None
 
     def windows(self, length: int) -> Iterator[tuple[int, int]]:
         """The places of a text of ``length`` tokens at most that are cut one after the other, [first, end)."""
@@ -88,7 +84,7 @@ class SuffixMover:
         self.config = config
         self.cuts: Cuts = NAMED[config.cuts]() if isinstance(config.cuts, str) else config.cuts
         self.runner = runner_of(config, runner)
-        self.watching = Watching(twists_of(config.twist), self.cuts.reads_entropy)
+        self.watching = Watching(self.cuts.reads_entropy)
         self.known = Known(self.runner, others or not config.follows_engine, self.watching)
 
     def step(self, particles: Particles, exponent: Tensor | float = 1.0) -> tuple[Particles, list[Move]]:
@@ -128,60 +124,7 @@ class SuffixMover:
         return Particles.concat([state, new]).take(chosen), Move(site, cut, accepted, rate)
 
     def _weights(self, particles: Particles, site: str, window: tuple[int, int]) -> Tensor:
-        """How likely each place is to be cut, [P, K, T], not normalised; none outside of the window and of the text."""
-        source, tokens = particles.sources[site], particles.values[site]
-        shape = (particles.size, -1, tokens.shape[-1])
-        texts = Completion(tokens, source).reshape(particles.size, source.index.numel() // particles.size)
-        weights = self.cuts.weights(texts, self.known.entropy_of(particles, site)).reshape(shape)
-        at = torch.arange(tokens.shape[-1])
-        inside = (at >= window[0]) & (at < window[1]) & (at < texts.lengths.cpu().reshape(*shape[:2], 1))
-        return torch.where(inside, weights, 0.0)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Cuts of P particles: before ``token [P]`` of text ``text [P]`` of the K that each has; ``weights [P, K, T]``."""
-
-    text: Tensor
-    token: Tensor
-    possible: Tensor
-    weights: Tensor | None = None
-
-    @classmethod
-    def whole(cls, size: int) -> Place:
-        """Nothing of the site is kept."""
-        zeros = torch.zeros(size, dtype=torch.long)
-        return cls(zeros, zeros, torch.ones(size, dtype=torch.bool))
-
-    @classmethod
-    def drawn(cls, weights: Tensor) -> Place:
-        """One of the texts, each as likely as any other, then a token of it."""
-        size, texts, _ = weights.shape
-        text = torch.randint(texts, (size,))
-        own = weights[torch.arange(size), text]
-        possible = own.sum(-1) > 0
-        token = torch.multinomial(torch.where(possible[:, None], own, 1.0), 1)[:, 0]
-        return cls(text, token, possible, weights)
-
-    def take(self, index: Tensor) -> Place:
-        weights = None if self.weights is None else self.weights[index]
-        return Place(self.text[index], self.token[index], self.possible[index], weights)
-
-    def log_chosen(self, weights: Tensor | None = None) -> Tensor:
-        """How likely this cut is, given the text, [P] nats; ``weights``: those of other states."""
-        weights = self.weights if weights is None else weights
-        assert weights is not None
-        own = weights[torch.arange(len(self.text)), self.text]
-        return own.gather(-1, self.token[:, None])[:, 0].log() - own.sum(-1).log()
-
-    def kept(self, particles: Particles, site: str) -> Tensor | int:
-        """How many tokens of each text are kept, [P, K]: of the other texts of a plate all."""
-        if self.weights is None:
-            return 0
-        size, texts, width = self.weights.shape
-        kept = torch.full((size, texts), width)
-        kept[torch.arange(size), self.text] = self.token
-        return kept
+        return cut_weights(self.cuts, particles, site, window, self.known.entropy_of(particles, site))
 
 
 __all__ = ["BlockSuffixMH", "SuffixMH"]

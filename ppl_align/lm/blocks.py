@@ -44,8 +44,9 @@ class BlockPopulation(Growing):
         width = min(self.block, self.source.max_new_tokens - self.t)
         held, tokens = self._held_now()
         if held is not None:
-            width = min(width, int(held[held > 0].min(initial=width)))  # what is held ends where a block does
-            drawn = self._filled(running, held, tokens, width)
+            changes = held[:, self.t : self.t + width] != held[:, self.t, None]
+            width = int(np.where(changes.any(-1), changes.argmax(-1), width)[running].min())  # all of it held, or none
+            drawn = self._filled(running, held[:, self.t], tokens, width)
         else:
             drawn = self.source.lm.draw_block(*self._so_far(running), width, self.source)
         self._write(running, drawn)
@@ -59,19 +60,15 @@ class BlockPopulation(Growing):
         return prompts, [tuple(text) for text in self.written[which, : self.t].tolist()]
 
     def _held_now(self) -> tuple[np.ndarray | None, np.ndarray]:
-        """For each text, how many of its next tokens are given, [M], and those, [M, T]."""
-        if self.held is None:
+        """Which tokens are given, bool [M, T] (None: none from here on), and those, [M, T]."""
+        if self.held is None or not bool(self.held[1][:, self.t :].any()):
             return None, self.written
-        where, tokens, length = (part.cpu().numpy() for part in self.held)
-        left, given = np.zeros(len(self.alive), dtype=np.int64), np.zeros_like(self.written)
-        left[where] = np.maximum(length - self.t, 0)
-        given[where] = tokens
-        return (left if left.any() else None), given
+        return self.held[1].numpy(), self.held[0].numpy()
 
     def _filled(self, running: np.ndarray, held: np.ndarray, tokens: np.ndarray, width: int) -> Block:
-        """A block in which some texts are given and scored, and the others drawn."""
+        """A block in which some texts are ``held`` [M], given and scored, and the others drawn."""
         lm, device = self.source.lm, self.tokens.device
-        given, free = np.flatnonzero(held[running] > 0), np.flatnonzero(held[running] == 0)
+        given, free = np.flatnonzero(held[running]), np.flatnonzero(~held[running])
         parts = torch.zeros(len(running), width, dtype=torch.long, device=device)
         log_p, log_q = (torch.zeros(len(running), width, dtype=torch.float64, device=device) for _ in range(2))
         if len(given):
@@ -91,10 +88,11 @@ class BlockPopulation(Growing):
                 break
             texts = running[on]
             self.tokens[texts, self.t] = drawn.tokens[on, j].to(self.tokens)
-            self.log_p[texts] += drawn.log_p[on, j].double()
-            self.log_q[texts] += drawn.log_q[on, j].double()
+            self.token_log_p[texts, self.t] = drawn.log_p[on, j].double()
+            self.token_log_q[texts, self.t] = drawn.log_q[on, j].double()
+            self.log_p[texts] += self.token_log_p[texts, self.t]
+            self.log_q[texts] += self.token_log_q[texts, self.t]
             self._note(texts, ids[on, j], self.t)
-            self._note_held()
             self.t += 1
 
     def resample(self, ancestors: Tensor) -> None:
@@ -112,13 +110,8 @@ def stepped(prompts: Sequence[Ids], texts: Sequence[Ids], length: int, source: C
     longest = int(begun.max()) + length
     grown = Population(type(source)(source.lm, tuple(distinct), index, longest, source.warp, source.stop_ids))
     grown.force_tokens(torch.arange(len(index)), _padded(texts, longest), begun)
-    log_p, log_q = (torch.zeros(len(index), longest, dtype=torch.float64, device=grown.log_p.device) for _ in range(2))
-    while not grown.done:
-        before = grown.log_p.clone(), grown.log_q.clone()
-        grown.step()
-        log_p[:, grown.t - 1], log_q[:, grown.t - 1] = grown.log_p - before[0], grown.log_q - before[1]
-        grown.advance()
-    return Block(*(_after(part, begun, length) for part in (grown.tokens, log_p, log_q)))
+    grown.run()
+    return Block(*(_after(part, begun, length) for part in (grown.tokens, grown.token_log_p, grown.token_log_q)))
 
 
 def scored(prompts: Sequence[Ids], texts: Sequence[Ids], tokens: Tensor, source: CompletionDistribution) -> Tensor:

@@ -144,28 +144,26 @@ class Population(Growing):
         drawn = tree.draw(row, u[moved])
         held = self._held_now()
         if held is not None:
-            forced = self.tokens[:, self.t].clone()
-            forced[moved] = drawn
-            forced[held[0].to(drawn.device)] = held[1].to(drawn.device)
-            drawn = forced[moved]
+            given, forced = (upload(part[torch.from_numpy(running)], drawn.device) for part in held)
+            drawn = torch.where(forced, given, drawn)
         at = upload(row, drawn.device)
         self.tokens[moved, self.t] = drawn
         picked = (log_q[at, drawn] - tree.log_total[at]).double()
+        of_prior = picked if log_p is log_q else log_p[at, drawn].double()
+        self.token_log_q[moved, self.t], self.token_log_p[moved, self.t] = picked, of_prior
         self.log_q[moved] += picked
-        self.log_p[moved] += picked if log_p is log_q else log_p[at, drawn].double()
+        self.log_p[moved] += of_prior
         if self._weighs is not None:
             self.log_psi[moved] = self._weighs[at, drawn].double()
         self._note(running, drawn.cpu().numpy(), self.t)  # the one wait of a step
-        self._note_held()
         self.t += 1
 
     def _held_now(self) -> tuple[Tensor, Tensor] | None:
-        """The particles [m] that do not draw their next token, and that token [m]."""
+        """The next token of each text [M] where it does not draw it, bool [M]; None: all draw."""
         if self.held is None:
             return None
-        where, tokens, length = self.held
-        now = length > self.t
-        return (where[now], tokens[now, self.t]) if bool(now.any()) else None
+        tokens, forced = self.held
+        return (tokens[:, self.t], forced[:, self.t]) if bool(forced[:, self.t].any()) else None
 
     def _next_token(self) -> tuple[Tensor, Tensor]:
         """``(log p, log q)`` of the next token, ``[rows, V]``; where both are the prior, one unnormalised tensor."""

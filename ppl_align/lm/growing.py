@@ -18,6 +18,7 @@ class Growing(ABC):
 
     ``tokens``  [M, T] ids so far, padded          ``t``      tokens drawn so far
     ``log_p``   [M] log-probability under the prior ``log_q``  [M] under the proposal (float64)
+    ``token_log_p``, ``token_log_q``  [M, T] the same of each token
     ``alive``   [M] still running                 ``last``   [M] the newest token of each running text
     ``log_psi`` [M] what a twist with a table says of the prefix, nats
     ``written`` [M, T] ``tokens`` on the host, not padded      ``lengths`` [M] tokens of each text so far
@@ -30,13 +31,14 @@ class Growing(ABC):
         self.written = np.zeros((size, source.max_new_tokens), dtype=np.int64)
         self.log_p = torch.zeros(size, dtype=torch.float64, device=lm.device)
         self.log_q = torch.zeros_like(self.log_p)
+        self.token_log_p = torch.zeros(self.tokens.shape, dtype=torch.float64, device=lm.device)
+        self.token_log_q = torch.zeros_like(self.token_log_p)
         self.log_psi = torch.zeros_like(self.log_p)
         self.alive = np.ones(size, dtype=bool)
         self.last = np.zeros(size, dtype=np.int64)
         self.lengths = np.zeros(size, dtype=np.int64)
         self.t = 0
-        self.held: tuple[Tensor, Tensor, Tensor] | None = None
-        self.held_log_p, self.held_log_q = torch.zeros_like(self.log_p), torch.zeros_like(self.log_q)
+        self.held: tuple[Tensor, Tensor] | None = None
         self.terminal = np.zeros(lm.vocab_size, dtype=bool)
         self.terminal[list(source.terminal)] = True
         self.stop_text = source.terminal.text
@@ -61,21 +63,34 @@ class Growing(ABC):
             self.advance()
         return self
 
-    def force_tokens(self, where: Tensor, tokens: Tensor, length: Tensor | int | None = None) -> None:
-        """Texts ``where [m]`` write the first ``length`` [m] tokens (all of them) of ``tokens [m, T]`` instead of
-        drawing. They are scored like any draw; ``held_log_p``, ``held_log_q`` are their part of it."""
-        longest = tokens.shape[1] if length is None else length
-        many = torch.as_tensor(longest).expand(len(where)).clamp_max(tokens.shape[1])
-        if self.held is not None:
-            held = self.held
-            where, tokens, many = (torch.cat(pair) for pair in zip(held, (where, tokens.cpu(), many), strict=True))
-        self.held = where, tokens.cpu(), many
+    def force_tokens(self, where: Tensor, tokens: Tensor, which: Tensor | int | None = None) -> None:
+        """Texts ``where [m]`` do not draw the tokens ``which``, bool [m, T] (or the first of them, [m]; None: all), but
+        write those of ``tokens [m, T]``. They are scored like any draw."""
+        given, forced = self.held if self.held is not None else self._nothing_held()
+        first = torch.as_tensor(tokens.shape[1] if which is None else which)
+        if first.dtype != torch.bool:
+            first = torch.arange(tokens.shape[1]) < first.expand(len(where))[:, None]
+        given[where, : tokens.shape[1]], forced[where, : tokens.shape[1]] = tokens.cpu(), first
+        self.held = given, forced
+
+    def _nothing_held(self) -> tuple[Tensor, Tensor]:
+        shape = tuple(self.tokens.shape)
+        return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+
+    @property
+    def held_scores(self) -> tuple[Tensor, Tensor]:
+        """log p and log q of what was not drawn but held, [M] nats each."""
+        if self.held is None:
+            return torch.zeros_like(self.log_p), torch.zeros_like(self.log_q)
+        forced = self.held[1].to(self.token_log_p.device)
+        return (self.token_log_p * forced).sum(-1), (self.token_log_q * forced).sum(-1)
 
     def resample(self, ancestors: Tensor) -> None:
         """Text i becomes a copy of text ``ancestors[i]``."""
         where = ancestors.to(self.tokens.device)
         self.tokens, self.log_p, self.log_q = self.tokens[where], self.log_p[where], self.log_q[where]
         self.log_psi = self.log_psi[where]
+        self.token_log_p, self.token_log_q = self.token_log_p[where], self.token_log_q[where]
         at = ancestors.cpu().numpy()
         self.alive, self.last, self.written, self.read = self.alive[at], self.last[at], self.written[at], self.read[at]
         self.lengths = self.lengths[at]
@@ -89,10 +104,3 @@ class Growing(ABC):
         if self.stop_text is not None:
             self.read[running] = self.stop_text.after(self.read[running], drawn)
             self.alive[running] &= self.read[running] != self.stop_text.end
-
-    def _note_held(self) -> None:
-        """The score of what is held, as long as it is."""
-        if self.held is not None:
-            where, _, length = self.held
-            now = where[length > self.t].to(self.log_p.device)
-            self.held_log_p[now], self.held_log_q[now] = self.log_p[now], self.log_q[now]

@@ -45,6 +45,7 @@ class Particles:
 
     ``values``        [P, ...] of every latent decided so far, in the order in which they were
     ``log_prior``, ``log_proposal``  [P] log p and log q of what was drawn, by latent site
+    ``token_log_proposal``  [P, K, T] log q of each token of the K texts of a completion that was decoded
     ``factors``       [P] log-factors and log-likelihoods
     ``log_upper``     by the same names: the largest value a log-factor can take; None where it is not known, [P] (+inf:
                       not known) where a weight that is drawn makes it another one for each particle
@@ -68,6 +69,7 @@ class Particles:
     values: dict[str, Tensor] = field(default_factory=dict)
     log_prior: dict[str, Tensor] = field(default_factory=dict)
     log_proposal: dict[str, Tensor] = field(default_factory=dict)
+    token_log_proposal: dict[str, Tensor] = field(default_factory=dict)
     factors: dict[str, Tensor] = field(default_factory=dict)
     log_upper: dict[str, PerParticle | None] = field(default_factory=dict)
     rewards: dict[str, Tensor] = field(default_factory=dict)
@@ -177,19 +179,23 @@ class Particles:
 
     def before(self, sites: Collection[str]) -> Particles:
         """The same without the values of ``sites`` and without all that a run said: the program runs on from there."""
-        kept = (self.values, self.log_prior, self.log_proposal)
-        values, log_prior, log_proposal = ({k: v for k, v in group.items() if k not in sites} for group in kept)
-        return Particles(self.size, values, log_prior, log_proposal)
+        kept = (self.values, self.log_prior, self.log_proposal, self.token_log_proposal)
+        values, log_p, log_q, by_token = ({k: v for k, v in group.items() if k not in sites} for group in kept)
+        return Particles(self.size, values, log_p, log_q, by_token)
 
     # -- how they grow -------------------------------------------------------------------------------------------------
 
-    def write(self, site: str, value: Tensor, log_prior: Tensor, log_proposal: Tensor) -> Particles:
-        """With a value [P, ...] for one more latent, and its log p and log q [P]."""
+    def write(
+        self, site: str, value: Tensor, log_prior: Tensor, log_proposal: Tensor, by_token: Tensor | None = None
+    ) -> Particles:
+        """With a value [P, ...] for one more latent, its log p and log q [P], and log q ``by_token`` [P, K, T]."""
+        tokens = {} if by_token is None else {site: by_token}
         return replace(
             self,
             values={**self.values, site: value},
             log_prior={**self.log_prior, site: log_prior},
             log_proposal={**self.log_proposal, site: log_proposal},
+            token_log_proposal={**self.token_log_proposal, **tokens},
         )
 
     def replace(self, **fields: Any) -> Particles:
@@ -201,6 +207,7 @@ _BY_PARTICLE = (
     "values",
     "log_prior",
     "log_proposal",
+    "token_log_proposal",
     "factors",
     "log_upper",
     "rewards",

@@ -1,13 +1,14 @@
 """Resampling schemes. All have one signature and one property: E[number of copies of i] = N * W_i.
 
-``scheme(W [R, N] normalised, generator) -> ancestors [R, N]``, each row on its own. See Douc, Cappé & Moulines 2005
+``scheme(W [R, N] normalised, generator, size=N) -> ancestors [R, size]``, each row on its own. See Douc, Cappé &
+Moulines 2005
 (arXiv:cs/0507025) for their variances: systematic <= stratified <= multinomial in practice, residual in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,17 @@ from ppl_align.particles.weights import effective_sample_size
 
 _TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order of the weights
 
-Resampler = Callable[[Tensor, torch.Generator | None], Tensor]
+
+class Resampler(Protocol):
+    """A scheme."""
+
+    def __call__(
+        self, weights: Tensor, generator: torch.Generator | None = None, size: int | None = None
+    ) -> Tensor: ...
+
+
+Conditional = Callable[[Tensor, torch.Generator | None], Tensor]
+"""A scheme in which the first particle of each row goes on in its place."""
 
 
 def invert_cdf(cdf: Tensor, u: Tensor) -> Tensor:
@@ -45,38 +56,43 @@ def comb(size: int, phase: Tensor | float) -> Tensor:
     return (torch.arange(size, dtype=torch.float64) + phase) / size
 
 
-def _expected(weights: Tensor) -> Tensor:
+def _expected(weights: Tensor, size: int | None = None) -> Tensor:
     """N W, [R, N]."""
-    return weights.shape[-1] * weights.double() / weights.double().sum(-1, keepdim=True)
+    return (size or weights.shape[-1]) * weights.double() / weights.double().sum(-1, keepdim=True)
 
 
-def multinomial(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def _points(weights: Tensor, generator: torch.Generator | None, size: int | None) -> Tensor:
+    """Independent uniforms, [R, size]."""
+    return torch.rand(len(weights), size or weights.shape[-1], generator=generator, dtype=torch.float64)
+
+
+def multinomial(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
     """N independent draws: the simplest, the most variable, and the one conditional SMC needs."""
-    return invert(weights, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
+    return invert(weights, _points(weights, generator, size))
 
 
-def stratified(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def stratified(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
     """One independent draw in each of N equal slices of the unit interval."""
-    u = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    return invert(weights, comb(weights.shape[-1], u))
+    u = _points(weights, generator, size)
+    return invert(weights, comb(u.shape[-1], u))
 
 
-def systematic(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def systematic(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
     """One draw shifts a comb of N teeth: each count differs from N * W_i by less than one. The default."""
-    return invert(weights, comb(weights.shape[-1], _uniform(weights, generator)))
+    return invert(weights, comb(size or weights.shape[-1], _uniform(weights, generator)))
 
 
-def residual(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def residual(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
     """floor(N * W_i) copies for certain, the rest multinomially from what is left over."""
-    size = weights.shape[-1]
-    expected = _expected(weights)
+    size = size or weights.shape[-1]
+    expected = _expected(weights, size)
     certain = (expected + _TIE).floor()
-    slots = torch.arange(size, dtype=torch.float64).expand(weights.shape)
+    slots = torch.arange(size, dtype=torch.float64).expand(len(weights), -1)
     ends = certain.cumsum(-1)  # slots below ends[:, -1] are taken by certain copies, in order
     fixed = torch.searchsorted(ends, slots.contiguous(), right=True)
     left = (expected - certain).clamp_min(0)
     left = torch.where(left.sum(-1, keepdim=True) > 0, left, torch.ones(()))  # nothing left: nobody looks at it
-    drawn = invert(left, torch.rand(weights.shape, generator=generator, dtype=torch.float64))
+    drawn = invert(left, _points(weights, generator, size))
     return torch.where(slots < ends[:, -1:], fixed, drawn)
 
 
@@ -94,22 +110,33 @@ class Resampled(NamedTuple):
         return (self.ancestors + torch.arange(replicates)[:, None] * particles).reshape(-1)
 
 
-def resample(log_weight: Tensor, threshold: float, scheme: Resampler = systematic) -> Resampled:
+def resample(log_weight: Tensor, threshold: float, scheme: Resampler | Conditional = systematic) -> Resampled:
     """Resample the rows of ``log_weight [R, N]`` whose ESS is below ``threshold`` * N, each on its own.
 
     Then take :attr:`Resampled.flat` of the particles, and set the weights of those rows to their mean (or to 1, where
     the mean is kept elsewhere): E[Zhat] stays what it was. A row without any weight is left alone: its Zhat is 0."""
-    best = log_weight.amax(-1, keepdim=True)
-    weights = (log_weight - best.clamp_min(-1e300)).exp()
-    total = weights.sum(-1, keepdim=True)
-    weights = weights / total.clamp_min(1e-300)
+    weights, alive = _normalised(log_weight)
     ess, size = effective_sample_size(weights), log_weight.shape[-1]
-    resampled = (ess < threshold * size * (1 - _TIE)) & (total[:, 0] > 0)  # equal weights: rounding decides nothing
+    resampled = (ess < threshold * size * (1 - _TIE)) & alive  # equal weights: rounding decides nothing
     ancestors = torch.arange(size).expand(log_weight.shape)
     if bool(resampled.any()):
         drawn = scheme(torch.where(resampled[:, None], weights, torch.ones(())), None)
         ancestors = torch.where(resampled[:, None], drawn, ancestors)
     return Resampled(ess, resampled, ancestors)
+
+
+def ancestors_of(log_weight: Tensor, size: int, scheme: Resampler) -> Tensor:
+    """``size`` ancestors in each row of ``log_weight [R, N]``: ``[R, size]``; in a row without any weight, anybody."""
+    weights, alive = _normalised(log_weight)
+    return scheme(torch.where(alive[:, None], weights, torch.ones(())), None, size)
+
+
+def _normalised(log_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """W [R, N], and which rows have any weight, [R]."""
+    best = log_weight.amax(-1, keepdim=True)
+    weights = (log_weight - best.clamp_min(-1e300)).exp()
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.clamp_min(1e-300), total[:, 0] > 0
 
 
 SCHEMES: dict[str, Resampler] = {
@@ -189,7 +216,7 @@ def _survivor_first(ancestors: Tensor) -> Tensor:
     return swapped
 
 
-CONDITIONAL: dict[str, Resampler] = {
+CONDITIONAL: dict[str, Conditional] = {
     "systematic": conditional_systematic,
     "stratified": conditional_stratified,
     "residual": conditional_residual,

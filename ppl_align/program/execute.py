@@ -51,8 +51,10 @@ class Execute(Messenger):
         super().__init__()
         self.given, self.nesting, self.draw, self.propose, self.score = given, nesting, draw, propose, score
         self.order: list[str] = []
+        drawn = (given.values, given.log_prior, given.log_proposal)
+        values, log_prior, log_proposal = (dict(group) for group in drawn)
         self.particles = Particles(
-            given.size, dict(given.values), dict(given.log_prior), dict(given.log_proposal), nesting=nesting
+            given.size, values, log_prior, log_proposal, dict(given.token_log_proposal), nesting=nesting
         )
 
     def _pyro_sample(self, msg: Any) -> None:

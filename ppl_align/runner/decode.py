@@ -45,14 +45,15 @@ class Decode:
         """The completion, with the prompts of the particles as they are now."""
         return self.particles.site
 
-    def begin_with(self, where: Tensor, tokens: Tensor, length: Tensor | int) -> None:
-        """Particles ``where [m]`` write the first ``length`` (of each, [m], or of each text, [m, K]) of
-        ``tokens [m, plates..., T]``."""
-        texts, first = self._texts_of(where), torch.as_tensor(length)
-        if first.dim() < 2:
-            first = first.expand(len(where))[:, None].expand(-1, self.texts)
-        first = first.reshape(-1)
-        self.population.force_tokens(texts, tokens.reshape(len(texts), -1), first)
+    def hold(self, where: Tensor, tokens: Tensor, which: Tensor | int) -> None:
+        """Particles ``where [m]`` write ``tokens [m, plates..., T]`` instead of drawing: those in ``which``, bool
+        [m, K, T], or the first so many (of each, [m], or of each text, [m, K])."""
+        texts, held = self._texts_of(where), torch.as_tensor(which)
+        if held.dtype == torch.bool:
+            held = held.reshape(len(texts), -1)
+        else:
+            held = (held if held.dim() == 2 else held.expand(len(where))[:, None].expand(-1, self.texts)).reshape(-1)
+        self.population.force_tokens(texts, tokens.reshape(len(texts), -1), held)
 
     def take(self, index: Tensor) -> None:
         """Go on with the particles at ``index [P]``: resampling."""
@@ -121,7 +122,8 @@ class Decode:
     @property
     def kept(self) -> tuple[Tensor, Tensor]:
         """log p and log q of what was given and not drawn, [P] nats each."""
-        return self._sum(self.population.held_log_p), self._sum(self.population.held_log_q)
+        log_p, log_q = self.population.held_scores
+        return self._sum(log_p), self._sum(log_q)
 
     def _sum(self, value: Tensor) -> Tensor:
         """Over the texts of each particle: [M] -> [P]."""
@@ -139,4 +141,5 @@ class Decode:
     def written(self) -> Particles:
         """The particles with the finished completion among their values."""
         tokens = self.prefix(self.site.fn.max_new_tokens)
-        return self.particles.write(self.site.name, tokens, self.log_prior, self.log_proposal)
+        by_token = self.population.token_log_q.reshape(self.particles.size, self.texts, -1).cpu()
+        return self.particles.write(self.site.name, tokens, self.log_prior, self.log_proposal, by_token)

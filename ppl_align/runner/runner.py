@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -56,6 +56,12 @@ class Observer:
         return None
 
 
+class Leans(Protocol):
+    """What the tokens of every completion lean to, whoever observes: a part of how a runner draws."""
+
+    def lean(self, site: Site, restriction: Restriction | None) -> Lean | None: ...
+
+
 class Redrawn(NamedTuple):
     """``particles`` at their end; ``log_prior``, ``log_proposal`` [P] nats: of what was drawn anew, and of that only.
 
@@ -92,11 +98,12 @@ class Runner:
         self.retained, self.num_particles = retained, num_particles
         self.keep_scores, self.post_decode = keep_scores, post_decode
         self.kept = PrefixCache()
+        self.leans: Leans = Observer()
 
-    def drawing_from(self, proposal: Proposal) -> Runner:
-        """The same with another proposal."""
+    def drawing_from(self, proposal: Proposal, leans: Leans | None = None) -> Runner:
+        """The same with another proposal, whose tokens lean to what ``leans`` knows of them."""
         other = copy.copy(self)
-        other.proposal = proposal
+        other.proposal, other.leans = proposal, Observer() if leans is None else leans
         return other
 
     # -- forward -------------------------------------------------------------------------------------------------------
@@ -121,14 +128,14 @@ class Runner:
         self,
         particles: Particles,
         observer: Observer = Observer(),
-        beginning: Tensor | None = None,
-        length: Tensor | int = 0,
+        given: Tensor | None = None,
+        which: Tensor | int = 0,
     ) -> tuple[Particles, Decode]:
-        """Write the pending completion, ``length`` tokens of each ([P], or of each text, [P, K]) as ``beginning
-        [P, plates..., T]`` has them."""
+        """Write the pending completion, the tokens ``which`` (:meth:`Decode.hold`) as ``given [P, plates..., T]`` has
+        them."""
         site, decode = particles.site, self._begun(particles, observer)
-        if beginning is not None:
-            decode.begin_with(torch.arange(particles.size), beginning, length)
+        if given is not None:
+            decode.hold(torch.arange(particles.size), given, which)
         seen = Observer() if site.environment else observer
         decode.write(seen.drawing, seen.drew, _telling(self.progress, site.fn.max_new_tokens, site.name))
         if self.post_decode is not None:
@@ -147,12 +154,13 @@ class Runner:
         if site.environment:  # the world is drawn as it is, not steered
             texts = population(source, kept=self.kept, keep=keep)
         else:
-            proposal, lean = self.proposal.tokens(site.name), observer.lean(site, restriction)
+            proposal = self.proposal.tokens(site.name)
+            lean = observer.lean(site, restriction) or self.leans.lean(site, restriction)
             texts = population(source, proposal, lean, observer.block, self.kept, keep)
         decode = Decode(particles, texts)
         if self.retained is not None:
             first = torch.arange(0, particles.size, self.num_particles)
-            decode.begin_with(first, self.retained[site.name], site.fn.max_new_tokens)
+            decode.hold(first, self.retained[site.name], site.fn.max_new_tokens)
         return decode
 
     def finish(self, particles: Particles, observer: Observer = Observer()) -> Particles:
@@ -170,9 +178,7 @@ class Runner:
 
         Every latent of the program needs one. Raises ``InputError`` for a proposal that draws whole programs."""
         self._asks_site_by_site("given values cannot be weighed under")
-        held = copy.copy(self)
-        held.proposal, held.retained, held.num_particles = Retaining(self.proposal, values, 1), values, 1
-        return held.finish(Particles(len(next(iter(values.values())))), observer)
+        return self._keeping(values).finish(Particles(len(next(iter(values.values())))), observer)
 
     def branch(self, particles: Particles, listed: Callable[[Site, int], tuple[Tensor, Tensor, Tensor]]) -> Particles:
         """To the end of the program, each particle with every value of each latent: enumeration.
@@ -236,11 +242,32 @@ class Runner:
             moved.total_log_proposal - kept.total_log_proposal - held_proposal,
         )
 
+    def infill(self, particles: Particles, site: str, which: Tensor, observer: Observer = Observer()) -> Particles:
+        """Draw the tokens ``which``, bool [P, K, T], of that completion anew. All else is kept and weighed anew: the
+        other tokens, and the values of all other sites.
+
+        A text in which what is drawn ends it ends there. Raises ``InputError`` for a site before which the world has
+        not answered for the last time: what it would say of another text is not known."""
+        self._asks_site_by_site("nothing can be infilled from")
+        order = [name for name in self.program.order if name in particles.values]
+        after = order[order.index(site) + 1 :]
+        if any(name in particles.environment for name in (site, *after)):
+            raise InputError(f"infill in {site!r}: the world answers to it, and would answer another text otherwise")
+        moved = self.advance(particles.before([site, *after]))
+        moved, _ = self.decode(moved, observer, particles.values[site], ~which)
+        return self._keeping({name: particles.values[name] for name in after}).finish(moved, observer)
+
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def _asks_site_by_site(self, what: str) -> None:
         if isinstance(self.proposal, ProposesValues):
             raise InputError(f"{what} a guide that draws whole programs: propose token by token, or from the prior")
+
+    def _keeping(self, values: Mapping[str, Tensor]) -> Runner:
+        """One that draws none of these values [P, ...]."""
+        held = copy.copy(self)
+        held.proposal, held.retained, held.num_particles = Retaining(self.proposal, values, 1), values, 1
+        return held
 
     def _checked(self, particles: Particles) -> Particles:
         if particles.pending is not None:

@@ -14,8 +14,9 @@ from toys.lms import ABCD, OTHER_ABCD
 from toys.rewards import likes
 
 from ppl_align import MCMC, Enumeration, completion, power, reward
+from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated
-from ppl_align.kernels import BlockSuffixMH, Cycle, IndependenceMH, SuffixMH, at_temperature
+from ppl_align.kernels import BlockSuffixMH, Cycle, IndependenceMH, InfillMH, SuffixMH, at_temperature
 from ppl_align.kernels.suffix import Place
 from ppl_align.lm.completions import sequence_lengths
 from ppl_align.program.compiled import Program
@@ -58,6 +59,10 @@ KERNELS = {
     "temperature": SuffixMH(proposal=at_temperature(0.6)),
     "blocks": BlockSuffixMH(size=2),
     "independence": IndependenceMH(),
+    "infill": InfillMH(size=2),
+    "infill at entropy": InfillMH(cuts="entropy", size=1),
+    "infill, temperature": InfillMH(cuts="word", proposal=at_temperature(0.6)),
+    "both": Cycle(InfillMH(proposal=at_temperature(1.5)), SuffixMH(), InfillMH()),
     "cycle": Cycle(SuffixMH(cuts="entropy", proposal=at_temperature(1.5)), IndependenceMH(), SuffixMH()),
 }
 
@@ -83,6 +88,10 @@ FEW = ["with_eos", "upstream_latent", "two_completions", "texts_of_a_plate_end_a
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "suffix"])
 @pytest.mark.parametrize("name", FEW)
 def test_and_so_do_the_others(name, kernel):
+    if name == "talk" and kernel.startswith("infill"):
+        with pytest.raises(InputError, match="has nothing to move in this program"):
+            p_of(ALL[name], KERNELS[kernel])
+        return
     p, run = p_of(ALL[name], KERNELS[kernel])
     assert p > 1e-3
     assert bool(run.history["accepted"].any())

@@ -30,7 +30,8 @@ def program():
 
 
 BY_PARTICLE = {
-    "values", "log_prior", "log_proposal", "factors", "log_upper", "rewards", "scales", "sources", "answers",
+    "values", "log_prior", "log_proposal", "token_log_proposal", "factors", "log_upper", "rewards", "scales",
+    "sources", "answers",
 }  # fmt: skip
 FACTS = {
     "size", "log_lower", "targets", "prefix_closed", "environment", "constraints", "plates", "nesting", "pending",
