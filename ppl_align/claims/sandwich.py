@@ -53,7 +53,8 @@ from ppl_align.claims.drawing import GREY, PALETTE, Axes, caption, note, panels
 from ppl_align.claims.findings import Findings
 from ppl_align.core.errors import InputError
 from ppl_align.core.estimate import Estimate, of_draws
-from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, systematic
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
+from ppl_align.particles.schemes import systematic
 from ppl_align.testing.oracle import Oracle, kl_divergence
 from ppl_align.testing.simulation import simulate
 

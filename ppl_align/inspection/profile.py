@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppl_align.inspection.pool import BATCH, Pool
 from ppl_align.inspection.weighted import Weighted
-from ppl_align.particles.resampling import comb, invert
+from ppl_align.particles.schemes import comb, invert
 from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior.estimates import Estimate
 from ppl_align.runner.runner import Runner

@@ -1,107 +1,55 @@
-"""Resampling schemes. All have one signature and one property: E[number of copies of i] = N * W_i.
-
-``scheme(W [R, N] normalised, generator, size=N) -> ancestors [R, size]``, each row on its own. See Douc, Cappé &
-Moulines 2005
-(arXiv:cs/0507025) for their variances: systematic <= stratified <= multinomial in practice, residual in between.
-"""
+"""Which particles go on: rows of low ESS are resampled by one of the schemes, each on its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppl_align.particles.chopthin import Chopthin
+from ppl_align.particles.schemes import (
+    Conditional,
+    Resampler,
+    conditional_multinomial,
+    conditional_residual,
+    conditional_stratified,
+    conditional_systematic,
+    multinomial,
+    residual,
+    stratified,
+    systematic,
+)
 from ppl_align.particles.weights import effective_sample_size
 
-_TIE = 1e-9  # N * W that is whole up to rounding is whole, whatever the order of the weights
+_TIE = 1e-9  # an ESS of N up to rounding is N
 
-
-class Resampler(Protocol):
-    """A scheme."""
-
-    def __call__(
-        self, weights: Tensor, generator: torch.Generator | None = None, size: int | None = None
-    ) -> Tensor: ...
-
-
-Conditional = Callable[[Tensor, torch.Generator | None], Tensor]
-"""A scheme in which the first particle of each row goes on in its place."""
-
-
-def invert_cdf(cdf: Tensor, u: Tensor) -> Tensor:
-    """Smallest v with ``cdf[row, v] > u * total``: ``cdf [rows, V]``, ``u [rows, k]`` in [0, 1) -> ids ``[rows, k]``.
-
-    Indices of weight zero are never returned: the inequality is strict on both sides.
-
-    >>> cdf = torch.tensor([[0.0, 0.5, 0.5, 1.0]])
-    >>> invert_cdf(cdf, torch.tensor([[0.0, 0.4999, 0.5, 0.99999999]])).tolist()
-    [[1, 1, 3, 3]]
-    """
-    total = cdf[:, -1:]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    target = torch.minimum(u.to(cdf.dtype) * total, below_total)
-    return torch.searchsorted(cdf, target.contiguous(), right=True)
-
-
-def invert(weights: Tensor, u: Tensor) -> Tensor:
-    """Ancestors at the points ``u [R, n]`` in [0, 1) of the cumulative weights [R, N]; indices of weight zero are never
-    returned."""
-    return invert_cdf(weights.double().cumsum(-1), u)
-
-
-def comb(size: int, phase: Tensor | float) -> Tensor:
-    """``size`` points in [0, 1), as regular as they can be; ``phase`` in [0, 1) shifts them all (or each: [size])."""
-    return (torch.arange(size, dtype=torch.float64) + phase) / size
-
-
-def _expected(weights: Tensor, size: int | None = None) -> Tensor:
-    """N W, [R, N]."""
-    return (size or weights.shape[-1]) * weights.double() / weights.double().sum(-1, keepdim=True)
-
-
-def _points(weights: Tensor, generator: torch.Generator | None, size: int | None) -> Tensor:
-    """Independent uniforms, [R, size]."""
-    return torch.rand(len(weights), size or weights.shape[-1], generator=generator, dtype=torch.float64)
-
-
-def multinomial(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
-    """N independent draws: the simplest, the most variable, and the one conditional SMC needs."""
-    return invert(weights, _points(weights, generator, size))
-
-
-def stratified(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
-    """One independent draw in each of N equal slices of the unit interval."""
-    u = _points(weights, generator, size)
-    return invert(weights, comb(u.shape[-1], u))
-
-
-def systematic(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
-    """One draw shifts a comb of N teeth: each count differs from N * W_i by less than one. The default."""
-    return invert(weights, comb(size or weights.shape[-1], _uniform(weights, generator)))
-
-
-def residual(weights: Tensor, generator: torch.Generator | None = None, size: int | None = None) -> Tensor:
-    """floor(N * W_i) copies for certain, the rest multinomially from what is left over."""
-    size = size or weights.shape[-1]
-    expected = _expected(weights, size)
-    certain = (expected + _TIE).floor()
-    slots = torch.arange(size, dtype=torch.float64).expand(len(weights), -1)
-    ends = certain.cumsum(-1)  # slots below ends[:, -1] are taken by certain copies, in order
-    fixed = torch.searchsorted(ends, slots.contiguous(), right=True)
-    left = (expected - certain).clamp_min(0)
-    left = torch.where(left.sum(-1, keepdim=True) > 0, left, torch.ones(()))  # nothing left: nobody looks at it
-    drawn = invert(left, _points(weights, generator, size))
-    return torch.where(slots < ends[:, -1:], fixed, drawn)
+EQUAL: dict[str, Resampler] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "residual": residual,
+    "multinomial": multinomial,
+}
+"""After these all particles weigh the same."""
+SCHEMES: dict[str, Resampler] = {**EQUAL, "chopthin": Chopthin()}
+CONDITIONAL: dict[str, Conditional] = {
+    "systematic": conditional_systematic,
+    "stratified": conditional_stratified,
+    "residual": conditional_residual,
+    "multinomial": conditional_multinomial,
+    "chopthin": Chopthin(retained=True),
+}
 
 
 class Resampled(NamedTuple):
-    """``ess [R]`` before; ``resampled [R]``: which rows were; ``ancestors [R, N]``, everybody their own elsewhere."""
+    """``ess [R]`` before; ``resampled [R]``: which rows were; ``ancestors [R, N]``, everybody their own elsewhere;
+    ``log_weight [R, N]``: what they weigh now. In rows that were resampled that is 0, or about 0 on average
+    (``"chopthin"``); their mean is to be kept elsewhere."""
 
     ess: Tensor
     resampled: Tensor
     ancestors: Tensor
+    log_weight: Tensor
 
     @property
     def flat(self) -> Tensor:
@@ -113,16 +61,25 @@ class Resampled(NamedTuple):
 def resample(log_weight: Tensor, threshold: float, scheme: Resampler | Conditional = systematic) -> Resampled:
     """Resample the rows of ``log_weight [R, N]`` whose ESS is below ``threshold`` * N, each on its own.
 
-    Then take :attr:`Resampled.flat` of the particles, and set the weights of those rows to their mean (or to 1, where
-    the mean is kept elsewhere): E[Zhat] stays what it was. A row without any weight is left alone: its Zhat is 0."""
+    Then take :attr:`Resampled.flat` of the particles, and multiply the mean weight of those rows into their Zhat:
+    E[Zhat] stays what it was. A row without any weight is left alone: its Zhat is 0."""
     weights, alive = _normalised(log_weight)
     ess, size = effective_sample_size(weights), log_weight.shape[-1]
     resampled = (ess < threshold * size * (1 - _TIE)) & alive  # equal weights: rounding decides nothing
-    ancestors = torch.arange(size).expand(log_weight.shape)
+    ancestors, after = torch.arange(size).expand(log_weight.shape), log_weight
     if bool(resampled.any()):
-        drawn = scheme(torch.where(resampled[:, None], weights, torch.ones(())), None)
+        some = torch.where(resampled[:, None], weights, torch.ones(()))
+        drawn = scheme(some, None)
+        kept = log_weight_of(scheme, some, drawn)
         ancestors = torch.where(resampled[:, None], drawn, ancestors)
-    return Resampled(ess, resampled, ancestors)
+        after = torch.where(resampled[:, None], kept, log_weight)
+    return Resampled(ess, resampled, ancestors, after)
+
+
+def log_weight_of(scheme: Resampler | Conditional, weights: Tensor, ancestors: Tensor) -> Tensor:
+    """What the copies weigh, [R, N] nats, where particles of weights [R, N], normalised, weighed 1 on average."""
+    equal = torch.zeros(weights.shape, dtype=torch.float64)
+    return scheme.kept(weights, ancestors) if isinstance(scheme, Chopthin) else equal
 
 
 def ancestors_of(log_weight: Tensor, size: int, scheme: Resampler) -> Tensor:
@@ -137,91 +94,6 @@ def _normalised(log_weight: Tensor) -> tuple[Tensor, Tensor]:
     weights = (log_weight - best.clamp_min(-1e300)).exp()
     total = weights.sum(-1, keepdim=True)
     return weights / total.clamp_min(1e-300), total[:, 0] > 0
-
-
-SCHEMES: dict[str, Resampler] = {
-    "systematic": systematic,
-    "stratified": stratified,
-    "residual": residual,
-    "multinomial": multinomial,
-}
-
-
-# -- with a survivor --------------------------------------------------------------------------------------------
-#
-# Conditional SMC keeps the particle in slot 0 alive: slot 0 goes to particle 0, and the rest has the law that it would
-# have had, given that. Three things make it so. The counts have the law of the plain scheme in proportion to the copies
-# that particle 0 gets. Which of these copies sits in slot 0 is random. And the scheme must treat all slots alike:
-# multinomial and residual draws do not look at the order of the particles; systematic ones look at it as at a circle,
-# so slots are turned, never sorted; stratified ones do depend on it, so the order is drawn anew.
-# Keeping slot 0 by force after a plain draw is *not* that law: it biases 1/Zhat by several per cent.
-# (Andrieu, Doucet & Holenstein 2010; Chopin & Singh 2015, arXiv:1304.1887, for systematic resampling.)
-
-
-def conditional_multinomial(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The other N - 1 slots are drawn as ever: they are independent of slot 0."""
-    ancestors = multinomial(weights, generator)
-    ancestors[:, 0] = 0
-    return ancestors
-
-
-def conditional_residual(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The survivor is one of the certain copies, or (in proportion) the first of the drawn ones."""
-    expected = _expected(weights)
-    certain = (expected + _TIE).floor()
-    ancestors = residual(weights, generator)
-    among_drawn = _uniform(weights, generator) * expected[:, :1] >= certain[:, :1]
-    rows = torch.nonzero(among_drawn[:, 0])[:, 0]
-    ancestors[rows, certain.sum(-1).long().clamp_max(weights.shape[-1] - 1)[rows]] = 0  # no certain copy is there
-    return _survivor_first(ancestors)
-
-
-def conditional_systematic(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A point uniform on [0, W_0) fixes the comb: its phase then has the density of the number of teeth there.
-
-    The slots are turned until a random one of the survivor's copies is in front."""
-    size = weights.shape[-1]
-    point = _uniform(weights, generator) * _expected(weights)[:, :1]
-    ancestors = invert(weights, comb(size, point.frac()))
-    copies = (ancestors == 0).sum(-1, keepdim=True)  # they come first: the survivor is the first particle
-    turn = (_uniform(weights, generator) * copies).floor().long()
-    return _survivor_first(ancestors.gather(-1, (torch.arange(size) + turn) % size))
-
-
-def conditional_stratified(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """In a random order of the particles, one slice has its point in the survivor's interval; the others are as ever.
-
-    Each slice is that one in proportion to its overlap with the interval."""
-    size = weights.shape[-1]
-    order = torch.rand(weights.shape, generator=generator, dtype=torch.float64).argsort(-1)
-    shares = _expected(weights).gather(-1, order)
-    here = order == 0
-    start = (shares.cumsum(-1) - shares)[here][:, None]
-    point = (start + _uniform(weights, generator) * shares[here][:, None]).clamp(max=size * (1 - 1e-12))
-    slices = torch.arange(size) + torch.rand(weights.shape, generator=generator, dtype=torch.float64)
-    slices = slices.scatter(-1, point.floor().long(), point)
-    ancestors = order.gather(-1, invert(shares, slices / size))
-    return _survivor_first(ancestors)
-
-
-def _uniform(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(weights.shape[0], 1, generator=generator, dtype=torch.float64)
-
-
-def _survivor_first(ancestors: Tensor) -> Tensor:
-    """Swap a slot that went to particle 0 with slot 0."""
-    where = (ancestors == 0).long().argmax(-1, keepdim=True)
-    swapped = ancestors.scatter(-1, where, ancestors[:, :1])
-    swapped[:, 0] = 0
-    return swapped
-
-
-CONDITIONAL: dict[str, Conditional] = {
-    "systematic": conditional_systematic,
-    "stratified": conditional_stratified,
-    "residual": conditional_residual,
-    "multinomial": conditional_multinomial,
-}
 
 
 def draw_by(log_weight: Tensor) -> Tensor:

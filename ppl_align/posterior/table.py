@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.particles.resampling import comb, invert
+from ppl_align.particles.schemes import comb, invert
 from ppl_align.posterior.frames import TextFrame
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import log_prior

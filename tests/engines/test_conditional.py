@@ -12,7 +12,7 @@ from conftest import SEED
 from ppl_align import SMC, SVI, ImportanceSampling
 from ppl_align.core.errors import InputError
 from ppl_align.engines.conditional import Bounds, ConditionalSMC, evidence_bounds
-from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, log_weight_of
 from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.programs import PROGRAMS
 from ppl_align.testing.statistics import bonferroni_z, mean_z
@@ -64,8 +64,8 @@ def test_keeping_slot_0_after_a_plain_draw_is_caught(oracles, monkeypatch):
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_conditional_schemes_have_the_law_of_the_plain_one_given_the_survivor(name):
-    """E_cond[g(counts)] = E_plain[count_0 g(counts)] / E_plain[count_0], for the counts of every particle and their
-    products; particle 0 is in slot 0 and indices of weight zero are never chosen.
+    """E_cond[g(counts)] = E_plain[w g(counts)] / E_plain[w], w: what the copies of particle 0 weigh, for the counts of
+    every particle and their products; particle 0 is in slot 0 and indices of weight zero are never chosen.
 
     The order of the particles is random in both: stratified resampling depends on it."""
     torch.manual_seed(SEED)
@@ -73,7 +73,10 @@ def test_conditional_schemes_have_the_law_of_the_plain_one_given_the_survivor(na
     for raw in ([0.3, 0.25, 0.0, 0.45], [0.05, 0.6, 0.3, 0.05], [0.5, 0.1, 0.2, 0.2]):
         weights = torch.tensor(raw, dtype=torch.float64).expand(repeats, -1)
         order = torch.rand(weights.shape).argsort(-1)
-        plain = _counts(order.gather(1, SCHEMES[name](weights.gather(1, order), None)))
+        drawn = SCHEMES[name](weights.gather(1, order), None)
+        plain = _counts(order.gather(1, drawn))
+        weigh = log_weight_of(SCHEMES[name], weights.gather(1, order), drawn).exp()
+        weigh = (weigh * (order.gather(1, drawn) == 0)).sum(-1)
         order = torch.cat([torch.zeros(repeats, 1).long(), 1 + torch.rand(repeats, 3).argsort(-1)], 1)
         kept = order.gather(1, CONDITIONAL[name](weights.gather(1, order), None))
         assert bool((kept[:, 0] == 0).all())
@@ -82,7 +85,7 @@ def test_conditional_schemes_have_the_law_of_the_plain_one_given_the_survivor(na
         pairs = list(itertools.combinations_with_replacement(range(4), 2))
         functions = [*((i,) for i in range(4)), *pairs]
         for f in functions:
-            g_plain = plain[:, list(f)].prod(-1) * plain[:, 0] / (4 * raw[0])
+            g_plain = plain[:, list(f)].prod(-1) * weigh / (4 * raw[0])
             g_kept = kept[:, list(f)].prod(-1)
             error = math.sqrt((float(g_plain.var()) + float(g_kept.var())) / repeats)
             assert abs(float(g_plain.mean() - g_kept.mean())) <= bonferroni_z(4 * 3 * len(functions)) * error + 1e-9

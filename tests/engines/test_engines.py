@@ -17,7 +17,7 @@ from toys.oracles import canonical_sequences
 
 from ppl_align import SMC, SVI, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.core.cost import measure
-from ppl_align.particles.resampling import SCHEMES
+from ppl_align.particles.resampling import SCHEMES, log_weight_of
 from ppl_align.testing.checks import CHECKS, STATISTICAL
 from ppl_align.testing.contract import Case
 from ppl_align.testing.programs import EOS, FIXED, LADDER, MEMORY, PROGRAMS
@@ -336,13 +336,16 @@ def test_without_a_twist_smc_says_that_it_is_importance_sampling(caplog):
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 def test_resamplers_are_unbiased(scheme):
-    """E[counts] = N W, with zero weights never chosen; systematic counts are within one of N W."""
+    """E[what the copies weigh] = N W, with zero weights never chosen; systematic counts are within one of N W."""
     weights = torch.tensor([[0.05, 0.0, 0.5, 0.3, 0.15], [0.2, 0.2, 0.2, 0.2, 0.2]], dtype=torch.float64)
     size, repeats = weights.shape[1], 4000
     ancestors = scheme(weights.repeat(repeats, 1), None)
     assert ancestors.shape == (2 * repeats, size)
-    counts = torch.nn.functional.one_hot(ancestors, size).sum(1).reshape(repeats, 2, size)
-    assert worst(mean_z(counts.double(), size * weights, 1e-6), repeats).p_value > RATE / TESTS
+    copies = torch.nn.functional.one_hot(ancestors, size)
+    counts = copies.sum(1).reshape(repeats, 2, size)
+    weigh = log_weight_of(scheme, weights.repeat(repeats, 1), ancestors).exp()
+    total = (copies * weigh[..., None]).sum(1).reshape(repeats, 2, size)
+    assert worst(mean_z(total, size * weights, 1e-6), repeats).p_value > RATE / TESTS
     assert bool((counts[:, 0, 1] == 0).all())
     if scheme is SCHEMES["systematic"]:
         assert bool(((counts - size * weights).abs() < 1).all())

@@ -13,7 +13,7 @@ from testing.test_simulation import label, suffix
 
 from ppl_align import SMC, Enumeration, ImportanceSampling, Rejection, completion, reward
 from ppl_align.engines.conditional import evidence_bounds
-from ppl_align.particles.resampling import CONDITIONAL, SCHEMES
+from ppl_align.particles.resampling import CONDITIONAL, SCHEMES, log_weight_of
 from ppl_align.testing import Oracle
 from ppl_align.testing.calibration import calibrate
 from ppl_align.testing.programs import EOS, FIXED, MEMORY, PROGRAMS
@@ -53,7 +53,8 @@ def test_prior_draws_have_the_probabilities_they_are_scored_with(name):
 @pytest.mark.parametrize("kind", ["plain", "conditional"])
 @pytest.mark.parametrize("name", SCHEMES)
 def test_resampler_counts(name, kind):
-    """E[counts] = N W for every scheme; for its conditional twin, averaged over a survivor drawn by its weight."""
+    """E[what the copies of i weigh] = N W_i for every scheme; where all weigh the same, that is E[counts]. So it is for
+    the conditional twin, averaged over a survivor drawn by its weight, if weights are shares of all."""
     torch.manual_seed(SEED)
     repeats = 100_000
     for raw in ([0.05, 0.0, 0.5, 0.3, 0.15], [0.31, 0.29, 0.2, 0.1, 0.1], [0.9, 0.04, 0.03, 0.02, 0.01]):
@@ -61,11 +62,15 @@ def test_resampler_counts(name, kind):
         rows = weights.expand(repeats, -1)
         if kind == "plain":
             ancestors = SCHEMES[name](rows, None)
+            weigh = log_weight_of(SCHEMES[name], rows, ancestors).exp()
         else:  # the circle is turned until the survivor is in front; it is kept, and all is turned back
             survivor = torch.multinomial(weights, repeats, replacement=True)
             order = (torch.arange(5) + survivor[:, None]) % 5
-            ancestors = order.gather(1, CONDITIONAL[name](rows.gather(1, order), None))
-        counts = torch.nn.functional.one_hot(ancestors, 5).sum(1).double()
+            turned = CONDITIONAL[name](rows.gather(1, order), None)
+            ancestors = order.gather(1, turned)
+            weigh = log_weight_of(CONDITIONAL[name], rows.gather(1, order), turned).exp()
+            weigh = weigh / weigh.mean(-1, keepdim=True)
+        counts = (torch.nn.functional.one_hot(ancestors, 5) * weigh[..., None]).sum(1)
         assert worst(mean_z(counts, 5 * weights, 1e-6), repeats).p_value > RATE / (3 * 2 * len(SCHEMES))
         assert bool((counts[:, weights == 0] == 0).all())
 

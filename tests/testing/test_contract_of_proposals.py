@@ -9,7 +9,7 @@ import torch
 
 from ppl_align import Engine
 from ppl_align.particles.particles import Particles
-from ppl_align.particles.resampling import multinomial
+from ppl_align.particles.schemes import multinomial
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles

@@ -32,7 +32,8 @@ class SMC(Engine):
 
     ``num_particles``   particles of each population, N       ``num_replicates``  independent populations, R
     ``ess_threshold``   resample a population when its ESS falls below this share of N (0: never, 1: always)
-    ``resampling``      "systematic" (default), "stratified", "residual", "multinomial"
+    ``resampling``      "systematic" (default), "stratified", "residual", "multinomial",
+                        "chopthin" (weights stay unequal: :mod:`ppl_align.particles.chopthin`)
     ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program),
                         "prefix": what the rest of the program says of the text so far, "lookahead": how likely
                         constraints such as ``Contains`` are still to be met (:mod:`ppl_align.twists.lookahead`;

@@ -225,8 +225,7 @@ class TwistedSMC(Observer):
         if bool(resampled.any()):
             index = found.flat
             self.log_evidence = torch.where(resampled, evidence, self.log_evidence)
-            anew = torch.where(resampled[:, None], torch.zeros_like(log_weight), log_weight)
-            self.state = replace(self.state.take(index), log_weight=anew.reshape(-1))
+            self.state = replace(self.state.take(index), log_weight=found.log_weight.reshape(-1))
         self.events.append(
             {
                 "step": self.step,

@@ -23,7 +23,8 @@ from torch import Tensor
 from ppl_align.core.errors import RunError
 from ppl_align.kernels.kernel import Mover
 from ppl_align.particles.particles import Particles
-from ppl_align.particles.resampling import Resampler, ancestors_of
+from ppl_align.particles.resampling import ancestors_of
+from ppl_align.particles.schemes import Resampler
 from ppl_align.particles.weights import Weights, log_mean_exp
 
 MAX_LEVELS = 200

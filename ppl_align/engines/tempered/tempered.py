@@ -13,7 +13,7 @@ from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.engines.tempered.annealing import Level, Population, Seen, anneal, pilot
 from ppl_align.kernels.kernel import Kernel, drawing, twists_of
 from ppl_align.kernels.suffix import SuffixMH
-from ppl_align.particles.resampling import SCHEMES
+from ppl_align.particles.resampling import EQUAL
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
@@ -63,7 +63,7 @@ class TemperedSMC(Engine):
             raise InputError(
                 f"ess_threshold is a share of the particles, above 0 and below 1: got {self.ess_threshold:g}"
             )
-        one_of("resampling", self.resampling, list(SCHEMES))
+        one_of("resampling", self.resampling, list(EQUAL))
         if not isinstance(self.kernel, Kernel):
             raise InputError(f"kernel= takes a kernel, such as SuffixMH(), got {type(self.kernel).__name__}")
         if not self.kernel.follows_engine:
@@ -78,7 +78,7 @@ class TemperedSMC(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         runner = drawing(replace(task, progress=_silent).runner(), self.proposal, self.twist)
-        scheme = SCHEMES[self.resampling]
+        scheme = EQUAL[self.resampling]
         levels = self._levels(task, runner)
         start = self._drawn(runner, self.num_replicates)
         mover = self.kernel.bind(runner)
@@ -99,7 +99,7 @@ class TemperedSMC(Engine):
         population = self._drawn(runner, 1)
         if bool(population.log_weight.isneginf().all()):
             raise all_dead("in the pilot", population.particles, runner.constraints.hint(population.particles))
-        mover, scheme = self.kernel.bind(runner), SCHEMES[self.resampling]
+        mover, scheme = self.kernel.bind(runner), EQUAL[self.resampling]
         return pilot(population, mover, scheme, self.ess_threshold, self.num_moves, self.max_moves, task.progress)
 
     def _drawn(self, runner: Runner, replicates: int) -> Population:
