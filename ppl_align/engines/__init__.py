@@ -8,7 +8,7 @@ from ppl_align.engines.environment.tree_planner import TreePlanner
 from ppl_align.engines.importance import ImportanceSampling
 from ppl_align.engines.mcmc import MCMC
 from ppl_align.engines.rejection.rejection import Rejection
-from ppl_align.engines.smc import SMC
+from ppl_align.engines.smc import SMC, ParticleGibbs
 from ppl_align.engines.svi.svi import SVI
 from ppl_align.engines.tempered import TemperedSMC
 from ppl_align.twists.lookahead import LookAhead, look_ahead
@@ -23,6 +23,7 @@ __all__ = [
     "Enumeration",
     "ImportanceSampling",
     "LookAhead",
+    "ParticleGibbs",
     "Rejection",
     "TemperedSMC",
     "TreePlanner",

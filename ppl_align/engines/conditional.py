@@ -54,6 +54,8 @@ class ConditionalSMC(Engine):
             raise InputError(f"only importance sampling and SMC can be conditional, not {type(self.engine).__name__}")
         if isinstance(as_proposal(self.engine.proposal), ProposesValues):
             raise InputError("a guide that proposes whole values cannot be conditional: use one that proposes tokens")
+        if getattr(self.engine, "rejuvenate", None) is not None:
+            raise InputError("a retained draw is not moved: take SMC without rejuvenate= for conditional runs")
         if not isinstance(self.retained, Posterior):
             raise InputError(f"retained= takes a Posterior of exact draws, got {type(self.retained).__name__}")
 

@@ -7,26 +7,20 @@ autocorrelation, are what ArviZ makes of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.core.validation import at_least
-from ppl_align.engines.base import Engine, Task, all_dead
+from ppl_align.core.progress import silent
+from ppl_align.engines.base import Engine, Task
+from ppl_align.engines.chains import begun, check_chains, of_chains
 from ppl_align.kernels.kernel import Kernel, Move, checked
 from ppl_align.kernels.suffix import SuffixMH
 from ppl_align.particles.particles import Particles
 from ppl_align.posterior import Posterior
-from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.of_particles import of_particles
-from ppl_align.posterior.selection import draws_of
-from ppl_align.runner.runner import Runner
-
-_ROUNDS = 12
-"""Rounds of draws, each twice as large, for states of positive weight to begin with."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +46,13 @@ class MCMC(Engine):
     name: ClassVar[str] = "mcmc"
 
     def __post_init__(self) -> None:
-        at_least(1, num_chains=self.num_chains, num_samples=self.num_samples, thinning=self.thinning)
-        at_least(0, num_warmup=self.num_warmup)
+        check_chains(self.num_chains, self.num_samples, self.num_warmup, self.thinning, self.init)
         if not isinstance(self.kernel, Kernel):
             raise InputError(f"kernel= takes a kernel, such as SuffixMH(), got {type(self.kernel).__name__}")
-        if self.init is not None and not isinstance(self.init, Posterior):
-            raise InputError(f"init= takes a Posterior, whose draws chains begin in, got {type(self.init).__name__}")
 
     def _infer(self, task: Task) -> Posterior:
-        runner = task.runner()
-        particles, moves = self._begun(runner), Moves()
+        runner = replace(task, progress=silent).runner()
+        particles, moves = begun(runner, self.init, self.num_chains), Moves()
         mover = self.kernel.bind(runner)
         states: list[Particles] = []
         total = self.num_warmup + self.num_samples * self.thinning
@@ -71,32 +62,7 @@ class MCMC(Engine):
             if step > self.num_warmup and (step - self.num_warmup) % self.thinning == 0:
                 states.append(particles)
             task.progress(step, total, f"steps of chains, {moves.accepted:.0%} accepted")
-        chains, samples = self.num_chains, len(states)
-        index = torch.arange(chains * samples).reshape(samples, chains).T.reshape(-1)
-        log_weight = torch.zeros(chains, samples, dtype=torch.float64)
-        history = moves.history(self.num_warmup)
-        return of_particles(
-            Particles.concat(states).take(index), log_weight, Kind.CHAIN, log_proposal=None, history=history
-        )
-
-    def _begun(self, runner: Runner) -> Particles:
-        """Where chains begin, all of positive weight."""
-        if self.init is not None:
-            particles = runner.given(draws_of(self.init, self.num_chains))
-            if bool(particles.log_weight.isneginf().any()):
-                raise InputError("a draw of init= has weight zero in this program: it is no draw of its posterior")
-            return particles
-        found: list[Particles] = []
-        missing, size = self.num_chains, self.num_chains
-        for _ in range(_ROUNDS):
-            drawn = runner.finish(runner.start(size))
-            alive = drawn.log_weight.isfinite().nonzero()[:missing, 0]
-            found.append(drawn.take(alive))
-            missing -= len(alive)
-            if not missing:
-                return Particles.concat([part for part in found if part.size])
-            size = min(2 * size, 64 * self.num_chains)
-        raise all_dead("where its chains begin", drawn, runner.constraints.hint(drawn))
+        return of_chains(states, moves.history(self.num_warmup))
 
 
 class Moves:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
-from ppl_align.kernels.kernel import Kernel, Move, Mover
+from ppl_align.kernels.kernel import Kernel, Move, Mover, PrefixMove
 from ppl_align.particles.particles import Particles
 from ppl_align.runner.runner import Runner
 
@@ -24,6 +24,9 @@ class Cycle(Kernel):
     def bind(self, runner: Runner, others: bool = False) -> _Cycling:
         others = others or (len(self.kernels) > 1 and not self.follows_engine)
         return _Cycling([kernel.bind(runner, others) for kernel in self.kernels])
+
+    def on_prefix(self, length: int) -> list[PrefixMove]:
+        return [move for kernel in self.kernels for move in kernel.on_prefix(length)]
 
     @property
     def follows_engine(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.kernels.kernel import Kernel, Move, accept, runner_of, twists_of
+from ppl_align.kernels.cuts import Uniform
+from ppl_align.kernels.kernel import Kernel, Move, PrefixMove, accept, runner_of, twists_of
 from ppl_align.kernels.known import Known, Watching
 from ppl_align.particles.particles import Particles
 from ppl_align.runner.runner import Runner
@@ -27,6 +28,9 @@ class IndependenceMH(Kernel):
 
     def __post_init__(self) -> None:
         twists_of(self.twist)
+
+    def on_prefix(self, length: int) -> list[PrefixMove]:
+        return [PrefixMove(Uniform(), (0, 1), lambda place: place.rest)]
 
     def bind(self, runner: Runner, others: bool = False) -> IndependenceMover:
         return IndependenceMover(self, runner, others)

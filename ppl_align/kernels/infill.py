@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.validation import at_least
-from ppl_align.kernels.kernel import Move, accept
+from ppl_align.kernels.kernel import Move, PrefixMove, accept
 from ppl_align.kernels.place import Place, texts_of
 from ppl_align.kernels.suffix import SuffixMH, SuffixMover
 from ppl_align.particles.particles import Particles
@@ -44,6 +44,13 @@ class InfillMH(SuffixMH):
     def bind(self, runner: Runner, others: bool = False) -> InfillMover:
         return InfillMover(self, runner, others)
 
+    def on_prefix(self, length: int) -> list[PrefixMove]:
+        return [PrefixMove(self.places, (0, length), self.window)]
+
+    def window(self, place: Place) -> Tensor:
+        """The tokens that are drawn anew, bool [P, K, T]."""
+        return place.window(torch.randint(1, self.size + 1, place.token.shape))
+
 
 class InfillMover(SuffixMover):
     """:class:`InfillMH` at work."""
@@ -64,7 +71,7 @@ class InfillMover(SuffixMover):
         state = self.known.of(particles)
         window = (0, particles.sources[site].max_new_tokens)
         place = Place.drawn(self._weights(state, site, window))
-        which = place.window(torch.randint(1, self.config.size + 1, (state.size,)))
+        which = self.config.window(place)
         new = self.runner.infill(state, site, which, self.watching)
         if self.known.remembers:
             self.known.learn(new, state)

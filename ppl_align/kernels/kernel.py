@@ -14,13 +14,15 @@ A new kernel is one file: a class with :meth:`Kernel.bind`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ppl_align.core.errors import InputError
+from ppl_align.kernels.cuts import Cuts
+from ppl_align.kernels.place import Place
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.runner.proposals import as_proposal
@@ -40,6 +42,15 @@ class Move(NamedTuple):
     cut: Tensor
     accepted: Tensor
     rate: Tensor
+
+
+class PrefixMove(NamedTuple):
+    """A move of unfinished texts [P, K]: cut by the law ``cuts``, within ``window``; ``which(place)`` of their tokens,
+    bool [P, K, T], are drawn anew."""
+
+    cuts: Cuts
+    window: tuple[int, int]
+    which: Callable[[Place], Tensor]
 
 
 class Mover(Protocol):
@@ -62,6 +73,12 @@ class Kernel(ABC):
     def bind(self, runner: Runner, others: bool = False) -> Mover:
         """The kernel at work; ``runner``: how the engine draws; ``others``: kernels with other proposals move the same
         particles, whose ``log_proposal`` is then theirs."""
+
+    def on_prefix(self, length: int) -> list[PrefixMove]:
+        """Its moves on texts of which at most ``length`` tokens are written: for ``SMC(rejuvenate=...)``.
+
+        Raises ``InputError`` if it moves whole programs only."""
+        raise InputError(f"{self!r} moves whole programs only, and rejuvenate= wants moves of unfinished texts")
 
     @property
     def follows_engine(self) -> bool:
@@ -92,25 +109,35 @@ def twists_of(twist: Any) -> list[Twist]:
     return parts
 
 
+class _Once(Twist):
+    """What a twist learns before a completion is written, it learns once: every draw has one and the same law."""
+
+    def __init__(self, learner: LearnedLookAhead) -> None:
+        self.learner = learner
+        self.learned: dict[str, Twist | None] = {}
+
+    def at(self, scene: Scene) -> Twist | None:
+        if scene.site.name not in self.learned:
+            self.learned[scene.site.name] = self.learner.at(scene)
+        return self.learned[scene.site.name]
+
+
+def learned_once(parts: Sequence[Twist]) -> list[Twist]:
+    """The same twists; those that learn do so the first time only."""
+    return [_Once(part) if isinstance(part, LearnedLookAhead) else part for part in parts]
+
+
 class Proposing:
-    """Tokens lean to what twists know. What is learned is learned once: every draw has one and the same law."""
+    """Tokens lean to what twists know."""
 
     def __init__(self, parts: Sequence[Twist]) -> None:
-        self.parts = parts
-        self.learned: dict[tuple[str, int], Twist | None] = {}
+        self.parts = learned_once(parts)
 
     def lean(self, site: Site, restriction: Restriction | None) -> Twist | None:
         scene = Scene(site, restriction)
-        found = [HardConstraint().at(scene), *(self._at(i, part, scene) for i, part in enumerate(self.parts))]
+        found = [part.at(scene) for part in (HardConstraint(), *self.parts)]
         known = [one for one in found if one is not None]
         return Sum(known) if known else None
-
-    def _at(self, i: int, part: Twist, scene: Scene) -> Twist | None:
-        if not isinstance(part, LearnedLookAhead):
-            return part.at(scene)
-        if (scene.site.name, i) not in self.learned:
-            self.learned[scene.site.name, i] = part.at(scene)
-        return self.learned[scene.site.name, i]
 
 
 def checked(moves: list[Move], kernel: Kernel) -> list[Move]:
@@ -130,4 +157,14 @@ def accept(old: Tensor, new: Tensor, correction: Tensor, exponent: Tensor | floa
     return torch.rand(len(rate), dtype=torch.float64) < rate, rate
 
 
-__all__ = ["Kernel", "Move", "Mover", "Proposing", "accept", "checked", "drawing", "runner_of", "twists_of"]
+__all__ = [
+    "Kernel",
+    "Move",
+    "Mover",
+    "PrefixMove",
+    "accept",
+    "checked",
+    "drawing",
+    "runner_of",
+    "twists_of",
+]

@@ -37,6 +37,12 @@ class Place:
         token = torch.multinomial(torch.where(possible[:, None], own, 1.0), 1)[:, 0]
         return cls(text, token, possible, weights)
 
+    @property
+    def rest(self) -> Tensor:
+        """All tokens from the cut on, bool [P, K, T]."""
+        assert self.weights is not None
+        return self.window(self.weights.shape[-1])
+
     def take(self, index: Tensor) -> Place:
         weights = None if self.weights is None else self.weights[index]
         return Place(self.text[index], self.token[index], self.possible[index], weights)
@@ -57,7 +63,7 @@ class Place:
         kept[torch.arange(size), self.text] = self.token
         return kept
 
-    def window(self, width: Tensor) -> Tensor:
+    def window(self, width: Tensor | int) -> Tensor:
         """The next ``width [P]`` tokens, bool [P, K, T]."""
         assert self.weights is not None
         _, texts, tokens = self.weights.shape
@@ -67,9 +73,9 @@ class Place:
         return own[:, :, None] & inside[:, None]
 
 
-def cut_weights(cuts: Cuts, particles: Particles, site: str, window: tuple[int, int], entropy: Tensor | None) -> Tensor:
-    """How likely each place is to be cut, [P, K, T], not normalised; none outside of the window and of the text."""
-    texts = texts_of(particles, site)
+def cut_weights(cuts: Cuts, texts: Completion, window: tuple[int, int], entropy: Tensor | None) -> Tensor:
+    """How likely each place of texts [P, K] is to be cut, [P, K, T], not normalised; none outside of the window and of
+    the text."""
     shape = (*texts.shape, texts.tokens.shape[-1])
     weights = cuts.weights(texts, entropy).reshape(shape)
     at = torch.arange(shape[-1])

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ppl_align.core.validation import at_least, one_of
 from ppl_align.kernels.cuts import NAMED, Cuts
-from ppl_align.kernels.kernel import Kernel, Move, accept, runner_of, twists_of
+from ppl_align.kernels.kernel import Kernel, Move, PrefixMove, accept, runner_of, twists_of
 from ppl_align.kernels.known import Known, Watching
-from ppl_align.kernels.place import Place, cut_weights
+from ppl_align.kernels.place import Place, cut_weights, texts_of
 from ppl_align.particles.particles import Particles
 from ppl_align.runner.runner import Runner
 
@@ -54,6 +54,14 @@ class SuffixMH(Kernel):
     def bind(self, runner: Runner, others: bool = False) -> SuffixMover:
         return SuffixMover(self, runner, others)
 
+    def on_prefix(self, length: int) -> list[PrefixMove]:
+        return [PrefixMove(self.places, window, lambda place: place.rest) for window in self.windows(length)]
+
+    @property
+    def places(self) -> Cuts:
+        """The law of the cut."""
+        return NAMED[self.cuts]() if isinstance(self.cuts, str) else self.cuts
+
     def windows(self, length: int) -> Iterator[tuple[int, int]]:
         """The places of a text of ``length`` tokens at most that are cut one after the other, [first, end)."""
         yield 0, length
@@ -82,7 +90,7 @@ class SuffixMover:
 
     def __init__(self, config: SuffixMH, runner: Runner, others: bool) -> None:
         self.config = config
-        self.cuts: Cuts = NAMED[config.cuts]() if isinstance(config.cuts, str) else config.cuts
+        self.cuts = config.places
         self.runner = runner_of(config, runner)
         self.watching = Watching(self.cuts.reads_entropy)
         self.known = Known(self.runner, others or not config.follows_engine, self.watching)
@@ -124,7 +132,7 @@ class SuffixMover:
         return Particles.concat([state, new]).take(chosen), Move(site, cut, accepted, rate)
 
     def _weights(self, particles: Particles, site: str, window: tuple[int, int]) -> Tensor:
-        return cut_weights(self.cuts, particles, site, window, self.known.entropy_of(particles, site))
+        return cut_weights(self.cuts, texts_of(particles, site), window, self.known.entropy_of(particles, site))
 
 
 __all__ = ["BlockSuffixMH", "SuffixMH"]

@@ -152,6 +152,11 @@ class CausalDecoder(WithLogits):
         decoder.hidden = torch.cat([part.hidden for part in parts])
         return decoder
 
+    def joined(self, other: CausalDecoder) -> CausalDecoder | None:
+        """The rows of both, which have read equally much of the same prompts; None if they cannot be put together."""
+        plain = all(part.padded and keeps_tokens(part.cache) for part in (self, other))
+        return self._joined(self.lm, [self, other]) if plain and self.shared == other.shared else None
+
     def forward(self, ids: Tensor, positions: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         if not self.padded:
             return call(self.lm, ids, keep, past_key_values=self.cache, use_cache=True)

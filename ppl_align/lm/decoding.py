@@ -227,6 +227,18 @@ class Population(Growing):
         super().resample(ancestors)
         self.row = self.row[ancestors.cpu().numpy()]
 
+    def join(self, other: Population) -> bool:
+        decoder, proposing = joined(self.decoder, other.decoder), None
+        if self.proposal_decoder is not None and other.proposal_decoder is not None:
+            proposing = joined(self.proposal_decoder, other.proposal_decoder)
+        if decoder is None or (proposing is None and self.proposal_decoder is not None):
+            return False
+        super().join(other)
+        self.row = np.concatenate([self.row, len(self.row_prompt) + other.row])
+        self.row_prompt = np.concatenate([self.row_prompt, other.row_prompt])
+        self.decoder, self.proposal_decoder = decoder, proposing
+        return True
+
     def advance(self) -> None:
         """One forward over the distinct (prefix, token) pairs of the running particles."""
         if self.keep:
@@ -261,6 +273,12 @@ class Population(Growing):
         self.kept.keep(self.source.lm, self.decoder, rows, ids)
         if self.proposal_decoder is not None:
             self.kept.keep(self.proposal_lm, self.proposal_decoder, rows, ids)
+
+
+def joined(one: Decoder, other: Decoder) -> Decoder | None:
+    """One decoder with the rows of both; None where their kind has no such thing."""
+    join = getattr(one, "joined", None)
+    return None if join is None or type(one) is not type(other) else join(other)
 
 
 def in_place(parents: np.ndarray) -> np.ndarray:

@@ -95,6 +95,15 @@ class Growing(ABC):
         self.alive, self.last, self.written, self.read = self.alive[at], self.last[at], self.written[at], self.read[at]
         self.lengths = self.lengths[at]
 
+    def join(self, other: Self) -> bool:
+        """The texts of ``other``, of the same source and with as many tokens, become texts M, M + 1, ...: for
+        :meth:`resample`, which says who stays. False, and nothing is done, where the LM cannot put rows together."""
+        for name in ("tokens", "log_p", "log_q", "token_log_p", "token_log_q", "log_psi"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name)]))
+        for name in ("alive", "last", "written", "read", "lengths"):
+            setattr(self, name, np.concatenate([getattr(self, name), getattr(other, name)]))
+        return True
+
     def _note(self, running: np.ndarray, drawn: np.ndarray, at: int) -> None:
         """On the host: the running texts have drawn these tokens at place ``at``; who has ended with them?"""
         self.last[running] = drawn

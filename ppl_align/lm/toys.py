@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -28,6 +29,12 @@ class ToyDecoder:
         grown = [(*self.prefixes[p], v) for p, v in zip(parents.tolist(), tokens.tolist(), strict=True)]
         count(lm_tokens=len(grown))
         return ToyDecoder(self.lm, grown, [self.offset[p] for p in parents.tolist()])
+
+    def joined(self, other: ToyDecoder) -> ToyDecoder:
+        both = copy.copy(self)
+        both.prefixes, both.offset = self.prefixes + other.prefixes, self.offset + other.offset
+        both.logits = both.log_probs = torch.cat([self.logits, other.logits])
+        return both
 
 
 class ToyLM(LM):
@@ -217,3 +224,9 @@ class MarkovDecoder:
     def extend(self, parents: Tensor, tokens: Tensor) -> MarkovDecoder:
         count(lm_tokens=len(tokens))
         return MarkovDecoder(self.lm, tokens.cpu(), self.position[parents.cpu()] + 1)
+
+    def joined(self, other: MarkovDecoder) -> MarkovDecoder:
+        both = copy.copy(self)
+        both.position = torch.cat([self.position, other.position])
+        both.logits = both.log_probs = torch.cat([self.logits, other.logits])
+        return both

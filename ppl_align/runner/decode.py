@@ -45,6 +45,25 @@ class Decode:
         """The completion, with the prompts of the particles as they are now."""
         return self.particles.site
 
+    def write_until(self, t: int) -> None:
+        """The first ``t`` tokens; the network has not read the newest."""
+        texts = self.population
+        while not texts.done and texts.t < t:
+            texts.step()
+            if texts.t < t:
+                texts.advance()
+
+    def replace(self, where: Tensor, other: Decode) -> bool:
+        """Particles ``where [m]`` become those of ``other``, which has as many and has written as much. False, and
+        nothing is done, where the LM cannot put their rows together."""
+        texts, size = self._texts_of(where), len(self.population.alive)
+        if not self.population.join(other.population):
+            return False
+        index = torch.arange(size)
+        index[texts] += size
+        self.population.resample(index)
+        return True
+
     def hold(self, where: Tensor, tokens: Tensor, which: Tensor | int) -> None:
         """Particles ``where [m]`` write ``tokens [m, plates..., T]`` instead of drawing: those in ``which``, bool
         [m, K, T], or the first so many (of each, [m], or of each text, [m, K])."""

@@ -133,7 +133,7 @@ class Runner:
     ) -> tuple[Particles, Decode]:
         """Write the pending completion, the tokens ``which`` (:meth:`Decode.hold`) as ``given [P, plates..., T]`` has
         them."""
-        site, decode = particles.site, self._begun(particles, observer)
+        site, decode = particles.site, self.begin(particles, observer)
         if given is not None:
             decode.hold(torch.arange(particles.size), given, which)
         seen = Observer() if site.environment else observer
@@ -144,7 +144,7 @@ class Runner:
             decode.leave_scores(site.fn.max_new_tokens)
         return decode.written(), decode
 
-    def _begun(self, particles: Particles, observer: Observer) -> Decode:
+    def begin(self, particles: Particles, observer: Observer = Observer()) -> Decode:
         """The pending completion, about to be written as it is to be drawn."""
         site = particles.site
         restriction = self.constraints.restriction(site)

@@ -29,6 +29,10 @@ class Schedule:
         if isinstance(every, str):
             self.closes = boundary_tokens(lm, every)
 
+    def all_due(self, t: int) -> bool:
+        """Is every particle due after ``t`` tokens, whatever it has written?"""
+        return self.closes is None and t % int(self.every) == 0
+
     def due(self, decode: Decode) -> Any:
         """bool [P]: the newest token closes a unit of text, or (fixed schedule) k more tokens were drawn."""
         if self.closes is None:

@@ -14,6 +14,7 @@ from ppl_align.core.validation import at_least, one_of
 from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.engines.smc.schedule import check_schedule
 from ppl_align.engines.smc.twisted import TwistedSMC
+from ppl_align.kernels.kernel import Kernel
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import SCHEMES
 from ppl_align.posterior import Posterior
@@ -48,6 +49,8 @@ class SMC(Engine):
     ``proposal``        as for importance sampling
     ``prefix_floor``    what a factor of -inf is worth on a *prefix*, nats (at the end it is -inf). The lower, the more
                         eagerly prefixes that have not succeeded yet are given up, and the heavier the tail of Zhat
+    ``rejuvenate``      a kernel that moves unfinished texts whenever psi is refreshed, so that copies become different
+                        again (:mod:`ppl_align.engines.smc.rejuvenation`); asks for ``every`` as a number of tokens
 
     Weights: increment psi_t - psi_{t-1} + log p - log q; a finished particle has its final potential and increment 0.
     Never resamples after the last step, so the weights returned are honest. E[Zhat] = Z for every setting.
@@ -64,6 +67,7 @@ class SMC(Engine):
     num_pool: int = 64
     proposal: Any = None
     prefix_floor: float = -2.0
+    rejuvenate: Kernel | None = None
 
     name: ClassVar[str] = "smc"
 
@@ -74,12 +78,16 @@ class SMC(Engine):
         if not np.isfinite(self.prefix_floor):
             raise InputError(f"prefix_floor must be finite, got {self.prefix_floor}")
         one_of("resampling", self.resampling, list(SCHEMES))
-        self._twists()
+        _ = self.twists  # raises for what is no twist
         check_schedule(self.every)
+        if self.rejuvenate is not None:
+            check_rejuvenation(self.rejuvenate, self.every)
         if isinstance(as_proposal(self.proposal), ProposesValues):
             raise InputError("this guide proposes whole values, not tokens: SMC cannot steer with it; use importance")
 
-    def _twists(self) -> list[Twist]:
+    @property
+    def twists(self) -> list[Twist]:
+        """What ``twist`` stands for."""
         named = {
             "prefix": lambda: PrefixReward(self.prefix_floor),
             "lookahead": lambda: LearnedLookAhead(self.num_pool),
@@ -88,7 +96,7 @@ class SMC(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         runner = task.runner(as_proposal(self.proposal), self.num_particles)
-        smc = TwistedSMC(self, runner, self._twists())
+        smc = TwistedSMC(self, runner, self.twists)
         particles = runner.finish(Particles(self.num_replicates * self.num_particles), smc)
         log_weight = smc.log_weight + smc.log_evidence[:, None]
         if bool(log_weight.isneginf().all()):
@@ -113,3 +121,15 @@ class SMC(Engine):
         if not smc.events:
             why = "twist=None" if not smc.parts else "too few tokens"
             log.warning("SMC had no weights before the end (%s): this run %s", why, instead)
+
+
+def check_rejuvenation(kernel: Any, every: int | str) -> None:
+    """Raises ``InputError`` unless unfinished texts can be moved by this kernel, all of them at a time."""
+    if not isinstance(kernel, Kernel):
+        raise InputError(f"rejuvenate= takes a kernel, such as SuffixMH(), got {type(kernel).__name__}")
+    if not kernel.follows_engine:
+        raise InputError("the kernel of rejuvenate= draws as the engine does: give proposal= and twist= to SMC")
+    if any(move.cuts.reads_entropy for move in kernel.on_prefix(1)):
+        raise InputError("rejuvenate= takes cuts that do not ask for entropies: uniform, word or sentence")
+    if isinstance(every, str):
+        raise InputError(f"rejuvenate= moves all particles at a time: give every= a number of tokens, not {every!r}")

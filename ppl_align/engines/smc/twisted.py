@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import RunError
 from ppl_align.engines.base import all_dead
+from ppl_align.engines.smc.rejuvenation import rejuvenate
 from ppl_align.engines.smc.schedule import Schedule
 from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles, Site
@@ -31,6 +32,7 @@ from ppl_align.twists.hard_constraint import HardConstraint
 from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist, evaluate
 
 if TYPE_CHECKING:
+    from ppl_align.engines.smc.ancestor_sampling import AncestorSampling
     from ppl_align.engines.smc.smc import SMC
 
 
@@ -79,8 +81,11 @@ class TwistedSMC(Observer):
     """R replicates of N particles. ``state`` [P], ``log_evidence`` [R] of the populations already resampled, and
     ``events``: what was seen each time the weights were looked at."""
 
-    def __init__(self, config: SMC, runner: Runner, parts: list[Twist]) -> None:
-        self.config, self.runner, self.parts = config, runner, parts
+    def __init__(
+        self, config: SMC, runner: Runner, parts: list[Twist], ancestry: AncestorSampling | None = None
+    ) -> None:
+        """``ancestry``: the retained particles find new ancestors when they are resampled."""
+        self.config, self.runner, self.parts, self.ancestry = config, runner, parts, ancestry
         self.shape = (config.num_replicates, config.num_particles)
         self.state = State.start(*self.shape)
         self.log_evidence = torch.zeros(self.shape[0], dtype=torch.float64)
@@ -139,7 +144,7 @@ class TwistedSMC(Observer):
         judged = state.has_potential | due
         chosen = due.nonzero()[:, 0]
         psi = state.psi.clone()
-        psi[chosen] = self._potential(decode, chosen, alive[chosen])
+        psi[chosen] = self.potential(decode, chosen, alive[chosen])
         start = decode.particles.log_potential
         psi = torch.where(judged, psi, start + self._mean_gain(psi, start, judged))
         state = replace(state, has_potential=judged, needs_refresh=alive)
@@ -147,10 +152,13 @@ class TwistedSMC(Observer):
         index = self._ancestors(f"after {decode.t} tokens of {decode.site.name!r}", decode.particles, decode)
         if index is not None:
             decode.take(index)
+        if self.config.rejuvenate is not None and self.schedule.all_due(decode.t):
+            accepted = rejuvenate(self.config.rejuvenate, self, decode)
+            self.events[-1]["moved"] = accepted.reshape(self.shape).mean(-1)
 
     # -- potentials ----------------------------------------------------------------------------------------------------
 
-    def _potential(self, decode: Decode, chosen: Tensor, running: Tensor) -> Tensor:
+    def potential(self, decode: Decode, chosen: Tensor, running: Tensor) -> Tensor:
         """psi of the chosen particles, [m] nats: of prefixes by the twist, of what has ended the true one."""
         assert self.twist is not None
         twist, upstream, width = self.twist, decode.particles.take(chosen), decode.site.fn.max_new_tokens
@@ -223,6 +231,10 @@ class TwistedSMC(Observer):
         found = resample(log_weight, config.ess_threshold, schemes[config.resampling])
         evidence, index, resampled = self.log_evidence + log_mean_exp(log_weight), None, found.resampled
         if bool(resampled.any()):
+            if self.ancestry is not None:
+                ancestors = found.ancestors.clone()
+                ancestors[resampled, 0] = self.ancestry.draw(particles, decode, self.state, log_weight)[resampled]
+                found = found._replace(ancestors=ancestors)
             index = found.flat
             self.log_evidence = torch.where(resampled, evidence, self.log_evidence)
             self.state = replace(self.state.take(index), log_weight=found.log_weight.reshape(-1))
@@ -250,6 +262,10 @@ class TwistedSMC(Observer):
             name: torch.stack([event[name] for event in self.events]) if self.events else torch.zeros(0, *shape)
             for name, shape in {**names, "ancestors": (replicates, particles)}.items()
         }
+        if self.config.rejuvenate is not None:
+            nobody = torch.full((replicates,), torch.nan, dtype=torch.float64)
+            moved = [event.get("moved", nobody) for event in self.events]
+            stacked["moved"] = torch.stack(moved) if moved else torch.zeros(0, replicates)
         stacked["step"] = torch.tensor([event["step"] for event in self.events], dtype=torch.long)
         stacked["lineage"] = self.state.lineage.reshape(self.shape)
         return stacked

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from ppl_align.core.errors import InputError
+from ppl_align.core.progress import silent
 from ppl_align.core.validation import at_least, one_of
 from ppl_align.engines.base import Engine, Task, all_dead
 from ppl_align.engines.tempered.annealing import Level, Population, Seen, anneal, pilot
@@ -77,7 +78,7 @@ class TemperedSMC(Engine):
             )
 
     def _infer(self, task: Task) -> Posterior:
-        runner = drawing(replace(task, progress=_silent).runner(), self.proposal, self.twist)
+        runner = drawing(replace(task, progress=silent).runner(), self.proposal, self.twist)
         scheme = EQUAL[self.resampling]
         levels = self._levels(task, runner)
         start = self._drawn(runner, self.num_replicates)
@@ -104,10 +105,6 @@ class TemperedSMC(Engine):
 
     def _drawn(self, runner: Runner, replicates: int) -> Population:
         return Population.start(runner.finish(runner.start(replicates * self.num_particles)), replicates)
-
-
-def _silent(done: int, total: int, note: str) -> None:
-    """The steps of the engine are reported, not those of each text."""
 
 
 def _history(levels: list[Level], seen: list[Seen], population: Population) -> dict[str, Any]:
