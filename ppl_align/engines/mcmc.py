@@ -58,7 +58,7 @@ class MCMC(Engine):
         total = self.num_warmup + self.num_samples * self.thinning
         for step in range(1, total + 1):
             particles, made = mover.step(particles)
-            moves.note(checked(made, self.kernel))
+            moves.note(checked(made))
             if step > self.num_warmup and (step - self.num_warmup) % self.thinning == 0:
                 states.append(particles)
             task.progress(step, total, f"steps of chains, {moves.accepted:.0%} accepted")

@@ -140,10 +140,10 @@ class Proposing:
         return Sum(known) if known else None
 
 
-def checked(moves: list[Move], kernel: Kernel) -> list[Move]:
-    """Raises ``InputError`` if nothing has moved."""
+def checked(moves: list[Move]) -> list[Move]:
+    """Raises ``InputError`` if there was nothing to move."""
     if not moves:
-        raise InputError(f"{kernel!r} has nothing to move in this program: add SuffixMH() in a Cycle")
+        raise InputError("the kernel has nothing to move in this program: take SuffixMH(), or add it in a Cycle")
     return moves
 
 

@@ -105,7 +105,8 @@ class SMC(Engine):
             self._say_what_had_no_effect(smc)
         kind = Kind.RESAMPLED if smc.resampled else Kind.WEIGHTED
         steered = self.proposal is not None or smc.steered
-        return of_particles(particles, log_weight, kind, steered=steered, history=smc.history())
+        moved = {} if self.rejuvenate is None else {"log_proposal": None}
+        return of_particles(particles, log_weight, kind, steered=steered, history=smc.history(), **moved)
 
     def _say_what_had_no_effect(self, smc: TwistedSMC) -> None:
         """A warning where there was nothing to look ahead to, or nothing to resample on."""

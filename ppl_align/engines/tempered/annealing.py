@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.core.errors import RunError
-from ppl_align.kernels.kernel import Mover
+from ppl_align.kernels.kernel import Mover, checked
 from ppl_align.particles.particles import Particles
 from ppl_align.particles.resampling import ancestors_of
 from ppl_align.particles.schemes import Resampler
@@ -73,6 +73,7 @@ class Population(NamedTuple):
     def moved(self, mover: Mover) -> tuple[Population, float]:
         """After a step of the kernel, and the share of its moves that were accepted."""
         particles, moves = mover.step(self.particles, self.exponent)
+        checked(moves)
         tried = sum(int((move.cut >= 0).sum()) for move in moves)
         return self._replace(particles=particles), sum(int(move.accepted.sum()) for move in moves) / max(tried, 1)
 

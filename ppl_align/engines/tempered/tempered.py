@@ -48,7 +48,7 @@ class TemperedSMC(Engine):
     num_moves: int | None = None
     max_moves: int = 16
     ess_threshold: float = 0.5
-    waste_free: bool = True
+    waste_free: bool = False
     resampling: str = "systematic"
     proposal: Any = None
     twist: Any = None
