@@ -2,6 +2,7 @@
 
 from ppl_align.twists.hard_constraint import HardConstraint
 from ppl_align.twists.lookahead import LookAhead, look_ahead
+from ppl_align.twists.power_ramp import PowerRamp
 from ppl_align.twists.twist import Prefixes, PrefixReward, Scene, Sum, Twist
 
-__all__ = ["HardConstraint", "LookAhead", "PrefixReward", "Prefixes", "Scene", "Sum", "Twist", "look_ahead"]
+__all__ = ["HardConstraint", "LookAhead", "PowerRamp", "PrefixReward", "Prefixes", "Scene", "Sum", "Twist", "look_ahead"]

@@ -52,6 +52,7 @@ class Prefixes(NamedTuple):
     ``running``  bool [m, K]: the texts still being written (inside a plate, others may have ended)
     ``ids``      those, flat, on the host; None unless a part of the twist is of constraints
     ``source``   the prior of the completion
+    ``log_prior``  [m] log p0 of all texts of a particle so far, nats, as they were drawn
     """
 
     site: str
@@ -63,6 +64,7 @@ class Prefixes(NamedTuple):
     running: Tensor | None = None
     ids: list[Ids] | None = None
     source: CompletionDistribution | None = None
+    log_prior: Tensor | None = None
 
     def texts(self) -> Texts:
         """The texts so far, [m, K], as the program reads them: without what ends them."""
@@ -118,6 +120,11 @@ class Twist:
 
         Asked of particles that are still writing, one number for all texts of a plate together. It is what is expected
         beyond ``log_potential``: the program itself judges what has ended, and psi is forgotten then."""
+        return None
+
+    def ended(self, prefixes: Prefixes) -> Tensor | None:
+        """log psi ``[m]`` to add to what the program says of texts that have ended, so that they and unfinished ones
+        are compared by the same measure; asked again after every token until it is None: there is nothing to add."""
         return None
 
     # -- what decoding and SMC ask -------------------------------------------------------------------------------------
@@ -227,18 +234,22 @@ class Sum(Twist):
         )
 
     def prefix(self, prefixes: Prefixes) -> Tensor | None:
-        return _joined(add, (_judgement(part, prefixes) for part in self.parts))
+        return _joined(add, (judgement(part.prefix, part, prefixes) for part in self.parts))
+
+    def ended(self, prefixes: Prefixes) -> Tensor | None:
+        return _joined(add, (judgement(part.ended, part, prefixes) for part in self.parts))
 
 
 def evaluate(twist: Twist, prefixes: Prefixes) -> Tensor:
     """``log psi [m]`` of prefixes, float64 on the CPU; raises ``RunError`` for a wrong shape, NaN or +inf."""
-    found = _judgement(twist, prefixes)
+    found = judgement(twist.prefix, twist, prefixes)
     return torch.zeros(len(prefixes.log_potential), dtype=torch.float64) if found is None else found
 
 
-def _judgement(twist: Twist, prefixes: Prefixes) -> Tensor | None:
+def judgement(ask: Callable[[Prefixes], Tensor | None], twist: Twist, prefixes: Prefixes) -> Tensor | None:
+    """What ``twist`` says when it is asked by one of its methods, checked as :func:`evaluate` does."""
     with _asked(twist, prefixes.site, prefixes.tokens.shape[-1]), torch.no_grad():
-        found = twist.prefix(prefixes)
+        found = ask(prefixes)
         if found is None:
             return None
         log_psi = _checked(found, prefixes)

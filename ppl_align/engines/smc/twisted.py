@@ -29,7 +29,7 @@ from ppl_align.runner.decode import Decode
 from ppl_align.runner.prefixes import run_on_prefixes
 from ppl_align.runner.runner import Observer, Runner
 from ppl_align.twists.hard_constraint import HardConstraint
-from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist, evaluate
+from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist, evaluate, judgement
 
 if TYPE_CHECKING:
     from ppl_align.engines.smc.ancestor_sampling import AncestorSampling
@@ -94,6 +94,7 @@ class TwistedSMC(Observer):
         self.steered = False  # by a table that may leave out what the prior writes
         self.known: set[int] = set()  # parts that knew something of a completion
         self.twist: Twist | None = None
+        self.judges_ended = False  # the twist still has something to say of texts that have ended
         self.schedule: Schedule | None = None
         self.step = 0
 
@@ -147,7 +148,7 @@ class TwistedSMC(Observer):
         psi[chosen] = self.potential(decode, chosen, alive[chosen])
         start = decode.particles.log_potential
         psi = torch.where(judged, psi, start + self._mean_gain(psi, start, judged))
-        state = replace(state, has_potential=judged, needs_refresh=alive)
+        state = replace(state, has_potential=judged, needs_refresh=alive | self.judges_ended)
         self.state = state.reweight(psi, decode.particles.log_ratio + decode.log_ratio)
         index = self._ancestors(f"after {decode.t} tokens of {decode.site.name!r}", decode.particles, decode)
         if index is not None:
@@ -171,6 +172,12 @@ class TwistedSMC(Observer):
             ended = (~running).nonzero()[:, 0]
             whole = _with(upstream.take(ended), decode.prefix(width), chosen[ended])  # padded to its full length
             psi = psi.index_copy(0, ended, self.runner.program.run(whole, draw=False).log_potential)
+        self.judges_ended = False
+        if not twist.of_constraints and not bool(running.all()):
+            ended = (~running).nonzero()[:, 0]
+            more = judgement(twist.ended, twist, self._prefixes(decode, upstream.take(ended), chosen[ended]))
+            if more is not None:
+                psi, self.judges_ended = psi.index_add(0, ended, more), True
         if bool(running.any()):
             now = running.nonzero()[:, 0]
             judged = self._judged(decode, upstream.take(now), chosen[now], None if said is None else said.take(now))
@@ -180,9 +187,19 @@ class TwistedSMC(Observer):
     def _judged(self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None) -> Tensor:
         """log psi of prefixes, [m] nats."""
         assert self.twist is not None
+        log_psi = evaluate(self.twist, self._prefixes(decode, upstream, chosen, said))
+        if self.twist.table_weighs:
+            log_psi = log_psi + decode.log_psi[chosen]
+        return log_psi
+
+    def _prefixes(
+        self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None = None
+    ) -> Prefixes:
+        """The texts so far of the particles ``chosen``, as a twist sees them."""
+        assert self.twist is not None
         source, tokens = upstream.site.fn, decode.prefix(decode.t)
         parts = self.twist.parts if isinstance(self.twist, Sum) else (self.twist,)
-        prefixes = Prefixes(
+        return Prefixes(
             decode.site.name,
             tokens[chosen.to(tokens.device)],
             [] if self.twist.by_ids else source.prompt_rows(source.batch_shape),
@@ -192,11 +209,8 @@ class TwistedSMC(Observer):
             torch.from_numpy(decode.running_texts)[chosen],
             decode.texts_so_far(chosen) if any(part.of_constraints for part in parts) else None,
             source,
+            decode.log_prior[chosen],
         )
-        log_psi = evaluate(self.twist, prefixes)
-        if self.twist.table_weighs:
-            log_psi = log_psi + decode.log_psi[chosen]
-        return log_psi
 
     def _mean_gain(self, psi: Tensor, start: Tensor, judged: Tensor) -> Tensor:
         """What the judged particles of a replicate have gained or lost in this completion, the log of their mean, [P].
