@@ -152,10 +152,15 @@ class Decode:
         """The tokens drawn so far as the program sees them: [P, plates..., width], padded."""
         return self.population.tokens[:, :width].reshape(*self.site.fn.batch_shape, width)
 
-    def leave_scores(self, width: int) -> None:
-        """log p0 of what was drawn, for a power prior that asks for it."""
-        log_p = self.population.log_p.reshape(self.site.fn.batch_shape)
-        leave_scores(self.site.name, self.site.fn, self.prefix(width), log_p)
+    def leave_scores(self, width: int, particles: Tensor | None = None) -> None:
+        """log p0 of what was drawn, for a power prior that asks for it; of some particles [m], None: of all."""
+        source, tokens = self.site.fn, self.prefix(width)
+        log_p = self.population.log_p.reshape(source.batch_shape)
+        if particles is not None:
+            source = self.particles.take(particles).site.fn
+            there = particles.to(tokens.device)
+            tokens, log_p = tokens[there], log_p[particles.to(log_p.device)]
+        leave_scores(self.site.name, source, tokens, log_p)
 
     def written(self) -> Particles:
         """The particles with the finished completion among their values."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ppl_align.testing.calibration import Calibration, calibrate
     from ppl_align.testing.chain import ChainOracle
     from ppl_align.testing.contract import check_engine
+    from ppl_align.testing.delivered import Delivered, delivered, total_variation
     from ppl_align.testing.oracle import Oracle, entropy, kl_divergence
     from ppl_align.testing.programs import PROGRAMS
     from ppl_align.testing.report import ContractError, Report
@@ -37,6 +38,7 @@ _NAMES = {
     "calibration": ("Calibration", "calibrate"),
     "chain": ("ChainOracle",),
     "contract": ("check_engine",),
+    "delivered": ("Delivered", "delivered", "total_variation"),
     "oracle": ("Oracle", "entropy", "kl_divergence"),
     "programs": ("PROGRAMS",),
     "report": ("ContractError", "Report"),
@@ -50,6 +52,7 @@ __all__ = [
     "Calibration",
     "ChainOracle",
     "ContractError",
+    "Delivered",
     "Oracle",
     "Report",
     "Simulation",
@@ -57,6 +60,7 @@ __all__ = [
     "calibrate",
     "check_engine",
     "check_reward",
+    "delivered",
     "duplicate_strings",
     "entropy",
     "heavy_tail",
@@ -64,6 +68,7 @@ __all__ = [
     "kl_divergence",
     "optimistic_environment",
     "simulate",
+    "total_variation",
 ]
 
 

@@ -5,4 +5,14 @@ from ppl_align.twists.lookahead import LookAhead, look_ahead
 from ppl_align.twists.power_ramp import PowerRamp
 from ppl_align.twists.twist import Prefixes, PrefixReward, Scene, Sum, Twist
 
-__all__ = ["HardConstraint", "LookAhead", "PowerRamp", "PrefixReward", "Prefixes", "Scene", "Sum", "Twist", "look_ahead"]
+__all__ = [
+    "HardConstraint",
+    "LookAhead",
+    "PowerRamp",
+    "PrefixReward",
+    "Prefixes",
+    "Scene",
+    "Sum",
+    "Twist",
+    "look_ahead",
+]

@@ -11,8 +11,9 @@ ramp gives a text ``tokens`` tokens to recover (Power-SMC, arXiv:2602.10273). An
 A text that has ended counts with alpha_t as well, until the ramp is climbed. With its full power it would stand beside
 unfinished texts that have yet to pay for theirs, look improbable, and be lost.
 
-Draw with ``SMC(proposal=at_temperature(1 / alpha))``: the weight of a token is then the normaliser of p0^alpha, whatever
-the token is, once the ramp has been climbed.
+Draw with ``SMC(proposal=at_temperature(1 / alpha))``: once the ramp is climbed, the weight of a token is the normaliser
+of p0^alpha, whatever the token is. That is best for the next token, not always for the text: where what is probable as
+a whole begins with an improbable token, a temperature between 1/alpha and 1 covers more (``claims/power_sampling.py``).
 """
 
 from __future__ import annotations

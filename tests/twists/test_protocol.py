@@ -15,7 +15,7 @@ from ppl_align.lm.leaning import Leaning
 from ppl_align.rewards import TokenSum
 from ppl_align.testing import PROGRAMS, ChainOracle, Oracle, check_engine
 from ppl_align.testing.statistics import mean_z
-from ppl_align.twists import HardConstraint, Prefixes, PrefixReward, Sum, Twist
+from ppl_align.twists import HardConstraint, PowerRamp, Prefixes, PrefixReward, Sum, Twist
 
 ENDING = chain(4, 1, eos_id=3, dtype=torch.float32)
 SUM = TokenSum(torch.tensor([0.5, -1.0, 0.3, 0.0]), terminal=(3,))
@@ -55,6 +55,8 @@ TWISTS = {
     "table and prefix reward": lambda: (Table(0), PrefixReward(-1.0)),
     "table and function": lambda: (Table(0), judgement),
     "three": lambda: ("prefix", judgement, Table(4)),
+    "a ramp of powers": lambda: PowerRamp(2.0, tokens=3),
+    "a ramp and a table": lambda: (PowerRamp(0.5, tokens=2), Table(0)),
     "nothing": lambda: Twist(),
 }
 

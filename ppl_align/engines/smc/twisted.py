@@ -170,6 +170,7 @@ class TwistedSMC(Observer):
             psi = torch.where(running, psi, said.log_potential)
         elif not twist.of_constraints and not bool(running.all()):
             ended = (~running).nonzero()[:, 0]
+            decode.leave_scores(width, chosen[ended])
             whole = _with(upstream.take(ended), decode.prefix(width), chosen[ended])  # padded to its full length
             psi = psi.index_copy(0, ended, self.runner.program.run(whole, draw=False).log_potential)
         self.judges_ended = False
@@ -192,9 +193,7 @@ class TwistedSMC(Observer):
             log_psi = log_psi + decode.log_psi[chosen]
         return log_psi
 
-    def _prefixes(
-        self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None = None
-    ) -> Prefixes:
+    def _prefixes(self, decode: Decode, upstream: Particles, chosen: Tensor, said: Particles | None = None) -> Prefixes:
         """The texts so far of the particles ``chosen``, as a twist sees them."""
         assert self.twist is not None
         source, tokens = upstream.site.fn, decode.prefix(decode.t)
