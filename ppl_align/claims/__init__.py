@@ -36,7 +36,16 @@ CHAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "What sampling does": (
         "The same target can be reached at decoding time, by drawing and weighing. Here the question is how many "
         "draws it takes, and how one would notice that it took too few.",
-        ("best-of-n", "quasi-rejection", "sandwich", "smc-vs-is", "hidden-mode"),
+        (
+            "best-of-n",
+            "quasi-rejection",
+            "sandwich",
+            "smc-vs-is",
+            "power-sampling",
+            "power-smc",
+            "process-rewards",
+            "hidden-mode",
+        ),
     ),
     "When the reward is wrong": (
         "A reward is a belief about what is good, and beliefs can be mistaken. The prior is what tempers them.",
