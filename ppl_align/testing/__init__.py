@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ppl_align.testing.calibration import Calibration, calibrate
     from ppl_align.testing.chain import ChainOracle
     from ppl_align.testing.contract import check_engine
-    from ppl_align.testing.delivered import Delivered, delivered, total_variation
+    from ppl_align.testing.delivery import Delivered, delivered, total_variation
     from ppl_align.testing.oracle import Oracle, entropy, kl_divergence
     from ppl_align.testing.programs import PROGRAMS
     from ppl_align.testing.report import ContractError, Report
@@ -38,7 +38,7 @@ _NAMES = {
     "calibration": ("Calibration", "calibrate"),
     "chain": ("ChainOracle",),
     "contract": ("check_engine",),
-    "delivered": ("Delivered", "delivered", "total_variation"),
+    "delivery": ("Delivered", "delivered", "total_variation"),
     "oracle": ("Oracle", "entropy", "kl_divergence"),
     "programs": ("PROGRAMS",),
     "report": ("ContractError", "Report"),

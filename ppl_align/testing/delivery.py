@@ -6,12 +6,13 @@ is not quite the posterior, however the weights are normalised. It is the mean o
     P(draw = x) = E[ sum_i W_i 1[x_i = x] ]
 
 so replicates are averaged, each with all its particles, and no draw needs to be taken (Rao-Blackwell). The average of R
-replicates is noisy. Two halves of them differ by twice that noise, which gives the floor below which a total variation
-cannot be told from 0.
+replicates is noisy. Its standard errors give the floor below which a total variation cannot be told from 0: with a
+normal error of standard deviation se(x) the mean of |error| is se(x) sqrt(2 / pi).
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -35,8 +36,7 @@ class Delivered(NamedTuple):
     """``law``  [S] of one delivered draw, over the support of an oracle, averaged over replicates
 
     ``total_variation``  between it and the posterior, the noise of the average included
-    ``noise_floor``      what that is expected to be where the law is the posterior: the total variation between the
-                         laws of two halves of the replicates, halved"""
+    ``noise_floor``      what that is expected to be where the law is the posterior: sum_x se(x) / sqrt(2 pi)"""
 
     law: Tensor
     total_variation: float
@@ -50,8 +50,8 @@ def delivered(run: Posterior, oracle: Oracle) -> Delivered:
     if len(oracle.values) != 1 or len(oracle.completions) != 1:
         raise InputError(f"delivered() is for programs of one completion, this one has {', '.join(oracle.values)}")
     weight = run.log_weight.softmax(-1)
-    replicates, half = len(weight), len(weight) // 2
-    if half < 1:
+    replicates = len(weight)
+    if replicates < 2:
         raise InputError("a noise floor takes two replicates at least")
     name, known = next(iter(oracle.values.items()))
     drawn = run.completions[name].tokens
@@ -63,17 +63,13 @@ def delivered(run: Posterior, oracle: Oracle) -> Delivered:
     place = torch.searchsorted(numbers, found).clamp_max(len(numbers) - 1)
     if bool((numbers[place] != found).any()):
         raise InputError("the run holds a text that the oracle does not know")
-    index = order[place]
-
-    def law(rows: slice) -> Tensor:
-        total = torch.zeros(len(known), dtype=torch.float64)
-        total.index_add_(0, index[rows].reshape(-1), weight[rows].reshape(-1))
-        return total / total.sum()
-
-    whole = law(slice(None))
-    halves = law(slice(half)), law(slice(half, replicates))
-    away = total_variation(whole, oracle.log_target.exp())
-    return Delivered(whole, float(away), float(total_variation(*halves)) / 2)
+    size = len(known)
+    cell = order[place] + size * torch.arange(replicates)[:, None]
+    each = torch.zeros(replicates * size, dtype=torch.float64).index_add_(0, cell.reshape(-1), weight.reshape(-1))
+    each = each.reshape(replicates, size)  # the law of one draw of each replicate, given the replicate
+    law, error = each.mean(0), each.std(0) / math.sqrt(replicates)
+    away = total_variation(law, oracle.log_target.exp())
+    return Delivered(law, float(away), float(error.sum()) / math.sqrt(2 * math.pi))
 
 
 def _number(tokens: Tensor, base: int) -> Tensor:
