@@ -48,7 +48,7 @@ from ppl_align.twists.twist import Prefixes
 EIGHT = random_lm(8, 5, 2.0)
 PROGRAMS = {"four words": (FOUR, 6), "eight words": (EIGHT, 4)}
 PARTICLES, RUNS = 256, 2000
-TEMPERATURES = (0.25, 0.5, 0.7, 1.0)
+TEMPERATURES = {0.25: 1000, 0.5: 2000, 0.7: 200, 1.0: 200}
 
 
 class OnlyUnfinished(PowerRamp):
@@ -93,7 +93,7 @@ def measured(
 def particles(found: Findings, oracle: Oracle, last: Delivered) -> None:
     """It falls as the number of particles grows."""
     curve = []
-    for size, runs in ((4, 6000), (16, 3000), (64, 1500)):
+    for size, runs in ((4, 4000), (16, 2000), (64, 1000)):
         twist = PowerRamp(4.0, tokens=4)
         away, _ = measured(found, "four words", oracle, 4.0, twist, 0.25, size, runs)
         curve.append((size, away.total_variation, away.noise_floor))
@@ -106,7 +106,7 @@ def trap(found: Findings, oracle: Oracle) -> None:
     """A ramp longer than the text, climbed by the unfinished alone, and by all."""
     away = {}
     for twist in (OnlyUnfinished(4.0, tokens=8), PowerRamp(4.0, tokens=8)):
-        away[type(twist)] = measured(found, "four words", oracle, 4.0, twist, 0.25, runs=400)[0].total_variation
+        away[type(twist)] = measured(found, "four words", oracle, 4.0, twist, 0.25, runs=300)[0].total_variation
     found.greater("ramp of 8 tokens, unfinished texts alone climb it: TV > .05", away[OnlyUnfinished], 0.05, run=True)
     found.less("ramp of 8 tokens, all climb it: TV < .01", away[PowerRamp], 0.01, run=True)
     found.data["trap"] = away[OnlyUnfinished]
@@ -123,8 +123,8 @@ def temperature(found: Findings) -> None:
         drawn = oracle.log_q(at_temperature(degree))[best].exp()
         found.rounds_to(f"drawn at temperature {degree:g} with probability", drawn, stated)
     curve, spread = [], {}
-    for degree in TEMPERATURES:
-        away, run = measured(found, "eight words", oracle, 4.0, PowerRamp(4.0, tokens=2), degree, runs=300)
+    for degree, runs in TEMPERATURES.items():
+        away, run = measured(found, "eight words", oracle, 4.0, PowerRamp(4.0, tokens=2), degree, runs=runs)
         spread[degree] = float((run.log_evidence - oracle.log_evidence).exp().std())
         curve.append((degree, away.total_variation, away.noise_floor))
     found.greater("eight words, alpha=4, temperature 1/4: TV > .02", curve[0][1], 0.02, run=True)
