@@ -63,6 +63,7 @@ class Strings:
         self.ended = torch.tensor([row[-1] == eos for row in rows])
         self.whole = self.ended | (self.length == length)
         self.tokens = torch.tensor([[*row, *[-1] * (length - len(row))] for row in rows])
+        assert lm.log_initial is not None
         first, table = lm.log_initial.double().log_softmax(-1), lm.log_table.double().log_softmax(-1)
         self.log_p = self._along(first, table)
         self.log_q = self._along((alpha * first).log_softmax(-1), (alpha * table).log_softmax(-1))

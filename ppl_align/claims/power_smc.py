@@ -13,14 +13,15 @@ and 4, at a noise of the average, printed beside it, below .003.
 A ramp has a trap where texts end. What has ended has its full price p0(x)^alpha; what has not ended has paid only
 p0(x_<=t)^alpha_t, with the rest still to come. Beside it finished text looks improbable and is lost, and when the ramp
 is climbed it is too late: with a ramp of 8 tokens on texts of 6 the total variation is above .05. If the finished texts
-climb the same ramp (`PowerRamp` says so to SMC) it is below .01 again, at the same cost.
+climb the same ramp (`PowerRamp` says so to SMC) it is below .01 again.
 
-What is only half true. "Temperature 1/alpha is optimal" is a statement about the next token. Probable as a whole may be
-a text that takes an improbable turn: here, on a model of eight words at alpha = 4, to end after one word, where another
-word is likelier but nothing probable follows it. That text has 0.717 of the target; at temperature 1/4 it is drawn with
-probability 0.016, at 1/2 with 0.109. With 256 particles the total variation is above .02 at 1/4 and below .01 at 1/2.
-Weights are honest in both cases, so more particles put it right; and the evidence is unbiased in both, but its spread
-over replicates, larger at 1/4, tells them apart.
+What is only half true. On texts as short as these a ramp is of no use: without one (`tokens=0`) the total variation is
+below .01 just the same. And "temperature 1/alpha is optimal" is a statement about the next token. Probable as a whole
+may be a text that takes an improbable turn: here, on a model of eight words at alpha = 4, to end after one word, where
+another word is likelier but nothing probable follows it. That text has 0.717 of the target; at temperature 1/4 it is
+drawn with probability 0.016, at 1/2 with 0.109. With 256 particles the total variation is above .02 at 1/4 and below
+.01 at 1/2. Weights are honest in both cases, so more particles put it right; and the evidence is unbiased in both, but
+its spread over replicates, at 1/4 more than twice that at 1/2, tells them apart.
 
 **In practice.** `SMC(twist=PowerRamp(alpha), proposal=at_temperature(1 / alpha))`, some hundred particles. Try a
 temperature between 1/alpha and 1 as well, and keep the one whose replicates agree better on log Z.
@@ -104,12 +105,13 @@ def particles(found: Findings, oracle: Oracle, last: Delivered) -> None:
 
 def trap(found: Findings, oracle: Oracle) -> None:
     """A ramp longer than the text, climbed by the unfinished alone, and by all."""
-    away = {}
-    for twist in (OnlyUnfinished(4.0, tokens=8), PowerRamp(4.0, tokens=8)):
-        away[type(twist)] = measured(found, "four words", oracle, 4.0, twist, 0.25, runs=300)[0].total_variation
-    found.greater("ramp of 8 tokens, unfinished texts alone climb it: TV > .05", away[OnlyUnfinished], 0.05, run=True)
-    found.less("ramp of 8 tokens, all climb it: TV < .01", away[PowerRamp], 0.01, run=True)
-    found.data["trap"] = away[OnlyUnfinished]
+    alone, both, none = (
+        measured(found, "four words", oracle, 4.0, twist, 0.25, runs=300)[0].total_variation
+        for twist in (OnlyUnfinished(4.0, tokens=8), PowerRamp(4.0, tokens=8), PowerRamp(4.0, tokens=0))
+    )
+    found.greater("ramp of 8 tokens, unfinished texts alone climb it: TV > .05", alone, 0.05, run=True)
+    found.less("ramp of 8 tokens, all climb it: TV < .01", both, 0.01, run=True)
+    found.less("no ramp: TV < .01", none, 0.01, run=True)
 
 
 def temperature(found: Findings) -> None:

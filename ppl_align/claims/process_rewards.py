@@ -91,6 +91,7 @@ def product(tokens: Tensor, ends: bool = True) -> Tensor:
 
 def shipped(lm: MarkovLM, particles: int, runs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The rule as re-implemented: answers [runs, particles, STEPS] after the last resampling, and their log odds."""
+    assert lm.log_initial is not None
     first, table = lm.log_initial.double().softmax(-1), lm.log_table.double().softmax(-1)
     tokens = torch.zeros(runs, particles, 0, dtype=torch.long)
     finished = torch.zeros(runs, particles, dtype=torch.bool)

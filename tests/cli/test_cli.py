@@ -314,7 +314,7 @@ def test_every_recipe_is_an_engine() -> None:
     from ppl_align.loading import load_engine
 
     recipes = {entry.name: load_engine(entry.name) for entry in gallery.entries("inference")}
-    steering = {"smc", "smc_every_token", "smc_lookahead", "smc_tempered"}
+    steering = {"smc", "smc_every_token", "smc_lookahead", "smc_power", "smc_tempered"}
     assert set(recipes) == {"exact", "importance", "nested", "rejection", "svi", *steering}
     assert all(name.startswith(recipe.engine.name) for name, recipe in recipes.items())
 
