@@ -161,7 +161,11 @@ def without_end(found: Findings) -> None:
 def chains(found: Findings, case: str, strings: Strings, alpha: float) -> None:
     """The library's chains: as often accepted as the matrix of the exact rule says, and at its target."""
     oracle = Oracle(sharpened, FOUR, strings.limit, alpha)
-    exact = strings.target()
+    exact, matrix = strings.target(), strings.step(EXACT, strings.limit)[0]
+    law = torch.where(strings.whole, strings.log_p[:, -1].exp(), 0.0)
+    for _ in range(256):
+        law = law @ matrix
+    found.less(f"{case}: exact rule, 256 steps from the prior: TV < .001", total_variation(law, exact), 0.001)
     kernel = SuffixMH(proposal=at_temperature(1 / alpha))
     begun = MCMC(kernel, 2000, 1, 0, init=oracle.sample(1, 2000, seed=found.seed))
     accepted = begun.run(sharpened, FOUR, strings.limit, alpha, seed=found.seed).history["accepted"][0]
