@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from ppl_align.core.version import __version__
 
 if TYPE_CHECKING:
-    from ppl_align.constraints import AcceptedBy, Contains, EndsWith, Grammar, JsonSchema, LengthLimit, Regex
+    from ppl_align.constraints import (
+        AcceptedBy,
+        Contains,
+        EndsWith,
+        Grammar,
+        JsonSchema,
+        LengthLimit,
+        Predicate,
+        Regex,
+    )
     from ppl_align.diagnostics.comparison import Comparison, compare
     from ppl_align.engines import (
         MCMC,
@@ -58,6 +67,7 @@ _HOME = {
     "AcceptedBy": "ppl_align.constraints",
     "Contains": "ppl_align.constraints",
     "EndsWith": "ppl_align.constraints",
+    "Predicate": "ppl_align.constraints",
     "Regex": "ppl_align.constraints",
     "LengthLimit": "ppl_align.constraints",
     "JsonSchema": "ppl_align.constraints",
@@ -132,6 +142,7 @@ __all__ = [
     "MomentConstraint",
     "ParticleGibbs",
     "Posterior",
+    "Predicate",
     "Product",
     "Prompted",
     "Regex",

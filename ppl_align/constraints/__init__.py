@@ -5,6 +5,7 @@ from ppl_align.constraints.base import Constraint
 from ppl_align.constraints.both import Both
 from ppl_align.constraints.grammars import Grammar, JsonSchema, Regex
 from ppl_align.constraints.length import LengthLimit
+from ppl_align.constraints.predicate import Predicate
 from ppl_align.core.deprecation import old_names
 from ppl_align.lm.matcher import Matcher
 
@@ -19,6 +20,7 @@ __all__ = [
     "JsonSchema",
     "LengthLimit",
     "Matcher",
+    "Predicate",
     "Regex",
 ]
 

@@ -46,6 +46,10 @@ class RewardError(RunError):
     """A reward raised, or returned the wrong length, NaN or +inf. Names the reward and shows the text."""
 
 
+class PredicateError(RunError):
+    """A test of text raised, or said neither True nor False. Names the constraint and shows the text."""
+
+
 class PartialTextError(RewardError):
     """A program, reward or twist cannot read a text that is not finished. Names the completion and its length."""
 

@@ -53,11 +53,13 @@ class Task:
         """The program as engines execute it."""
         return Program(self.model, self.args, self.kwargs)
 
-    def runner(self, proposal: Proposal = FromPrior(), num_particles: int = 0) -> Runner:
+    def runner(self, proposal: Proposal = FromPrior(), num_particles: int = 0, tests: bool = False) -> Runner:
         """What moves particles through it: drawn from ``proposal``, within its hard constraints; the first of every
-        ``num_particles`` retained where the task says so."""
+        ``num_particles`` retained where the task says so. ``tests``: of :class:`~ppl_align.runner.runner.Runner`, for
+        engines that need no more of weights than that they are unbiased."""
         program = self.program()
-        return Runner(program, proposal, known_constraints(program), self.progress, self.retained, num_particles)
+        known, retained = known_constraints(program), self.retained
+        return Runner(program, proposal, known, self.progress, retained, num_particles, tests=tests)
 
 
 @dataclass(frozen=True)

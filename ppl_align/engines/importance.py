@@ -39,7 +39,7 @@ class ImportanceSampling(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         shape = (self.num_replicates, self.num_particles)
-        runner = task.runner(as_proposal(self.proposal), self.num_particles)
+        runner = task.runner(as_proposal(self.proposal), self.num_particles, tests=True)
         particles = runner.finish(runner.start(math.prod(shape)))
         log_weight = particles.log_weight.reshape(shape)
         if bool(log_weight.isneginf().all()):

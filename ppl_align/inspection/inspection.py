@@ -160,7 +160,7 @@ def inspect(
     if not callable(model):
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
     with reporting(progress, "inspect") as tell, run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
-        known = known_constraints(Program(model, args, kwargs))
+        known = known_constraints(Program(model, args, kwargs)).masks  # tests of text reject what is finished
         pool = draw_pool(model, args, kwargs, num_draws, tell, known)
         fewer = max(num_draws // SHARE, 2)
         prior = draw_pool(model, args, kwargs, fewer, tell) if pool.confined else pool

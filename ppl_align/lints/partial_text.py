@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import RewardError, RunError, type_and_line
+from ppl_align.core.errors import PredicateError, RewardError, RunError, type_and_line
 from ppl_align.lints.finding import Finding
 from ppl_align.lints.prior_sample import PriorSample
 from ppl_align.particles.particles import Particles
@@ -32,7 +32,11 @@ def partial_text(sample: PriorSample) -> Iterator[Finding]:
         try:
             halves = sample.ask(given)
         except Exception as error:  # whatever the program raises
-            own: dict[type[Exception], str] = {RewardError: "reward", RunError: "world"}
+            own: dict[type[Exception], str] = {
+                RewardError: "reward",
+                PredicateError: "predicate",
+                RunError: "world",
+            }
             who = own.get(type(error), "program")
             said = str(error) if who != "program" else f"{site!r} cannot be read: {type_and_line(error)}"
             yield Finding(

@@ -18,6 +18,7 @@ from ppl_align.lints.finding import Finding
 from ppl_align.lints.hidden_warp import hidden_warp
 from ppl_align.lints.marginalised import marginalised_parameter
 from ppl_align.lints.partial_text import partial_text
+from ppl_align.lints.predicates import no_is_final
 from ppl_align.lints.prior_sample import DRAWS, PriorSample
 from ppl_align.lints.scale import beta_out_of_scale, constant, nothing_to_infer
 from ppl_align.lints.state import stateful
@@ -56,6 +57,7 @@ LINTS: tuple[Callable[[PriorSample], Iterator[Finding]], ...] = (
     partially_observed,
     marginalised_parameter,
     partial_text,
+    no_is_final,
     truncation,
     trailing_space,
 )

@@ -59,8 +59,9 @@ def _all_rejected(sample: PriorSample) -> Finding:
 def _drawn_within(sample: PriorSample) -> list[str]:
     """The hard constraints that engines know before they write: on completions of the agent, and seen beforehand."""
     matchers, world = sketch(sample.program).matchers, sample.particles.environment
-    notes = {name: notes_of(node).constrains for name, node in sample.nodes.items()}
-    return [name for name, site in notes.items() if site in matchers and site not in world]
+    known = [(name, notes_of(node)) for name, node in sample.nodes.items()]
+    seen = [(name, notes) for name, notes in known if notes.constrains in matchers and notes.constrains not in world]
+    return [name for name, notes in seen if notes.matcher and all(part.acts != "end" for part in notes.matcher.parts)]
 
 
 def nothing_to_infer(sample: PriorSample) -> Iterator[Finding]:

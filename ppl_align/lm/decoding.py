@@ -18,7 +18,7 @@ has next to nothing left to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.runs import on_run_end
+from ppl_align.lm.adaptive_rejection import Search, search
 from ppl_align.lm.base import LM, Decoder, Ids
 from ppl_align.lm.blocks import BlockPopulation
 from ppl_align.lm.growing import Growing
@@ -39,6 +40,7 @@ from ppl_align.lm.transfer import upload
 
 if TYPE_CHECKING:
     from ppl_align.lm.distribution import CompletionDistribution
+    from ppl_align.lm.restriction import Restriction
 
 
 class Rows(NamedTuple):
@@ -115,7 +117,9 @@ class Population(Growing):
         index = source.index.reshape(-1)
         used, row = torch.unique(index, return_inverse=True)
         super().__init__(source, len(index))
-        self.lean: Lean | None = source.restriction if lean is None else lean
+        lean = source.restriction if lean is None else lean
+        self.lean: Lean | None = lean if lean is not None and lean.proposes else None
+        self.tested = source.restriction if source.restriction is not None and source.restriction.tests else None
         self.proposal = None if isinstance(proposal, LM) else proposal
         self.proposal_lm = proposal if isinstance(proposal, LM) else lm
         self.generator = generator
@@ -138,11 +142,11 @@ class Population(Growing):
         tree = TokenTree(log_q, self.scratch)
         running = np.flatnonzero(self.alive)
         moved = upload(running, self.tokens.device)
-        shape, device = (len(self.row), tree.depth), self.tokens.device
-        u = torch.rand(shape, generator=self.generator, device=device, dtype=torch.float64)
-        row = self.row[running]
-        drawn = tree.draw(row, u[moved])
-        held = self._held_now()
+        row, held, log_mass = self.row[running], self._held_now(), None
+        if self.tested is not None:
+            drawn, log_mass = self._draw_tested(self.tested, log_q, tree, running, held)
+        else:
+            drawn = tree.draw(row, self._uniform(len(self.row), tree.depth)[moved])
         if held is not None:
             given, forced = (upload(part[torch.from_numpy(running)], drawn.device) for part in held)
             drawn = torch.where(forced, given, drawn)
@@ -150,13 +154,47 @@ class Population(Growing):
         self.tokens[moved, self.t] = drawn
         picked = (log_q[at, drawn] - tree.log_total[at]).double()
         of_prior = picked if log_p is log_q else log_p[at, drawn].double()
-        self.token_log_q[moved, self.t], self.token_log_p[moved, self.t] = picked, of_prior
-        self.log_q[moved] += picked
+        of_proposal = picked if log_mass is None else picked - log_mass
+        self.token_log_q[moved, self.t], self.token_log_p[moved, self.t] = of_proposal, of_prior
+        self.log_q[moved] += of_proposal
         self.log_p[moved] += of_prior
         if self._weighs is not None:
             self.log_psi[moved] = self._weighs[at, drawn].double()
         self._note(running, drawn.cpu().numpy(), self.t)  # the one wait of a step
         self.t += 1
+
+    def _uniform(self, rows: int, columns: int) -> Tensor:
+        return torch.rand((rows, columns), generator=self.generator, device=self.tokens.device, dtype=torch.float64)
+
+    def _draw_tested(
+        self,
+        tested: Restriction,
+        log_q: Tensor,
+        tree: TokenTree,
+        running: np.ndarray,
+        held: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Next tokens [m] of the running texts that pass the tests, and log T: their share of q, estimated."""
+        ids, row = self.row_prefixes(), self.row[running]
+        hopeful = tested.passes(ids, [False] * len(ids))  # known since their last token was drawn
+        given = {} if held is None else {i: int(held[0][i]) for i in held[1].nonzero()[:, 0].tolist()}
+        searches = [
+            Search(r, tested.ruled_out.get(ids[r], ()), given.get(i), not hopeful[r])
+            for i, r in zip(running.tolist(), row.tolist(), strict=True)
+        ]
+
+        def judge(asked: Sequence[tuple[int, int]]) -> list[bool]:
+            tokens = np.array([token for _, token in asked])
+            ended = self._ends(running[[at for at, _ in asked]], tokens)
+            eos = self.source.lm.eos_ids
+            texts = [ids[row[at]] if token in eos else (*ids[row[at]], token) for at, token in asked]
+            return tested.passes(texts, ended.tolist())
+
+        found = search(log_q, tree, searches, judge, self._uniform)
+        for one in searches:  # afterwards: what one search finds out is nothing that another of the same step knows
+            if one.rejected:
+                tested.ruled_out.setdefault(ids[one.row], set()).update(one.rejected)
+        return upload(found.tokens, self.tokens.device), found.log_mass
 
     def _held_now(self) -> tuple[Tensor, Tensor] | None:
         """The next token of each text [M] where it does not draw it, bool [M]; None: all draw."""
@@ -312,7 +350,7 @@ def population(
     if lm.steps:
         return Population(source, proposal, None, lean, kept, keep)
     needs = {
-        "a hard constraint": source.restriction is not None,
+        "a hard constraint": source.restriction is not None and source.restriction.proposes,
         "a proposal or guide": proposal is not None,
         "a twist that values next tokens": lean is not None and lean.proposes,
     }

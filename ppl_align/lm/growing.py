@@ -113,3 +113,10 @@ class Growing(ABC):
         if self.stop_text is not None:
             self.read[running] = self.stop_text.after(self.read[running], drawn)
             self.alive[running] &= self.read[running] != self.stop_text.end
+
+    def _ends(self, texts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Would texts ``[m]`` end with these tokens? ``[m]`` bool."""
+        ends = self.terminal[tokens] | (self.t + 1 == self.source.max_new_tokens)
+        if self.stop_text is not None:
+            ends |= self.stop_text.after(self.read[texts], tokens) == self.stop_text.end
+        return ends

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,11 @@ class Matcher(ABC):
 
     constraint: Any = None
     """What it was compiled from (of a part of a conjunction: the whole)."""
+    acts: Literal["mask", "test", "end"] = "mask"
+    """How draws keep to it: by ``allowed``, which says it of every token; by a test of tokens that were drawn, one by
+    one (:mod:`ppl_align.lm.adaptive_rejection`); or not at all before the text has ended."""
+    remark: str = ""
+    """What a run has to say of a matcher that acts at the end."""
 
     @property
     def parts(self) -> tuple[Matcher, ...]:

@@ -39,9 +39,12 @@ class Spelling:
 
     def text(self, ids: Sequence[int]) -> str:
         """What a sequence of tokens spells."""
+        return self.spelt(ids).decode(errors="replace")
+
+    def spelt(self, ids: Sequence[int]) -> bytes:
+        """The same as bytes, which may end within a character."""
         start = next((i for i, v in enumerate(ids) if self.within[v]), None)
-        pieces = [self.first[v] if i == start else self.within[v] for i, v in enumerate(ids)]
-        return b"".join(pieces).decode(errors="replace")
+        return b"".join([self.first[v] if i == start else self.within[v] for i, v in enumerate(ids)])
 
     @classmethod
     def of(cls, lm: LM) -> Spelling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ppl_align.core.errors import ModelError
 from ppl_align.core.runs import on_run_end
@@ -22,10 +22,16 @@ class KnownConstraints:
     matchers: Mapping[str, Sequence[Matcher]] = field(default_factory=dict)
     stopped: str | None = None
 
-    def restriction(self, site: Site) -> Restriction | None:
-        """What the draws of a site are confined to; the world is not."""
+    @property
+    def masks(self) -> KnownConstraints:
+        """Those that say of every token whether it may come next."""
+        known = {site: [one for one in found if one.acts == "mask"] for site, found in self.matchers.items()}
+        return replace(self, matchers={site: found for site, found in known.items() if found})
+
+    def restriction(self, site: Site, tests: bool = False) -> Restriction | None:
+        """What the draws of a site are confined to; the world is not. ``tests``: of :class:`Restriction`."""
         matchers = None if site.environment else self.matchers.get(site.name)
-        return Restriction(matchers, site.fn) if matchers else None
+        return Restriction(matchers, site.fn, tests) if matchers else None
 
     def unknown(self, particles: Particles) -> str | None:
         """What there is to say of a constraint that the program has and that was not known; None: there is none."""

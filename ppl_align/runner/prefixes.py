@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ppl_align.core.errors import PartialTextError, one_line
+from ppl_align.core.errors import PartialTextError, PredicateError, one_line
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 
@@ -22,6 +22,8 @@ def run_on_prefixes(program: Program, particles: Particles, site: Site) -> Parti
     padded to their full length; what fails on whole texts as well is raised as it is."""
     try:
         return program.run(particles, draw=False)
+    except PredicateError:
+        raise
     except Exception as error:
         tokens = particles.values[site.name]
         if _fails_on_whole_texts(program, particles, site, tokens, error):

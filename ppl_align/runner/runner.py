@@ -80,6 +80,8 @@ class Runner:
     ``retained``     values by site [R, ...] that the first of every ``num_particles`` must have (conditional runs)
     ``keep_scores``  log p0 of what is drawn is kept for a power prior that asks for it; else the LM is asked
     ``post_decode``  called with the texts of a completion once they are written
+    ``tests``        constraints that are tests of text are asked as tokens are drawn: log q is then an estimate, which
+                     leaves E[Zhat] = Z (and E[1/Zhat] = 1/Z of what is given), and nothing else that needs log q
     """
 
     def __init__(
@@ -92,11 +94,12 @@ class Runner:
         num_particles: int = 0,
         keep_scores: bool = True,
         post_decode: Callable[[Site, Growing], None] | None = None,
+        tests: bool = False,
     ) -> None:
         self.program, self.constraints, self.progress = program, constraints, progress
         self.proposal = proposal if retained is None else Retaining(proposal, retained, num_particles)
         self.retained, self.num_particles = retained, num_particles
-        self.keep_scores, self.post_decode = keep_scores, post_decode
+        self.keep_scores, self.post_decode, self.tests = keep_scores, post_decode, tests
         self.kept = PrefixCache()
         self.leans: Leans = Observer()
 
@@ -147,7 +150,7 @@ class Runner:
     def begin(self, particles: Particles, observer: Observer = Observer()) -> Decode:
         """The pending completion, about to be written as it is to be drawn."""
         site = particles.site
-        restriction = self.constraints.restriction(site)
+        restriction = self.constraints.restriction(site, self.tests)
         source = site.fn.within(restriction)
         later = sketch(self.program).completions  # as far as is known: their prompts may go on from this one
         keep = site.name in later[:-1]

@@ -20,12 +20,17 @@ class HardConstraint(Twist):
     of_constraints = True
     by_ids = True
     certain = True
+    names_its_errors = True
 
     def __init__(self, weighs: bool = True, restriction: Restriction | None = None) -> None:
         self.weighs, self.restriction = weighs, restriction
 
     def at(self, scene: Scene) -> Twist | None:
         return None if scene.restriction is None else HardConstraint(self.weighs, scene.restriction)
+
+    @property
+    def proposes(self) -> bool:
+        return self.restriction is None or self.restriction.proposes
 
     def next_token(self, rows: Rows) -> Tensor:
         assert self.restriction is not None

@@ -95,7 +95,8 @@ class SMC(Engine):
         return parts_of(self.twist, named)
 
     def _infer(self, task: Task) -> Posterior:
-        runner = task.runner(as_proposal(self.proposal), self.num_particles)
+        # A search for a token that passes has no log q that a move could compare: without them where texts are moved.
+        runner = task.runner(as_proposal(self.proposal), self.num_particles, tests=self.rejuvenate is None)
         smc = TwistedSMC(self, runner, self.twists)
         particles = runner.finish(Particles(self.num_replicates * self.num_particles), smc)
         log_weight = smc.log_weight + smc.log_evidence[:, None]

@@ -112,7 +112,13 @@ def refuse_infinite(f: Tensor, model_trace: Any, kept: Collection[str] = ()) -> 
             refuse = refuse_no_number if site["is_observed"] else refuse_no_density  # what is no number is no rejection
             refuse(name, site["log_prob"].detach())
             share = float((~site["log_prob"].isfinite()).double().mean())
-            constrained = notes_of(site).constrains
+            notes = notes_of(site)
+            constrained = notes.constrains
+            if notes.matcher is not None and any(part.acts != "mask" for part in notes.matcher.parts):
+                raise RunError(
+                    f"SVI cannot learn from a hard rejection: {share:.0%} of the guide's draws do not meet {name!r}, "
+                    f"and no guide can be kept to a Predicate, a test of text. Use SMC or importance sampling"
+                )
             if constrained in kept:
                 raise RunError(
                     f"SVI cannot learn from dead ends: {share:.0%} of the guide's draws kept to {name!r} while they "
