@@ -38,9 +38,9 @@ from ppl_align.testing.oracle import Oracle
 from ppl_align.testing.statistics import RATE, bonferroni_z, mean_z
 
 ENGINES = {
-    "importance": ImportanceSampling(24),
-    "smc": SMC(24, ess_threshold=0.9),
-    "smc, prefix": SMC(24, twist="prefix", ess_threshold=0.8, resampling="stratified"),
+    "importance": ImportanceSampling(40),
+    "smc": SMC(40, ess_threshold=0.9),
+    "smc, prefix": SMC(40, twist="prefix", ess_threshold=0.8, resampling="stratified"),
     "rejection": Rejection(8, max_draws=1_000_000),
 }
 CASES = [("importance", name) for name in PROGRAMS] + [

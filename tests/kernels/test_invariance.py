@@ -9,7 +9,7 @@ import pyro
 import pytest
 import torch
 from conftest import SEED
-from toys import constrained_programs, worlds
+from toys import constrained_programs, predicates, worlds
 from toys.lms import ABCD, OTHER_ABCD
 from toys.rewards import likes
 
@@ -50,6 +50,8 @@ ALL = {
     "regex_eos": constrained_programs.regex_eos,
     "contains": constrained_programs.contains,
     "two_constraints": constrained_programs.two_constraints,
+    "predicate": predicates.with_dead_ends,
+    "predicate_and_regex": predicates.and_regex,
 }
 KERNELS = {
     "suffix": SuffixMH(),
@@ -82,7 +84,16 @@ def test_suffix_moves_leave_every_program_as_it_is(name):
     assert bool(run.history["accepted"].any())
 
 
-FEW = ["with_eos", "upstream_latent", "two_completions", "texts_of_a_plate_end_apart", "sharpened", "talk", "contains"]
+FEW = [
+    "with_eos",
+    "upstream_latent",
+    "two_completions",
+    "texts_of_a_plate_end_apart",
+    "sharpened",
+    "talk",
+    "contains",
+    "predicate",
+]
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "suffix"])

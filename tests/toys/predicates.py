@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pyro
-from toys.constrained_programs import FIXED, LETTERS, taste
 
 from ppl_align import Predicate, Regex, completion, constrain, reward
+from toys.constrained_programs import FIXED, LETTERS, taste
 
 GOOD = ["b", "bb", "aab", "abba"]
 
