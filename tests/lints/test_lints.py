@@ -318,7 +318,7 @@ def test_a_branch_on_the_whole_batch_shows_in_half_of_it() -> None:
 # -- a no that is not final ------------------------------------------------------------------------------------------
 
 
-def tested(accepts: Callable[[str], bool], viable: Callable[[str], bool] | None = None) -> Callable[[], None]:
+def limited_by(accepts: Callable[[str], bool], viable: Callable[[str], bool] | None = None) -> Callable[[], None]:
     def model() -> None:
         constrain("form", Predicate(accepts, viable), completion("x", LETTERS, [], max_new_tokens=4))
 
@@ -326,20 +326,20 @@ def tested(accepts: Callable[[str], bool], viable: Callable[[str], bool] | None 
 
 
 def test_a_no_that_is_taken_back_is_found() -> None:
-    (later,) = found(tested(lambda t: True, lambda t: t != "a"), "predicate")
+    (later,) = found(limited_by(lambda t: True, lambda t: t != "a"), "predicate")
     assert "viable of 'form' says no to 'a', but" in later.text
-    (accepted,) = found(tested(lambda t: t.endswith("b"), lambda t: len(t) < 2), "predicate")
+    (accepted,) = found(limited_by(lambda t: t.endswith("b"), lambda t: len(t) < 2), "predicate")
     assert accepted.severity == "warning"
     assert re.search(r"says no to '[ab]{2,}', but '[ab]*b' is accepted: a no is final", accepted.text)
     assert "say yes to every beginning" in accepted.remedy
 
 
 def test_a_no_that_is_final_is_not() -> None:
-    assert found(tested(lambda t: t.endswith("a") and "bb" not in t, lambda t: "bb" not in t), "predicate") == []
-    assert found(tested(lambda t: "bb" not in t and t != "", lambda t: "bb" not in t), "predicate") == []
+    assert found(limited_by(lambda t: t.endswith("a") and "bb" not in t, lambda t: "bb" not in t), "predicate") == []
+    assert found(limited_by(lambda t: "bb" not in t and t != "", lambda t: "bb" not in t), "predicate") == []
 
 
 def test_without_viable_there_is_a_note() -> None:
-    (note,) = found(tested(lambda t: "bb" not in t), "predicate")
+    (note,) = found(limited_by(lambda t: "bb" not in t), "predicate")
     assert note.severity == "note"
     assert "acts only at the end" in note.text
