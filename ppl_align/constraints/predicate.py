@@ -40,10 +40,11 @@ class Predicate(Constraint):
     ``viable``   ``str -> bool``, of a beginning; a no is final. Half a character at its end is left out. None: texts
                  are rejected when they have ended, and a run says so
 
-    With ``viable``, importance sampling and SMC ask about tokens that were drawn, a few for each, and weigh by an
-    unbiased estimate of the mass that passes (Lipkin et al. 2025, arXiv:2504.05410). Elsewhere (MCMC, SVI, deciding in
-    a world that answers, LMs that draw blocks) and without it, it is a rejection of finished texts. Within a run no
-    function is asked twice about a text. ``ppl-align check`` looks at draws of the prior for a no that was not final.
+    With ``viable``, importance sampling, SMC and ``inspect`` ask about tokens that were drawn, a few for each, and
+    weigh by an unbiased estimate of the mass that passes (Lipkin et al. 2025, arXiv:2504.05410). Elsewhere (MCMC, SVI,
+    deciding in a world that answers, LMs that draw blocks) and without it, it is a rejection of finished texts. Within
+    a run no function is asked twice about a text. ``ppl-align check`` looks at draws of the prior for a no that was not
+    final.
 
     Equal if its functions are the same code that holds the same objects: a ``lambda`` in a program is one constraint.
     Raises ``InputError`` for what is no function, ``PredicateError`` where one raises or says neither True nor False.

@@ -54,7 +54,9 @@ def try_engines(
         return Trials()
     with nested_run():
         task = Task(model, args, dict(kwargs), lambda done, total, note: None)
-        return Trials(refusal_of_svi(task, seed), smc_resamples(task, pool, seed))
+        tested = bool(pool.known.acting("test").matchers)
+        svi = "nothing keeps a guide to a test of text" if tested else refusal_of_svi(task, seed)
+        return Trials(svi, smc_resamples(task, pool, seed))
 
 
 def refusal_of_svi(task: Task, seed: int) -> str | None:

@@ -160,11 +160,15 @@ def inspect(
     if not callable(model):
         raise InputError(f"the first argument of inspect() is a Pyro program (a function), got {type(model).__name__}")
     with reporting(progress, "inspect") as tell, run_memory(), measure() as cost, isolated(mix(seed, "inspect")):
-        known = known_constraints(Program(model, args, kwargs)).masks  # tests of text reject what is finished
-        pool = draw_pool(model, args, kwargs, num_draws, tell, known)
+        known = known_constraints(Program(model, args, kwargs))
+        within, masks = known.acting("mask", "test"), known.acting("mask")
+        pool = draw_pool(model, args, kwargs, num_draws, tell, within)
         fewer = max(num_draws // SHARE, 2)
         prior = draw_pool(model, args, kwargs, fewer, tell) if pool.confined else pool
-        paid = profile(pool, num_prefixes, num_continuations, tell) if num_prefixes else None
+        paid = None
+        if num_prefixes:  # it takes weights apart, for which log q must be exact: tests of text reject what is finished
+            exact = pool if masks == within else draw_pool(model, args, kwargs, num_draws, tell, masks)
+            paid = profile(exact, num_prefixes, num_continuations, tell)
         trials = try_engines(model, args, kwargs, pool, seed)
     grid, written, rewards = strengths(pool), strength(pool, 1.0), prior_rewards(pool)
     prices = predict(pool, prior, goal, trials)

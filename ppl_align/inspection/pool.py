@@ -194,7 +194,8 @@ def draw_pool(
 
     ``at_once``: so many are decoded together at most. Raises ``ModelError`` where there is no latent to draw."""
     program, record = Program(model, args, kwargs), Record()
-    runner = Runner(program, constraints=known, keep_scores=False)  # an engine that enumerates has to ask for them
+    # keep_scores: an engine that enumerates has to ask for them.
+    runner = Runner(program, constraints=known, keep_scores=False, tests=True)
     parts: list[Particles] = []
     sites: dict[str, Any] = {}
     constraints: tuple[str, ...] = ()

@@ -22,10 +22,9 @@ class KnownConstraints:
     matchers: Mapping[str, Sequence[Matcher]] = field(default_factory=dict)
     stopped: str | None = None
 
-    @property
-    def masks(self) -> KnownConstraints:
-        """Those that say of every token whether it may come next."""
-        known = {site: [one for one in found if one.acts == "mask"] for site, found in self.matchers.items()}
+    def acting(self, *how: str) -> KnownConstraints:
+        """Those to which draws keep by one of these means (``Matcher.acts``)."""
+        known = {site: [one for one in found if one.acts in how] for site, found in self.matchers.items()}
         return replace(self, matchers={site: found for site, found in known.items() if found})
 
     def restriction(self, site: Site, tests: bool = False) -> Restriction | None:
