@@ -10,6 +10,9 @@ is to succeed), but it makes a good proposal; the mass it leaves out at each ste
 
     q(v | x_<t) ∝ p0(v | x_<t) 1[v allowed after x_<t],      p0 / q = sum over allowed v of p0(v | x_<t)
 
+Where a constraint is a test of text (:mod:`ppl_align.constraints.predicate`), this sum is estimated instead, from a few
+tokens that were drawn (:mod:`ppl_align.lm.adaptive_rejection`).
+
 Three rules. EOS is allowed where the text is acceptable as it is. A text that is cut off at the length limit counts if
 it is acceptable as it stands, without EOS. A dead end, from which nothing acceptable is left, has weight 0.
 """

@@ -24,7 +24,8 @@ def constrain(name: str, constraint: Constraint, completion: Completion) -> Tens
 
     Engines read the constraint before they write: importance sampling, SMC and SVI draw from within it and carry the
     mass that it leaves out at each step as weight, log sum over allowed v of p0(v | prefix); ``Rejection`` and
-    ``Enumeration`` need no help. On unfinished text the factor is 0 once nothing acceptable can follow.
+    ``Enumeration`` need no help. Of a :class:`~ppl_align.constraints.Predicate` that mass is estimated, by importance
+    sampling and SMC. On unfinished text the factor is 0 once nothing acceptable can follow.
 
     Returns whether each element meets it (unfinished: whether it still can), bool ``[...]``.
     Raises ``InputError`` for something that is no constraint, or is put on something that is no ``completion(...)`` or

@@ -41,6 +41,7 @@ ENGINES = {
     "importance": ImportanceSampling(40),
     "smc": SMC(40, ess_threshold=0.9),
     "smc, prefix": SMC(40, twist="prefix", ess_threshold=0.8, resampling="stratified"),
+    "smc, lookahead": SMC(40, twist="lookahead", ess_threshold=0.9, num_pool=8),
     "rejection": Rejection(8, max_draws=1_000_000),
 }
 CASES = [("importance", name) for name in PROGRAMS] + [
@@ -49,6 +50,7 @@ CASES = [("importance", name) for name in PROGRAMS] + [
     ("smc, prefix", "without_bb"),
     ("smc, prefix", "stop_string"),
     ("smc, prefix", "in_a_plate"),
+    ("smc, lookahead", "contains_and_test"),
     ("rejection", "without_bb"),
 ]
 LEVEL = RATE / (len(STATISTICAL) * len(CASES))
@@ -91,20 +93,29 @@ def test_engines_keep_the_contract(engine, name):
             assert result.status == "passed", result.line
 
 
-@pytest.mark.parametrize("patience", [1, 64])
-@pytest.mark.parametrize("twist", [None, "prefix"])
-def test_conditional_runs_bound_the_evidence_from_above(twist, patience, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "twist", "patience"),
+    [
+        ("without_bb", None, 64),
+        ("without_bb", "prefix", 64),
+        ("without_bb", "prefix", 1),
+        ("in_a_plate", "prefix", 64),
+        ("second_site", None, 64),
+        ("two_tests", "prefix", 64),
+    ],
+)
+def test_conditional_runs_bound_the_evidence_from_above(name, twist, patience, monkeypatch):
     """E[Zhat] = Z, and E[1 / Zhat_c] = 1 / Z where no population dies (else P(Zhat > 0) / Z)."""
     monkeypatch.setattr(adaptive_rejection, "PATIENCE", patience)
     engine = SMC(3, 1500, twist=twist, ess_threshold=0.9)
-    known = oracle("without_bb")
-    bounds = evidence_bounds(engine, without_bb, exact=known.sample(1, 1500, seed=SEED), seed=SEED)
+    known = oracle(name)
+    bounds = evidence_bounds(engine, PROGRAMS[name], exact=known.sample(1, 1500, seed=SEED), seed=SEED)
     inverse = (known.log_evidence - bounds.upper).exp()
     assert abs(float(mean_z((bounds.lower - known.log_evidence).exp(), 1.0))) < Z
     if bounds.lower.isfinite().all():
         assert abs(float(mean_z(inverse, 1.0))) < Z
     else:
-        assert patience == 1, "nothing dies unless searches are given up"
+        assert patience == 1 or name == "two_tests", "nothing dies without dead ends, or searches that are given up"
         assert inverse.mean() < 1 + Z * inverse.std() / len(inverse) ** 0.5
 
 
@@ -121,6 +132,21 @@ def test_a_retained_draw_that_searched_like_any_other_would_be_seen(monkeypatch)
     exact = known.sample(1, 6000, seed=SEED)
     bounds = evidence_bounds(ImportanceSampling(2, 6000), without_bb, exact=exact, seed=SEED)
     assert float(mean_z((known.log_evidence - bounds.upper).exp(), 1.0)) > 5
+
+
+def test_what_is_drawn_anew_after_a_beginning_is_weighed_right():
+    """The mean weight of continuations of one prefix is the mass of all that goes on from it."""
+    exact = Enumeration().run(without_bb)
+    x, share = exact.particles["x"].tokens.reshape(-1, 4), exact.log_weight.reshape(-1).softmax(-1)
+    begun = x[:, 0] == 0
+    value = share[begun].sum().log() + exact.log_evidence - LETTERS.log_initial[0]
+    program = Program(without_bb)
+    runner = Runner(program, constraints=known_constraints(program), tests=True)
+    held = runner.given({"x": x[begun][:1].expand(8000, -1)})
+    new = runner.redraw(held, "x", 1)
+    assert bool((new.particles.values["x"][:, 0] == 0).all())
+    continued = (new.particles.log_potential + new.log_prior - new.log_proposal - value).exp()
+    assert abs(float(mean_z(continued, 1.0))) < Z
 
 
 def test_another_language_model_proposes():

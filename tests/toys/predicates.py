@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyro
 
-from ppl_align import Predicate, Regex, completion, constrain, reward
+from ppl_align import Contains, Predicate, Regex, completion, constrain, reward
 from toys.constrained_programs import FIXED, LETTERS, taste
 
 GOOD = ["b", "bb", "aab", "abba"]
@@ -90,6 +90,13 @@ def cut_by_top_k():
     reward("taste", taste, x.tokens, beta=0.9, upper=3.0)
 
 
+def contains_and_test():
+    """Something to look ahead to, and a test."""
+    x = completion("x", FIXED, [1], max_new_tokens=4)
+    constrain("both", Contains("bab") & Predicate(accepts=few, viable=few), x)
+    reward("taste", taste, x.tokens, beta=0.9, upper=4.0)
+
+
 def at_the_end():
     x = completion("x", LETTERS, [], max_new_tokens=3)
     constrain("form", Predicate(accepts=good), x)
@@ -107,6 +114,7 @@ PROGRAMS = {
         in_a_plate,
         second_site,
         cut_by_top_k,
+        contains_and_test,
         at_the_end,
     )
 }
