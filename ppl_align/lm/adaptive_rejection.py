@@ -20,7 +20,8 @@ searches that end with their first acceptance. (Without removal m_k is 1, and T 
 
 The same lines give the law of T for a token that is *given* (the retained draw of conditional SMC, a beginning that is
 kept), where every search counts T / a times as much as it comes: that of a search which ends with its first acceptance.
-Then E[1 / T] = 1 / a, and E[1 / Zhat_c] = 1 / Z, as conditional SMC has it.
+Then E[1 / T] = 1 / a, and E[1 / Zhat_c] = 1 / Z, as conditional SMC has it. (What one search finds out is not told to
+others of the same step: a search that saw half of another one would be size-biased in another way.)
 
 Where hardly anything passes, a search would go through the vocabulary. So every ``PATIENCE`` rejections it may be given
 up, the r-th time with probability 1 / (r + 1), and T counts r + 1 times as much for those that go on (Russian
@@ -134,7 +135,8 @@ class Found(NamedTuple):
 def search(logits: Tensor, tree: TokenTree, searches: Sequence[Search], judge: Judge, uniform: Uniform) -> Found:
     """Bring all searches to their end. ``logits [rows, V]``: log q, unnormalised; ``tree``: of these.
 
-    The host waits for the device once for each round of candidates, in which each text that needs more has some."""
+    Candidates come in rounds, some for each text that needs more. The host waits for the device once in the first
+    round, twice in each that follows, and once more for the masses where anything was rejected."""
     size = min(FIRST, PATIENCE)
     rows = np.array([one.row for one in searches])
     _offer(list(enumerate(searches)), _drawn(tree, rows, size, uniform), judge)

@@ -244,7 +244,7 @@ def test_few_of_the_vocabulary_are_asked_about():
 
 
 def test_it_says_that_it_acts_at_the_end():
-    for engine, said in ((ImportanceSampling(32), 1), (SMC(32, twist="prefix"), 1), (Rejection(8), 0)):
+    for engine, said in ((ImportanceSampling(32), 1), (SMC(32, twist="prefix"), 1), (ENGINES["rejection"], 0)):
         run = engine.run(PROGRAMS["at_the_end"], seed=SEED)
         assert sum("acts only at the end, as a rejection: give viable=" in line for line in run.warnings) == said
     assert not any("viable" in line for line in ImportanceSampling(8).run(without_bb).warnings)
