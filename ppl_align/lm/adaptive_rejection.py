@@ -27,7 +27,7 @@ Where hardly anything passes, a search would go through the vocabulary. So every
 up, the r-th time with probability 1 / (r + 1), and T counts r + 1 times as much for those that go on (Russian
 roulette: still E[T] = a). What is given up writes a token that was rejected, and so has weight zero.
 
-Source: Lipkin et al. 2025 (arXiv:2504.05410), with an estimate of a that needs no loops of its own.
+Source: Lipkin et al. 2025 (arXiv:2504.05410).
 """
 
 from __future__ import annotations

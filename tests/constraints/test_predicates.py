@@ -28,6 +28,7 @@ from ppl_align.core.errors import InputError, PredicateError, RunError
 from ppl_align.core.runs import run_memory
 from ppl_align.engines.conditional import evidence_bounds
 from ppl_align.lm import adaptive_rejection
+from ppl_align.lm.restriction import Restriction
 from ppl_align.particles.particles import Particles
 from ppl_align.program.compiled import Program
 from ppl_align.runner.known_constraints import known_constraints
@@ -275,6 +276,23 @@ def test_half_a_character_is_left_out_of_a_beginning(smollm2):
     assert set(seen) == {"", " ", " \N{SNOWMAN}", " \N{SNOWMAN}!"}
     assert matcher.accepts([ids, ids[:2]]).tolist() == [True, False]
     assert matcher.text(ids[:2]).endswith("\ufffd")
+
+
+def test_a_special_token_that_ends_a_text_is_no_part_of_it(smollm2):
+    seen = []
+
+    def accepts(text):
+        seen.append(text)
+        return True
+
+    matcher = Predicate(accepts, lambda text: True).compile(smollm2)
+    (special,) = [v for v, name in smollm2.special_tokens.items() if name == "<|im_start|>"]
+    (full_stop,) = smollm2.encode(".")
+    source = smollm2.completion("It is", max_new_tokens=8, stop=["<|im_start|>", "."])
+    restriction = Restriction([matcher], source, tests=True)
+    words = smollm2.encode(" a cat")
+    assert restriction.passes([(*words, special), (*words, full_stop), words], [True, True, False]) == [True] * 3
+    assert seen == [" a cat", " a cat."]
 
 
 def test_a_text_that_tokens_do_not_spell_one_by_one():

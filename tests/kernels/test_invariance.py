@@ -16,6 +16,7 @@ from toys.rewards import likes
 from ppl_align import MCMC, Enumeration, completion, power, reward
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated
+from ppl_align.engines.base import Task
 from ppl_align.kernels import BlockSuffixMH, Cycle, IndependenceMH, InfillMH, SuffixMH, at_temperature
 from ppl_align.kernels.suffix import Place
 from ppl_align.lm.completions import sequence_lengths
@@ -69,10 +70,10 @@ KERNELS = {
 }
 
 
-def p_of(program, kernel, steps=1):
+def p_of(program, kernel, steps=1, chains=CHAINS):
     """Of the G-test of the last states of many chains that begin in exact draws."""
     exact = Enumeration().run(program)
-    run = MCMC(kernel, num_chains=CHAINS, num_samples=1, num_warmup=steps - 1, init=exact).run(program, seed=SEED)
+    run = MCMC(kernel, num_chains=chains, num_samples=1, num_warmup=steps - 1, init=exact).run(program, seed=SEED)
     counts = Counter(key_rows(run)[0])
     return g_test(counts, probabilities(exact)).p_value, run
 
@@ -117,6 +118,14 @@ def test_what_looks_ahead_proposes(name):
 def test_another_language_model_proposes():
     p, _ = p_of(sharpened, Cycle(SuffixMH(proposal=OTHER_ABCD), SuffixMH()))
     assert p > 1e-3
+
+
+def test_tests_of_text_act_at_the_end(monkeypatch):
+    """Asked as tokens are drawn they give an estimate of log q, and the chain is biased."""
+    real = Task.runner
+    assert p_of(predicates.and_regex, IndependenceMH(), 8, 10_000)[0] > 1e-3
+    monkeypatch.setattr(Task, "runner", lambda task: real(task, tests=True))
+    assert p_of(predicates.and_regex, IndependenceMH(), 8, 10_000)[0] < 1e-6
 
 
 class ByToken:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyro
 
-from ppl_align import Contains, Predicate, Regex, completion, constrain, reward
+from ppl_align import Contains, Predicate, Prompted, Regex, completion, constrain, reward
 from toys.constrained_programs import FIXED, LETTERS, taste
 
 GOOD = ["b", "bb", "aab", "abba"]
@@ -97,6 +97,13 @@ def contains_and_test():
     reward("taste", taste, x.tokens, beta=0.9, upper=4.0)
 
 
+def made_anew():
+    """A language model that the program makes at each execution."""
+    x = completion("x", Prompted(FIXED, before=[1]), [0], max_new_tokens=3)
+    constrain("calm", NO_BB, x)
+    reward("taste", taste, x.tokens, beta=0.9, upper=3.0)
+
+
 def at_the_end():
     x = completion("x", LETTERS, [], max_new_tokens=3)
     constrain("form", Predicate(accepts=good), x)
@@ -115,6 +122,7 @@ PROGRAMS = {
         second_site,
         cut_by_top_k,
         contains_and_test,
+        made_anew,
         at_the_end,
     )
 }
