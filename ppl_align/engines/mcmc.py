@@ -52,8 +52,8 @@ class MCMC(Engine):
 
     def _infer(self, task: Task) -> Posterior:
         runner = replace(task, progress=silent).runner()
-        particles, moves = begun(runner, self.init, self.num_chains), Moves()
         mover = self.kernel.bind(runner)
+        particles, moves = begun(runner, self.init, self.num_chains), Moves()
         states: list[Particles] = []
         total = self.num_warmup + self.num_samples * self.thinning
         for step in range(1, total + 1):

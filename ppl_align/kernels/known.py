@@ -39,6 +39,7 @@ class Known:
 
     def __init__(self, runner: Runner, own: bool, watching: Watching) -> None:
         self.runner, self.own, self.watching = runner, own, watching
+        runner.remember_texts()
         self.log_proposal: dict[bytes, dict[str, float]] = {}
         self.by_token: dict[bytes, dict[str, Tensor]] = {}
         self.entropy: dict[bytes, dict[str, Tensor]] = {}
@@ -57,7 +58,10 @@ class Known:
         for i, key in enumerate(keys(drawn)):
             self.log_proposal[key] = {name: float(value[i]) for name, value in drawn.log_proposal.items()}
             self.by_token[key] = {name: value[i] for name, value in drawn.token_log_proposal.items()}
-            self.entropy[key] = {**kept[i], **{name: value[i] for name, value in seen.items()}}
+            self.entropy[key] = {
+                **kept[i],
+                **{name: _filled(value[i], kept[i].get(name)) for name, value in seen.items()},
+            }
         self.watching.entropy = {}
 
     def of(self, particles: Particles) -> Particles:
@@ -69,7 +73,7 @@ class Known:
         if bool(new.any()):
             where = new.nonzero()[:, 0]
             values = {name: value[where.to(value.device)] for name, value in particles.values.items()}
-            self.learn(self.runner.given(values, self.watching))
+            self.learn(self.runner.reading_anew().given(values, self.watching))
         if len(self.log_proposal) > _ROOM * len(named):
             self.log_proposal = {key: self.log_proposal[key] for key in named}
             self.by_token = {key: self.by_token[key] for key in named}
@@ -90,6 +94,11 @@ class Known:
         if not self.watching.reads_entropy:
             return None
         return torch.stack([self.entropy[key][site] for key in keys(particles)])
+
+
+def _filled(seen: Tensor, before: Tensor | None) -> Tensor:
+    """What was not seen, because those tokens were kept, is what it was before."""
+    return seen if before is None else torch.where(seen.isnan(), before, seen)
 
 
 def keys(particles: Particles) -> list[bytes]:

@@ -117,6 +117,15 @@ class CausalDecoder(WithLogits):
             whole.logits, whole.hidden = whole.logits[there], whole.hidden[there]
         return whole
 
+    @torch.no_grad()
+    def rows_of(self, places: Sequence[tuple[Kept, int]], read: Sequence[Ids], length: int) -> CausalDecoder:
+        """Rows that have read these ids, of which nobody asks what comes next before they have read on: they are there
+        already, in ``places``."""
+        decoder = self._with_rows(self.lm, places, [len(ids) for ids in read], self.prefix)
+        decoder.logits = self.logits.new_zeros(len(read), self.logits.shape[-1])
+        decoder.hidden = self.hidden.new_zeros(len(read), self.hidden.shape[-1])
+        return decoder
+
     @classmethod
     def _with_rows(
         cls, lm: CausalLM, places: Sequence[tuple[Kept, int]], known: Sequence[int], prefix: Prefix | None

@@ -36,6 +36,7 @@ from ppl_align.lm.meeting import leave
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.sampling import TokenTree, room_for
+from ppl_align.lm.text_cache import Known, TextCache
 from ppl_align.lm.transfer import upload
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class Population(Growing):
         self.generator = generator
         self.prompts: list[Ids] = [source.prompts[i] for i in used.tolist()]
         self.row: np.ndarray = row.cpu().numpy()
+        self.prompt = self.row.copy()  # of each text
+        self.awake = np.ones(len(index), dtype=bool)
+        self.sleeping: dict[int, Known] = {}
+        self.texts: TextCache | None = None
         self.row_prompt = np.arange(len(self.prompts))
         self._weighs: Tensor | None = None
         self.scratch: Tensor | None = None  # fresh memory for the sums at every step would cost as much as they do
@@ -136,11 +141,14 @@ class Population(Growing):
 
     def step(self) -> None:
         """Draw one token for every running particle and add its log-probabilities."""
+        running = np.flatnonzero(self.running)
+        if not len(running):  # all that are not at their end sleep
+            self.t += 1
+            return
         log_p, log_q = self._next_token()
         if self.scratch is None or self.scratch.shape[0] < len(log_q):
             self.scratch = room_for(log_q)
         tree = TokenTree(log_q, self.scratch)
-        running = np.flatnonzero(self.alive)
         moved = upload(running, self.tokens.device)
         row, held, log_mass = self.row[running], self._held_now(), None
         if self.tested is not None:
@@ -243,11 +251,13 @@ class Population(Growing):
 
     @property
     def entropy(self) -> Tensor:
-        """Of the next token of each text under the prior, [M] nats on the host; 0 for texts that have ended."""
-        p = self.source.warp(self.decoder.log_probs).double().exp()
-        found = torch.zeros(len(self.row), dtype=torch.float64)
-        alive = torch.from_numpy(self.alive)
-        found[alive] = torch.special.entr(p).sum(-1).cpu()[torch.from_numpy(self.row)[alive]]
+        """Of the next token of each text under the prior, [M] nats on the host; 0 for texts that have ended, NaN for
+        those that sleep."""
+        found = torch.where(torch.from_numpy(self.awake), 0.0, torch.nan).double()
+        running = torch.from_numpy(self.running)
+        if bool(running.any()):
+            p = self.source.warp(self.decoder.log_probs).double().exp()
+            found[running] = torch.special.entr(p).sum(-1).cpu()[torch.from_numpy(self.row)[running]]
         return found
 
     def row_prefixes(self) -> list[Ids]:
@@ -257,13 +267,14 @@ class Population(Growing):
     def _first(self) -> np.ndarray:
         """A running particle of each row."""
         first = np.zeros(len(self.row_prompt), dtype=np.int64)
-        first[self.row[self.alive][::-1]] = np.flatnonzero(self.alive)[::-1]
+        first[self.row[self.running][::-1]] = np.flatnonzero(self.running)[::-1]
         return first
 
     def resample(self, ancestors: Tensor) -> None:
         """The network's rows are only re-addressed."""
         super().resample(ancestors)
-        self.row = self.row[ancestors.cpu().numpy()]
+        at = ancestors.cpu().numpy()
+        self.row, self.prompt, self.awake = self.row[at], self.prompt[at], self.awake[at]
 
     def join(self, other: Population) -> bool:
         decoder, proposing = joined(self.decoder, other.decoder), None
@@ -273,6 +284,7 @@ class Population(Growing):
             return False
         super().join(other)
         self.row = np.concatenate([self.row, len(self.row_prompt) + other.row])
+        self.prompt, self.awake = (np.concatenate([getattr(self, n), getattr(other, n)]) for n in ("prompt", "awake"))
         self.row_prompt = np.concatenate([self.row_prompt, other.row_prompt])
         self.decoder, self.proposal_decoder = decoder, proposing
         return True
@@ -281,15 +293,22 @@ class Population(Growing):
         """One forward over the distinct (prefix, token) pairs of the running particles."""
         if self.keep:
             self._keep_ended()
+        if self.texts is not None:
+            self.texts.keep(self)
         if self.done:
             leave(self.decoder)
             leave(self.proposal_decoder)
             return
+        if self.texts is not None:
+            self._wake(self.texts)
+        running = self.running
+        if not running.any():
+            return
         vocab = self.source.lm.vocab_size
-        pairs = self.row[self.alive] * vocab + self.last[self.alive]
+        pairs = self.row[running] * vocab + self.last[running]
         distinct, which = np.unique(pairs, return_inverse=True)
         order = in_place(distinct // vocab)
-        self.row[self.alive] = np.argsort(order)[which]
+        self.row[running] = np.argsort(order)[which]
         parents, tokens = distinct[order] // vocab, distinct[order] % vocab
         self.row_prompt = self.row_prompt[parents]
         step = torch.as_tensor(parents), torch.as_tensor(tokens)
@@ -297,11 +316,28 @@ class Population(Growing):
         if self.proposal_decoder is not None:
             self.proposal_decoder = self.proposal_decoder.extend(*step)
 
+    @property
+    def running(self) -> np.ndarray:
+        """bool [M]: neither at its end nor asleep."""
+        return self.alive & self.awake
+
+    def _wake(self, texts: TextCache) -> None:
+        """Those whose kept tokens are as many as the others have written join them."""
+        waking, rows = texts.waking(self)
+        if rows is None:
+            return
+        both = joined(self.decoder, rows)
+        assert both is not None
+        self.row[waking] = len(self.row_prompt) + np.arange(len(waking))
+        self.row_prompt = np.concatenate([self.row_prompt, self.prompt[waking]])
+        self.awake[waking] = True
+        self.decoder = both
+
     def _keep_ended(self) -> None:
         """The rows that are not continued from here, without their newest tokens, which nobody has read."""
         assert self.kept is not None
         newest = self.lengths == self.t
-        ended = np.flatnonzero(newest & (~self.alive | self.done))
+        ended = np.flatnonzero(newest & self.awake & (~self.alive | self.done))
         rows, first = np.unique(self.row[ended], return_index=True)
         if not len(rows):
             return

@@ -24,6 +24,12 @@ class Kept(NamedTuple):
         """Without the prefix, which may be that of others, too."""
         return sum(part.numel() * part.element_size() for layer in self.layers for part in layer)
 
+    def take(self, rows: Sequence[int]) -> Kept:
+        """Copies of these rows."""
+        at = torch.tensor(rows, device=self.layers[0][0].device)
+        layers = [(keys.index_select(0, at), values.index_select(0, at)) for keys, values in self.layers]
+        return Kept(layers, [self.lengths[row] for row in rows], self.prefix)
+
     def tokens(self, layer: int, which: int, row: int, first: int, last: int) -> Tensor:
         """Keys (``which`` = 0) or values (1) of tokens ``first`` to ``last`` of a row, ``[heads, last - first, d]``."""
         own = self.layers[layer][which][row]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ class ToyDecoder:
         grown = [(*self.prefixes[p], v) for p, v in zip(parents.tolist(), tokens.tolist(), strict=True)]
         count(lm_tokens=len(grown))
         return ToyDecoder(self.lm, grown, [self.offset[p] for p in parents.tolist()])
+
+    def keep(self, rows: Tensor) -> bool:
+        """Nothing is needed to take up a row again."""
+        return True
+
+    def rows_of(self, places: Sequence[Any], read: Sequence[Ids], length: int) -> ToyDecoder:
+        """Rows that have read these ids, the last ``length`` of which are text."""
+        return ToyDecoder(self.lm, list(read), [len(ids) - length for ids in read])
 
     def joined(self, other: ToyDecoder) -> ToyDecoder:
         both = copy.copy(self)
@@ -175,21 +184,21 @@ class MarkovLM(ToyLM):
     @torch.no_grad()
     def start(self, prompts: Sequence[Ids]) -> MarkovDecoder:
         count(prompt_tokens=sum(map(len, prompts)))
-        return MarkovDecoder(self, self._last(prompts), torch.zeros(len(prompts), dtype=torch.long))
+        return MarkovDecoder(self, self.last(prompts), torch.zeros(len(prompts), dtype=torch.long))
 
     def forced_log_probs(self, prompts: Sequence[Ids], tokens: Tensor) -> Tensor:
         count(scored_tokens=tokens.numel())
         rows, length = tokens.shape
-        previous = torch.cat([self._last(prompts)[:, None], tokens.cpu().long()], 1)[:, :-1]
+        previous = torch.cat([self.last(prompts)[:, None], tokens.cpu().long()], 1)[:, :-1]
         columns = [self.after(previous[:, t], torch.full((rows,), t)) for t in range(length)]
         return torch.stack(columns, 1)
 
     def next_log_probs(self, prefixes: Sequence[Ids], offset: Sequence[int]) -> Tensor:
         position = [len(p) - n for p, n in zip(prefixes, offset, strict=True)]
-        return self.after(self._last(prefixes), torch.tensor(position, dtype=torch.long))
+        return self.after(self.last(prefixes), torch.tensor(position, dtype=torch.long))
 
     @staticmethod
-    def _last(prefixes: Sequence[Ids]) -> Tensor:
+    def last(prefixes: Sequence[Ids]) -> Tensor:
         """The last id of each, -1 of an empty one."""
         return torch.tensor([p[-1] if p else -1 for p in prefixes], dtype=torch.long)
 
@@ -224,6 +233,14 @@ class MarkovDecoder:
     def extend(self, parents: Tensor, tokens: Tensor) -> MarkovDecoder:
         count(lm_tokens=len(tokens))
         return MarkovDecoder(self.lm, tokens.cpu(), self.position[parents.cpu()] + 1)
+
+    def keep(self, rows: Tensor) -> bool:
+        """Nothing is needed to take up a row again."""
+        return True
+
+    def rows_of(self, places: Sequence[Any], read: Sequence[Ids], length: int) -> MarkovDecoder:
+        """Rows that have read these ids, the last ``length`` of which are text."""
+        return MarkovDecoder(self.lm, self.lm.last(read), torch.full((len(read),), length))
 
     def joined(self, other: MarkovDecoder) -> MarkovDecoder:
         both = copy.copy(self)

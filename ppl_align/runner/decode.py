@@ -72,7 +72,12 @@ class Decode:
             held = held.reshape(len(texts), -1)
         else:
             held = (held if held.dim() == 2 else held.expand(len(where))[:, None].expand(-1, self.texts)).reshape(-1)
-        self.population.force_tokens(texts, tokens.reshape(len(texts), -1), held)
+        flat = tokens.reshape(len(texts), -1)
+        self.population.force_tokens(texts, flat, held)
+        if isinstance(self.population, Population) and self.population.texts is not None:
+            begun = held.long().cumprod(-1).sum(-1) if held.dtype == torch.bool else held
+            assert len(texts) == len(self.population.alive)
+            self.population.texts.put_to_sleep(self.population, flat, begun)
 
     def take(self, index: Tensor) -> None:
         """Go on with the particles at ``index [P]``: resampling."""

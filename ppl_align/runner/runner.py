@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.progress import Report
-from ppl_align.lm.decoding import population
+from ppl_align.lm.decoding import Population, population
 from ppl_align.lm.growing import Growing
 from ppl_align.lm.leaning import Lean
 from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.restriction import Restriction
+from ppl_align.lm.text_cache import TextCache
 from ppl_align.particles.particles import Particles, Site
 from ppl_align.program.compiled import Program
 from ppl_align.program.sketch import sketch
@@ -102,11 +103,22 @@ class Runner:
         self.keep_scores, self.post_decode, self.tests = keep_scores, post_decode, tests
         self.kept = PrefixCache()
         self.leans: Leans = Observer()
+        self.texts: dict[str, TextCache] | None = None
+
+    def remember_texts(self) -> None:
+        """From now on: what the network has read of a text is not read again where its rest is drawn anew."""
+        self.texts = {} if self.texts is None else self.texts
 
     def drawing_from(self, proposal: Proposal, leans: Leans | None = None) -> Runner:
         """The same with another proposal, whose tokens lean to what ``leans`` knows of them."""
         other = copy.copy(self)
-        other.proposal, other.leans = proposal, Observer() if leans is None else leans
+        other.proposal, other.leans, other.texts = proposal, Observer() if leans is None else leans, None
+        return other
+
+    def reading_anew(self) -> Runner:
+        """The same, with nothing remembered."""
+        other = copy.copy(self)
+        other.texts = None
         return other
 
     # -- forward -------------------------------------------------------------------------------------------------------
@@ -160,6 +172,8 @@ class Runner:
             proposal = self.proposal.tokens(site.name)
             lean = observer.lean(site, restriction) or self.leans.lean(site, restriction)
             texts = population(source, proposal, lean, observer.block, self.kept, keep)
+            if self.texts is not None and isinstance(texts, Population) and texts.proposal_decoder is None:
+                texts.texts = self.texts.setdefault(site.name, TextCache())
         decode = Decode(particles, texts)
         if self.retained is not None:
             first = torch.arange(0, particles.size, self.num_particles)

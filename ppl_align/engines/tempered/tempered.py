@@ -81,8 +81,8 @@ class TemperedSMC(Engine):
         runner = drawing(replace(task, progress=silent).runner(), self.proposal, self.twist)
         scheme = EQUAL[self.resampling]
         levels = self._levels(task, runner)
-        start = self._drawn(runner, self.num_replicates)
         mover = self.kernel.bind(runner)
+        start = self._drawn(runner, self.num_replicates)
         population, seen = anneal(start, levels, mover, scheme, self.waste_free, task.progress)
         log_weight = population.log_evidence[:, None].expand(population.lineage.shape)
         if bool(log_weight.isneginf().all()):
@@ -97,10 +97,10 @@ class TemperedSMC(Engine):
         )
 
     def _levels(self, task: Task, runner: Runner) -> list[Level]:
+        mover, scheme = self.kernel.bind(runner), EQUAL[self.resampling]
         population = self._drawn(runner, 1)
         if bool(population.log_weight.isneginf().all()):
             raise all_dead("in the pilot", population.particles, runner.constraints.hint(population.particles))
-        mover, scheme = self.kernel.bind(runner), EQUAL[self.resampling]
         return pilot(population, mover, scheme, self.ess_threshold, self.num_moves, self.max_moves, task.progress)
 
     def _drawn(self, runner: Runner, replicates: int) -> Population:
