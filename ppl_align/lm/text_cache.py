@@ -31,6 +31,14 @@ Key = tuple[Ids, Ids]
 """A prompt, and a text after it."""
 
 
+class Sleeper(NamedTuple):
+    """A text that is known: ``text``, and the place from which on nothing of it is drawn."""
+
+    known: Known
+    text: Ids
+    drawn_until: int
+
+
 class Known(NamedTuple):
     """Of one text: where its row is (None: its LM needs none), and log p and log q of its tokens, [T] each."""
 
@@ -96,28 +104,49 @@ class TextCache:
         given, whole = tokens.cpu().numpy(), sequence_lengths(tokens.cpu(), texts.source.terminal).tolist()
         keys = [(texts.prompts[texts.prompt[i]], tuple(given[i, :n].tolist())) for i, n in enumerate(whole)]
         self.only(set(keys))
+        assert texts.held is not None
+        free = ~texts.held[1]
+        drawn_until = (free * torch.arange(1, free.shape[1] + 1)).amax(-1).tolist()
         for i, key in enumerate(keys):
             known, first = self.known.get(key), min(int(length[i]), whole[i])
             if known is None or first == 0:
                 continue
-            texts.tokens[i, :first] = tokens[i, :first].to(texts.tokens.device)
-            texts.token_log_p[i, :first], texts.token_log_q[i, :first] = known.log_p[:first], known.log_q[:first]
-            texts.log_p[i], texts.log_q[i] = known.log_p[:first].sum(), known.log_q[:first].sum()
-            texts.written[i, :first], texts.lengths[i], texts.last[i] = given[i, :first], first, given[i, first - 1]
-            texts.awake[i], texts.alive[i] = False, first < whole[i]
-            texts.sleeping[i] = known
+            self._fill(texts, i, known, key[1][:first])
+            texts.alive[i] = first < whole[i]
+            texts.sleeping[i] = Sleeper(known, key[1], drawn_until[i])
             if texts.stop_text is not None:
                 for token in given[i, :first]:
                     texts.read[i] = texts.stop_text.after(texts.read[i : i + 1], np.array([token]))[0]
 
+    def settle(self, texts: Population) -> None:
+        """Texts of which everything that was to be drawn came out as it had been are what they were: their rest is not
+        read again."""
+        for i, (known, text, drawn_until) in texts.sleeping.items():
+            if texts.t != drawn_until or not (texts.alive[i] and texts.awake[i]):
+                continue
+            if tuple(texts.written[i, : texts.t].tolist()) == text[: texts.t]:
+                self._fill(texts, i, known, text)
+                texts.alive[i] = False
+
+    @staticmethod
+    def _fill(texts: Population, i: int, known: Known, text: Ids) -> None:
+        """Text i of the population begins with these tokens."""
+        n = len(text)
+        texts.tokens[i, :n] = torch.tensor(text, device=texts.tokens.device)
+        texts.token_log_p[i, :n], texts.token_log_q[i, :n] = known.log_p[:n], known.log_q[:n]
+        texts.log_p[i], texts.log_q[i] = known.log_p[:n].sum(), known.log_q[:n].sum()
+        texts.written[i, :n], texts.lengths[i], texts.last[i] = text, n, text[-1]
+        texts.awake[i] = False
+
     def waking(self, texts: Population) -> tuple[list[int], Decoder | None]:
         """The texts that stay as long as the others have come, and rows that have read all but their newest token."""
-        found = [i for i in texts.sleeping if texts.lengths[i] == texts.t and texts.alive[i] and not texts.awake[i]]
+        asleep = [i for i in texts.sleeping if texts.alive[i] and not texts.awake[i]]
+        found = [i for i in asleep if texts.lengths[i] == texts.t]
         if not found:
             return [], None
         read = [(*texts.prompts[texts.prompt[i]], *texts.written[i, : texts.t - 1].tolist()) for i in found]
         decoder: Any = texts.decoder
-        return found, decoder.rows_of([texts.sleeping[i].place for i in found], read, texts.t - 1)
+        return found, decoder.rows_of([texts.sleeping[i].known.place for i in found], read, texts.t - 1)
 
 
 __all__ = ["TextCache"]
