@@ -36,7 +36,7 @@ from ppl_align.lm.meeting import leave
 from ppl_align.lm.precision import state_precision
 from ppl_align.lm.prefix_cache import PrefixCache
 from ppl_align.lm.sampling import TokenTree, room_for
-from ppl_align.lm.text_cache import Sleeper, TextCache
+from ppl_align.lm.text_cache import Sleepers, TextCache
 from ppl_align.lm.transfer import upload
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class Population(Growing):
         self.row: np.ndarray = row.cpu().numpy()
         self.prompt = self.row.copy()  # of each text
         self.awake = np.ones(len(index), dtype=bool)
-        self.sleeping: dict[int, Sleeper] = {}
+        self.sleepers: Sleepers | None = None
         self.texts: TextCache | None = None
         self.row_prompt = np.arange(len(self.prompts))
         self._weighs: Tensor | None = None

@@ -31,20 +31,47 @@ Key = tuple[Ids, Ids]
 """A prompt, and a text after it."""
 
 
-class Sleeper(NamedTuple):
-    """A text that is known: ``text``, and the place from which on nothing of it is drawn."""
-
-    known: Known
-    text: Ids
-    drawn_until: int
-
-
 class Known(NamedTuple):
     """Of one text: where its row is (None: its LM needs none), and log p and log q of its tokens, [T] each."""
 
     place: tuple[Kept, int] | None
     log_p: Tensor
     log_q: Tensor
+
+
+class Sleepers(NamedTuple):
+    """The texts of a population that are known: their numbers, ``at [n]``, what is ``known`` of each, the whole text
+    ``given [n, T]`` and its ``length [n]``, and from where on nothing of it is drawn, ``drawn_until [n]``."""
+
+    at: np.ndarray
+    known: list[Known]
+    given: np.ndarray
+    length: np.ndarray
+    drawn_until: np.ndarray
+
+    def take(self, which: np.ndarray) -> Sleepers:
+        """Those of the numbers ``which``."""
+        known = [self.known[i] for i in which]
+        return Sleepers(self.at[which], known, self.given[which], self.length[which], self.drawn_until[which])
+
+    def fill(self, texts: Population, first: np.ndarray) -> None:
+        """The texts begin with the first ``[n]`` tokens of what is given, and read nothing of it."""
+        where = torch.from_numpy(self.at)
+        kept = torch.arange(self.given.shape[1]) < torch.from_numpy(first)[:, None]
+
+        def begin(name: str, with_: Tensor) -> None:
+            value = getattr(texts, name)
+            there, chosen = where.to(value.device), kept.to(value.device)
+            value[there] = torch.where(chosen, with_.to(value), value[there])
+
+        begin("tokens", torch.from_numpy(self.given))
+        begin("token_log_p", torch.stack([known.log_p for known in self.known]))
+        begin("token_log_q", torch.stack([known.log_q for known in self.known]))
+        there = where.to(texts.log_p.device)
+        texts.log_p[there], texts.log_q[there] = texts.token_log_p[there].sum(-1), texts.token_log_q[there].sum(-1)
+        texts.written[self.at] = np.where(kept.numpy(), self.given, texts.written[self.at])
+        texts.last[self.at] = self.given[np.arange(len(first)), first - 1]
+        texts.lengths[self.at], texts.awake[self.at] = first, False
 
 
 class TextCache:
@@ -69,10 +96,12 @@ class TextCache:
             return
         if isinstance(kept, Kept) and (kept.lengths != read or self._bytes() + kept.bytes > BYTES):
             return  # another prompt in its place (a prompted LM), or too much
-        for i, at in zip(ended.tolist(), where.tolist(), strict=True):
+        scores = [part[torch.from_numpy(ended).to(part.device)] for part in (texts.token_log_p, texts.token_log_q)]
+        written = texts.written[ended, : texts.t].tolist()
+        for k, (text, at) in enumerate(zip(written, where.tolist(), strict=True)):
             place = (kept, at) if isinstance(kept, Kept) else None
-            key = texts.prompts[texts.prompt[i]], tuple(texts.written[i, : texts.t].tolist())
-            self.known[key] = Known(place, texts.token_log_p[i].clone(), texts.token_log_q[i].clone())
+            key = texts.prompts[texts.prompt[ended[k]]], tuple(text)
+            self.known[key] = Known(place, scores[0][k], scores[1][k])
 
     def _bytes(self) -> int:
         return sum(kept.bytes for kept in self._batches())
@@ -101,52 +130,54 @@ class TextCache:
         that are known here have them from the start, and wake when the others have come that far."""
         if not hasattr(texts.decoder, "rows_of"):
             return
-        given, whole = tokens.cpu().numpy(), sequence_lengths(tokens.cpu(), texts.source.terminal).tolist()
-        keys = [(texts.prompts[texts.prompt[i]], tuple(given[i, :n].tolist())) for i, n in enumerate(whole)]
+        whole = sequence_lengths(tokens.cpu(), texts.source.terminal).numpy()
+        first = np.minimum(length.numpy(), whole)
+        keys = [
+            (texts.prompts[at], tuple(row[:n]))
+            for at, row, n in zip(texts.prompt.tolist(), tokens.tolist(), whole.tolist(), strict=True)
+        ]
         self.only(set(keys))
+        at = np.array([i for i, key in enumerate(keys) if key in self.known and first[i]], dtype=np.int64)
+        if not len(at):
+            return
         assert texts.held is not None
-        free = ~texts.held[1]
-        drawn_until = (free * torch.arange(1, free.shape[1] + 1)).amax(-1).tolist()
-        for i, key in enumerate(keys):
-            known, first = self.known.get(key), min(int(length[i]), whole[i])
-            if known is None or first == 0:
-                continue
-            self._fill(texts, i, known, key[1][:first])
-            texts.alive[i] = first < whole[i]
-            texts.sleeping[i] = Sleeper(known, key[1], drawn_until[i])
-            if texts.stop_text is not None:
-                for token in given[i, :first]:
-                    texts.read[i] = texts.stop_text.after(texts.read[i : i + 1], np.array([token]))[0]
+        drawn_until = (~texts.held[1] * torch.arange(1, tokens.shape[1] + 1)).amax(-1).numpy()
+        given, known = tokens.cpu().numpy()[at], [self.known[keys[i]] for i in at.tolist()]
+        texts.sleepers = Sleepers(at, known, given, whole[at], drawn_until[at])
+        texts.sleepers.fill(texts, first[at])
+        texts.alive[at] = first[at] < whole[at]
+        if texts.stop_text is not None:
+            for k in range(int(first[at].max())):
+                on = first[at] > k
+                texts.read[at[on]] = texts.stop_text.after(texts.read[at[on]], given[on, k])
 
     def settle(self, texts: Population) -> None:
         """Texts of which everything that was to be drawn came out as it had been are what they were: their rest is not
         read again."""
-        for i, (known, text, drawn_until) in texts.sleeping.items():
-            if texts.t != drawn_until or not (texts.alive[i] and texts.awake[i]):
-                continue
-            if tuple(texts.written[i, : texts.t].tolist()) == text[: texts.t]:
-                self._fill(texts, i, known, text)
-                texts.alive[i] = False
+        sleepers = texts.sleepers
+        if sleepers is None:
+            return
+        now = np.flatnonzero((sleepers.drawn_until == texts.t) & texts.running[sleepers.at])
+        same = (texts.written[sleepers.at[now], : texts.t] == sleepers.given[now, : texts.t]).all(-1)
+        if same.any():
+            settled = sleepers.take(now[same])
+            settled.fill(texts, settled.length)
+            texts.alive[settled.at] = False
 
-    @staticmethod
-    def _fill(texts: Population, i: int, known: Known, text: Ids) -> None:
-        """Text i of the population begins with these tokens."""
-        n = len(text)
-        texts.tokens[i, :n] = torch.tensor(text, device=texts.tokens.device)
-        texts.token_log_p[i, :n], texts.token_log_q[i, :n] = known.log_p[:n], known.log_q[:n]
-        texts.log_p[i], texts.log_q[i] = known.log_p[:n].sum(), known.log_q[:n].sum()
-        texts.written[i, :n], texts.lengths[i], texts.last[i] = text, n, text[-1]
-        texts.awake[i] = False
-
-    def waking(self, texts: Population) -> tuple[list[int], Decoder | None]:
+    def waking(self, texts: Population) -> tuple[np.ndarray, Decoder | None]:
         """The texts that stay as long as the others have come, and rows that have read all but their newest token."""
-        asleep = [i for i in texts.sleeping if texts.alive[i] and not texts.awake[i]]
-        found = [i for i in asleep if texts.lengths[i] == texts.t]
-        if not found:
-            return [], None
-        read = [(*texts.prompts[texts.prompt[i]], *texts.written[i, : texts.t - 1].tolist()) for i in found]
+        sleepers, nobody = texts.sleepers, np.zeros(0, dtype=np.int64)
+        if sleepers is None:
+            return nobody, None
+        asleep = texts.alive[sleepers.at] & ~texts.awake[sleepers.at]
+        now = np.flatnonzero(asleep & (texts.lengths[sleepers.at] == texts.t))
+        if not len(now):
+            return nobody, None
+        found = sleepers.at[now]
+        written = texts.written[found, : texts.t - 1].tolist()
+        read = [(*texts.prompts[p], *row) for p, row in zip(texts.prompt[found].tolist(), written, strict=True)]
         decoder: Any = texts.decoder
-        return found, decoder.rows_of([texts.sleeping[i].known.place for i in found], read, texts.t - 1)
+        return found, decoder.rows_of([sleepers.known[i].place for i in now], read, texts.t - 1)
 
 
-__all__ = ["TextCache"]
+__all__ = ["Sleepers", "TextCache"]
