@@ -20,7 +20,7 @@ OPENING = """\
 *Written by `python benchmarks/frontier.py --page docs/frontier.md`; do not edit.* Every number is of independent
 replicates ({toys} on chains, {real} on SmolLM2-135M, one seed); tokens are all positions that the network has read for
 one replicate: drawn, scored, prompts, and its share of the pilot of tempered SMC. An error of log Z is a root mean
-square over replicates. *Tokens for .1 nat* is tokens x (error / .1)^2, as if the error fell with the square root of the work;
+square over replicates. *Tokens for .1 nat* is tokens x (error / .1)^2, as if the error fell with their square root;
 a dash where the error is above 1 nat, for then it does not.
 
 Read it like this: find a target as far away as yours (KL(p* || p0), the nats between prior and posterior: `ppl-align
