@@ -31,14 +31,13 @@ class Decode:
     ) -> None:
         """The one loop of decoding, to the end of all texts. ``drawing``: called before every token; ``drew``: after
         every token that is not the last, before the network reads it; ``progress``: with the tokens so far."""
-        texts = self.population
-        while not texts.done:
+        while not self.population.done:
             drawing(self)
-            texts.step()
-            if not texts.done:
-                drew(self)
-            texts.advance()
-            progress(texts.t)
+            self.population.step()
+            if not self.population.done:
+                drew(self)  # which may put another population in its place
+            self.population.advance()
+            progress(self.population.t)
 
     @property
     def site(self) -> Site:
