@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.validation import at_least
@@ -31,7 +33,9 @@ def check_chains(num_chains: int, num_samples: int, num_warmup: int, thinning: i
 def begun(runner: Runner, init: Posterior | None, num_chains: int) -> Particles:
     """Where chains begin, all of positive weight: draws of ``init``, or of what the runner draws."""
     if init is not None:
-        particles = runner.given(draws_of(init, num_chains))
+        values = draws_of(init, num_chains)
+        _check_fit(values, runner.finish(runner.start(1)).values)
+        particles = runner.given(values)
         if bool(particles.log_weight.isneginf().any()):
             raise InputError("a draw of init= has weight zero in this program: it is no draw of its posterior")
         return particles
@@ -46,6 +50,19 @@ def begun(runner: Runner, init: Posterior | None, num_chains: int) -> Particles:
             return Particles.concat([part for part in found if part.size])
         size = min(2 * size, 64 * num_chains)
     raise all_dead("where its chains begin", drawn, runner.constraints.hint(drawn))
+
+
+def _check_fit(values: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Raises ``InputError`` unless draws of ``init`` are values of the program's latents."""
+    if set(values) != set(own):
+        have, want = (", ".join(map(repr, sorted(names))) for names in (values, own))
+        raise InputError(f"init= holds {have}, and the latents of this program are {want}: it is a run of another one")
+    for name, value in values.items():
+        if value.shape[1:] != own[name].shape[1:]:
+            raise InputError(
+                f"init= holds {name!r} of shape {list(value.shape[1:])}, here it is {list(own[name].shape[1:])}: it is "
+                f"a run of another program, or with other arguments"
+            )
 
 
 def of_chains(states: list[Particles], history: dict[str, Any]) -> Posterior:
