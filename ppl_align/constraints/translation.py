@@ -65,7 +65,7 @@ def _item(name: str, argument: Any, flags: int, first: bool, last: bool, shown: 
         once = most == 1
         inner = _sequence(part, flags, first and once, last and once, shown)
         return f"(?:{inner}){_times(int(least), None if most == _constants.MAXREPEAT else int(most))}"
-    return _class(_characters(name, argument, flags))
+    return _class(characters(name, argument, flags))
 
 
 def _times(least: int, most: int | None) -> str:
@@ -81,7 +81,7 @@ def _class(ranges: Ranges) -> str:
     return "[" + "".join(rf"\x{{{a:X}}}" + (rf"-\x{{{b:X}}}" if a < b else "") for a, b in ranges) + "]"
 
 
-def _characters(name: str, argument: Any, flags: int) -> Ranges:
+def characters(name: str, argument: Any, flags: int) -> Ranges:
     """What a place for one character takes."""
     if name == "ANY":
         return _without([] if flags & re.DOTALL else [(10, 10)])
