@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppl_align.constraints.base import Constraint
+from ppl_align.constraints.byte_machine import TooLarge, byte_machine
+from ppl_align.constraints.foreseen import Foreseen, of_bytes
 from ppl_align.constraints.llg import GuidanceMatcher, check_grammar, llguidance
 from ppl_align.constraints.meaning import exact_float, no_constant, read_pattern, refuse_rounded_numbers
 from ppl_align.constraints.numbers import by_value
@@ -69,6 +71,16 @@ class Regex(_Lark):
     @property
     def lark(self) -> str:
         return _pattern(self.__dict__["_translated"])
+
+    def compile(self, lm: LM) -> GuidanceMatcher:
+        return GuidanceMatcher(lm, self.lark, self._shown, lambda: self._foreseen(lm))
+
+    def _foreseen(self, lm: LM) -> Foreseen | None:
+        """The same language as an automaton over tokens, for looking ahead; None where that would be too large."""
+        try:
+            return of_bytes(lm, byte_machine(read_pattern(self.pattern, self._shown)))
+        except TooLarge:
+            return None
 
 
 @dataclass(frozen=True, init=False)

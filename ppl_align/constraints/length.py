@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ppl_align.constraints.base import Constraint
+from ppl_align.constraints.foreseen import DEAD, Foreseen
 from ppl_align.core.errors import InputError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.matcher import Matcher
@@ -117,6 +118,27 @@ class LengthMatcher(Matcher):
             words, state = self._read(prefix)
             verdicts.append(self._meets(words, self._reachable(len(prefix), left)[state]))
         return torch.tensor(verdicts, dtype=torch.bool)
+
+    can_foresee = True
+
+    @cache
+    def foreseen(self) -> Foreseen:
+        """Words are counted up to one more than may be; where there is no such bound, up to what is needed."""
+        most = self.low if self.high is None else self.high + 1
+        moves = np.array([*self.moves, [(0, DEAD)] * len(self.ends)]).transpose(1, 0, 2)  # EOS is the last kind
+
+        def met(gains: Sequence[int]) -> np.ndarray:
+            return np.array([[self._meets(words, one) for one in gains] for words in range(most + 1)])
+
+        return Foreseen(
+            self.kind.host.numpy(),
+            np.ascontiguousarray(moves[..., 1], dtype=np.int32),
+            np.ascontiguousarray(moves[..., 0], dtype=np.int32),
+            self.start,
+            most,
+            lambda t: met(self._reachable(t, 0)),
+            lambda t, left: met(self._reachable(t, left)),
+        )
 
     def _read(self, prefix: Ids) -> Move:
         """The words that have begun in a prefix, and the state that it ends in."""

@@ -11,14 +11,15 @@ Where the first token of a text is spelt differently (without its space), what i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_align.constraints.foreseen import Foreseen
 from ppl_align.core.errors import InputError, RunError
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.matcher import Matcher
@@ -200,13 +201,26 @@ class GuidanceMatcher(Matcher):
 
     Raises ``InputError`` for a grammar that llguidance cannot read, or that no text of ``lm`` satisfies."""
 
-    def __init__(self, lm: LM, grammar: str, what: str) -> None:
-        self.vocabulary, self.what = Vocabulary.of(lm), what
+    def __init__(
+        self, lm: LM, grammar: str, what: str, foresee: Callable[[], Foreseen | None] | None = None
+    ) -> None:
+        self.vocabulary, self.what, self.foresee = Vocabulary.of(lm), what, foresee
+        self.can_foresee = foresee is not None
         self.root = _Place(_started(self.vocabulary.tokenizer, grammar, what))
         self.young: dict[Ids, _Place | None] = {}  # places of late; None: no text begins like this
         self.old: dict[Ids, _Place | None] = {}
         if not self.root.accepting and not self._bits(self.root).any():
             raise InputError(f"{what} cannot be met: {lm.name} can write no such text")
+
+    @cached_property
+    def _foreseen(self) -> Foreseen | None:
+        found = None if self.foresee is None else self.foresee()
+        if found is None:
+            self.too_large = f"the automaton of {self.what} is too large"
+        return found
+
+    def foreseen(self) -> Foreseen | None:
+        return self._foreseen
 
     def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
         places = self._places(prefixes)

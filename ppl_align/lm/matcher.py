@@ -35,6 +35,16 @@ class Matcher(ABC):
         """The matchers it is the conjunction of; engines that look ahead ask each of them."""
         return (self,)
 
+    can_foresee: bool = False
+    """Can :meth:`foreseen` be asked?"""
+    too_large: str | None = None
+    """Why :meth:`foreseen` gave None, once it was asked."""
+
+    def foreseen(self) -> Any:
+        """Its automaton, for looking ahead (:class:`ppl_align.constraints.foreseen.Foreseen`); None where that would be
+        too large."""
+        return None
+
     @abstractmethod
     def allowed(self, prefixes: Sequence[Ids], left: int, device: torch.device = CPU) -> Tensor:
         """``[m, V]`` bool on ``device``: tokens that may come next, when ``left`` more may follow after them.

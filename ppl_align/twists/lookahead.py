@@ -41,24 +41,24 @@ from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.lm.base import LM, Ids
-from ppl_align.lm.decoding import Rows
 from ppl_align.lm.distribution import CompletionDistribution
+from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.spelling import goes_on_from
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.program.constrain import compiled
-from ppl_align.twists.hard_constraint import per_particle, running_texts
+from ppl_align.twists.context_lookahead import learn_contexts
+from ppl_align.twists.site_lookahead import AtSite, SiteLookAhead
 from ppl_align.twists.stop_states import StoppingMatcher, stop_strings_of, with_stop_strings
 from ppl_align.twists.transition_model import observe, outcomes
-from ppl_align.twists.twist import Prefixes, Scene, Sum, Twist
+from ppl_align.twists.twist import Scene, Sum, Twist
 
 FLOOR = 1e-9  # the least that a success which is possible may seem worth: zero would rule it out
 RELATIVE_FLOOR = 0.05  # the same, as a share of what it is worth at the start
-DEFENSIVE = 0.1  # share of the tokens drawn from the confined prior
 SHARE = 0.05  # of a state's success: what a move must contribute for its last token to be looked at
 
 
 @dataclass(eq=False)
-class LookAhead(Twist):
+class LookAhead(SiteLookAhead):
     """psi of one automaton.
 
     ``success``   [T + 1, S] psi_l(s): proposes tokens     ``smoothed``   [T + 1, S] psi+_l(s): weighs prefixes
@@ -85,13 +85,6 @@ class LookAhead(Twist):
         self._after: tuple[int, Tensor] | None = None
         self._log_after: tuple[Tensor, Tensor] | None = None
 
-    def at(self, scene: Scene) -> Twist | None:
-        """Where the constraint that it was made for stands."""
-        matchers = () if scene.restriction is None else scene.restriction.matchers
-        if not any(matcher is self.constraint for matcher in matchers):
-            return None
-        return AtSite(self.checked(scene.site.fn), scene.site.fn.max_new_tokens)
-
     def checked(self, source: CompletionDistribution) -> LookAhead:
         """The same for a completion with its own stop tokens; raises ``InputError`` unless it reaches as far, and for
         other stop strings than those that were foreseen."""
@@ -111,7 +104,6 @@ class LookAhead(Twist):
 
     @property
     def constraint(self) -> AutomatonMatcher:
-        """The matcher that it was made for."""
         return self.matcher.inside if isinstance(self.matcher, StoppingMatcher) else self.matcher
 
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
@@ -172,17 +164,40 @@ def look_ahead(
     num_pool: int = 64,
     seed: int = 0,
     **declared: Any,
-) -> LookAhead:
+) -> SiteLookAhead:
     """Learn psi once, to be used by many runs: ``SMC(twist=look_ahead(lm, Contains("word"), prompt, 24))``.
 
     Arguments as of ``completion``, ``temperature``, ``top_k``, ``top_p`` and ``stop`` included. Raises ``InputError``
     for a constraint that cannot look ahead."""
     source = lm.completion(prompt, max_new_tokens, **declared)
     matcher = compiled(constraint, goes_on_from(lm, source.prompts))
-    if not isinstance(matcher, AutomatonMatcher):
-        raise InputError(f"{constraint!r} cannot look ahead: only Contains, EndsWith and AcceptedBy can")
     with isolated(mix(seed, "lookahead")):
+        look = learned(source, matcher, num_pool)
+    if look is None:
+        raise InputError(f"{constraint!r} cannot look ahead: {refusal(matcher)}")
+    return look
+
+
+CAN = "Contains, EndsWith, AcceptedBy, Regex or LengthLimit"
+
+
+def refusal(matcher: Matcher) -> str:
+    """Why nothing is learned of a matcher."""
+    if len(matcher.parts) > 1:
+        return "a conjunction looks ahead part by part, with twist='lookahead'"
+    return matcher.too_large or f"only {CAN} can"
+
+
+def learned(source: CompletionDistribution, matcher: Matcher, num_pool: int) -> SiteLookAhead | None:
+    """psi of what can look ahead; None of anything else."""
+    if isinstance(matcher, AutomatonMatcher):
         return learn(source, matcher, num_pool)
+    if not matcher.can_foresee:
+        return None
+    if not source.lm.steps:
+        raise InputError(source.lm.cannot_step("looking ahead"))
+    foreseen = matcher.foreseen()
+    return None if foreseen is None else learn_contexts(source, matcher, foreseen, num_pool)
 
 
 def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int) -> LookAhead:
@@ -214,29 +229,6 @@ class LearnedLookAhead(Twist):
 
     def at(self, scene: Scene) -> Twist | None:
         matchers = [] if scene.restriction is None else scene.restriction.matchers
-        looks = [learn(scene.site.fn, r, self.num_pool) for r in matchers if isinstance(r, AutomatonMatcher)]
-        return Sum([AtSite(look, scene.site.fn.max_new_tokens) for look in looks]) if looks else None
-
-
-class AtSite(Twist):
-    """A look ahead in one completion of at most ``max_new_tokens`` tokens."""
-
-    defensive = DEFENSIVE
-    of_constraints = True
-    by_ids = True
-    certain = True
-
-    def __init__(self, look: LookAhead, max_new_tokens: int) -> None:
-        self.look, self.max_new_tokens = look, max_new_tokens
-
-    def next_token(self, rows: Rows) -> Tensor:
-        assert rows.ids is not None
-        return self.look.then(rows.ids, self.max_new_tokens - len(rows.ids[0]) - 1, rows.log_probs.device)
-
-    def prefix(self, prefixes: Prefixes) -> Tensor:
-        """log psi+; a text that has ended, where a plate holds several, is judged by the program."""
-        running, texts = running_texts(prefixes)
-        log_psi = torch.zeros(len(running), dtype=torch.float64)
-        if texts:
-            log_psi[running] = self.look.now(texts, self.max_new_tokens - len(texts[0]))
-        return per_particle(log_psi, prefixes).sum(-1)
+        source, parts = scene.site.fn, [part for matcher in matchers for part in matcher.parts]
+        looks = [look for part in parts if (look := learned(source, part, self.num_pool)) is not None]
+        return Sum([AtSite(look, source.max_new_tokens) for look in looks]) if looks else None

@@ -21,7 +21,8 @@ from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.proposals import ProposesValues, as_proposal
-from ppl_align.twists.lookahead import LearnedLookAhead, LookAhead
+from ppl_align.twists.lookahead import CAN, LearnedLookAhead
+from ppl_align.twists.site_lookahead import SiteLookAhead
 from ppl_align.twists.twist import PrefixReward, Twist, parts_of
 
 log = logging.getLogger(__name__)
@@ -114,10 +115,9 @@ class SMC(Engine):
         instead = "goes on without it" if smc.events else "is importance sampling"
         for i, part in enumerate(smc.parts):
             if isinstance(part, LearnedLookAhead) and i not in smc.known:
-                wanted = "Contains, EndsWith or AcceptedBy"
                 text = 'twist="lookahead": no completion has a constraint (%s) to look ahead to; SMC %s'
-                return log.warning(text, wanted, instead)
-            if isinstance(part, LookAhead) and i not in smc.known:
+                return log.warning(text, CAN, instead)
+            if isinstance(part, SiteLookAhead) and i not in smc.known:
                 text = "twist=LookAhead(...): no completion has the constraint that it was made for; SMC %s"
                 return log.warning(text, instead)
         if not smc.events:
