@@ -78,7 +78,8 @@ class _Places:
                 self.silent[self.sequence(part, flags, begin)].append(after)
             return after
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self.repeated(*argument, flags, at)
+            least, most, part = argument
+            return self.repeated(least, most, part, flags, at)
         after = self.new()
         ranges = tuple(characters(name, argument, flags))
         self.steps[at].append((self.sets.setdefault(ranges, len(self.sets)), after))

@@ -18,7 +18,8 @@ from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.spelling import Machine, Spelling
 
 DEAD = -1
-MOST_ENTRIES = 2**26  # of [S, V] tables, 2 bytes each while they are made: 1365 states of SmolLM2's vocabulary
+MOST_STATES = 4096  # over tokens
+MOST_MOVES = 2**24  # of single tokens from single states: 8 bytes each, while the tables are made
 _FAR = np.iinfo(np.int32).max  # as a distance: no way
 _REMEMBERED = 1024  # prefixes whose places are kept, at least
 
@@ -88,17 +89,18 @@ class Foreseen:
 def of_bytes(lm: LM, machine: Machine) -> Foreseen | None:
     """A machine over bytes, over the tokens of ``lm``; None where its tables would be too large.
 
-    A token that spells nothing is not written (llguidance writes none either). Only states that tokens lead to are kept,
-    and of those only the ones that something acceptable can follow."""
+    A token that spells nothing is not written (llguidance writes none either). Only states that tokens lead to are
+    kept, and of those only the ones that something acceptable can follow."""
     spelling = Spelling.of(lm)
     opens = spelling.first is not spelling.within
     within = _Pieces(spelling.within, lm.eos_ids)
     first = _Pieces(spelling.first, lm.eos_ids) if opens else within
-    most_states = MOST_ENTRIES // lm.vocab_size
     number = {-1 if opens else machine.start: 0}  # by state of the machine; -1 in front of a first token of its own
     useful = _coaccessible(machine)
-    rows: list[np.ndarray] = []
-    todo = list(number)
+    marks = np.random.default_rng(0)  # what a token does from all states, in 64 bits: the sum of a mark for each move
+    effect = np.zeros(lm.vocab_size, dtype=np.uint64)
+    moved: list[tuple[np.ndarray, np.ndarray]] = []
+    todo, entries = list(number), 0
     for state in todo:
         pieces, begin = (first, machine.start) if state < 0 else (within, state)
         tokens, to = pieces.read(machine, begin, useful)
@@ -106,14 +108,17 @@ def of_bytes(lm: LM, machine: Machine) -> Foreseen | None:
             if new not in number:
                 number[new] = len(number)
                 todo.append(new)
-        if len(number) > most_states:
+        entries += len(tokens)
+        if entries > MOST_MOVES or len(number) > MOST_STATES:
             return None
-        row = np.full(lm.vocab_size, DEAD, dtype=np.int16)
-        row[tokens] = [number[one] for one in to.tolist()]
-        rows.append(row)
-    columns, kind = np.unique(np.stack(rows), axis=1, return_inverse=True)
+        then = np.array([number[one] for one in to.tolist()], dtype=np.int32)
+        effect[tokens] += marks.integers(1, 2**64, dtype=np.uint64) * (then.astype(np.uint64) + np.uint64(1))
+        moved.append((tokens.astype(np.int32), then))
+    kinds, kind = np.unique(effect, return_inverse=True)
+    moves = np.full((len(todo), len(kinds)), DEAD, dtype=np.int32)
+    for state, (tokens, then) in enumerate(moved):
+        moves[state, kind[tokens]] = then
     accepting = machine.accepting[[machine.start if state < 0 else state for state in todo]]
-    moves = columns.astype(np.int32)
     distance = _distances(moves, accepting)
     moves[np.where(moves >= 0, distance[moves], _FAR) == _FAR] = DEAD
     return Foreseen(
@@ -128,21 +133,24 @@ def of_bytes(lm: LM, machine: Machine) -> Foreseen | None:
 
 
 class _Pieces:
-    """What tokens spell, byte by byte: ``steps[k]`` are the tokens with more than k bytes, and their byte k."""
+    """What tokens spell: ``bytes`` [V, longest], and of each token how many; ``by_first`` those with each first byte."""
 
     def __init__(self, pieces: Sequence[bytes], eos_ids: Sequence[int]) -> None:
         lengths = np.array([len(piece) for piece in pieces])
         lengths[list(eos_ids)] = 0
-        self.lengths = lengths
         self.bytes = np.zeros((len(pieces), int(lengths.max(initial=0))), dtype=np.uint8)
         for v, piece in enumerate(pieces):
             self.bytes[v, : lengths[v]] = list(piece[: lengths[v]])
+        self.lengths = lengths
+        spelt = np.flatnonzero(lengths)
+        self.by_first = [spelt[self.bytes[spelt, 0] == byte] for byte in range(256)] if len(spelt) else []
 
     def read(self, machine: Machine, state: int, useful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens after which something acceptable may follow, and the states that they lead to."""
-        tokens = np.flatnonzero(self.lengths > 0)
+        begin = [self.by_first[byte] for byte in np.flatnonzero(useful[machine.moves[state]])] if self.by_first else []
+        tokens = np.concatenate([np.zeros(0, dtype=np.int64), *begin])
         states = machine.moves[state][self.bytes[tokens, 0]]
-        found = []
+        found = [(tokens[:0], tokens[:0])]
         for k in range(1, self.bytes.shape[1] + 1):
             live = useful[states]
             tokens, states = tokens[live], states[live]
@@ -152,8 +160,6 @@ class _Pieces:
             if not len(tokens):
                 break
             states = machine.moves[states, self.bytes[tokens, k]]
-        if not found:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         return np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
 
 

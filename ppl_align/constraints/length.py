@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -121,8 +121,11 @@ class LengthMatcher(Matcher):
 
     can_foresee = True
 
-    @cache
     def foreseen(self) -> Foreseen:
+        return self._foreseen
+
+    @cached_property
+    def _foreseen(self) -> Foreseen:
         """Words are counted up to one more than may be; where there is no such bound, up to what is needed."""
         most = self.low if self.high is None else self.high + 1
         moves = np.array([*self.moves, [(0, DEAD)] * len(self.ends)]).transpose(1, 0, 2)  # EOS is the last kind

@@ -201,9 +201,7 @@ class GuidanceMatcher(Matcher):
 
     Raises ``InputError`` for a grammar that llguidance cannot read, or that no text of ``lm`` satisfies."""
 
-    def __init__(
-        self, lm: LM, grammar: str, what: str, foresee: Callable[[], Foreseen | None] | None = None
-    ) -> None:
+    def __init__(self, lm: LM, grammar: str, what: str, foresee: Callable[[], Foreseen | None] | None = None) -> None:
         self.vocabulary, self.what, self.foresee = Vocabulary.of(lm), what, foresee
         self.can_foresee = foresee is not None
         self.root = _Place(_started(self.vocabulary.tokenizer, grammar, what))

@@ -23,7 +23,7 @@ from ppl_align.lm.leaning import Leaning
 from ppl_align.lm.matcher import Matcher
 from ppl_align.lm.transfer import CPU, Resident, upload
 from ppl_align.twists.context_model import ContextModel
-from ppl_align.twists.seen_prefixes import Ends, Seen
+from ppl_align.twists.seen_prefixes import Seen
 from ppl_align.twists.site_lookahead import DEFENSIVE, SiteLookAhead
 
 ROUNDS = 4
@@ -32,8 +32,8 @@ ROUNDS = 4
 class ContextLookAhead(SiteLookAhead):
     """psi of one constraint on one completion of at most ``max_new_tokens`` tokens, by contexts.
 
-    It is made of what the LM said after one prompt; after another it is only less good. Raises ``InputError`` where it is
-    used on a completion with other stop tokens or stop strings."""
+    It is made of what the LM said after one prompt; after another it is only less good. Raises ``InputError`` where it
+    is used on a completion with other stop tokens or stop strings."""
 
     def __init__(self, matcher: Matcher, model: ContextModel) -> None:
         self.matcher, self.model = matcher, model
@@ -52,9 +52,10 @@ class ContextLookAhead(SiteLookAhead):
             raise InputError(
                 "this look ahead was made for other stop tokens or strings: make it with the stop= of the completion"
             )
-        if source.max_new_tokens == self.model.max_new_tokens:
+        prompt = only_prompt(source)
+        if (source.max_new_tokens, prompt) == (self.model.max_new_tokens, self.model.prompt):
             return self
-        return ContextLookAhead(self.matcher, ContextModel(self.model.seen, source.max_new_tokens))
+        return ContextLookAhead(self.matcher, ContextModel(self.model.seen, source.max_new_tokens, prompt))
 
     def now(self, prefixes: Sequence[Ids], left: int) -> Tensor:
         places = self.foreseen.places(prefixes)
@@ -95,14 +96,20 @@ def learn_contexts(
     source: CompletionDistribution, matcher: Matcher, foreseen: Foreseen, num_pool: int
 ) -> ContextLookAhead:
     """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
-    seen, horizon = Seen(foreseen, Ends.of(source)), source.max_new_tokens
-    look = ContextLookAhead(matcher, ContextModel(seen, horizon))
+    seen, horizon, prompt = Seen(foreseen, source), source.max_new_tokens, only_prompt(source)
+    look = ContextLookAhead(matcher, ContextModel(seen, horizon, prompt))
     flat = source.index.reshape(-1)
     spread = flat[torch.linspace(0, len(flat) - 1, num_pool).round().long().to(flat.device)]
     for part in spread.tensor_split(min(ROUNDS, num_pool)):
         _draw(source.with_index(part), look, seen)
-        look = ContextLookAhead(matcher, ContextModel(seen, horizon))
+        look = ContextLookAhead(matcher, ContextModel(seen, horizon, prompt))
     return look
+
+
+def only_prompt(source: CompletionDistribution) -> Ids | None:
+    """None where texts go on from several: a prefix alone then does not say what comes next."""
+    used = source.index.unique().tolist()
+    return source.prompts[used[0]] if len(used) == 1 else None
 
 
 def _draw(source: CompletionDistribution, look: ContextLookAhead, seen: Seen) -> None:
@@ -111,8 +118,9 @@ def _draw(source: CompletionDistribution, look: ContextLookAhead, seen: Seen) ->
     while not population.done:
         prefixes = population.row_prefixes()
         p = source.warp(population.decoder.log_probs).double().exp().cpu().numpy()
-        for x, place, row in zip(prefixes, look.foreseen.places(prefixes), p, strict=True):
-            seen.note(x, place, row)
+        prompts = [population.prompts[i] for i in population.row_prompt]
+        for prompt, x, place, row in zip(prompts, prefixes, look.foreseen.places(prefixes), p, strict=True):
+            seen.note(prompt, x, place, row)
         population.step()
         after = look.foreseen.places([tuple(row) for row in population.written[:, : population.t].tolist()])
         population.alive &= np.array([state >= 0 for state, _ in after])

@@ -5,7 +5,7 @@ Under a strict pattern the automaton alone tells little: "1" and "2" lead into t
 "2" is the LM about to write one. So prefixes are told apart by *contexts* c = (state, the last k tokens), k = 0, 1, 2,
 and by the whole prefix where the pool has met it (Willems et al. 1995, context trees; Kneser & Ney 1995, backing off):
 
-    V(x)     = sum_v p(v | x) V(x v)                                     a prefix that was seen; its row is known exactly
+    V(x)     = sum_v p(v | x) V(x v)                                     a prefix that was seen: its row is exact
     raw_l(c) = sum_v p(v | c) W_{l-1}(longest known context of c v),     p(. | c) the mean over prefixes with c
     W_l(c)   = (n raw_l(c) + k W_l(c without its first token)) / (n + k)     n prefixes were seen with c
 
@@ -15,10 +15,12 @@ where x v was not seen. A state that was never met goes on like this: each diffe
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy.sparse import csr_array
 
-from ppl_align.constraints.foreseen import Foreseen, Place
+from ppl_align.constraints.foreseen import Place
 from ppl_align.lm.base import Ids
 from ppl_align.twists.seen_prefixes import OTHERS, Seen
 
@@ -34,7 +36,7 @@ class _Level:
     def __init__(self, keys: np.ndarray, first: int) -> None:
         self.keys, self.first = np.unique(keys), first
 
-    def find(self, keys: np.ndarray) -> np.ndarray:
+    def find(self, keys: Any) -> np.ndarray:
         """Their numbers, -1 for a context that is not known."""
         if not len(self.keys):
             return np.full(np.shape(keys), -1)
@@ -44,10 +46,11 @@ class _Level:
 
 class ContextModel:
     """``values`` [T + 1, n, C] of contexts by tokens left (n: what is counted), the first S of them the bare states;
-    ``of_prefix`` [m] of the prefixes that were seen."""
+    ``of_prefix`` [m] of the prefixes that were seen, which are known by themselves after ``prompt``; after any other,
+    or where there are several (None), by their contexts."""
 
-    def __init__(self, seen: Seen, max_new_tokens: int) -> None:
-        self.seen, self.foreseen, self.max_new_tokens = seen, seen.foreseen, max_new_tokens
+    def __init__(self, seen: Seen, max_new_tokens: int, prompt: Ids | None) -> None:
+        self.seen, self.foreseen, self.max_new_tokens, self.prompt = seen, seen.foreseen, max_new_tokens, prompt
         size, vocab = self.foreseen.num_states, len(self.foreseen.kind)
         self.size, self.vocab = size, vocab
         last = np.array([prefix[-1] if prefix else -1 for prefix in seen.prefixes], dtype=np.int64)
@@ -68,7 +71,11 @@ class ContextModel:
         """``state_of`` [C]; the last tokens of contexts of order 1, and by the token before, those of order 2."""
         keys1, keys2 = self.one.keys, self.two.keys
         self.state_of = np.concatenate([np.arange(self.size), keys1 // self.vocab, keys2 // self.vocab // self.vocab])
-        self.token1, self.token2, self.before2 = keys1 % self.vocab, keys2 % self.vocab, keys2 // self.vocab % self.vocab
+        self.token1, self.token2, self.before2 = (
+            keys1 % self.vocab,
+            keys2 % self.vocab,
+            keys2 // self.vocab % self.vocab,
+        )
         order = np.argsort(self.before2, kind="stable")
         cuts = np.flatnonzero(np.diff(self.before2[order])) + 1
         groups = np.split(order, cuts) if len(order) else []
@@ -89,7 +96,8 @@ class ContextModel:
         two = np.where(kept & (before >= 0), self.two.find((to * self.vocab + before) * self.vocab + token), -1)
         self.target0 = np.where(one >= 0, one, to)
         self.target = np.where(two >= 0, two, self.target0)
-        numbers = (seen.number.get((*seen.prefixes[i], v), -1) for i, v in zip(self.at.tolist(), token.tolist(), strict=True))
+        pairs = zip(self.at.tolist(), token.tolist(), strict=True)
+        numbers = (seen.find(self.prompt, (*seen.prefixes[i], v)) for i, v in pairs)
         self.child = np.fromiter(numbers, np.int64, len(token))
 
     def _contexts(self, orders: list[np.ndarray]) -> None:
@@ -166,7 +174,7 @@ class ContextModel:
             worth = np.where((child >= 0) & (t + 1 < horizon), found[child], worth)
             worth = np.where(self.over[edge], f.ends_well(t + 1)[after, self.to[edge]], worth)
             ours = np.flatnonzero(lengths == t)
-            total = np.bincount(self.at[edge], self.mass[edge] * worth, len(found))[ours]
+            total = np.bincount(self.at[edge], self.mass[edge] * worth, len(found)).astype(float)[ours]
             total += here[ours] * f.ends_well(t)[numbers[ours], states[ours]]
             possible = f.possible(t, horizon - t)[numbers[ours], states[ours]]
             found[ours] = np.where(possible, total.clip(LEAST, 1.0), 0.0)
@@ -179,8 +187,8 @@ class ContextModel:
         state, n = place
         if state < 0:
             return 0.0
-        known = self.seen.number.get(prefix)
-        if known is not None and len(prefix) + left == self.max_new_tokens and left > 0:
+        known = self.seen.find(self.prompt, prefix)
+        if known >= 0 and len(prefix) + left == self.max_new_tokens and left > 0:
             return float(self.of_prefix[known])
         context = state
         if prefix:
@@ -210,8 +218,8 @@ class ContextModel:
             fits = f.moves[state][kinds] == self.state_of[contexts]
             after = np.minimum(n + f.counts[state][kinds[fits]], f.most)
             found.append((tokens[fits], self.values[left][after, contexts[fits]]))
-        known = self.seen.number.get(prefix)
-        if known is not None and len(prefix) + 1 + left == self.max_new_tokens and left > 0:
+        known = self.seen.find(self.prompt, prefix)
+        if known >= 0 and len(prefix) + 1 + left == self.max_new_tokens and left > 0:
             edges = slice(*np.searchsorted(self.at, [known, known + 1]))
             met = self.child[edges] >= 0
             found.append((self.token[edges][met], self.of_prefix[self.child[edges][met]]))

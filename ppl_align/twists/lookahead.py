@@ -29,8 +29,9 @@ prefix share a row of the network, and what is proposed there, across replicates
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from torch import Tensor
 from ppl_align.constraints.automata import AutomatonMatcher
 from ppl_align.constraints.base import Constraint
 from ppl_align.core.errors import InputError
+from ppl_align.core.runs import on_run_end
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.lm.base import LM, Ids
 from ppl_align.lm.distribution import CompletionDistribution
@@ -164,28 +166,23 @@ def look_ahead(
     num_pool: int = 64,
     seed: int = 0,
     **declared: Any,
-) -> SiteLookAhead:
+) -> Twist:
     """Learn psi once, to be used by many runs: ``SMC(twist=look_ahead(lm, Contains("word"), prompt, 24))``.
 
-    Arguments as of ``completion``, ``temperature``, ``top_k``, ``top_p`` and ``stop`` included. Raises ``InputError``
-    for a constraint that cannot look ahead."""
+    Arguments as of ``completion``, ``temperature``, ``top_k``, ``top_p`` and ``stop`` included. Of a conjunction each
+    part looks ahead that can. Raises ``InputError`` where none can: a schema, a grammar, a pattern whose automaton is
+    too large."""
     source = lm.completion(prompt, max_new_tokens, **declared)
     matcher = compiled(constraint, goes_on_from(lm, source.prompts))
     with isolated(mix(seed, "lookahead")):
-        look = learned(source, matcher, num_pool)
-    if look is None:
-        raise InputError(f"{constraint!r} cannot look ahead: {refusal(matcher)}")
-    return look
+        looks = [look for part in matcher.parts if (look := learned(source, part, num_pool)) is not None]
+    if not looks:
+        reasons = [part.too_large for part in matcher.parts if part.too_large]
+        raise InputError(f"{constraint!r} cannot look ahead: {' and '.join(reasons) or f'only {CAN} can'}")
+    return looks[0] if len(looks) == 1 else Sum(looks)
 
 
 CAN = "Contains, EndsWith, AcceptedBy, Regex or LengthLimit"
-
-
-def refusal(matcher: Matcher) -> str:
-    """Why nothing is learned of a matcher."""
-    if len(matcher.parts) > 1:
-        return "a conjunction looks ahead part by part, with twist='lookahead'"
-    return matcher.too_large or f"only {CAN} can"
 
 
 def learned(source: CompletionDistribution, matcher: Matcher, num_pool: int) -> SiteLookAhead | None:
@@ -219,6 +216,11 @@ def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: i
     return LookAhead(matcher, torch.stack(psi), by_token, torch.stack(smoothed), source.stop_ids)
 
 
+def _remark(text: str) -> Callable[[], str]:
+    """Said once, when the run has ended."""
+    return lambda: text
+
+
 class LearnedLookAhead(Twist):
     """The twist ``"lookahead"``: psi is learned by ``num_pool`` draws, for each constraint that can look ahead."""
 
@@ -231,4 +233,7 @@ class LearnedLookAhead(Twist):
         matchers = [] if scene.restriction is None else scene.restriction.matchers
         source, parts = scene.site.fn, [part for matcher in matchers for part in matcher.parts]
         looks = [look for part in parts if (look := learned(source, part, self.num_pool)) is not None]
+        for reason in {part.too_large for part in parts if part.too_large}:
+            text = f'twist="lookahead": {reason}, its masks alone steer'
+            on_run_end(("lookahead", reason), partial(_remark, text))
         return Sum([AtSite(look, source.max_new_tokens) for look in looks]) if looks else None

@@ -46,13 +46,13 @@ class Ends:
 class Seen:
     """Distinct prefixes, in the order in which they were met.
 
-    Of prefix i: ``prefixes[i]``, ``places[i]``, ``here[i]`` the mass of what ends it as it is. Of its edges (one for each
-    token that is kept, one for all others with the same effect), in ``edges[i]``, five columns: the token or -1, the
-    state it leads to, the growth of the count, the mass, does it end the text?"""
+    Of prefix i: ``prefixes[i]``, ``places[i]``, ``here[i]`` the mass of what ends it as it is. Of its edges (one for
+    each token that is kept, one for all others with the same effect), in ``edges[i]``, five columns: the token or -1,
+    the state it leads to, the growth of the count, the mass, does it end the text?"""
 
-    def __init__(self, foreseen: Foreseen, ends: Ends) -> None:
-        self.foreseen, self.ends = foreseen, ends
-        self.number: dict[Ids, int] = {}
+    def __init__(self, foreseen: Foreseen, source: CompletionDistribution) -> None:
+        self.foreseen, self.ends = foreseen, Ends.of(source)
+        self.number: dict[tuple[Ids, Ids], int] = {}
         self.prefixes: list[Ids] = []
         self.places: list[Place] = []
         self.here: list[float] = []
@@ -61,9 +61,13 @@ class Seen:
     def __len__(self) -> int:
         return len(self.prefixes)
 
-    def note(self, prefix: Ids, place: Place, p: np.ndarray) -> None:
+    def find(self, prompt: Ids | None, prefix: Ids) -> int:
+        """Its number; -1 for one that was not met, and where there is no prompt to say whose it is."""
+        return -1 if prompt is None else self.number.get((prompt, prefix), -1)
+
+    def note(self, prompt: Ids, prefix: Ids, place: Place, p: np.ndarray) -> None:
         """``p`` [V] the mass of each next token, float64. What leads nowhere is left out."""
-        if prefix in self.number or place[0] < 0:
+        if (prompt, prefix) in self.number or place[0] < 0:
             return
         foreseen = self.foreseen
         to, growth = foreseen.moves[place[0]][foreseen.kind], foreseen.counts[place[0]][foreseen.kind]
@@ -74,7 +78,9 @@ class Seen:
         keep = live & (p >= KEPT * p[live].sum())
         rest = live & ~keep
         step = int(foreseen.counts.max(initial=0)) + 1
-        effect, which = np.unique((to[rest].astype(np.int64) * step + growth[rest]) * 2 + over[rest], return_inverse=True)
+        effect, which = np.unique(
+            (to[rest].astype(np.int64) * step + growth[rest]) * 2 + over[rest], return_inverse=True
+        )
         mass = np.bincount(which.reshape(-1), p[rest], len(effect))
         edges = (
             np.append(np.flatnonzero(keep), np.full(len(effect), OTHERS)),
@@ -83,7 +89,7 @@ class Seen:
             np.append(p[keep], mass),
             np.append(over[keep], effect % 2).astype(bool),
         )
-        self.number[prefix] = len(self.prefixes)
+        self.number[prompt, prefix] = len(self.prefixes)
         self.prefixes.append(prefix)
         self.places.append(place)
         self.here.append(float(p[self.ends.here].sum()))

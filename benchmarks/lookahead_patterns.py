@@ -1,0 +1,200 @@
+r"""Looking ahead in strict patterns against masks alone, at equal LM tokens: error of log Z on SmolLM2.
+
+    python benchmarks/lookahead_patterns.py [--only date phone ...] [--seeds 8] [--kind core|published|all]
+
+For each pattern: log Z of a reference (looking ahead, 16 replicates of N particles, N doubled up to 1024, 2^14 in all,
+until its standard error is below .05); then, for growing sizes (N particles, a pool of M draws), the root mean square
+error of log Zhat of
+
+    ahead   SMC(N, 1, twist="lookahead", num_pool=M), a pool of its own for every seed, which is on its bill
+    masks   SMC(N', 1): particles within the mask, weighed by what it leaves out; N' such that it costs as many LM tokens
+
+up to the first size at which the better of the two is below .5. A run whose particles all die counts as an error of
+``DEAD`` nats for either. An error of the reference of .05 is part of both.
+
+Patterns end with the character that stops the text (``stop``), as in a sentence, a quoted string or a line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import statistics
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_align import SMC, CausalLM, Regex, completion, constrain
+from ppl_align.core.errors import AllDeadError
+
+SIZES = ((5, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256))
+ENOUGH, DEAD = 0.5, 20.0
+REPLICATES, LARGEST, PRECISE = 16, 1024, 0.05
+MASKED = 16  # replicates of masks
+
+
+class Case(NamedTuple):
+    """A pattern and a prompt that asks for it: at most ``length`` tokens, ended by ``stop``."""
+
+    prompt: str
+    pattern: str
+    length: int
+    stop: str
+
+
+HEX, DIGIT = "[0-9a-f]", "[0-9]"
+MONTHS = "(Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)"
+CORE = {
+    "date": Case("The meeting took place on", r" [0-9]{4}-[0-9]{2}-[0-9]{2}\.", 16, "."),
+    "phone": Case("You can reach our office at", r" [0-9]{3}-[0-9]{3}-[0-9]{4}\.", 18, "."),
+    "hex colour": Case("The background colour of the page is", r" #[0-9a-fA-F]{6}\.", 14, "."),
+    "e-mail": Case("For more information, write to", r" [a-z0-9._]+@[a-z0-9]+\.(com|org|net|edu)\n", 20, "\n"),
+}
+PUBLISHED = {
+    "url": Case("The project lives at", r" https?://[a-z0-9.-]+\.(com|org|net|io)(/[a-z0-9_/-]*)?\n", 24, "\n"),
+    "url, www": Case("Visit our web site:", r" www\.[a-z0-9-]+\.(com|org|net)\n", 16, "\n"),
+    "domain": Case('{"domain": "', r'[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,4}"', 16, '"'),
+    "ipv4": Case("The server answers at", r" ([0-9]{1,3}\.){3}[0-9]{1,3}\n", 20, "\n"),
+    "ipv4, exact": Case(
+        '{"ip": "', r'((25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"', 18, '"'
+    ),
+    "ipv6": Case('{"ipv6": "', rf'({HEX}{{1,4}}:){{7}}{HEX}{{1,4}}"', 42, '"'),
+    "cidr": Case("The subnet is", r" ([0-9]{1,3}\.){3}[0-9]{1,3}/[0-9]{1,2}\n", 22, "\n"),
+    "mac address": Case('{"mac": "', rf'({HEX}{{2}}:){{5}}{HEX}{{2}}"', 28, '"'),
+    "uuid": Case('{"id": "', rf'{HEX}{{8}}(-{HEX}{{4}}){{3}}-{HEX}{{12}}"', 42, '"'),
+    "git hash": Case("Fixed in commit", rf" {HEX}{{7}}\n", 12, "\n"),
+    "md5": Case('{"md5": "', rf'{HEX}{{32}}"', 36, '"'),
+    "semantic version": Case(
+        "We have released version", r" [0-9]+\.[0-9]+\.[0-9]+(-(alpha|beta|rc)\.?[0-9]*)?\n", 14, "\n"
+    ),
+    "version, python": Case("Requires Python", r" ?(>=|==|~=) ?[0-9]\.[0-9]{1,2}(\.[0-9]+)?\n", 12, "\n"),
+    "iso timestamp": Case('{"created": "', r'[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z"', 26, '"'),
+    "iso date, strict": Case('{"date": "', r'(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"', 14, '"'),
+    "iso week": Case("The report of the week", r" [0-9]{4}-W[0-9]{2}\n", 14, "\n"),
+    "us date": Case("Born:", r" (0[1-9]|1[0-2])/(0[1-9]|[12][0-9]|3[01])/(19|20)[0-9]{2}\n", 16, "\n"),
+    "date in words": Case("The treaty was signed on", rf" [0-9]{{1,2}} {MONTHS} [0-9]{{4}}\n", 14, "\n"),
+    "time": Case("The train leaves at", r" ([01][0-9]|2[0-3]):[0-5][0-9]\.", 10, "."),
+    "time, am or pm": Case("The shop opens at", r" (1[0-2]|[1-9]):[0-5][0-9] (AM|PM)\n", 12, "\n"),
+    "duration": Case('{"duration": "', r'PT([0-9]+H)?([0-9]+M)?([0-9]+S)?"', 14, '"'),
+    "iban": Case("IBAN:", r" [A-Z]{2}[0-9]{2}( [0-9]{4}){4} [0-9]{2}\n", 34, "\n"),
+    "bic": Case('{"bic": "', r'[A-Z]{6}[A-Z0-9]{2}([A-Z0-9]{3})?"', 14, '"'),
+    "credit card": Case("Card number:", r" [0-9]{4}( [0-9]{4}){3}\n", 26, "\n"),
+    "us dollars": Case("The ticket costs", r" \$[0-9]{1,3}(,[0-9]{3})*(\.[0-9]{2})?\n", 14, "\n"),
+    "euros": Case("Der Preis beträgt", r" [0-9]{1,3}(\.[0-9]{3})*,[0-9]{2} €\n", 14, "\n"),
+    "percentage": Case("The growth rate was", r" -?[0-9]{1,2}(\.[0-9]{1,2})?%\.", 12, "."),
+    "coordinates": Case("The island lies at", r" -?[0-9]{1,2}\.[0-9]{2,4}, -?[0-9]{1,3}\.[0-9]{2,4}\n", 24, "\n"),
+    "degrees": Case("Location:", r" [0-9]{1,2}°[0-9]{1,2}'[NS] [0-9]{1,3}°[0-9]{1,2}'[EW]\n", 22, "\n"),
+    "isbn": Case("ISBN", r" 97[89]-[0-9]-[0-9]{2,5}-[0-9]{2,5}-[0-9]\n", 24, "\n"),
+    "issn": Case("ISSN", r" [0-9]{4}-[0-9]{3}[0-9X]\n", 14, "\n"),
+    "doi": Case("doi:", r" ?10\.[0-9]{4,5}/[a-z0-9.-]{4,16}\n", 26, "\n"),
+    "arxiv": Case("The preprint is", r" arXiv:[0-9]{4}\.[0-9]{4,5}(v[0-9])?\n", 18, "\n"),
+    "licence plate": Case("The licence plate of the car was", r" [A-Z]{1,3}[ -][A-Z]{0,2} ?[0-9]{1,4}\.", 14, "."),
+    "uk postcode": Case(
+        "Her address is 12 High Street, London", r",? [A-Z]{1,2}[0-9][0-9A-Z]? [0-9][A-Z]{2}\n", 14, "\n"
+    ),
+    "us zip code": Case("Springfield, Illinois", r",? [0-9]{5}(-[0-9]{4})?\n", 16, "\n"),
+    "social security": Case("SSN:", r" [0-9]{3}-[0-9]{2}-[0-9]{4}\n", 16, "\n"),
+    "phone, e.164": Case("Call us:", r" \+[1-9][0-9]{7,14}\n", 20, "\n"),
+    "stock ticker": Case("Shares of Apple trade as", r" \(?(NYSE|NASDAQ): ?[A-Z]{1,5}\)?\.", 12, "."),
+    "file path": Case("The configuration is in", r" /([a-z0-9_.]+/)+[a-z0-9_]+\.(conf|cfg|ini|json|yaml)\n", 20, "\n"),
+}
+CASES = {**CORE, **PUBLISHED}
+
+
+def model(lm: CausalLM, case: Case) -> None:
+    """What the prompt asks for, and nothing else."""
+    x = completion("x", lm, case.prompt, max_new_tokens=case.length, stop=case.stop)
+    constrain("format", Regex(case.pattern), x)
+
+
+def reference(lm: CausalLM, case: Case) -> tuple[float, float, int]:
+    """log Z, its standard error, and how many particles there were in all."""
+    particles = 32
+    while True:
+        engine = SMC(particles, REPLICATES, twist="lookahead", num_pool=256)
+        log_z = engine.run(model, lm, case, seed=12345).log_evidence
+        pooled = float(log_z.logsumexp(0)) - math.log(REPLICATES)
+        error = float((log_z - pooled).exp().std()) / math.sqrt(REPLICATES)
+        if error < PRECISE or particles >= LARGEST:
+            return pooled, error, particles * REPLICATES
+        particles *= 4 if error > 2 * PRECISE else 2
+
+
+def once(engine: SMC, lm: CausalLM, case: Case, seed: int) -> tuple[float, float]:
+    """log Zhat of one replicate and the LM tokens it took; -inf where all particles died."""
+    try:
+        run = engine.run(model, lm, case, seed=seed)
+    except AllDeadError:
+        return -math.inf, math.nan
+    return float(run.log_evidence[0]), float(run.cost.lm_tokens)
+
+
+def masked(lm: CausalLM, case: Case, tokens: float) -> tuple[Tensor, int, float]:
+    """log Zhat [R] of masks with so many particles that a replicate takes ``tokens``, their number, and the tokens."""
+    particles, spent = max(2, round(tokens / case.length)), math.nan
+    for _ in range(5):
+        runs = [once(SMC(particles, 1), lm, case, 100 + seed)[1] for seed in range(2)]
+        known = [each for each in runs if each == each]
+        spent = statistics.fmean(known) if known else math.nan
+        if not known or abs(spent / tokens - 1) < 0.1:
+            break
+        particles = max(2, round(particles * tokens / spent))
+    try:
+        log_z = SMC(particles, MASKED).run(model, lm, case, seed=7).log_evidence
+    except AllDeadError:
+        log_z = torch.full((MASKED,), -math.inf)
+    return log_z, particles, spent
+
+
+def rmse(log_z: Tensor, truth: float) -> float:
+    """Of log Zhat, nats."""
+    return float((log_z - truth).clamp_min(-DEAD).square().mean().sqrt())
+
+
+def measure(lm: CausalLM, name: str, case: Case, seeds: int) -> float:
+    """Print a line; the ratio of the errors."""
+    start = time.perf_counter()
+    truth, error, particles = reference(lm, case)
+    for n, pool in SIZES:
+        runs = [once(SMC(n, 1, twist="lookahead", num_pool=pool), lm, case, seed) for seed in range(seeds)]
+        tokens = statistics.fmean(each for _, each in runs if each == each)
+        ahead = rmse(torch.tensor([log_z for log_z, _ in runs]), truth)
+        found, n_masks, spent = masked(lm, case, tokens)
+        blind = rmse(found, truth)
+        if min(ahead, blind) < ENOUGH:
+            break
+    seconds = time.perf_counter() - start
+    print(
+        f"{name:>17} {truth:8.2f} {error:5.3f} {particles:6d} {n:4d} {pool:4d} {tokens:7.0f} {ahead:7.3f} "
+        f"{n_masks:6d} {spent:7.0f} {blind:7.3f} {ahead / blind:6.2f} {seconds:6.0f}s",
+        flush=True,
+    )
+    return ahead / blind
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME")
+    parser.add_argument("--kind", choices=["core", "published", "all"], default="all")
+    parser.add_argument("--seeds", type=int, default=8)
+    options = parser.parse_args()
+    kinds = {"core": CORE, "published": PUBLISHED, "all": CASES}
+    names = options.only or list(kinds[options.kind])
+    logging.disable(logging.WARNING)
+    lm = CausalLM("smollm2-135m")
+    print(
+        f"{'pattern':>17} {'log Z':>8} {'error':>5} {'of':>6} {'N':>4} {'pool':>4} {'tokens':>7} {'ahead':>7} "
+        f"{'N masks':>6} {'tokens':>7} {'masks':>7} {'ratio':>6}"
+    )
+    ratios = {name: measure(lm, name, CASES[name], options.seeds) for name in names}
+    published = [ratio for name, ratio in ratios.items() if name in PUBLISHED]
+    print(f"core, the largest ratio: {max((r for n, r in ratios.items() if n in CORE), default=math.nan):.2f}")
+    if published:
+        print(f"published ({len(published)}): median {statistics.median(published):.2f}, largest {max(published):.2f}")
+
+
+if __name__ == "__main__":
+    main()
