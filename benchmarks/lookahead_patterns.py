@@ -7,7 +7,7 @@ until its standard error is below .05); then, for growing sizes (N particles, a 
 error of log Zhat of
 
     ahead   SMC(N, 1, twist="lookahead", num_pool=M), a pool of its own for every seed, which is on its bill
-    masks   SMC(N', 1): particles within the mask, weighed by what it leaves out; N' such that it costs as many LM tokens
+    masks   SMC(N', 1): particles within the mask, weighed by what it leaves out; N' for as many LM tokens
 
 up to the first size at which the better of the two is below .5. A run whose particles all die counts as an error of
 ``DEAD`` nats for either. An error of the reference of .05 is part of both.
@@ -160,7 +160,8 @@ def measure(lm: CausalLM, name: str, case: Case, seeds: int) -> float:
     truth, error, particles = reference(lm, case)
     for n, pool in SIZES:
         runs = [once(SMC(n, 1, twist="lookahead", num_pool=pool), lm, case, seed) for seed in range(seeds)]
-        tokens = statistics.fmean(each for _, each in runs if each == each)
+        known = [each for _, each in runs if each == each]
+        tokens = statistics.fmean(known) if known else float((n + pool) * case.length)
         ahead = rmse(torch.tensor([log_z for log_z, _ in runs]), truth)
         found, n_masks, spent = masked(lm, case, tokens)
         blind = rmse(found, truth)

@@ -1,8 +1,8 @@
-"""SMC that looks ahead: a word that has to occur, an ending.
+"""SMC that looks ahead: a word that has to occur, an ending, a pattern, a length.
 
-A pool of draws from the prior tells how likely `Contains`, `EndsWith` or an automaton of your own is still to be met
-from any prefix. Tokens are proposed and prefixes weighed by it. Constraints that cannot look ahead, and rewards, are
-treated as without a twist.
+A pool of draws tells how likely `Contains`, `EndsWith`, an automaton of your own, `Regex` or `LengthLimit` is still to
+be met from any prefix. Tokens are proposed and prefixes weighed by it. Constraints that cannot look ahead, and rewards,
+are treated as without a twist.
 """
 
 from ppl_align import SMC

@@ -133,7 +133,7 @@ def of_bytes(lm: LM, machine: Machine) -> Foreseen | None:
 
 
 class _Pieces:
-    """What tokens spell: ``bytes`` [V, longest], and of each token how many; ``by_first`` those with each first byte."""
+    """What tokens spell: ``bytes`` [V, longest], and of each token how many; by the first of them, the tokens."""
 
     def __init__(self, pieces: Sequence[bytes], eos_ids: Sequence[int]) -> None:
         lengths = np.array([len(piece) for piece in pieces])

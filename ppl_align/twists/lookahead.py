@@ -20,6 +20,9 @@ impossible; tokens are proposed with psi itself, for which what is unseen would 
 No state is thought much worse than the start, and one token in ten is drawn from the prior, as far as the constraint
 allows.
 
+That is for constraints that forbid nothing on the way. In a pattern, or under a limit of words, the state of the
+automaton tells too little, and draws of the prior are outside at once: :mod:`ppl_align.twists.context_lookahead`.
+
 All replicates of a run share one psi: that they agree says nothing about the pool. If success hangs on something that
 none of its draws has met, they may miss it alike. Another seed, a larger ``num_pool`` or a run without the twist tells.
 (Replicates have no pools of their own: num_pool / num_replicates draws would be too few, and particles with the same

@@ -22,7 +22,7 @@ from ppl_align.lm.decoding import Rows
 from ppl_align.lm.restriction import Restriction
 from ppl_align.program.constrain import compiled
 from ppl_align.twists.hard_constraint import HardConstraint
-from ppl_align.twists.lookahead import AtSite
+from ppl_align.twists.site_lookahead import AtSite
 from ppl_align.twists.twist import Sum
 
 META = torch.device("meta")

@@ -255,7 +255,7 @@ def unconstrained() -> None:
 @pytest.mark.parametrize(
     ("twist", "says"),
     [
-        ("lookahead", "no completion has a constraint (Contains, EndsWith or AcceptedBy) to look ahead to; SMC is imp"),
+        ("lookahead", "to look ahead to; SMC is importance"),
         (("prefix", "lookahead"), "to look ahead to; SMC goes on without it"),
         (None, "SMC had no weights before the end (twist=None): this run is importance sampling"),
         ("given", "no completion has the constraint that it was made for; SMC is importance sampling"),

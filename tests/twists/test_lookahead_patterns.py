@@ -132,7 +132,7 @@ def test_the_automaton_reads_what_the_mask_allows(name):
         matcher = compiled(Regex(pattern), lm)
         foreseen = matcher.foreseen()
         for length in range(4):
-            prefixes = [ids for ids in itertools.product(range(size), repeat=length)]
+            prefixes = list(itertools.product(range(size), repeat=length))
             places = foreseen.places(prefixes)
             accepts = [s >= 0 and bool(foreseen.ends_well(length)[0, s]) for s, _ in places]
             assert accepts == matcher.accepts(prefixes).tolist()

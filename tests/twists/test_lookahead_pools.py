@@ -29,7 +29,7 @@ from ppl_align.core.errors import InputError
 from ppl_align.lm.leaning import Leaning
 from ppl_align.program.constrain import compiled
 from ppl_align.testing import check_engine
-from ppl_align.twists.lookahead import DEFENSIVE
+from ppl_align.twists.site_lookahead import DEFENSIVE
 from ppl_align.twists.stop_states import stop_strings_of
 from ppl_align.twists.transition_model import UNSEEN, observe
 

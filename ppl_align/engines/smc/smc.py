@@ -38,13 +38,14 @@ class SMC(Engine):
                         "chopthin" (weights stay unequal: :mod:`ppl_align.particles.chopthin`)
     ``twist``           the intermediate potential psi_t: None (weights only between the sites of a program),
                         "prefix": what the rest of the program says of the text so far, "lookahead": how likely
-                        constraints such as ``Contains`` are still to be met (:mod:`ppl_align.twists.lookahead`;
-                        a ``LookAhead`` that was made before is used as it is), a function ``Prefixes -> log psi [m]``:
+                        ``Contains``, ``Regex`` and the like are still to be met (:mod:`ppl_align.twists.lookahead`; one
+                        that was made before is used as it is), a function ``Prefixes -> log psi [m]``:
                         what the program is expected to say of the finished text, or a
                         :class:`~ppl_align.twists.Twist` of your own, which may know a value for each next token and
                         then proposes as well. A tuple is their sum: ``("prefix", "lookahead")``, where a program has
                         rewards and such a constraint
-    ``num_pool``        draws of the prior that "lookahead" learns from, before each completion it is used on
+    ``num_pool``        draws that "lookahead" learns from, before each completion it is used on: of the prior, or from
+                        within a pattern or a length
     ``every``           when psi is refreshed: a number of tokens, or where a "word" or "sentence" of the particle ends
                         (the others keep their last one, or count as the average before they have had any)
     ``proposal``        as for importance sampling
