@@ -1,9 +1,13 @@
 """Looking ahead in a strict pattern: what is proposed, how prefixes are weighed, and how the pool is drawn.
 
-Draws of the prior leave a pattern at the first token, so the pool is drawn from within it, in ``ROUNDS``: each leans to
+Draws of the prior leave a pattern at the first token, so the pool is drawn from within it, in rounds: each leans to
 what those before it have taught, first to nothing but the automaton. So the paths that matter are followed to their
-ends, and what looked better than it was is found out. (Success is never thought impossible where it is possible, and
-one token in ten is drawn from the confined prior: E[Zhat] = Z whatever the pool.)
+ends, and what looked better than it was is found out. No draw within a mask weighs more than 1, so that masks alone
+have a relative variance of at most 1/Z - 1: where the first draws say that Z is ``LIKELY`` or more, the rest of the pool
+is saved, and masks steer alone.
+
+Success is never thought impossible where it is possible, and one token in ten is drawn from the confined prior:
+E[Zhat] = Z whatever the pool.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from ppl_align.twists.context_model import ContextModel
 from ppl_align.twists.seen_prefixes import Seen
 from ppl_align.twists.site_lookahead import DEFENSIVE, SiteLookAhead
 
-ROUNDS = 4
+LIKELY = 0.1
 
 
 class ContextLookAhead(SiteLookAhead):
@@ -93,17 +97,30 @@ class ContextLookAhead(SiteLookAhead):
 
 
 def learn_contexts(
-    source: CompletionDistribution, matcher: Matcher, foreseen: Foreseen, num_pool: int
-) -> ContextLookAhead:
-    """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens."""
+    source: CompletionDistribution, matcher: Matcher, foreseen: Foreseen, num_pool: int, whole: bool = False
+) -> ContextLookAhead | None:
+    """psi from ``num_pool`` draws; spends at most ``num_pool * T`` LM tokens.
+
+    None where masks alone are good enough, as the first draws say (``whole``: do not ask)."""
     seen, horizon, prompt = Seen(foreseen, source), source.max_new_tokens, only_prompt(source)
     look = ContextLookAhead(matcher, ContextModel(seen, horizon, prompt))
     flat = source.index.reshape(-1)
     spread = flat[torch.linspace(0, len(flat) - 1, num_pool).round().long().to(flat.device)]
-    for part in spread.tensor_split(min(ROUNDS, num_pool)):
-        _draw(source.with_index(part), look, seen)
+    for k, part in enumerate(spread.split(rounds_of(num_pool))):
+        weights = _draw(source.with_index(part), look, seen)
+        if k == 0 and not whole and float(weights.mean()) >= LIKELY:
+            return None
         look = ContextLookAhead(matcher, ContextModel(seen, horizon, prompt))
     return look
+
+
+def rounds_of(num_pool: int) -> list[int]:
+    """How many draws each round has: an eighth, an eighth, a quarter and the rest, but two where there are two."""
+    sizes: list[int] = []
+    for part in (8, 8, 4, 1):
+        left = num_pool - sum(sizes)
+        sizes.append(left if part == 1 else min(left, max(2, num_pool // part)))
+    return [size for size in sizes if size]
 
 
 def only_prompt(source: CompletionDistribution) -> Ids | None:
@@ -112,9 +129,10 @@ def only_prompt(source: CompletionDistribution) -> Ids | None:
     return source.prompts[used[0]] if len(used) == 1 else None
 
 
-def _draw(source: CompletionDistribution, look: ContextLookAhead, seen: Seen) -> None:
-    """One round of the pool."""
+def _draw(source: CompletionDistribution, look: ContextLookAhead, seen: Seen) -> Tensor:
+    """One round of the pool; p0 / q of each draw [m], 0 where it came to nothing. Their mean is an estimate of Z."""
     population = Population(source, lean=_Explore(look, source.max_new_tokens))
+    lost = np.zeros(len(population.alive), dtype=bool)
     while not population.done:
         prefixes = population.row_prefixes()
         p = source.warp(population.decoder.log_probs).double().exp().cpu().numpy()
@@ -122,9 +140,13 @@ def _draw(source: CompletionDistribution, look: ContextLookAhead, seen: Seen) ->
         for prompt, x, place, row in zip(prompts, prefixes, look.foreseen.places(prefixes), p, strict=True):
             seen.note(prompt, x, place, row)
         population.step()
+        running = population.alive.copy()
         after = look.foreseen.places([tuple(row) for row in population.written[:, : population.t].tolist()])
-        population.alive &= np.array([state >= 0 for state, _ in after])
+        lost |= running & np.array([state < 0 for state, _ in after])
+        population.alive &= ~lost
         population.advance()
+    ratio = (population.log_p - population.log_q).exp().cpu()
+    return torch.where(torch.from_numpy(lost), 0.0, ratio)
 
 
 class _Explore:

@@ -178,7 +178,7 @@ def look_ahead(
     source = lm.completion(prompt, max_new_tokens, **declared)
     matcher = compiled(constraint, goes_on_from(lm, source.prompts))
     with isolated(mix(seed, "lookahead")):
-        looks = [look for part in matcher.parts if (look := learned(source, part, num_pool)) is not None]
+        looks = [look for part in matcher.parts if (look := learned(source, part, num_pool, whole=True)) is not None]
     if not looks:
         reasons = [part.too_large for part in matcher.parts if part.too_large]
         raise InputError(f"{constraint!r} cannot look ahead: {' and '.join(reasons) or f'only {CAN} can'}")
@@ -188,8 +188,8 @@ def look_ahead(
 CAN = "Contains, EndsWith, AcceptedBy, Regex or LengthLimit"
 
 
-def learned(source: CompletionDistribution, matcher: Matcher, num_pool: int) -> SiteLookAhead | None:
-    """psi of what can look ahead; None of anything else."""
+def learned(source: CompletionDistribution, matcher: Matcher, num_pool: int, whole: bool = False) -> Twist | None:
+    """psi of what can look ahead; None of anything else. ``whole``: the pool is drawn, whether it is needed or not."""
     if isinstance(matcher, AutomatonMatcher):
         return learn(source, matcher, num_pool)
     if not matcher.can_foresee:
@@ -197,7 +197,10 @@ def learned(source: CompletionDistribution, matcher: Matcher, num_pool: int) -> 
     if not source.lm.steps:
         raise InputError(source.lm.cannot_step("looking ahead"))
     foreseen = matcher.foreseen()
-    return None if foreseen is None else learn_contexts(source, matcher, foreseen, num_pool)
+    if foreseen is None:
+        return None
+    found = learn_contexts(source, matcher, foreseen, num_pool, whole)
+    return Sum([]) if found is None else found  # it was asked, and has nothing to add to its mask
 
 
 def learn(source: CompletionDistribution, matcher: AutomatonMatcher, num_pool: int) -> LookAhead:
@@ -239,4 +242,5 @@ class LearnedLookAhead(Twist):
         for reason in {part.too_large for part in parts if part.too_large}:
             text = f'twist="lookahead": {reason}, its masks alone steer'
             on_run_end(("lookahead", reason), partial(_remark, text))
-        return Sum([AtSite(look, source.max_new_tokens) for look in looks]) if looks else None
+        at_site = [AtSite(one, source.max_new_tokens) if isinstance(one, SiteLookAhead) else one for one in looks]
+        return Sum(at_site) if at_site else None

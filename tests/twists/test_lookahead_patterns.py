@@ -14,6 +14,7 @@ from toys.constrained_programs import spelling, taste
 from toys.contracts import contract_of
 
 import ppl_align.constraints.byte_machine
+import ppl_align.twists.context_lookahead
 from ppl_align import (
     SMC,
     CallableLM,
@@ -91,7 +92,8 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("num_pool", [4])
-def test_every_psi_keeps_the_contract(num_pool):
+def test_every_psi_keeps_the_contract(num_pool, monkeypatch):
+    monkeypatch.setattr(ppl_align.twists.context_lookahead, "LIKELY", 2.0)  # else masks are good enough for most
     engine = SMC(num_particles=24, twist="lookahead", num_pool=num_pool, ess_threshold=0.9)
     report = contract_of(engine, PROGRAMS, num_replicates=100)
     report.raise_if_failed()
@@ -306,6 +308,21 @@ def test_a_prefix_is_worth_more_than_its_state_says():
     blind = float(((masks - log_z) ** 2).mean().sqrt())
     assert ahead < 0.5
     assert ahead < blind / 3
+
+
+def test_where_masks_are_good_enough_the_pool_is_saved():
+    """The first eighth of it says how likely success is. That is no reason to warn."""
+    drawn = {}
+    for name, pattern in {"likely": "[ab ]*", "rare": "(ab){3}"}.items():
+
+        def model(pattern=pattern):
+            constrain("format", Regex(pattern), completion("x", FIXED, [0], max_new_tokens=3))
+
+        with measure() as cost:
+            run = SMC(1, 1, twist="lookahead", num_pool=64, ess_threshold=0.0).run(model, seed=SEED)
+        drawn[name] = cost.lm_tokens
+        assert not run.warnings
+    assert drawn["likely"] <= drawn["rare"]
 
 
 # -- what is said -------------------------------------------------------------------------------------------------
