@@ -3,8 +3,8 @@
 Draws of the prior leave a pattern at the first token, so the pool is drawn from within it, in rounds: each leans to
 what those before it have taught, first to nothing but the automaton. So the paths that matter are followed to their
 ends, and what looked better than it was is found out. No draw within a mask weighs more than 1, so that masks alone
-have a relative variance of at most 1/Z - 1: where the first draws say that Z is ``LIKELY`` or more, the rest of the pool
-is saved, and masks steer alone.
+have a relative variance of at most 1/Z - 1: where the first draws weigh ``LIKELY`` or more (their geometric mean, which
+one lucky draw does not raise; Z is larger still), the rest of the pool is saved, and masks steer alone.
 
 Success is never thought impossible where it is possible, and one token in ten is drawn from the confined prior:
 E[Zhat] = Z whatever the pool.
@@ -30,7 +30,7 @@ from ppl_align.twists.context_model import ContextModel
 from ppl_align.twists.seen_prefixes import Seen
 from ppl_align.twists.site_lookahead import DEFENSIVE, SiteLookAhead
 
-LIKELY = 0.1
+LIKELY = 0.05
 
 
 class ContextLookAhead(SiteLookAhead):
@@ -108,7 +108,7 @@ def learn_contexts(
     spread = flat[torch.linspace(0, len(flat) - 1, num_pool).round().long().to(flat.device)]
     for k, part in enumerate(spread.split(rounds_of(num_pool))):
         weights = _draw(source.with_index(part), look, seen)
-        if k == 0 and not whole and float(weights.mean()) >= LIKELY:
+        if k == 0 and not whole and float(weights.log().mean().exp()) >= LIKELY:
             return None
         look = ContextLookAhead(matcher, ContextModel(seen, horizon, prompt))
     return look

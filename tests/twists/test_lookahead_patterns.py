@@ -310,19 +310,28 @@ def test_a_prefix_is_worth_more_than_its_state_says():
     assert ahead < blind / 3
 
 
-def test_where_masks_are_good_enough_the_pool_is_saved():
-    """The first eighth of it says how likely success is. That is no reason to warn."""
-    drawn = {}
-    for name, pattern in {"likely": "[ab ]*", "rare": "(ab){3}"}.items():
+@pytest.mark.parametrize(("pattern", "sizes"), [("[ab ]*", [8]), ("(ab){4} (ab)*", [8, 8, 16, 32])])
+def test_where_masks_are_good_enough_the_pool_is_saved(pattern, sizes, monkeypatch):
+    """The first eighth of it says how likely success is. That masks steer alone then is no reason to warn."""
+    drawn, inner = [], ppl_align.twists.context_lookahead._draw
 
-        def model(pattern=pattern):
-            constrain("format", Regex(pattern), completion("x", FIXED, [0], max_new_tokens=3))
+    def spy(source, look, seen):
+        drawn.append(source.index.numel())
+        return inner(source, look, seen)
 
-        with measure() as cost:
-            run = SMC(1, 1, twist="lookahead", num_pool=64, ess_threshold=0.0).run(model, seed=SEED)
-        drawn[name] = cost.lm_tokens
-        assert not run.warnings
-    assert drawn["likely"] <= drawn["rare"]
+    monkeypatch.setattr(ppl_align.twists.context_lookahead, "_draw", spy)
+
+    def model():
+        constrain("format", Regex(pattern), completion("x", FIXED, [0], max_new_tokens=6))
+
+    run = SMC(8, 2, twist="lookahead", num_pool=64).run(model, seed=SEED)
+    assert drawn == sizes
+    assert not run.warnings
+
+
+@pytest.mark.parametrize(("num_pool", "sizes"), [(1, [1]), (3, [2, 1]), (8, [2, 2, 2, 2]), (64, [8, 8, 16, 32])])
+def test_rounds_of_a_pool(num_pool, sizes):
+    assert ppl_align.twists.context_lookahead.rounds_of(num_pool) == sizes
 
 
 # -- what is said -------------------------------------------------------------------------------------------------
