@@ -49,7 +49,7 @@ def test_docs_testing(capsys):
     ("what", "call", "quick", "programs"),
     [
         ("class MyEngine", "MyEngine()", f"MyEngine(64), {FEW}, num_replicates=50", "3 of 3 programs checked, "),
-        ("class SuffixMH", "SuffixMH()", f"SuffixMH(12), {FEW}, num_replicates=400", "3 of 3 programs checked, "),
+        ("class MyChain", "MyChain()", f"MyChain(12), {FEW}, num_replicates=400", "3 of 3 programs checked, "),
         ("class StepReward", "[solve])", "[solve], num_replicates=100)", ""),
         ("class LinearValue", "ess_threshold=0.9)", f"ess_threshold=0.9), {FEW}, num_replicates=60", "3 of 3 programs"),
     ],
@@ -126,6 +126,17 @@ def test_the_example_of_smc(capsys):
     spread = {name: float(names[name].log_evidence.std()) for name in ("plain", "steered")}  # type: ignore[attr-defined]
     assert {name: round(value, 2) for name, value in spread.items()} == {"plain": 1.26, "steered": 0.25}
     assert "Sampling diagnostics" in capsys.readouterr().out
+
+
+def test_the_example_of_kernels(capsys):
+    (snippet,) = [s for s in snippets("docs/engines.md") if "many_e" in s]
+    names: dict[str, object] = {"__name__": "reader"}
+    run(snippet, names)
+    said = capsys.readouterr().out
+    assert "Sampling diagnostics" in said
+    assert "R-hat" in said
+    means = [float(names[name].rewards["e"].mean()) for name in ("tempered", "chains")]  # type: ignore[attr-defined]
+    assert abs(means[0] - means[1]) < 0.1, "two engines, one posterior"
 
 
 def test_the_glossary_has_every_column():
