@@ -58,10 +58,13 @@ def _check_fit(values: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
         have, want = (", ".join(map(repr, sorted(names))) for names in (values, own))
         raise InputError(f"init= holds {have}, and the latents of this program are {want}: it is a run of another one")
     for name, value in values.items():
-        if value.shape[1:] != own[name].shape[1:]:
+        has, wants = (
+            [n for n in part.shape[1:] if n > 1] for part in (value, own[name])
+        )  # a plate of 1 may be left out
+        if has != wants:
             raise InputError(
-                f"init= holds {name!r} of shape {list(value.shape[1:])}, here it is {list(own[name].shape[1:])}: it is "
-                f"a run of another program, or with other arguments"
+                f"init= holds {name!r} of shape {has}, here it is {wants}: it is a run of another program, or with "
+                f"other arguments"
             )
 
 

@@ -314,8 +314,9 @@ def test_every_recipe_is_an_engine() -> None:
     from ppl_align.loading import load_engine
 
     recipes = {entry.name: load_engine(entry.name) for entry in gallery.entries("inference")}
-    steering = {"smc", "smc_every_token", "smc_lookahead", "smc_power", "smc_tempered"}
-    assert set(recipes) == {"exact", "importance", "nested", "rejection", "svi", *steering}
+    steering = {"smc", "smc_every_token", "smc_lookahead", "smc_power", "smc_rejuvenated", "smc_tempered"}
+    moving = {"mcmc", "particle_gibbs", "tempered"}
+    assert set(recipes) == {"exact", "importance", "nested", "rejection", "svi", *steering, *moving}
     assert all(name.startswith(recipe.engine.name) for name, recipe in recipes.items())
 
 

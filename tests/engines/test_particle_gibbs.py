@@ -74,5 +74,5 @@ def test_what_it_refuses():
         ParticleGibbs(SMC(8))
     with pytest.raises(InputError, match="two particles"):
         ParticleGibbs(SMC(1, resampling="multinomial"))
-    with pytest.raises(InputError, match="run conditionally"):
+    with pytest.raises(InputError, match="takes an SMC"):
         ParticleGibbs(Enumeration())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from conftest import SEED
@@ -18,49 +16,8 @@ from ppl_align.particles.weights import Weights
 from ppl_align.testing import PROGRAMS, Oracle
 from ppl_align.testing.statistics import mean_z
 
-LENGTH = 10
 SHARES = torch.tensor([0.45, 0.35, 0.20], dtype=torch.float64)
 LETTERS = MarkovLM(SHARES.log().expand(3, 3).clone(), SHARES.log(), tokens=("x", "a", "b"))
-
-
-def bistable(many_a: float, many_b: float) -> None:
-    """Two rewards, each for as many of one letter as there can be: beyond some beta the second takes over."""
-    x = completion("x", LETTERS, "", max_new_tokens=LENGTH)
-    reward("a", lambda tokens: ((tokens == 1).double().mean(-1)) ** 2, x.tokens, weight=many_a)
-    reward("b", lambda tokens: ((tokens == 2).double().mean(-1)) ** 2, x.tokens, weight=many_b)
-
-
-def exact(many_a: float, many_b: float, exponent: float = 1.0) -> tuple[float, float]:
-    """log Z, and the share of texts with more b than a, of the target with that exponent: a sum over numbers of
-    letters."""
-    total = mostly_b = 0.0
-    for a in range(LENGTH + 1):
-        for b in range(LENGTH + 1 - a):
-            rest = LENGTH - a - b
-            ways = math.comb(LENGTH, a) * math.comb(LENGTH - a, b)
-            weight = ways * float(SHARES[1]) ** a * float(SHARES[2]) ** b * float(SHARES[0]) ** rest
-            weight *= math.exp(exponent * (many_a * a**2 + many_b * b**2) / LENGTH**2)
-            total += weight
-            mostly_b += weight * (b > a)
-    return math.log(total), mostly_b / total
-
-
-def test_the_bistable_target_is_one():
-    """The letter that is common turns into the other one as the exponent rises."""
-    shares = [exact(18.0, 30.0, e)[1] for e in (0.2, 0.5, 1.0)]
-    assert shares[0] < 0.2 < shares[1] < 0.7 < shares[2]
-
-
-def test_both_modes_of_a_bistable_target_are_found():
-    log_z, share = exact(18.0, 30.0)
-    engine = TemperedSMC(400, 24, kernel=InfillMH(size=2), num_moves=12, ess_threshold=0.7)
-    run = engine.run(bistable, 18.0, 30.0, seed=SEED)
-    ratio = (run.log_evidence - log_z).exp()
-    assert float(ratio.std()) < 0.6
-    assert abs(float(mean_z(ratio, 1.0))) < 4
-    tokens = run.particles["x"].tokens
-    mostly_b = ((tokens == 2).sum(-1) > (tokens == 1).sum(-1)).double().mean(-1)
-    assert abs(float(mean_z(ratio * (mostly_b - share), 0.0))) < 4
 
 
 def test_the_path_leads_from_what_is_drawn_to_the_posterior():

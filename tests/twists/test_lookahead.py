@@ -201,7 +201,7 @@ def test_the_two_parts_of_a_twist_are_added(soft, monkeypatch):
         constrain("word", Contains("ba"), x)
         reward("taste", taste, x.tokens, beta=0.6)
 
-    inner = TwistedSMC._potential
+    inner = TwistedSMC.potential
 
     def spy(self, decode, chosen, running):
         psi = inner(self, decode, chosen, running)
@@ -216,7 +216,7 @@ def test_the_two_parts_of_a_twist_are_added(soft, monkeypatch):
             seen.append((over, value - liking - ahead))
         return psi
 
-    monkeypatch.setattr(TwistedSMC, "_potential", spy)
+    monkeypatch.setattr(TwistedSMC, "potential", spy)
     SMC(num_particles=32, num_replicates=2, twist=(soft, look), ess_threshold=0.9).run(model, seed=SEED)
     assert {over for over, _ in seen} == {True, False}
     assert max(abs(difference) for _, difference in seen) < 1e-6
