@@ -29,10 +29,13 @@ from ppl_align.rewards import Toxicity, Vader
 from ppl_align.rewards.tokens import LastToken, TokenSum
 from ppl_align.testing.chain import ChainOracle
 from ppl_align.testing.simulation import simulate
-from ppl_align.twists import PowerRamp
+from ppl_align.twists import PowerRamp, Twist
 
 BOTH = Cycle(InfillMH(size=2), SuffixMH())
 ALPHA = 4.0
+
+
+Engines = Callable[[int], dict[str, list[Engine]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Target:
     of: str
     says: str
     answer: Callable[[], Answer] | None
-    engines: Callable[[int], dict[str, list[Engine]]]
+    engines: Engines
     replicates: int
     kwargs: dict[str, Any] = field(default_factory=dict)
 
@@ -91,30 +94,29 @@ def of_chain(model: Callable[..., Any], beta: float, length: int) -> Answer:
 
 # -- exact: two modes, summed over numbers of letters ----------------------------------------------------------------
 
-LETTERS = 12
 SHARES = torch.tensor([0.45, 0.35, 0.20], dtype=torch.float64)
 ABC = MarkovLM(SHARES.log().expand(3, 3).clone(), SHARES.log())
 
 
-def bistable(many_a: float, many_b: float) -> None:
+def bistable(many_a: float, many_b: float, length: int) -> None:
     """Two rewards, each for as many of one letter as there can be: beyond some beta the rarer one takes over."""
-    x = completion("x", ABC, [0], max_new_tokens=LETTERS)
+    x = completion("x", ABC, [0], max_new_tokens=length)
     reward("a", lambda tokens: ((tokens == 1).double().mean(-1)) ** 2, x.tokens, weight=many_a)
     reward("b", lambda tokens: ((tokens == 2).double().mean(-1)) ** 2, x.tokens, weight=many_b)
 
 
-def of_letters(many_a: float, many_b: float) -> Answer:
+def of_letters(many_a: float, many_b: float, length: int) -> Answer:
     """Sums over how often each letter occurs."""
     total = squared = weighted = mean = 0.0
-    for a in range(LETTERS + 1):
-        for b in range(LETTERS + 1 - a):
-            ways = math.comb(LETTERS, a) * math.comb(LETTERS - a, b)
-            rest = LETTERS - a - b
+    for a in range(length + 1):
+        for b in range(length + 1 - a):
+            ways = math.comb(length, a) * math.comb(length - a, b)
+            rest = length - a - b
             prior = ways * float(SHARES[1]) ** a * float(SHARES[2]) ** b * float(SHARES[0]) ** rest
-            log_w = (many_a * a**2 + many_b * b**2) / LETTERS**2
+            log_w = (many_a * a**2 + many_b * b**2) / length**2
             weight = prior * math.exp(log_w)
             total, squared = total + weight, squared + weight * math.exp(log_w)
-            weighted, mean = weighted + weight * log_w, mean + weight * (b / LETTERS) ** 2
+            weighted, mean = weighted + weight * log_w, mean + weight * (b / length) ** 2
     log_z = math.log(total)
     return Answer(log_z, mean / total, weighted / total - log_z, squared / total**2 - 1)
 
@@ -197,14 +199,33 @@ def on_toys(replicates: int) -> dict[str, list[Engine]]:
     gibbs = SMC(16, twist="prefix", resampling="multinomial")
     return {
         "importance": [ImportanceSampling(n, replicates) for n in (256, 4096)],
-        'smc "prefix"': [SMC(n, replicates, twist="prefix") for n in (64, 1024)],
+        'smc "prefix"': [SMC(n, replicates, twist="prefix") for n in (64, 1024, 8192)],
         'smc "prefix", rejuvenated': [
             SMC(n, replicates, twist="prefix", every=4, rejuvenate=InfillMH(size=2)) for n in (64, 512)
         ],
-        "tempered, suffix": [TemperedSMC(n, replicates) for n in (64, 1024)],
-        "tempered, infill": [TemperedSMC(n, replicates, kernel=InfillMH(size=2), max_moves=64) for n in (64, 512)],
+        "tempered, suffix": [TemperedSMC(n, replicates) for n in (64, 256)],
+        "tempered, infill": [TemperedSMC(n, replicates, kernel=InfillMH(size=2)) for n in (64, 256)],
         "mcmc, both": [MCMC(BOTH, replicates, num_samples=n, num_warmup=n // 2) for n in (64, 512)],
         "particle gibbs": [ParticleGibbs(gibbs, replicates, num_samples=n, num_warmup=n // 4) for n in (16, 64)],
+    }
+
+
+def on_two_modes(replicates: int) -> dict[str, list[Engine]]:
+    """More particles and moves than by default: of the mode that is rare on the way enough have to be there."""
+    return {
+        **on_toys(replicates),
+        "tempered, infill, 100 moves": [
+            TemperedSMC(n, replicates, kernel=InfillMH(size=2), max_moves=100) for n in (256, 4096)
+        ],
+    }
+
+
+def on_rare_ends(replicates: int) -> dict[str, list[Engine]]:
+    """Tokens from a flattened prior, resampled to be as likely as they are under the prior: rare ones come up."""
+    hot = at_temperature(3.0)
+    return {
+        **on_toys(replicates),
+        "smc, temperature 3": [SMC(n, replicates, twist=Twist(), proposal=hot) for n in (1024, 16384)],
     }
 
 
@@ -244,9 +265,14 @@ def powers_of_smollm2(replicates: int) -> dict[str, list[Engine]]:
     }
 
 
-def _chain(model: Callable[..., Any], beta: float, length: int, says: str) -> Target:
+def _chain(model: Callable[..., Any], beta: float, length: int, says: str, engines: Engines = on_toys) -> Target:
     says = f"chain: {says} {length} tokens"
-    return Target(model, (beta, length), "r", says, lambda: of_chain(model, beta, length), on_toys, 32)
+    return Target(model, (beta, length), "r", says, lambda: of_chain(model, beta, length), engines, 32)
+
+
+def _two_modes(many_a: float, many_b: float, length: int) -> Target:
+    args, says = (many_a, many_b, length), f"chain: two modes of {length} letters"
+    return Target(bistable, args, "b", says, lambda: of_letters(*args), on_two_modes, 32)
 
 
 def _reviews(beta: float) -> Target:
@@ -258,8 +284,8 @@ TARGETS: dict[str, Target] = {
     "additive, middling": _chain(additive, 1.7, 20, "a sum over"),
     "additive, far": _chain(additive, 0.95, 20, "a sum over"),
     "additive, farther": _chain(additive, 0.3, 30, "a sum over"),
-    "at the end": _chain(at_the_end, 1.0, 20, "the last of"),
-    "bistable": Target(bistable, (24.0, 40.0), "b", "chain: two modes", lambda: of_letters(24.0, 40.0), on_toys, 32),
+    "at the end": _chain(at_the_end, 1.0, 20, "the last of", on_rare_ends),
+    "bistable": _two_modes(16.7, 22.0, 8),
     "power": Target(sharpened_chain, (ALPHA,), "p", "chain: p0^4 of 16 tokens", lambda: of_power(ALPHA), on_powers, 32),
     "sentiment .2": _reviews(0.2),
     "sentiment .1": _reviews(0.1),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import SEED
@@ -10,7 +12,7 @@ from toys.contracts import oracle_of
 
 from ppl_align import MarkovLM, Regex, TemperedSMC, completion, constrain, reward
 from ppl_align.core.errors import AllDeadError, InputError
-from ppl_align.engines.tempered.annealing import MAX_LEVELS, decorrelated, next_exponent
+from ppl_align.engines.tempered.annealing import MAX_LEVELS, correlation, is_stuck, next_exponent
 from ppl_align.kernels import Cycle, InfillMH, SuffixMH
 from ppl_align.particles.weights import Weights
 from ppl_align.testing import PROGRAMS, Oracle
@@ -18,6 +20,50 @@ from ppl_align.testing.statistics import mean_z
 
 SHARES = torch.tensor([0.45, 0.35, 0.20], dtype=torch.float64)
 LETTERS = MarkovLM(SHARES.log().expand(3, 3).clone(), SHARES.log(), tokens=("x", "a", "b"))
+LENGTH, MANY_A, MANY_B = 8, 16.7, 22.0
+
+
+def two_modes() -> None:
+    """A reward for as many a as there can be, and a larger one for b, which are rarer: from one exponent on b wins."""
+    x = completion("x", LETTERS, "", max_new_tokens=LENGTH)
+    reward("a", lambda tokens: (tokens == 1).double().mean(-1) ** 2, x.tokens, weight=MANY_A)
+    reward("b", lambda tokens: (tokens == 2).double().mean(-1) ** 2, x.tokens, weight=MANY_B)
+
+
+def exact_of_two_modes(exponent: float) -> tuple[float, dict[int, float]]:
+    """log Z at an exponent, and the law of how many more b than a there are; sums over numbers of letters."""
+    weights: dict[tuple[int, int], float] = {}
+    for a in range(LENGTH + 1):
+        for b in range(LENGTH + 1 - a):
+            ways = math.comb(LENGTH, a) * math.comb(LENGTH - a, b)
+            prior = ways * 0.35**a * 0.20**b * 0.45 ** (LENGTH - a - b)
+            weights[a, b] = prior * math.exp(exponent * (MANY_A * a**2 + MANY_B * b**2) / LENGTH**2)
+    total = sum(weights.values())
+    law: dict[int, float] = {}
+    for (a, b), weight in weights.items():
+        law[b - a] = law.get(b - a, 0.0) + weight / total
+    return math.log(total), law
+
+
+def test_the_transition_is_of_first_order():
+    """At some exponent either mode holds more than a fifth, and between them there is next to nothing; before it the
+    one leads, afterwards the other."""
+    (_, before), (_, there), (_, after) = (exact_of_two_modes(e) for e in (0.7, 0.86, 1.0))
+
+    def mode(law: dict[int, float], sign: int) -> float:
+        return sum(p for k, p in law.items() if sign * k > LENGTH / 2)
+
+    assert mode(before, -1) > 2 * mode(before, 1)
+    assert mode(after, 1) > 1.5 * mode(after, -1)
+    assert min(mode(there, 1), mode(there, -1)) > 0.35
+    assert max(there[k] for k in (-1, 0, 1)) < 0.05 * max(there.values())
+
+
+@pytest.mark.statistical
+def test_two_modes_within_a_tenth_of_a_nat():
+    engine = TemperedSMC(4096, 32, kernel=InfillMH(size=2), max_moves=100)
+    off = engine.run(two_modes, seed=SEED).log_evidence - exact_of_two_modes(1.0)[0]
+    assert float(off.square().mean().sqrt()) <= 0.1
 
 
 def test_the_path_leads_from_what_is_drawn_to_the_posterior():
@@ -26,7 +72,7 @@ def test_the_path_leads_from_what_is_drawn_to_the_posterior():
     assert bool((exponents.diff() > 0).all())
     assert float(exponents[0]) > 0
     assert float(exponents[-1]) == 1.0
-    assert bool(((moves >= 1) & (moves <= 16)).all())
+    assert bool(((moves >= 1) & (moves <= 32)).all())
     levels = len(exponents)
     assert run.history["ess"].shape == run.history["log_evidence_increment"].shape == (levels, 6)
     assert torch.allclose(run.history["log_evidence_increment"].sum(0), run.log_evidence)
@@ -58,12 +104,29 @@ def test_the_next_exponent_leaves_the_share_that_was_asked_for():
     assert next_exponent(dead, 0.1, 0.5) == next_exponent(log_weight, 0.1, 0.5), "of those alive"
 
 
-def test_when_weights_have_forgotten_what_they_were():
+def test_how_much_weights_remember():
     first = torch.linspace(0, 1, 50).double()
-    assert not decorrelated(first, first)
-    assert not decorrelated(first, 0.9 * first + 3)
-    assert decorrelated(first, 1 - first)
-    assert decorrelated(first, torch.zeros(50).double()), "nothing is left to forget"
+    assert correlation(first, first) == pytest.approx(1)
+    assert correlation(first, 0.9 * first + 3) == pytest.approx(1)
+    assert correlation(first, 1 - first) == pytest.approx(-1)
+    assert correlation(first, torch.zeros(50).double()) == 0, "nothing is left to remember"
+
+
+def test_moves_that_change_nothing_are_not_made_for_ever():
+    frozen, slow = [1.0] + [0.8] * 40, [0.99**n for n in range(41)]
+    assert [n for n in range(1, 41) if is_stuck(frozen[: n + 1])] == [16, 32]
+    assert not any(is_stuck(slow[: n + 1]) for n in range(1, 41))
+
+
+def test_moves_that_lead_nowhere_are_said(caplog):
+    """Two modes that a redrawn suffix hardly connects: in a few moves particles stay where they are."""
+    run = TemperedSMC(64, 2, max_moves=2).run(two_modes, seed=SEED)
+    (said,) = [line for line in caplog.messages if "raise max_moves (2)" in line]
+    assert "moves leave much as it was" in said
+    assert float(run.history["move_correlation"].max()) > 0.2
+    caplog.clear()
+    TemperedSMC(64, 2, num_moves=2).run(two_modes, seed=SEED)
+    assert "max_moves" not in caplog.text, "so many were asked for"
 
 
 @pytest.mark.parametrize("twist", [None, "lookahead"])

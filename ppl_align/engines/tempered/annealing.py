@@ -33,10 +33,12 @@ _BISECTIONS = 60
 
 
 class Level(NamedTuple):
-    """The next ``exponent``, and how often particles are moved there."""
+    """The next ``exponent``, how often particles are moved there, and the ``correlation`` of W with what it was before,
+    which the pilot saw after as many moves."""
 
     exponent: float
     num_moves: int
+    correlation: float
 
 
 class Population(NamedTuple):
@@ -107,7 +109,7 @@ def anneal(
     """Through given levels. ``waste_free``: all states of the chains go on, not the last ones only."""
     size, seen = population.lineage.shape[-1], []
     done, total = 0, sum(level.num_moves for level in levels)
-    for exponent, num_moves in levels:
+    for exponent, num_moves, _ in levels:
         ess, before = Weights(population.increment(exponent)).ess, population.log_evidence
         population = population.resampled(exponent, size, scheme)
         increment, rates, states = population.log_evidence - before, [], [population]
@@ -133,7 +135,8 @@ def pilot(
     progress: Callable[[int, int, str], None],
 ) -> list[Level]:
     """Exponents, each as far from the last as leaves an ESS of ``ess_threshold`` * N, and moves at each: ``num_moves``,
-    or until W is no longer what it was (:func:`decorrelated`), ``max_moves`` at most.
+    or until W is no longer what it was (its :func:`correlation` is ``CORRELATED``) or further moves change nothing
+    (:func:`is_stuck`), ``max_moves`` at most.
 
     N is the number of particles alive; of those that the program rules out none are left after the first level.
     Raises ``RunError`` where the pilot does not arrive."""
@@ -147,14 +150,14 @@ def pilot(
             )
         exponent = next_exponent(population.log_weight.reshape(-1), population.exponent, ess_threshold)
         population = population.resampled(exponent, size, scheme)
-        before, made = population.particles.log_weight, 0
-        while made < (max_moves if num_moves is None else num_moves):
+        before, kept = population.particles.log_weight, [1.0]
+        while len(kept) <= (max_moves if num_moves is None else num_moves):
             population, _ = population.moved(mover)
-            made += 1
+            kept.append(correlation(before, population.particles.log_weight))
             progress(round(100 * exponent), 100, f"pilot, exponent {exponent:.2g}")
-            if num_moves is None and decorrelated(before, population.particles.log_weight):
+            if num_moves is None and (kept[-1] <= CORRELATED or is_stuck(kept)):
                 break
-        levels.append(Level(exponent, made))
+        levels.append(Level(exponent, len(kept) - 1, kept[-1]))
     return levels
 
 
@@ -175,15 +178,27 @@ def next_exponent(log_weight: Tensor, exponent: float, ess_threshold: float) -> 
     return high  # just beyond: two exponents are never the same
 
 
-CORRELATED = 0.5
-"""Of W with itself before the moves."""
+CORRELATED = 0.2
+"""Of W with itself before the moves: it has forgotten what it was."""
+_PATIENCE = 16
+_GAIN = 0.05
 
 
-def decorrelated(before: Tensor, after: Tensor) -> bool:
-    """Has W [N] forgotten what it was?"""
+def correlation(before: Tensor, after: Tensor) -> float:
+    """Of W [N] with what it was; 0 where either is the same for all: there is nothing to remember."""
     pairs = torch.stack([before, after]) - torch.stack([before.mean(), after.mean()])[:, None]
     covariance = pairs @ pairs.T
-    return bool(covariance[0, 1] <= CORRELATED * (covariance[0, 0] * covariance[1, 1]).sqrt())
+    scale = float((covariance[0, 0] * covariance[1, 1]).sqrt())
+    return float(covariance[0, 1]) / scale if scale > 0 else 0.0
 
 
-__all__ = ["Level", "Population", "Seen", "anneal", "pilot"]
+def is_stuck(kept: list[float]) -> bool:
+    """Has the second half of the moves changed next to nothing? ``kept``: the correlation after 0, 1, 2, ... of them.
+
+    Particles in modes that no move connects never forget in which of them they are."""
+    made = len(kept) - 1
+    doubled = made >= _PATIENCE and made & (made - 1) == 0
+    return doubled and kept[made // 2] - kept[made] < _GAIN
+
+
+__all__ = ["CORRELATED", "Level", "Population", "Seen", "anneal", "pilot"]

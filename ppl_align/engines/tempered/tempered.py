@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -9,9 +10,10 @@ import torch
 
 from ppl_align.core.errors import InputError
 from ppl_align.core.progress import silent
+from ppl_align.core.runs import is_top_level
 from ppl_align.core.validation import at_least, one_of
 from ppl_align.engines.base import Engine, Task, all_dead
-from ppl_align.engines.tempered.annealing import Level, Population, Seen, anneal, pilot
+from ppl_align.engines.tempered.annealing import CORRELATED, Level, Population, Seen, anneal, pilot
 from ppl_align.kernels.kernel import Kernel, drawing, twists_of
 from ppl_align.kernels.suffix import SuffixMH
 from ppl_align.particles.resampling import EQUAL
@@ -20,6 +22,8 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.of_particles import of_particles
 from ppl_align.runner.proposals import ProposesValues, as_proposal
 from ppl_align.runner.runner import Runner
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class TemperedSMC(Engine):
                         or a twist that proposes tokens
 
     A pilot of N particles chooses exponents and numbers of moves; its tokens are on the bill. E[Zhat] = Z.
-    ``history``: at each exponent ``exponent``, ``num_moves``, ``accepted``, ``ess``, ``log_evidence_increment``.
+    ``history``, at each exponent: ``exponent``, ``num_moves``, ``move_correlation`` (of W with what it was before them,
+    in the pilot), ``move_accepted``, ``ess``, ``log_evidence_increment``.
     Sources: Del Moral, Doucet & Jasra 2006; Dau & Chopin 2022 (arXiv:2011.02328).
     """
 
@@ -46,8 +51,8 @@ class TemperedSMC(Engine):
     num_replicates: int = 4
     kernel: Kernel = field(default_factory=SuffixMH)
     num_moves: int | None = None
-    max_moves: int = 16
-    ess_threshold: float = 0.5
+    max_moves: int = 32
+    ess_threshold: float = 0.7
     waste_free: bool = False
     resampling: str = "systematic"
     proposal: Any = None
@@ -81,6 +86,7 @@ class TemperedSMC(Engine):
         runner = drawing(replace(task, progress=silent).runner(), self.proposal, self.twist)
         scheme = EQUAL[self.resampling]
         levels = self._levels(task, runner)
+        self._say_what_lasts(levels)
         mover = self.kernel.bind(runner)
         start = self._drawn(runner, self.num_replicates)
         population, seen = anneal(start, levels, mover, scheme, self.waste_free, task.progress)
@@ -103,6 +109,17 @@ class TemperedSMC(Engine):
             raise all_dead("in the pilot", population.particles, runner.constraints.hint(population.particles))
         return pilot(population, mover, scheme, self.ess_threshold, self.num_moves, self.max_moves, task.progress)
 
+    def _say_what_lasts(self, levels: list[Level]) -> None:
+        """Moves that leave particles where they were lead nowhere: log Zhat is then too low more often than not."""
+        lasting = [level for level in levels if level.correlation > CORRELATED]
+        if lasting and self.num_moves is None and is_top_level():
+            worst = max(lasting, key=lambda level: level.correlation)
+            log.warning(
+                "at %d of %d exponents the moves leave much as it was (at %.2g log-weights correlate by %.2f with what "
+                "they were %d moves before): raise max_moves (%d), take more particles or another kernel",
+                len(lasting), len(levels), worst.exponent, worst.correlation, worst.num_moves, self.max_moves,
+            )  # fmt: skip
+
     def _drawn(self, runner: Runner, replicates: int) -> Population:
         return Population.start(runner.finish(runner.start(replicates * self.num_particles)), replicates)
 
@@ -112,6 +129,7 @@ def _history(levels: list[Level], seen: list[Seen], population: Population) -> d
     return {
         "exponent": torch.tensor([level.exponent for level in levels], dtype=torch.float64),
         "num_moves": torch.tensor([level.num_moves for level in levels]),
+        "move_correlation": torch.tensor([level.correlation for level in levels], dtype=torch.float64),
         "move_accepted": torch.tensor([level.accepted for level in seen], dtype=torch.float64),
         "ess": ess,
         "resampled": torch.ones(ess.shape, dtype=torch.bool),
