@@ -3,8 +3,9 @@
     python benchmarks/frontier.py [--only NAME] [--toys] [--page docs/frontier.md]
 
 Each engine runs at one or two sizes, several independent replicates of each; tokens are all positions that the network
-has read for a replicate (drawn, scored, prompts; of tempered SMC its share of the pilot). An hour on two cores. What
-has been run is kept in ``--out`` and not run again; ``--page`` writes the page of what is there.
+has read for a replicate (drawn, scored, prompts; of tempered SMC its share of the pilot). On toys, where most texts
+begin alike, they are counted before what begins alike is read once. An hour on two cores. What has been run is kept in
+``--out`` and not run again; ``--page`` writes the page of what is there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from torch import Tensor
 from ppl_align import Engine, Posterior
 from ppl_align.core.errors import PplAlignError
 from ppl_align.core.files import written_beside
+from ppl_align.lm.decoding import Population
 from ppl_align.particles.weights import log_mean_exp
 
 SEED = 1
@@ -74,17 +78,36 @@ def measured(name: str, target: Target, engine: Engine) -> dict[str, Any]:
     kwargs = infill_of(SEED).arguments if name == "infilling" else {}
     began = time.perf_counter()
     try:
-        run = engine.run(target.model, *target.args, seed=SEED, **kwargs)
+        with positions() as asked:
+            run = engine.run(target.model, *target.args, seed=SEED, **kwargs)
     except PplAlignError as error:
         return {"failed": str(error), "seconds": time.perf_counter() - began}
     cost = run.cost
+    decoded = cost.lm_tokens if target.answer is None else sum(asked)
     return {
-        "tokens": (cost.lm_tokens + cost.scored_tokens + cost.prompt_tokens) / target.replicates,
+        "tokens": (decoded + cost.scored_tokens + cost.prompt_tokens) / target.replicates,
         "seconds": cost.seconds,
         "log_evidence": run.log_evidence.tolist() if run.kind.has_evidence else None,
         "mean": means(run, target.of).tolist() if target.of else None,
         "log_weight_mean": log_weight_means(run).tolist(),
     }
+
+
+@contextmanager
+def positions() -> Iterator[list[int]]:
+    """How many texts go on to read a token, at each step of each population in the block."""
+    counts: list[int] = []
+    advance = Population.advance
+
+    def counted(self: Population) -> None:
+        advance(self)
+        counts.append(int(self.running.sum()))
+
+    Population.advance = counted  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        Population.advance = advance  # type: ignore[method-assign]
 
 
 def means(run: Posterior, reward: str) -> Tensor:

@@ -84,7 +84,7 @@ def far(rows: dict[str, list[dict[str, Any]]], answers: dict[str, Answer]) -> st
         answer = answers[name]
         if answer.relative_variance is None or answer.kl < FAR:
             continue
-        length = max(row["tokens"] for row in found if row["engine"] == "importance") / 4096
+        length = max(row["tokens"] for row in found if row["engine"] == "importance") / 4096  # of a text
         predicted = answer.relative_variance / WANTED**2 * length
         best = min((row for row in found if row.get("log_evidence")), key=lambda row: price(row, answer))
         needed = price(best, answer)

@@ -214,6 +214,7 @@ def on_two_modes(replicates: int) -> dict[str, list[Engine]]:
     """More particles and moves than by default: of the mode that is rare on the way enough have to be there."""
     return {
         **on_toys(replicates),
+        'smc "prefix", many': [SMC(32768, replicates, twist="prefix")],
         "tempered, infill, 100 moves": [
             TemperedSMC(n, replicates, kernel=InfillMH(size=2), max_moves=100) for n in (256, 4096)
         ],
