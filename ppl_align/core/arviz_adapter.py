@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -65,18 +65,51 @@ def write_netcdf(data: Any, path: str | Path) -> None:
     data.to_netcdf(str(path), engine="h5netcdf")
 
 
-def chain_ess(values: np.ndarray) -> float:
-    """Effective draws of the mean of ``values [chains, draws]``, from their autocorrelation (Vehtari et al. 2021,
-    arXiv:1903.08008). NaN for fewer than four draws and for values that never vary."""
-    values = np.asarray(values, dtype=float)
-    if values.shape[1] < 4 or np.ptp(values) == 0:
-        return float("nan")
+class ChainStats(NamedTuple):
+    """Of one number along Markov chains (Vehtari et al. 2021, arXiv:1903.08008), all chains together; NaN where nothing
+    can be told.
+
+    ``mcse``  standard error of the mean        ``ess``   effective draws of the mean
+    ``rhat``  rank-normalised split R-hat       ``bulk``, ``tail``  effective draws of the bulk, and of its 5% and 95%
+    quantiles, the fewer of both"""
+
+    mcse: float
+    ess: float
+    rhat: float
+    bulk: float
+    tail: float
+
+
+def chain_stats(values: np.ndarray) -> ChainStats:
+    """Of ``values [chains, draws]``, finite and in their order. NaN for fewer than four draws of each and for values
+    that never vary; R-hat is NaN for a single chain, and infinite for chains that never vary, but each elsewhere."""
+    values, nan = np.asarray(values, dtype=float), float("nan")
+    chains, draws = values.shape
+    if draws < 4 or np.ptp(values) == 0:
+        return ChainStats(nan, nan, nan, nan, nan)
     with warnings.catch_warnings(action="ignore"):
         if is_v1():
-            found = import_module("arviz_stats.base").array_stats.ess(values, chain_axis=0, draw_axis=1, method="mean")
+            stats, axes = import_module("arviz_stats.base").array_stats, {"chain_axis": 0, "draw_axis": 1}
+            mcse = stats.mcse(values, method="mean", **axes)
+            mean, bulk = (stats.ess(values, method=method, **axes) for method in ("mean", "bulk"))
+            tail = stats.ess(values, method="tail", prob=(0.05, 0.95), **axes)
+            rhat = stats.rhat(values, method="rank", **axes) if chains > 1 else nan
         else:
-            found = _arviz().ess(values, method="mean")
-    return float(found)
+            mcse = _arviz().mcse(values, method="mean")
+            mean, bulk, tail = (_arviz().ess(values, method=method) for method in ("mean", "bulk", "tail"))
+            rhat = _arviz().rhat(values, method="rank") if chains > 1 else nan
+    return ChainStats(float(mcse), float(mean), float(rhat), float(bulk), float(tail))
+
+
+def autocorrelation(values: np.ndarray) -> np.ndarray:
+    """Of ``values [chains, draws]`` along each chain, ``[chains, lags]``; NaN for a chain that never varies."""
+    values = np.asarray(values, dtype=float)
+    with warnings.catch_warnings(action="ignore"), np.errstate(all="ignore"):
+        if is_v1():
+            found = import_module("arviz_stats.base").array_stats.autocorr(values, axis=1)
+        else:
+            found = _arviz().autocorr(values)
+    return np.where(np.ptp(values, axis=1, keepdims=True) == 0, np.nan, found)
 
 
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,8 @@
 6. only then weights: k-hat. Weight ESS and k-hat never make a run good, they can only make it bad;
 7. a run is called sound only if it has seen enough (:mod:`ppl_align.posterior.doubts`), and if something independent
    confirms it: enough replicates, or another sound engine. The replicates of a trained guide, or of any proposal,
-   confirm nothing, nor does another run with a proposal: what a proposal never writes, none of them sees.
+   confirm nothing, nor does another run with a proposal: what a proposal never writes, none of them sees. Markov chains
+   have no log Z to be held against (:mod:`ppl_align.diagnostics.chains`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,15 @@ from ppl_align.core.estimate import Estimate, critical, exceeds
 from ppl_align.core.printed import is_rounding, say_z
 from ppl_align.diagnostics import decisions, exact_draws
 from ppl_align.diagnostics.blind_spots import blind_spot
+from ppl_align.diagnostics.chains import chains_only, complaints_of_chains, vouches_for_chains
 from ppl_align.diagnostics.collapse import collapsed
-from ppl_align.diagnostics.remedies import what_to_do, what_would_confirm, what_would_tell, what_would_vouch
+from ppl_align.diagnostics.remedies import (
+    CHAINS_ALONE,
+    what_to_do,
+    what_would_confirm,
+    what_would_tell,
+    what_would_vouch,
+)
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.evidence import FEW_DRAWS
 from ppl_align.posterior.kind import Kind
@@ -84,8 +92,9 @@ def best_run(runs: Mapping[str, Posterior]) -> str:
     candidates = {name: run for name, run in candidates.items() if not collapsed(run, runs)} or candidates
 
     def rank(name: str) -> tuple[float, float]:
-        error = summary_of(candidates[name]).standard_error
-        return (math.inf if error is None else error, -summary_of(candidates[name]).log_evidence)
+        told = summary_of(candidates[name])
+        error, log_z = told.standard_error, told.log_evidence
+        return (math.inf if error is None else error, math.inf if math.isnan(log_z) else -log_z)
 
     return min(candidates, key=rank)
 
@@ -131,17 +140,25 @@ def _of_conditioned(runs: Mapping[str, Posterior], best: str) -> Advice:
     doubted = {name: summary_of(runs[name]).doubts for name in sound}
     reasons += [f"{name}: {doubted[name][0].reason}." for name in sound if doubted[name]]
     believed = [name for name in sound if not doubted[name]]
-    confirmed = [name for name in believed if _is_confirmed(runs[name], sound, runs)]
+    confirmed = [name for name in believed if _is_confirmed(runs[name], sound, believed, runs)]
     if not confirmed:
         verdict = f"Nothing speaks against {decisions.listed(sound)}, but nothing confirms it either."
-        remedy = what_would_vouch([runs[name] for name in believed]) if believed else what_would_tell(runs, doubted)
-        return Advice(verdict, (*reasons, remedy, _caveat(runs)), "unconfirmed", remedy=remedy)
+        alone = [runs[name] for name in believed]
+        weighed = {name: found for name, found in doubted.items() if found and not runs[name].kind.is_ordered}
+        if believed and not (weighed and chains_only(alone)):
+            remedy = what_would_vouch(alone)
+        else:  # what would vouch for chains is here already, with too few draws
+            remedy = what_would_tell(runs, weighed if believed else doubted)
+        notes = tuple(dict.fromkeys((*reasons, remedy, _caveat(runs))))
+        return Advice(verdict, notes, "unconfirmed", remedy=remedy)
     use, verdict = _choice(runs, confirmed)
     return Advice(verdict, (*reasons, _caveat(runs)), "sound", use, tuple(confirmed))
 
 
 def _caveat(runs: Mapping[str, Posterior]) -> str:
     """What all of this may still have missed."""
+    if chains_only(list(runs.values())):
+        return CHAINS_ALONE
     name = exact_draws.source(runs)
     if name is None:
         return CAVEAT
@@ -149,15 +166,17 @@ def _caveat(runs: Mapping[str, Posterior]) -> str:
     return f"A region named beforehand that {name}'s {total} exact draws all miss holds less than {most:.2g}% (at 95%)."
 
 
-def _is_confirmed(run: Posterior, sound: list[str], runs: Mapping[str, Posterior]) -> bool:
-    """By its own replicates, or by a sound run of another engine (sound runs agree on log Z within their errors)."""
+def _is_confirmed(run: Posterior, sound: list[str], believed: list[str], runs: Mapping[str, Posterior]) -> bool:
+    """By its own replicates, or by a sound run of another engine (sound runs agree on log Z within their errors).
+    Chains by one that has seen enough itself: sound chains agree with it on each E[r]."""
     if run.draws_are_exact:  # nothing could confirm it better
         return True
     if run.kind is Kind.CHAIN:  # chains that started alike may all be on their way still
-        return any(runs[name].kind is not Kind.CHAIN for name in sound)
+        return any(vouches_for_chains(runs[name]) for name in believed)
     if not run.steered and len(run.log_weight) >= MIN_REPLICATES:
         return True
     others = [runs[name] for name in sound if runs[name] is not run]
+    others = [o for o in others if o.kind is not Kind.CHAIN or any(o is runs[name] for name in believed)]
     return any(not o.steered if run.steered else o.steered or o.engine != run.engine for o in others)
 
 
@@ -165,6 +184,8 @@ def _choice(runs: Mapping[str, Posterior], sound: list[str]) -> tuple[str, str]:
     """Which run to use, and why."""
     precision = {name: summary_of(runs[name]).precision or 0.0 for name in sound}
     leader = max(sound, key=lambda name: precision[name])
+    if all(runs[name].kind is Kind.CHAIN for name in sound):  # one with evidence vouches for them, and is doubted
+        leader = max(sound, key=lambda name: summary_of(runs[name]).effective_draws)
     plain = [name for name in sound if drew_from_prior(runs[name])]
     drawn = [name for name in sound if runs[name].draws_are_exact]
     if not plain and drawn:
@@ -188,6 +209,12 @@ def complaints(run: Posterior, runs: Mapping[str, Posterior]) -> list[str]:
         return []
     if run.draws_are_exact:  # they miss nothing, whatever its log Z happens to be
         found = [_disagreement_with_exact(run, runs), _few_draws(run)]
+        return [problem for problem in found if problem is not None]
+    if run.kind is Kind.CHAIN:
+        others = {
+            name: other for name, other in runs.items() if other.kind.has_evidence and not complaints(other, runs)
+        }
+        found = [*complaints_of_chains(run, others), _disagreement_with_exact(run, runs), _unseen(run, runs)]
         return [problem for problem in found if problem is not None]
     spot = blind_spot(run, runs)
     found = [_shortfall(run, runs), *collapsed(run, runs), None if spot is None else str(spot)]
@@ -258,8 +285,7 @@ def _few_draws(run: Posterior) -> str | None:
     if run.draws_are_exact:
         few = run.log_weight.numel()
         return f"{few} exact draw{'s' if few > 1 else ''} in all" if few < FEW_DRAWS else None
-    chain = run.kind is Kind.CHAIN  # all states weigh the same, and are no independent draws
-    if not chain and summary_of(run).perplexity < FEW_DRAWS:
+    if summary_of(run).perplexity < FEW_DRAWS:
         share = 0.99 if completions_carrying(run, 0.99) < FEW_DRAWS else 0.9
         carrying = completions_carrying(run, share)
         much = "all" if share > 0.9 else f"{share:.0%} of the"
@@ -289,9 +315,7 @@ def _replicates(run: Posterior) -> str | None:
         return "a replicate died: everything it drew is forbidden"
     for name, rhat in summary_of(run).rhats.items():
         if rhat > BAD_RHAT:
-            return (
-                f"its {'chains' if run.kind is Kind.CHAIN else 'replicates'} disagree on E[{name}] (R-hat {rhat:.2f})"
-            )
+            return f"its replicates disagree on E[{name}] (R-hat {rhat:.2f})"
     return None
 
 

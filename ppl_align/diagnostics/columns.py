@@ -36,6 +36,11 @@ def whole(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:,.1f}"
 
 
+def whole_draws(value: float) -> str:
+    """1,234: of effective draws nobody needs decimals, unless there are hardly any."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
 def percent(value: float) -> str:
     """A share to two digits: 48%, 1.6%, 0%."""
     return f"{100 * value:.2g}%" if value < 0.995 else "100%"
@@ -108,8 +113,8 @@ COLUMNS = (
         bound="kl_is_lower_bound",
     ),
     Column("elbo_gap", "ELBO gap", ANSWER, "best log Z of all runs - ELBO: estimates KL(guide||p*), nats", number(3)),
-    Column("num_replicates", "R", TRUST, "independent replicates", whole),
-    Column("num_particles", "N", TRUST, "particles of each replicate", whole),
+    Column("num_replicates", "R", TRUST, "independent replicates; of MCMC: chains", whole),
+    Column("num_particles", "N", TRUST, "particles of each replicate; of MCMC: states of each chain", whole),
     Column("log_evidence_spread", "spread", TRUST, "standard deviation of log Zhat over replicates, nats", number(2)),
     Column("unique_ancestors", "ancestors", TRUST, "first particles with living descendants, per replicate", whole),
     Column("distinct_completions", "distinct", TRUST, "completions of positive weight, per replicate", whole),
@@ -118,7 +123,31 @@ COLUMNS = (
         "khat", "k-hat", TRUST, "Pareto tail index of the weights, good below 0.7; sees only what was visited", fixed(2)
     ),
     Column("largest_weight", "max w", TRUST, "largest normalised weight, per replicate", number(2)),
-    Column("rhat", "R-hat", TRUST, "agreement of replicates on each E[r] (worst reward); 1 is agreement", fixed(3)),
+    Column(
+        "ess_bulk",
+        "bulk ESS",
+        TRUST,
+        "effective draws of Markov chains by their autocorrelation, all together (worst number); it takes 400",
+        whole_draws,
+    ),
+    Column(
+        "ess_tail",
+        "tail ESS",
+        TRUST,
+        "the same of the 5% and 95% quantiles, the fewer of both (worst number); it takes 400",
+        whole_draws,
+    ),
+    Column(
+        "rhat",
+        "R-hat",
+        TRUST,
+        "agreement of replicates on each E[r] (worst reward); of chains: rank-normalised, of halves of chains (worst "
+        "number); 1 is agreement",
+        fixed(3),
+    ),
+    Column(
+        "acceptance", "accepts", TRUST, "share of the moves of chains that were accepted after the warm-up", percent
+    ),
     Column(
         "unseen",
         "unseen",
@@ -157,6 +186,20 @@ COLUMNS = (
         interval=("precision_per_1000_tokens_low", "precision_per_1000_tokens_high"),
     ),
 )
+
+CHAIN_COLUMNS = (
+    Column("mean", "mean", TRUST, "over all states of all chains", number(4)),
+    Column(
+        "mcse", "MCSE", TRUST, "Monte Carlo standard error of the mean, by the autocorrelation of chains", number(2)
+    ),
+    Column("rhat", "R-hat", TRUST, "rank-normalised split R-hat; it takes 1.01 at most", fixed(3)),
+    Column(
+        "ess_bulk", "bulk ESS", TRUST, "effective draws of the bulk, all chains together; it takes 400", whole_draws
+    ),
+    Column("ess_tail", "tail ESS", TRUST, "of the 5% and 95% quantiles, the fewer of both; it takes 400", whole_draws),
+)
+"""Of each number of a run of Markov chains, as ArviZ has them (Vehtari et al. 2021, arXiv:1903.08008)."""
+CHAINS = "Markov chains, number by number"
 
 
 def reward_column(name: str, target: float | None = None) -> Column:

@@ -70,6 +70,13 @@ class Comparison:
         """The table as plain dictionaries, by run."""
         return {str(name): {str(k): v for k, v in row.items()} for name, row in self.table.iterrows()}
 
+    @property
+    def chains(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Of runs of Markov chains, by number (rewards, latents, log p0, lengths): mean, mcse, rhat, ess_bulk and
+        ess_tail; NaN where nothing can be told."""
+        found = {name: summary_of(run).chain_rows for name, run in self.runs.items()}
+        return {name: rows for name, rows in found.items() if rows}
+
     def __str__(self) -> str:
         return str(self.__rich__())
 
@@ -96,6 +103,7 @@ class Comparison:
                 | {"provenance": None if run.provenance is None else run.provenance.as_dict()}
                 for (name, row), run in zip(self.rows.items(), self.runs.values(), strict=True)
             },
+            "chains": self.chains,
             "columns": {c.key: c.meaning for c in self.columns},
         }
         return json.dumps(jsonable(content), indent=2, ensure_ascii=False)

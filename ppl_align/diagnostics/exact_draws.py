@@ -64,7 +64,8 @@ def unseen(run: Posterior, exact: Posterior) -> Unseen:
     heaviest = float(log_likelihood(run).max())
     own = log_likelihood(exact).reshape(-1)
     count, total = int((own > heaviest + ROUNDING).sum()), len(own)
-    largest = float(summary_of(run).ancestral_weights.max())  # W of the module's docstring
+    told = summary_of(run)  # W of the module's docstring; states of a chain stand for fewer draws than they are
+    largest = 1 / told.effective_draws if run.kind.is_ordered else float(told.ancestral_weights.max())
     chance = (1 + 1 / (2 * total * largest)) ** -count
     return Unseen(count, total, chance)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ppl_align.core.estimate import FEWEST_EXACT
 from ppl_align.diagnostics import decisions
+from ppl_align.posterior.chains import chain_settings, stuck_chains
 from ppl_align.posterior.doubts import Doubt, more
 from ppl_align.posterior.estimates import MIN_REPLICATES
 from ppl_align.posterior.kind import Kind
@@ -14,6 +15,10 @@ from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.posterior.unstated import BETTER_PROPOSAL
 
+CHAINS_ALONE = (
+    "Chains cannot show that they have reached every mode: run an engine that estimates log Z beside them, or others "
+    "that begin elsewhere (init=)."
+)
 HOPELESS = 1e4  # times as many draws: nobody will
 
 
@@ -23,7 +28,7 @@ def what_to_do(best: Posterior) -> str:
     if best.draws_are_exact:
         return f"Draw more: it takes {FEWEST_EXACT} exact draws for error bars (num_particles times num_replicates)."
     if best.kind is Kind.CHAIN:
-        return f"Run longer chains than num_particles={particles}, and more of them than num_replicates={replicates}."
+        return _for_chains(best)
     if best.losses is not None:
         return (
             f"Train it longer than num_steps={len(best.losses)}, or with a lower learning_rate, and draw more "
@@ -48,6 +53,21 @@ def what_to_do(best: Posterior) -> str:
     return f"Take num_particles={math.ceil(factor * particles):,}{price}, or a twist, or a guide as proposal."
 
 
+def _for_chains(run: Posterior) -> str:
+    chains, states = chain_settings(run)
+    if stuck_chains(run):
+        return (
+            "Take a kernel that changes less at a time (BlockSuffixMH, InfillMH), a Cycle of several, or other states "
+            "to begin in (init=)."
+        )
+    if len(run.log_weight) < MIN_REPLICATES:
+        return f"Take {chains}={MIN_REPLICATES} or more."
+    return (
+        f"Run longer chains than {states}={run.log_weight.shape[1]}, with a longer warm-up, or take a kernel that "
+        "moves further."
+    )
+
+
 def _exp(nats: float) -> str:
     """e^nats, as far as anybody would read it."""
     return f"{math.exp(nats):,.0f}" if nats < math.log(1e9) else f"e^{nats:.0f}"
@@ -70,9 +90,10 @@ def what_would_tell(runs: Mapping[str, Posterior], doubted: Mapping[str, list[Do
     tokens, factor = prices[cheapest]
     draws = math.ceil(factor * runs[cheapest].log_weight.numel())
     price = f" ({tokens:,.0f} LM tokens)" if tokens else ""
-    return (
-        f"About {draws:,} draws of {cheapest} in all would tell{price}: raise num_particles, not only num_replicates."
-    )
+    number, size = ("num_replicates", "num_particles")
+    if runs[cheapest].kind is Kind.CHAIN:
+        number, size = chain_settings(runs[cheapest])
+    return f"About {draws:,} draws of {cheapest} in all would tell{price}: raise {size}, not only {number}."
 
 
 def what_would_vouch(believed: Sequence[Posterior]) -> str:
@@ -83,7 +104,7 @@ def what_would_vouch(believed: Sequence[Posterior]) -> str:
             "never writes, no run with this guide sees."
         )
     if all(run.kind is Kind.CHAIN for run in believed):
-        return "Run an engine that weighs draws beside it: chains that began alike may all be on their way still."
+        return CHAINS_ALONE
     return f"Run another engine, or num_replicates={MIN_REPLICATES} or more."
 
 

@@ -10,7 +10,8 @@ A run without a complaint may have seen too little to have one. A green light ta
    draws (of all, where there are fewer) that these are: of what is far, the draws that would show how skewed it is are
    not there. Of a population that was resampled: ``PREDICTED`` effective draws at its narrowest place, for all that
    comes after descends from these;
-   Of Markov chains: as many by their autocorrelation;
+   Of Markov chains: an R-hat of at most 1.01, and 400 effective draws of bulk and tails by their autocorrelation
+   (:mod:`ppl_align.posterior.chains`);
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 A run that took more draws until it passed (:mod:`ppl_align.posterior.pooling`) has been looked at several times. It
@@ -33,8 +34,9 @@ from ppl_align.core.printed import say_draws
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior import evidence
 from ppl_align.posterior.bounded import log_evidence_upper
+from ppl_align.posterior.chains import ENOUGH_EFFECTIVE, MIXED_RHAT, furthest_apart, slowest
 from ppl_align.posterior.constant import constant_reward, never_met
-from ppl_align.posterior.estimates import effective_draws, heavy_tail
+from ppl_align.posterior.estimates import heavy_tail
 from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import ENOUGH, prior_log_weight, prior_mean
@@ -65,7 +67,8 @@ def doubts(run: Posterior) -> list[Doubt]:
     found = [_never_met(run, name) for name in run.rewards] if not run.draws_are_exact else []
     if run.kind.has_evidence:
         found += [_room(run), too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", more(run))]
-    found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run), _slow(run)]
+    found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run)]
+    found += [_unmixed(run), _slow(run)]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -138,6 +141,9 @@ def more(run: Posterior) -> float | None:
     (:func:`~ppl_align.posterior.estimates.heavy_tail`) no number of draws will do."""
     if heavy_tail(run) is not None:
         return None
+    if run.kind.is_ordered:
+        found = slowest(run)
+        return None if found is None else max(ENOUGH_EFFECTIVE / found[1], 2.0)
     if not run.independent:
         ancestors = ancestors_by_replicate(run)
         return None if ancestors is None else max(FEWEST_ANCESTORS / max(sum(ancestors), 1), 2.0)
@@ -199,9 +205,30 @@ def _narrow(run: Posterior) -> Doubt | None:
 
 def _slow(run: Posterior) -> Doubt | None:
     """Chains whose states resemble each other say as much as that many draws."""
-    if not run.kind.is_ordered or (ess := effective_draws(run)) >= PREDICTED:
+    found = slowest(run)
+    if not run.kind.is_ordered or (found is not None and found[1] >= ENOUGH_EFFECTIVE):
         return None
-    return Doubt(f"its chains are worth {say_draws(ess)}, it takes {PREDICTED:.0f} to believe them", PREDICTED / ess)
+    if found is None:
+        return Doubt("its chains are too short, or vary too little, for an effective sample size")
+    name, ess = found
+    return Doubt(
+        f"its chains are worth {say_draws(ess)} of {name} (bulk or tail ESS), it takes {ENOUGH_EFFECTIVE:.0f} to "
+        f"believe them",
+        ENOUGH_EFFECTIVE / ess,
+    )
+
+
+def _unmixed(run: Posterior) -> Doubt | None:
+    """Chains that differ more than their states do have not forgotten where they began."""
+    found = furthest_apart(run)
+    if found is None or found[1] <= MIXED_RHAT:
+        return None
+    name, rhat = found
+    grows = (rhat**2 - 1) / (MIXED_RHAT**2 - 1)  # R-hat^2 - 1 falls as chains grow
+    return Doubt(
+        f"its chains have not mixed: R-hat {rhat:.3f} of {name}, it takes {MIXED_RHAT:g} to believe them",
+        grows if math.isfinite(grows) else None,
+    )
 
 
 def skewed(predicted: float, total: int, skewness: float, enough: float = PREDICTED) -> Doubt | None:

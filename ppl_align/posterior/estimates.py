@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_align.core.arviz_adapter import chain_ess
+from ppl_align.core.arviz_adapter import chain_stats
 from ppl_align.core.errors import InputError
-from ppl_align.core.estimate import FEWEST_EFFECTIVE, FEWEST_EXACT, FEWEST_PREDICTED, Estimate, of_influence
+from ppl_align.core.estimate import (
+    DRAWS_PER_DOF,
+    FEWEST_EFFECTIVE,
+    FEWEST_EXACT,
+    FEWEST_PREDICTED,
+    Estimate,
+    of_influence,
+)
 from ppl_align.lm.completions import Completion
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.kind import Kind
@@ -29,7 +36,11 @@ EVEN = 0.5  # share of effective draws from which no tail is left that would mat
 @once
 def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None = None) -> Estimate:
     """See :meth:`ppl_align.Posterior.mean`."""
-    values = _values(posterior, what, of)
+    return mean_of(posterior, _values(posterior, what, of))
+
+
+def mean_of(posterior: Posterior, values: Tensor) -> Estimate:
+    """The posterior expectation of ``values [R, N]``, as :meth:`ppl_align.Posterior.mean` has it."""
     weights = posterior.weights
     counts = values.isfinite() & (weights > 0)
     if bool((values.isinf() & (weights > 0)).any()):
@@ -42,6 +53,8 @@ def mean(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None 
     if posterior.exact:
         return Estimate(value, 0.0)
     stated = bar_can_be_stated(posterior)
+    if posterior.kind.is_ordered and bool(counts.all()):
+        return _of_chains(posterior, w, f, value, stated)
     if not posterior.independent:
         return _of_resampled(posterior, w, f, value, stated)
     effective = float(posterior.importance_weights.only(counts).pooled.ess)
@@ -60,7 +73,8 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
     (:mod:`ppl_align.posterior.constant`). Independent draws:
     ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights; of a proposal, weights whose
     variance is finite by their tail (:func:`heavy_tail`). Particles that were resampled: four replicates,
-    and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all."""
+    and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all. Markov chains: four of them (and
+    ``FEWEST_EFFECTIVE`` effective draws of what is averaged, by their autocorrelation)."""
     if posterior.exact:
         return True
     if posterior.draws_are_exact:
@@ -95,6 +109,16 @@ def heavy_tail(posterior: Posterior) -> float | None:
     return k if k > HEAVIEST else None
 
 
+def _of_chains(posterior: Posterior, w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate:
+    """With the Monte Carlo standard error of ordered draws (MCSE, by their autocorrelation). Of chains too short for
+    that, and of what never varies, as of any populations that are independent of each other."""
+    found = chain_stats(f.numpy())
+    if math.isnan(found.mcse):
+        return _of_resampled(posterior, w, f, value, stated)
+    dof = max(found.ess / DRAWS_PER_DOF, 1.0)
+    return Estimate(value, found.mcse, dof if stated and found.ess >= FEWEST_EFFECTIVE else math.nan)
+
+
 def _of_resampled(posterior: Posterior, w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate:
     """Particles of one replicate share ancestors: replicates are independent, and so are those first particles."""
     numerator, denominator = (w * f).sum(-1), w.sum(-1)
@@ -124,16 +148,6 @@ def numbers_of_sites(posterior: Posterior) -> dict[str, Tensor]:
     shape = posterior.log_weight.shape
     named = {name: r.double() for name, r in posterior.rewards.items()}
     return named | {name: z.double() for name, z in posterior.latents.items() if z.shape == shape}
-
-
-@once
-def effective_draws(run: Posterior) -> float:
-    """What the states of Markov chains are worth: fewer draws than there are states, since they resemble each other.
-
-    Effective draws, all chains together, of the number that moves slowest; one a chain where none moved."""
-    found = [chain_ess(values.numpy()) for values in numbers_of_sites(run).values() if bool(values.isfinite().all())]
-    known = [ess for ess in found if not math.isnan(ess)]
-    return min(known, default=float(len(run.log_weight)))
 
 
 def _values(posterior: Posterior, what: str | Callable[[Any], Any], of: str | None) -> Tensor:

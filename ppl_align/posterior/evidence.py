@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_align.core.estimate import Estimate, of_influence
 from ppl_align.particles.weights import log_mean_exp
+from ppl_align.posterior.chains import chain_numbers
 from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, heavy_tail, numbers_of_sites
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
@@ -241,9 +242,13 @@ def rhat(posterior: Posterior, name: str) -> float | None:
     """Do replicates agree on E[name]? sqrt(1 + Var_r(mean_r) / mean_r(Var within r)), replicates as chains.
 
     Gelman & Rubin 1992, with weighted moments in place of a chain's. None for one replicate, for an exact run, for
-    a trained guide (its replicates are draws of one guide and cannot disagree), a decision and for a constant."""
+    a trained guide (its replicates are draws of one guide and cannot disagree), a decision and for a constant.
+    Markov chains: the rank-normalised split R-hat (:mod:`ppl_align.posterior.chains`)."""
     if posterior.kind is Kind.POLICY:
         return None
+    if posterior.kind.is_ordered:
+        found = chain_numbers(posterior)[name].stats.rhat
+        return None if math.isnan(found) else found
     if posterior.exact or len(posterior.log_weight) < 2 or posterior.losses is not None:
         return None
     f = numbers_of_sites(posterior)[name]

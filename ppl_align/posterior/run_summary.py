@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from ppl_align.core.estimate import Estimate
 from ppl_align.particles.weights import Weights
 from ppl_align.posterior import diversity, evidence, policy
+from ppl_align.posterior.chains import acceptance, chain_numbers, effective_draws, furthest_apart
 from ppl_align.posterior.doubts import doubts
-from ppl_align.posterior.estimates import effective_draws
 from ppl_align.posterior.lineage import ancestors_by_replicate, by_ancestor
 from ppl_align.posterior.once import once
 from ppl_align.posterior.result import Posterior
@@ -67,6 +67,10 @@ class RunSummary:
     """Draws that carry the weight, all replicates together."""
     pareto_k = _of(lambda run: None if run.exact else _mean_of_known(run.importance_weights.pareto_k))
     rhats = _of(lambda run: {name: r for name in run.rewards if (r := evidence.rhat(run, name)) is not None})
+    chains = _of(chain_numbers)
+    """Of Markov chains, by reward, latent and so on: mean and MCSE, R-hat, bulk and tail ESS. Else empty."""
+    acceptance = _of(acceptance)
+    """Share of the moves of Markov chains that were accepted after the warm-up."""
     unique_ancestors = _of(diversity.unique_ancestors)
     ancestors = _of(ancestors_by_replicate)
     """First particles with living descendants, per replicate; None where nothing descends."""
@@ -87,6 +91,12 @@ class RunSummary:
     """Why it may have seen too little; gravest first."""
     unstated = _of(unstated)
     """Errors that cannot be stated, and why."""
+
+    @property
+    def worst_rhat(self) -> float | None:
+        """Of the reward that replicates agree on least; of Markov chains, of the number that they agree on least."""
+        apart = furthest_apart(self.run)
+        return max(self.rhats.values(), default=None) if apart is None else apart[1]
 
     # -- as a row of a table -------------------------------------------------------------------------------------------
 
@@ -112,7 +122,10 @@ class RunSummary:
             "ess": self.ess,
             "khat": self.pareto_k,
             "largest_weight": self.largest_weight,
-            "rhat": max(self.rhats.values(), default=None),
+            "rhat": self.worst_rhat,
+            "ess_bulk": _smallest(number.stats.bulk for number in self.chains.values()),
+            "ess_tail": _smallest(number.stats.tail for number in self.chains.values()),
+            "acceptance": self.acceptance,
             "entropy": self.entropy,
             "distinct2": self.distinct_ngrams,
             "lm_tokens": cost.lm_tokens,
@@ -126,6 +139,20 @@ class RunSummary:
             "precision_per_1000_tokens_high": high,
         }
 
+    @property
+    def chain_rows(self) -> dict[str, dict[str, float]]:
+        """Of Markov chains, by number: mean, mcse, rhat, ess_bulk and ess_tail; NaN where nothing can be told."""
+        return {
+            name: {
+                "mean": number.mean.value,
+                "mcse": number.stats.mcse,
+                "rhat": number.stats.rhat,
+                "ess_bulk": number.stats.bulk,
+                "ess_tail": number.stats.tail,
+            }
+            for name, number in self.chains.items()
+        }
+
 
 @once
 def summary_of(run: Posterior) -> RunSummary:
@@ -137,6 +164,10 @@ def _mean_of_known(values: Tensor) -> float | None:
     """Of the replicates that have a tail to fit; None where none has."""
     known = values[~values.isnan()]
     return float(known.mean()) if len(known) else None
+
+
+def _smallest(values: Iterable[float]) -> float | None:
+    return min((value for value in values if not math.isnan(value)), default=None)
 
 
 def _with_bar(key: str, error: str, estimate: Estimate) -> dict[str, float]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ppl_align.core.estimate import FEWEST_EXACT, FEWEST_PREDICTED
 from ppl_align.core.printed import say_draws
 from ppl_align.posterior import evidence
+from ppl_align.posterior.chains import chain_settings
 from ppl_align.posterior.constant import unmet
 from ppl_align.posterior.estimates import HEAVIEST, MIN_REPLICATES, Estimate, heavy_tail
 from ppl_align.posterior.kind import Kind
@@ -79,6 +80,12 @@ def _why(posterior: Posterior, name: str, estimate: Estimate) -> str:
         )
     if posterior.independent:
         return "fewer than 2 effective draws carry the weight; take more num_particles, or a proposal= that fits better"
+    if posterior.kind.is_ordered:
+        chains, states = chain_settings(posterior)
+        if replicates < MIN_REPLICATES:
+            some = f"{replicates} chains are" if replicates > 1 else "a single chain is"
+            return f"{some} too few to be held against each other; {chains}={MIN_REPLICATES} is enough"
+        return f"its states resemble each other too much for an error; take more {states}"
     if replicates < MIN_REPLICATES:
         several = f"{replicates} populations are" if replicates > 1 else "a single population is"
         return (

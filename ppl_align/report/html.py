@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from matplotlib import rc_context
 
-from ppl_align.diagnostics.columns import is_missing
+from ppl_align.diagnostics.columns import CHAIN_COLUMNS, CHAINS, is_missing
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.lm.prompts import ChatIds
 from ppl_align.posterior.result import Posterior
 from ppl_align.report.notebook import template
 from ppl_align.report.plots import STYLE, colours
-from ppl_align.report.terminal import blocks, cell, headline
+from ppl_align.report.terminal import blocks, cell, chain_rows, headline
 from ppl_align.rewards.convention import plain_text
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ BLIND_SPOTS = (
     "evidence, not proof: they may all miss the same mode.",
     "After a late resampling the weights of SMC look even whatever happened before: look at ancestors and at the "
     "spread over replicates.",
+    "R-hat and the ESS of Markov chains see only what the chains have visited: where all of them began in one mode and "
+    "stayed, R-hat is 1. An engine that estimates log Z, or chains that begin elsewhere (init=), may tell.",
     "A trained guide is judged on its own draws; what it never writes does not show. The ELBO gap to another "
     "engine's log Z does see it.",
     "All runs share one target. Nothing here says whether the reward is the right one.",
@@ -48,6 +50,7 @@ def render(compared: Comparison) -> str:
         created_at=compared.reference["created_at"],
         advice=compared.advice,
         blocks=[{"title": title, "columns": columns, "rows": rows} for title, columns, rows in blocks(compared)],
+        chains={"title": CHAINS, "columns": CHAIN_COLUMNS, "rows": list(chain_rows(compared))},
         colour=colour,
         figures={name: _data_uri(figure) for name, figure in compared.figures().items()},
         runs=[_run(name, run, colour[name]) for name, run in compared.runs.items()],
@@ -91,7 +94,8 @@ def _run(name: str, run: Posterior, colour: str) -> dict[str, Any]:
         for row in table.head(BEST).to_dict("records")
     ]
     replicates, particles = run.log_weight.shape
-    size = "the whole support" if run.exact else f"{replicates} replicates of {particles} particles"
+    size = f"{replicates} chains of {particles} states" if run.kind.is_ordered else ""
+    size = size or ("the whole support" if run.exact else f"{replicates} replicates of {particles} particles")
     config = json.dumps(
         {"engine": run.engine, **run.config, "seed": run.seed}, indent=2, default=str, ensure_ascii=False
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from ppl_align.diagnostics.columns import fixed, number, whole
+from ppl_align.diagnostics.columns import CHAIN_COLUMNS, CHAINS, fixed, number, percent, whole
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.paragraph import title
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
-from ppl_align.report.terminal import blocks, headline, numbers_and_texts
+from ppl_align.report.terminal import blocks, chain_rows, headline, numbers_and_texts
 
 SHOWN = 5  # texts
 
@@ -29,7 +29,7 @@ def posterior_html(posterior: Posterior) -> str:
         title=title(posterior),
         facts=facts,
         advice=None,
-        blocks=[_numbers(posterior), _texts(posterior)],
+        blocks=[_numbers(posterior), *_of_chains(posterior), _texts(posterior)],
         more=[("Cost", str(posterior.cost)), *made],
     )
 
@@ -45,8 +45,19 @@ def comparison_html(compared: Comparison) -> str:
         }
         for heading, columns, rows in blocks(compared)
     ]
+    if compared.chains:
+        tables.insert(2, _chains("run", [[f"{name} {what}", *cells] for name, what, cells in chain_rows(compared)]))
     made = [(f"Provenance of {n}", str(r.provenance)) for n, r in compared.runs.items() if r.provenance is not None]
     return _page(title=first, facts=facts, advice=compared.advice, blocks=tables, more=made)
+
+
+def _chains(what: str, rows: list[list[str]]) -> dict[str, Any]:
+    """The table of what Markov chains tell of each number."""
+    return {
+        "title": CHAINS,
+        "columns": [_left(what), *(_right(c.header, c.meaning) for c in CHAIN_COLUMNS)],
+        "rows": rows,
+    }
 
 
 def _numbers(posterior: Posterior) -> dict[str, Any]:
@@ -62,9 +73,16 @@ def _numbers(posterior: Posterior) -> dict[str, Any]:
     if told.ess is not None:
         cells["ESS"] = f"{fixed(1)(told.ess)} of {whole(posterior.log_weight.shape[1])}"
         cells["max w"] = number(2)(told.largest_weight)
+    if told.acceptance is not None:
+        cells["accepts"] = percent(told.acceptance)
     if told.distinct_completions is not None:
         cells["distinct"] = whole(told.distinct_completions)
     return {"title": "Estimates", "columns": [_right(name) for name in cells], "rows": [list(cells.values())]}
+
+
+def _of_chains(posterior: Posterior) -> list[dict[str, Any]]:
+    rows = [[name, *(c.text(row) for c in CHAIN_COLUMNS)] for name, row in summary_of(posterior).chain_rows.items()]
+    return [_chains("number", rows)] if rows else []
 
 
 def _texts(posterior: Posterior) -> dict[str, Any]:

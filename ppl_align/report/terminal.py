@@ -20,7 +20,7 @@ from rich.text import Text
 
 from ppl_align.core.printed import with_error
 from ppl_align.diagnostics.advisor import Advice
-from ppl_align.diagnostics.columns import BLOCKS, Column, fixed, is_missing, number
+from ppl_align.diagnostics.columns import BLOCKS, CHAIN_COLUMNS, CHAINS, TRUST, Column, fixed, is_missing, number
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.diversity import NUM_DRAWS
 from ppl_align.posterior.result import Posterior
@@ -58,6 +58,10 @@ def comparison(compared: Comparison) -> Printable:
         ]
         for title, columns, rows in blocks(compared):
             parts += [Text(), Text(title, style="bold"), *grids("run", [c.header for c in columns], rows, width)]
+            if columns and columns[0].block == TRUST and compared.chains:
+                numbers = [(f"{name} {what}", cells) for name, what, cells in chain_rows(compared)]
+                header = [c.header for c in CHAIN_COLUMNS]
+                parts += [Text(), Text(CHAINS, style="bold"), *grids("run", header, numbers, width)]
         return Group(*parts, Text(), advice(compared.advice))
 
     return Printable(layout)
@@ -69,6 +73,13 @@ def blocks(compared: Comparison) -> Iterator[tuple[str, list[Column], list[tuple
     for block, title in BLOCKS.items():
         columns = [c for c in every if c.block == block]
         yield title, columns, [(name, [c.text(row) for c in columns]) for name, row in compared.rows.items()]
+
+
+def chain_rows(compared: Comparison) -> Iterator[tuple[str, str, list[str]]]:
+    """``(run, number, cells)`` of what Markov chains tell of each number."""
+    for name, numbers in compared.chains.items():
+        for what, row in numbers.items():
+            yield name, what, [c.text(row) for c in CHAIN_COLUMNS]
 
 
 def headline(compared: Comparison) -> list[str]:
