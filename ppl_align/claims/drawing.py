@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ppl_align.claims.findings import Findings
-from ppl_align.report.plots import GREY, PALETTE, STYLE
+from ppl_align.report.style import GREY, PALETTE, STYLE
 
 Axes = Any  # of matplotlib, whose annotations refuse scatter(*points, s=9)
 __all__ = ["GREY", "PALETTE", "Axes", "caption", "note", "panels"]

@@ -41,7 +41,7 @@ def _complaints(run: Posterior, others: Mapping[str, Posterior]) -> Iterator[str
             f"{chains} chain{'s' if chains > 1 else ''} cannot be held against each other, it takes {MIN_REPLICATES}"
         )
     apart = furthest_apart(run)
-    if apart is not None and apart[1] > APART:
+    if apart is not None and apart[1] > APART and still < chains:
         yield f"its chains disagree on {apart[0]} (R-hat {apart[1]:.2f})"
     if effective_draws(run) < FEW_DRAWS:
         yield f"{effective_draws(run):.1f} effective draws in all"

@@ -9,6 +9,9 @@ fixed before; replicates stay independent and alike, so that all that is read of
 (:mod:`ppl_align.posterior.lineage`) holds as it did. Populations that were resampled remain what they were: islands,
 that count by their Zhat. Whoever stops when the pool looks good has chosen by what it shows, and the mean over such
 pools is no longer exactly Z: how much that matters is measured (``make honesty``).
+
+Markov chains are put beside each other, never one after the other: the pool has the chains of all runs, each in its own
+order.
 """
 
 from __future__ import annotations
@@ -17,19 +20,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_align.core.cost import Cost
-from ppl_align.core.text import Texts
-from ppl_align.lm.completions import Completion
-from ppl_align.lm.distribution import CompletionDistribution
 from ppl_align.posterior.kind import Kind
+from ppl_align.posterior.pooled_chains import beside, joined
 from ppl_align.posterior.result import Posterior
 
 _BY_STEP = ("ess", "resampled", "step")
-_OF_ONE_POPULATION = (*_BY_STEP, "ancestors", "log_evidence_increment")
+_LEVELS = ("exponent", "num_moves", "move_accepted", "moved")  # of tempering and rejuvenation: each run has its own
+_OF_ONE_POPULATION = (*_BY_STEP, *_LEVELS, "ancestors", "log_evidence_increment")
 _BY_PARTICLE = ("rewards", "scales", "factors", "log_upper", "log_prior")
 
 
@@ -37,7 +38,11 @@ def pooled(runs: Sequence[Posterior], died: int = 0) -> Posterior:
     """The pool of ``runs`` of equally many replicates; what is the same for all of them is taken from the first.
 
     ``died``: particles of each replicate in runs of which every particle had weight zero, and which gave no posterior:
-    an estimate of Z as good as any, namely 0. ``history["rounds"]`` says how many particles each part has brought."""
+    an estimate of Z as good as any, namely 0. ``history["rounds"]`` says how many particles each part has brought.
+
+    ``died`` says nothing of chains, for they estimate no Z; see :mod:`ppl_align.posterior.pooled_chains`."""
+    if runs[0].kind.is_ordered:
+        return beside(runs)
     runs = [*runs, *([_dead(runs[0], died)] if died else [])]
     first = runs[0]
     if len(runs) == 1:
@@ -50,7 +55,7 @@ def pooled(runs: Sequence[Posterior], died: int = 0) -> Posterior:
     whole = replace(
         first,
         log_weight=torch.cat([run.log_weight for run in runs], 1),
-        particles={name: _values([run.particles[name] for run in runs]) for name in first.particles},
+        particles={name: joined([run.particles[name] for run in runs], 1) for name in first.particles},
         log_proposal=None if first.log_proposal is None else _cat([run.log_proposal for run in runs]),
         cost=sum((run.cost for run in runs[1:]), first.cost),
         kind=Kind.RESAMPLED if Kind.RESAMPLED in kinds else first.kind,
@@ -164,24 +169,6 @@ def _answers(parts: Sequence[Any], runs: Sequence[Posterior]) -> list[Any]:
             each = run.log_weight.shape[1]
             found += [None] * each if part is None else part[r * each : (r + 1) * each]
     return found
-
-
-def _values(parts: Sequence[Completion | Tensor]) -> Completion | Tensor:
-    first = parts[0]
-    if not isinstance(first, Completion):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)], 1)
-    sites = [part for part in parts if isinstance(part, Completion)]
-    tokens = torch.cat([site.tokens for site in sites], 1)
-    sources = [site.source.expand(site.shape) for site in sites if site.source is not None]
-    if len(sources) == len(sites):
-        return Completion(tokens, CompletionDistribution.joined(sources, 1))
-    text, prompt = (_texts([site._given[which] for site in sites]) for which in ("text", "prompt"))
-    return Completion(tokens, text=text, prompt=prompt, terminal=first._terminal)
-
-
-def _texts(parts: Sequence[Texts | None]) -> Texts | None:
-    known = [part.array for part in parts if part is not None]
-    return Texts(np.concatenate(known, 1)) if len(known) == len(parts) else None
 
 
 def _cat(parts: Sequence[Tensor | None]) -> Tensor:

@@ -17,7 +17,7 @@ from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.lm.prompts import ChatIds
 from ppl_align.posterior.result import Posterior
 from ppl_align.report.notebook import template
-from ppl_align.report.plots import STYLE, colours
+from ppl_align.report.style import STYLE, colours
 from ppl_align.report.terminal import blocks, cell, chain_rows, headline
 from ppl_align.rewards.convention import plain_text
 
@@ -43,7 +43,7 @@ BLIND_SPOTS = (
 
 def render(compared: Comparison) -> str:
     """The whole page as a string."""
-    colour, lines = colours(compared), headline(compared)
+    colour, lines = colours(compared.runs), headline(compared)
     return template("report.html.j2").render(
         title=lines[0],
         facts=lines[1:],

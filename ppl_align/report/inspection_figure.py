@@ -15,7 +15,8 @@ from ppl_align.core.estimate import Estimate
 from ppl_align.inspection import Inspection
 from ppl_align.inspection.weighted import ENOUGH
 from ppl_align.report.inspection import _name
-from ppl_align.report.plots import GREY, PALETTE, STYLE, _edges, literally
+from ppl_align.report.plots import _edges
+from ppl_align.report.style import GREY, PALETTE, STYLE, literally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ppl_align.diagnostics.comparison import Comparison
 from ppl_align.posterior.prior import best_view_of_prior, prior_log_weight
 from ppl_align.posterior.result import Posterior
 from ppl_align.posterior.run_summary import summary_of
+from ppl_align.report import chain_plots, level_plots
+from ppl_align.report.style import GREY, colours, draw, literally
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-PALETTE = ("#3b6fb6", "#d9722e", "#2f9372", "#8a5bb5", "#c0486e", "#7a6a4f", "#4aa3b8", "#5f6b7a")
-"""One colour per run, the same in every plot and in the HTML page."""
-GREY = "#8d98a5"
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5f6b7a",
-    "axes.labelcolor": "#36404a",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e9ed",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "ppl-align",
-}
-
-
-def colours(compared: Comparison) -> dict[str, str]:
-    """The colour of every run."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(compared.runs)}
+    from matplotlib.figure import Figure
 
 
 def figures(compared: Comparison) -> dict[str, Figure]:
     """Every plot that has something to show, by name."""
+    colour = colours(compared.runs)
     found: dict[str, Figure | None] = {
         "evidence": plot_evidence(compared),
         "cost": plot_cost(compared),
         "weights": plot_weights(compared),
         **{f"reward_{name}": plot_reward(compared, name) for name in compared.rewards},
         "smc": plot_smc(compared),
+        "tempering": level_plots.plot_tempering(compared.runs),
+        **{f"traces_{name}": chain_plots.plot_traces(name, run, colour[name]) for name, run in compared.runs.items()},
+        **{f"mixing_{name}": chain_plots.plot_mixing(name, run, colour[name]) for name, run in compared.runs.items()},
+        "acceptance": chain_plots.plot_acceptance(compared.runs),
         "svi": plot_svi(compared),
     }
     named: dict[str, Figure] = {}
@@ -74,23 +52,9 @@ def _file_name(name: str, taken: Collection[str]) -> str:
     return unique
 
 
-def literally(name: str) -> str:
-    """A name as matplotlib shows it letter by letter: a dollar would begin a formula."""
-    return name.replace("$", r"\$")
-
-
-def _draw(paint: Callable[[Axes], None], height: float = 3.0) -> Figure:
-    with rc_context(STYLE):
-        figure = Figure(figsize=(5.6, height))
-        paint(figure.subplots())
-        # A constrained layout is computed on drawing, with the settings of that moment.
-        figure.canvas.draw()
-    return figure
-
-
 def plot_evidence(compared: Comparison) -> Figure | None:
     """log Zhat of every replicate, the pooled estimate, and its mean ± spread; of runs that estimate a Z."""
-    runs, colour = {name: run for name, run in compared.runs.items() if run.target == "posterior"}, colours(compared)
+    runs, colour = {name: run for name, run in compared.runs.items() if run.kind.has_evidence}, colours(compared.runs)
 
     def paint(axes: Axes) -> None:
         rng = np.random.default_rng(0)
@@ -116,13 +80,13 @@ def plot_evidence(compared: Comparison) -> Figure | None:
         below = "log Zhat [nats] (dots: replicates, diamond: pooled, band: ± 1 sd)"
         axes.set(xlabel=below, title="Evidence (dashes: the best estimate)")
 
-    return _draw(paint, 1.4 + 0.5 * len(runs)) if runs else None
+    return draw(paint, 1.4 + 0.5 * len(runs)) if runs else None
 
 
 def plot_weights(compared: Comparison) -> Figure | None:
     """Share of the weight held by the heaviest particles. A diagonal would be equal weights."""
     runs = {name: run for name, run in compared.runs.items() if not run.exact and run.kind.has_evidence}
-    colour = colours(compared)
+    colour = colours(compared.runs)
 
     def paint(axes: Axes) -> None:
         for name, run in runs.items():
@@ -138,14 +102,15 @@ def plot_weights(compared: Comparison) -> Figure | None:
         axes.set(xlabel="share of the particles, heaviest first", ylabel="share of the weight")
         axes.legend(loc="lower right", fontsize=8.5)
 
-    return _draw(paint) if runs else None
+    return draw(paint) if runs else None
 
 
 def plot_smc(compared: Comparison) -> Figure | None:
-    """ESS of every SMC run over its steps, with a mark where a replicate resampled."""
-    looked = {name: run.ess_by_step for name, run in compared.runs.items()}
+    """ESS of every SMC run over its steps, with a mark where a replicate resampled; dots: moves that were accepted
+    where it moved its unfinished texts."""
+    looked = {name: run.ess_by_step for name, run in compared.runs.items() if "exponent" not in run.history}
     runs = {name: np.asarray(ess, dtype=float) for name, ess in looked.items() if ess is not None and len(ess)}
-    colour = colours(compared)
+    colour = colours(compared.runs)
 
     def paint(axes: Axes) -> None:
         for name, ess in runs.items():
@@ -159,20 +124,25 @@ def plot_smc(compared: Comparison) -> Figure | None:
                 axes.scatter(
                     steps[at], ess[at, replicate] / particles, marker="v", s=16, color=colour[name], alpha=0.6, lw=0
                 )
+            if "moved" in run.history:
+                moved = torch.as_tensor(run.history["moved"]).double().nanmean(1).numpy()
+                axes.plot(
+                    steps, moved, color=colour[name], ls="none", marker="o", ms=4, label=f"{name}: moves accepted"
+                )
         axes.set_ylim(0, 1.04)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="step (triangles: a replicate resampled)", ylabel="ESS / N before resampling")
         axes.set_title("Sequential Monte Carlo")
         axes.legend(loc="lower right", fontsize=8.5)
 
-    return _draw(paint) if runs else None
+    return draw(paint) if runs else None
 
 
 def plot_svi(compared: Comparison) -> Figure | None:
     """Loss of every trained guide beside the best log Z, which its negative can only approach from below."""
     trained = {name: run.losses for name, run in compared.runs.items()}
     losses = {name: np.asarray(loss, dtype=float) for name, loss in trained.items() if loss is not None and len(loss)}
-    colour = colours(compared)
+    colour = colours(compared.runs)
 
     def paint(axes: Axes) -> None:
         for name, loss in losses.items():
@@ -188,7 +158,7 @@ def plot_svi(compared: Comparison) -> Figure | None:
         axes.set(xlabel="gradient step", ylabel="nats", title="Variational inference")
         axes.legend(loc="lower right", fontsize=8.5)
 
-    return _draw(paint) if losses else None
+    return draw(paint) if losses else None
 
 
 def plot_cost(compared: Comparison) -> Figure | None:
@@ -199,7 +169,7 @@ def plot_cost(compared: Comparison) -> Figure | None:
         if per_1000 is not None:
             tokens = (run.cost.lm_tokens + run.cost.scored_tokens) / len(run.log_weight)
             points[name] = tokens, per_1000 * tokens / 1000
-    colour = colours(compared)
+    colour = colours(compared.runs)
 
     def paint(axes: Axes) -> None:
         axes.set(xscale="log", yscale="log")
@@ -218,7 +188,7 @@ def plot_cost(compared: Comparison) -> Figure | None:
         axes.set(xlabel="LM tokens of one replicate, training included", ylabel="1 / relative variance of Zhat")
         axes.set_title("Cost and precision (up and left is better)")
 
-    return _draw(paint) if points else None
+    return draw(paint) if points else None
 
 
 def plot_reward(compared: Comparison, name: str) -> Figure | None:
@@ -230,7 +200,9 @@ def plot_reward(compared: Comparison, name: str) -> Figure | None:
             ("prior", *_weighted_values(prior, name, torch.softmax(prior_log_weight(prior).reshape(-1), 0)), GREY)
         )
     for run_name, run in compared.runs.items():
-        sources.append((run_name, *_weighted_values(run, name, run.weights.reshape(-1)), colours(compared)[run_name]))
+        sources.append(
+            (run_name, *_weighted_values(run, name, run.weights.reshape(-1)), colours(compared.runs)[run_name])
+        )
     sources = [source for source in sources if len(source[1])]
     if not sources:
         return None
@@ -253,7 +225,7 @@ def plot_reward(compared: Comparison, name: str) -> Figure | None:
         axes.set(xlabel=f"{said} [reward units]", ylabel="probability", title=f"Reward: {said}")
         axes.legend(fontsize=8.5, loc="best")
 
-    return _draw(paint)
+    return draw(paint)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_what_a_chain_is_to_everybody_else(tmp_path):
     assert back.kind is Kind.CHAIN
     assert "4 x 50 states of Markov chains" in run.summary()
     assert "log Z" not in run.summary()
-    long = Chain(400, 8).run(PROGRAMS["with_eos"])
+    long = Chain(2000, 8).run(PROGRAMS["with_eos"])
     compared = compare({"chain": long, "importance": ImportanceSampling(500, 4).run(PROGRAMS["with_eos"])})
     assert "nan" not in str(compared)
     assert compared.save(tmp_path)
@@ -101,16 +101,21 @@ def test_what_is_said_of_chains_alone():
     def advice(**settings):
         return compare([Chain(**settings).run(PROGRAMS["with_eos"])]).advice
 
-    long = advice(num_particles=400, num_replicates=8)
+    long = advice(num_particles=2000, num_replicates=8)
     assert long.standing == "unconfirmed", "nothing says that the chains have arrived"
     assert str(long).startswith("Nothing speaks against chain, but nothing confirms it either.")
-    assert "chains that began alike may all be on their way still" in str(long)
-    short = advice(num_particles=30, num_replicates=4)
+    assert str(long).count("Chains cannot show that they have reached every mode") == 1
+    short = advice(num_particles=400, num_replicates=8)
     assert short.standing == "unconfirmed"
-    assert "it takes 50 to believe them" in str(short)
+    assert "it takes 1.01 to believe them" in str(short)
+    assert "raise num_particles, not only num_replicates" in str(short)
     stuck = advice(num_particles=40, accepts="never")
     assert stuck.standing == "unsound"
-    assert "Run longer chains" in str(stuck)
+    assert "4 of its 4 chains have never moved" in str(stuck)
+    assert "Take a kernel that changes less at a time" in str(stuck)
+    few = advice(num_particles=400, num_replicates=2)
+    assert few.standing == "unsound"
+    assert "2 chains cannot be held against each other, it takes 4" in str(few)
 
 
 def test_draws_taken_from_chains_are_no_estimate_of_z():
