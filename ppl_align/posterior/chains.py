@@ -140,6 +140,18 @@ def acceptance(run: Posterior) -> float | None:
     return float(accepted[tried].double().mean()) if bool(tried.any()) else None
 
 
+def acceptance_by_state(run: Posterior) -> Tensor | None:
+    """Share [chains, states] of the moves from one state to the next that were accepted, NaN where nothing could be
+    moved; None for a run that recorded none."""
+    accepted, cut = accepted_after_warmup(run), after_warmup(run, "cut")
+    states = run.log_weight.shape[1]
+    if not run.kind.is_ordered or accepted is None or len(accepted) % states:
+        return None
+    tried = torch.ones_like(accepted, dtype=torch.bool) if cut is None else cut >= 0
+    each = [part.double().reshape(states, -1, accepted.shape[1]).sum(1) for part in (accepted & tried, tried)]
+    return (each[0] / each[1]).T
+
+
 def chain_settings(run: Posterior) -> tuple[str, str]:
     """What its engine calls the number of chains, and that of the states of each."""
     return (

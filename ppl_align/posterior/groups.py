@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 
 from ppl_align.core.version import __version__
+from ppl_align.posterior.chains import acceptance_by_state
 from ppl_align.posterior.estimates import functionals
 from ppl_align.posterior.naming import inner_dimensions, is_ours, position_dimension
 from ppl_align.posterior.prior import drew_from_prior, log_likelihood, log_prior
@@ -31,6 +32,10 @@ _AXES = {  # of the histories that ArviZ should show by step, in our order
     "ess": ("step", "chain"),
     "resampled": ("step", "chain"),
     "log_evidence_increment": ("step", "chain"),
+    "moved": ("step", "chain"),
+    "exponent": ("step",),
+    "num_moves": ("step",),
+    "move_accepted": ("step",),
     "loss": ("iteration",),
 }
 
@@ -235,6 +240,9 @@ def _equal_weight(posterior: Posterior) -> dict[str, xr.Dataset]:
         stats[f"nats_per_unit_{escape(name)}"] = pick(posterior.scales[name])
     stats["log_evidence"] = (("chain",), _numpy(posterior.log_evidence)[chains])
     stats |= _steps(posterior.history, chains, replicates)
+    rate = acceptance_by_state(posterior)
+    if rate is not None:
+        stats["acceptance_rate"] = pick(rate)
     groups = {
         "posterior": xr.Dataset(draws, coords),
         "sample_stats": xr.Dataset(stats, coords),

@@ -63,7 +63,7 @@ def _check_alike(one: Posterior, other: Posterior) -> None:
         if mine != theirs:
             shown = "" if what == "moves" else f" ({mine} and {theirs})"
             raise InputError(
-                f"only chains that are alike can be pooled, and these have other {what}{shown}: compare them as two runs"
+                f"only chains that are alike can be pooled, and these have other {what}{shown}: compare them as runs"
             )
 
 

@@ -44,7 +44,9 @@ class Posterior:
     ``history``      of engines that resample: ess [S, R] and resampled [S, R] each time weights were looked at, lineage
                      [R, N], which of the first particles each one descends from (and SMC: step [S], ancestors
                      [S, R, N], log_evidence_increment [S, R]); SVI: loss [K] and loss_error [K], its standard error;
-                     Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; what functions of the
+                     Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; chains: accepted and cut
+                     [moves, chains] of all moves in their order, move_site, num_warmup; tempering, by level: exponent,
+                     num_moves, move_accepted; SMC(rejuvenate=): moved [S, R]; what functions of the
                      world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
     ``kind``         what the particles are (:class:`~ppl_align.posterior.kind.Kind`), with all that follows from it
     ``steered``      drawn from a proposal: a guide of the run's own, or ``proposal=``. What is left is drawn from the
@@ -215,8 +217,9 @@ class Posterior:
 
         Replicates are pooled in proportion to Zhat_r; where f is NaN (a reward that does not apply) the
         expectation is over the rest. The error is 0 for an exact posterior, the delta method for independent
-        draws (Owen, *Monte Carlo theory*, eq. 9.9), a jackknife over replicates for SMC. It is NaN below four
-        replicates of SMC, and where fewer than two effective draws leave nothing to estimate it from.
+        draws (Owen, *Monte Carlo theory*, eq. 9.9), a jackknife over replicates for SMC, the MCSE by the
+        autocorrelation for Markov chains. It is NaN below four replicates of SMC, and where fewer than two
+        effective draws leave nothing to estimate it from.
 
         Raises ``InputError`` for an unknown name or a function that returns another shape.
         """
@@ -258,7 +261,8 @@ class Posterior:
 
         Raw weighted particles are in the group ``weighted``, texts in ``completions``, so that
         ``az.summary(..., kind="stats")`` and the plots see numbers only. Do not use the ESS columns of
-        ``az.summary``: resampled draws carry no order that an autocorrelation could be read from.
+        ``az.summary``: resampled draws carry no order that an autocorrelation could be read from. Markov chains are
+        there as they are, in their order, and all of ArviZ holds for them.
         """
         from ppl_align.core.arviz_adapter import to_arviz
         from ppl_align.posterior.groups import to_groups
