@@ -4,6 +4,7 @@ The environment is built once, in ``.venv-arviz1`` of the repository or where ``
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -69,6 +70,8 @@ def folder(tmp_path_factory) -> Path:
     arviz_adapter.write_netcdf(importance(particles=200).to_arviz(), folder / "by_arviz.nc")
     rng = np.random.default_rng(0)
     # Pareto weights: log w ~ Exponential(rate a) has k = 1 / a
+    noise = rng.normal(size=(4, 300))
+    np.save(folder / "chains.npy", noise[:, 1:] + 0.9 * noise[:, :-1])  # alike one state apart, and no further
     np.save(folder / "log_weights.npy", rng.exponential(1.0, (3, 4000)) * np.array([[0.2], [0.5], [0.9]]))
     return folder
 
@@ -88,6 +91,14 @@ def check(python: str, folder: Path) -> dict:
     assert found["mean"] == pytest.approx(float(run.to_arviz()["posterior"]["praise"].mean()), abs=1e-9)
     assert found["by_arviz"] == pytest.approx(found["mean"])
     assert not any("ess" in column for column in found["columns"])
+    chains = np.load(folder / "chains.npy")
+    assert found["chains"] == pytest.approx(list(arviz_adapter.chain_stats(chains)), rel=1e-9)
+    assert found["single"] == pytest.approx(list(arviz_adapter.chain_stats(chains[:1])), rel=1e-9, nan_ok=True)
+    assert math.isnan(found["single"][2]), "a single chain agrees with nobody"
+    assert found["apart"] == math.inf
+    assert all(map(math.isnan, found["nothing"]))
+    assert np.allclose(found["autocorrelation"], arviz_adapter.autocorrelation(chains)[:, :4])
+    assert np.mean(found["autocorrelation"], axis=0) == pytest.approx([1, 0.9 / 1.81, 0, 0], abs=0.1)
     assert len(list(folder.glob(f"*-{found['version']}.png"))) == 4
     # the way back: what that line wrote is a posterior of ours, and opens in the ArviZ that is installed here
     rewritten = folder / f"rewritten-{found['version']}.nc"

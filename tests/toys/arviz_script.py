@@ -40,7 +40,13 @@ def main(adapter_path: str, folder: Path) -> dict:
 
     log_weights = np.load(folder / "log_weights.npy")
     smoothed, k = adapter.psislw(log_weights)
+    chains = np.load(folder / "chains.npy")
     return {
+        "chains": list(adapter.chain_stats(chains)),
+        "single": list(adapter.chain_stats(chains[:1])),
+        "apart": adapter.chain_stats(np.repeat(chains[:, :1], 50, axis=1)).rhat,
+        "nothing": [*adapter.chain_stats(np.ones((4, 50))), *adapter.chain_stats(chains[:, :3])],
+        "autocorrelation": adapter.autocorrelation(chains)[:, :4].tolist(),
         "version": adapter.version(),
         "is_v1": adapter.is_v1(),
         "container": type(data).__name__,
