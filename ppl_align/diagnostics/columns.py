@@ -146,7 +146,11 @@ COLUMNS = (
         fixed(3),
     ),
     Column(
-        "acceptance", "accepts", TRUST, "share of the moves of chains that were accepted after the warm-up", percent
+        "acceptance",
+        "accepts",
+        TRUST,
+        "share of the moves of chains that were accepted (particle Gibbs: that changed the state), after the warm-up",
+        percent,
     ),
     Column(
         "unseen",
