@@ -22,18 +22,21 @@ import torch
 from ppl_align.core.files import written_beside
 from ppl_align.testing.honesty import coverage, greens
 from ppl_align.testing.honesty.coverage import Cells
+from ppl_align.testing.honesty.groups import of_chains
 from ppl_align.testing.honesty.page import page
 from ppl_align.testing.honesty.problems import KINDS
 
-SEEDS, SVI_SEEDS = 1000, 200
 _MOST_ROUNDS = 400
 _SLOW = ("rejection", "svi")
 _KEPT_APART = {
-    "greens": tuple(d for d in greens.DIAGNOSTICS if d not in (*_SLOW, greens.ESCALATED)),
+    "greens": tuple(d for d in greens.DIAGNOSTICS if d not in (*_SLOW, *greens.FAR, greens.ESCALATED)),
     "slow-greens": _SLOW,
     "escalated": (greens.ESCALATED,),
+    "far-greens": greens.FAR,
 }
 """What is measured together, so that two cores have as much to do."""
+_SMALL = {"far-greens": {"graded": 10, "rare": 5}}
+"""Problems of a round, where fewer runs are wanted than a round of all brings."""
 
 
 def main() -> None:
@@ -56,10 +59,12 @@ def main() -> None:
         "" if asked.share == 1 else f" --share {asked.share:g}"
     )
     settings = {
-        "seeds": _part(SEEDS, asked.share),
-        "svi_seeds": _part(SVI_SEEDS, asked.share),
-        "longest": coverage.LONGEST_TRAINED,
-        "each": ", ".join(f"{name} {engine.num_particles}" for name, engine in coverage.ENGINES.items()),
+        "seeds": _part(coverage.SEEDS, asked.share),
+        "fewer": ", ".join(f"{name} {_part(seeds, asked.share)}" for name, seeds in coverage.FEWER.items()),
+        "longest": coverage.LONGEST_DEAR,
+        "each": ", ".join(f"{n} {e.num_particles}" for n, e in coverage.ENGINES.items() if not of_chains(e)),
+        "states": ", ".join(f"{n} {e.num_samples}" for n, e in coverage.ENGINES.items() if of_chains(e)),
+        "pilot": coverage.TOGETHER,
         "particles": asked.particles,
         "replicates": asked.replicates,
         "most": _part(greens.MOST_RUNS, asked.share),
@@ -70,6 +75,10 @@ def main() -> None:
         "budget": greens.BUDGET,
         "svi_steps": greens.ENGINES["svi"].num_steps,
         "minutes": round(parts.cpu / 60),
+        "tempered": greens.ENGINES["tempered"].num_particles,
+        "chains": ", ".join(
+            f"{n} {e.num_chains} of {e.num_samples}" for n, e in greens.ENGINES.items() if of_chains(e)
+        ),
     }
     text = page(f"python -m ppl_align.testing.honesty {options}", cells, found, settings)
     if asked.page is None:
@@ -92,7 +101,7 @@ def _coverage(asked: Any, parts: _Parts) -> dict[tuple[str, str], coverage.Cells
     waiting: dict[tuple[str, str], Any] = {}
     for name, engine in coverage.ENGINES.items():
         for kind in KINDS:
-            seeds = _part(SVI_SEEDS if name == "svi" else SEEDS, asked.share)
+            seeds = _part(coverage.FEWER.get(name, coverage.SEEDS), asked.share)
             work = (coverage.measure, name, engine, kind, seeds, asked.seed)
             waiting[name, kind] = parts.submit(f"coverage-{name}-{kind}", *work)
     cells: dict[tuple[str, str], Cells] = {}
@@ -114,7 +123,8 @@ def _greens(asked: Any, parts: _Parts) -> greens.Greens:
             for kind, (name, diagnostics) in product(KINDS, _KEPT_APART.items()):
                 rows = [row for row in wanted[kind] if row[0] in diagnostics]
                 if rows:
-                    work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, rows)
+                    problems = (_SMALL[name][kind],) if name in _SMALL else ()
+                    work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, rows, *problems)
                     results.append(parts.submit(f"{name}-n{sizes[0]}-r{sizes[1]}-{kind}-{at}", *work))
         for result in results:
             found.add(greens.Greens.from_dict(result()))

@@ -14,16 +14,17 @@ from ppl_align.core.estimate import Estimate
 from ppl_align.core.runs import run_memory
 from ppl_align.core.seeds import isolated, mix
 from ppl_align.diagnostics.advisor import advise, best_run
-from ppl_align.engines import SMC, SVI, ImportanceSampling, Rejection
+from ppl_align.engines import MCMC, SMC, SVI, ImportanceSampling, ParticleGibbs, Rejection, TemperedSMC
 from ppl_align.inspection.advice import doubt
 from ppl_align.inspection.pool import draw_pool
 from ppl_align.inspection.strengths import strength
 from ppl_align.jobs.escalation import rounds
+from ppl_align.kernels import SuffixMH
 from ppl_align.posterior import Posterior, evidence
 from ppl_align.posterior.pooling import pooled
-from ppl_align.testing.honesty.coverage import BATCH, MANY, clopper_pearson
-from ppl_align.testing.honesty.groups import groups, pools
-from ppl_align.testing.honesty.problems import FARTHEST, NEAREST, Kind, Problem, problem
+from ppl_align.testing.honesty.coverage import BATCH, LONGEST_DEAR, MANY, clopper_pearson, effective
+from ppl_align.testing.honesty.groups import groups, of_chains, pools, widened
+from ppl_align.testing.honesty.problems import FARTHEST, LONGEST, NEAREST, Kind, Problem, problem
 
 STRATA = ((0.0, 1.0), (1.0, 3.0), (3.0, 6.0), (6.0, math.inf))  # nats
 ENOUGH_GREENS, MOST_RUNS = 59, 3000
@@ -35,6 +36,12 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "both": ("importance", "smc"),
     "rejection": ("rejection",),
     "svi": ("svi", "smc"),  # a guide is confirmed by what does not draw from it
+    "tempered": ("tempered",),
+    "rejuvenated": ("rejuvenated",),
+    "mcmc": ("mcmc",),
+    "gibbs": ("gibbs",),
+    "mcmc+tempered": ("mcmc", "tempered"),  # and so are chains
+    "gibbs+smc": ("gibbs", "smc"),
 }
 """The runs that a verdict is asked about."""
 ESCALATED = "escalated"
@@ -42,17 +49,24 @@ ESCALATED = "escalated"
 as many as at first: what ``ppl-align run --data FILE --escalate 8`` does with a row."""
 BUDGET = 8
 DIAGNOSTICS = (*SHOWN, INSPECT, ESCALATED)
-TRAINED = "svi"
-"""Judged itself, whichever run the verdict names; ten runs to a guide."""
-DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3}
+CHAINS = ("mcmc", "gibbs", "mcmc+tempered", "gibbs+smc")
+FAR = ("tempered", "rejuvenated", *CHAINS)
+"""Of engines that move texts: on short ones."""
+JUDGED = {name: name.split("+")[0] for name in ("svi", *CHAINS)}
+"""Judged itself, whichever run the verdict names: a guide (ten runs to a guide), or chains."""
+DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3, "rejuvenated": 5, **dict.fromkeys(("tempered", *CHAINS), 20)}
 """Rows of these have so many times fewer runs at most."""
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(),
     "smc": SMC(twist="prefix"),
     "rejection": Rejection(num_particles=64, max_draws=1_000_000),
     "svi": SVI(num_steps=30, num_particles=256),
+    "tempered": TemperedSMC(),
+    "rejuvenated": SMC(twist="prefix", every=2, rejuvenate=SuffixMH()),
+    "mcmc": MCMC(),
+    "gibbs": ParticleGibbs(),
 }
-OF_ANY_SIZE = ("importance", "smc", "svi")
+OF_ANY_SIZE = ("importance", "smc", "svi", "rejuvenated")
 _EACH = 10  # runs of a problem
 _PROBLEMS: dict[str, int] = {"graded": 40, "rare": 20}  # of a round
 
@@ -74,7 +88,7 @@ def wanted_greens(most: int) -> int:
 @dataclass
 class Stratum:
     """Counts of one diagnostic, kind and distance. ``deserving``: not wrong, with 100 effective draws by the exact
-    weights; ``kept``: of these, those that are green."""
+    weights (of chains: by autocorrelation); ``kept``: of these, those that are green."""
 
     runs: int = 0
     greens: int = 0
@@ -83,7 +97,7 @@ class Stratum:
     kept: int = 0
 
     def add(self, green: bool, wrong: bool, effective: float) -> None:
-        """One run. ``effective``: draws by the exact weights."""
+        """One run. ``effective``: draws, see :func:`~ppl_align.testing.honesty.coverage.effective`."""
         deserves = not wrong and effective >= MANY
         self.runs += 1
         self.greens += green
@@ -159,17 +173,15 @@ def how_often(kind: str, at: int) -> float:
     return share * _PROBLEMS[kind] / sum(_PROBLEMS.values())
 
 
-def is_wrong(log_z: Estimate, mean: Estimate, truth: Problem) -> bool:
+def is_wrong(log_z: Estimate | None, mean: Estimate, truth: Problem) -> bool:
     """log Z off by more than 1 nat, or by .3 nats and three standard errors; or E[r] by more than 30% of what
-    conditioning moves it, or by 10% of that and three standard errors."""
-    off, far = abs(log_z.value - truth.log_z), abs(mean.value - truth.mean)
-    shift = abs(truth.mean - truth.prior_mean)
-    return (
-        off > 1
-        or (off > 0.3 and off > 3 * _known(log_z.standard_error))
-        or far > 0.3 * shift
-        or (far > 0.1 * shift and far > 3 * _known(mean.standard_error))
-    )
+    conditioning moves it, or by 10% of that and three standard errors. None: of chains, that have no log Z."""
+    if log_z is not None:
+        off = abs(log_z.value - truth.log_z)
+        if off > 1 or (off > 0.3 and off > 3 * _known(log_z.standard_error)):
+            return True
+    far, shift = abs(mean.value - truth.mean), abs(truth.mean - truth.prior_mean)
+    return far > 0.3 * shift or (far > 0.1 * shift and far > 3 * _known(mean.standard_error))
 
 
 def _known(error: float) -> float:
@@ -188,14 +200,23 @@ def round_of(
         kl = math.exp(rng.uniform(math.log(NEAREST), math.log(FARTHEST)))
         stratum = next(i for i, (low, high) in enumerate(STRATA) if low <= kl < high)
         diagnostics = [d for d, there in wanted if there == stratum]
-        if diagnostics:
-            truth = problem(kind, 1_000_000 + 1000 * seed + at, kl)
-            _compared(truth, particles, replicates, seed, [d for d in diagnostics if d in SHOWN], found)
-            if ESCALATED in diagnostics:
-                _escalated(truth, first_round(particles), replicates, seed, found)
-            if INSPECT in diagnostics:
-                _inspected(truth, particles * replicates, seed, found)
+        for far in (False, True):
+            these = [d for d in diagnostics if (d in FAR) == far]
+            if these:
+                truth = problem(kind, 1_000_000 + 1000 * seed + at, kl, longest=LONGEST_DEAR if far else LONGEST)
+                _looked_at(truth, particles, replicates, seed, these, found)
     return found
+
+
+def _looked_at(
+    truth: Problem, particles: int, replicates: int, seed: int, diagnostics: Sequence[str], found: Greens
+) -> None:
+    """One problem."""
+    _compared(truth, particles, replicates, seed, [d for d in diagnostics if d in SHOWN], found)
+    if ESCALATED in diagnostics:
+        _escalated(truth, first_round(particles), replicates, seed, found)
+    if INSPECT in diagnostics:
+        _inspected(truth, particles * replicates, seed, found)
 
 
 def _compared(
@@ -211,12 +232,14 @@ def _compared(
 
 
 def _batch(name: str, truth: Problem, particles: int, replicates: int, seed: int) -> Sequence[Posterior | None]:
-    """Ten runs of an engine; None where it refuses."""
-    engine = replace(ENGINES[name], num_replicates=replicates * _EACH)
+    """Ten runs of an engine; None where it refuses. Chains are as many as they are."""
+    engine = ENGINES[name]
+    each = engine.num_chains if of_chains(engine) else replicates
+    engine = widened(engine, each * _EACH)
     if name in OF_ANY_SIZE:
         engine = replace(engine, num_particles=particles)
     try:
-        return list(groups(engine.run(truth.model, seed=seed), replicates))
+        return list(groups(engine.run(truth.model, seed=seed), each))
     except PplAlignError:
         return [None] * _EACH
 
@@ -231,11 +254,11 @@ def _judged(diagnostic: str, runs: Mapping[str, Posterior | None], truth: Proble
         return
     best = best_run(shown)
     advice = advise(shown, best)
-    named = diagnostic if diagnostic == TRAINED else advice.use or best
-    green = named in advice.confirmed if diagnostic == TRAINED else advice.standing == "sound"
+    named = JUDGED.get(diagnostic) or advice.use or best
+    green = named in advice.confirmed if diagnostic in JUDGED else advice.standing == "sound"
     stands = shown[named]
-    wrong = is_wrong(evidence.log_z(stands), stands.mean("r"), truth)
-    row.add(green, wrong, stands.log_weight.numel() * (1.0 if stands.draws_are_exact else truth.share))
+    log_z = evidence.log_z(stands) if stands.kind.has_evidence else None
+    row.add(green, is_wrong(log_z, stands.mean("r"), truth), effective(stands, truth, stands.draws_are_exact))
 
 
 def first_round(particles: int) -> int:

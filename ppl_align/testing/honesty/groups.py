@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 
 from ppl_align.core.cost import Cost
+from ppl_align.engines import MCMC, ParticleGibbs
 from ppl_align.inspection.pool import Pool
 from ppl_align.posterior import Posterior
 from ppl_align.posterior.kind import Kind
 
-_BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors")  # [S, R, ...]
+_BY_STEP = ("ess", "resampled", "log_evidence_increment", "ancestors", "moved", "cut", "accepted")  # [S, R, ...]
 _BY_REPLICATE = ("lineage", "num_draws")  # [R, ...]
+# Of all replicates alike, and left as they are: exponent, num_moves, move_accepted, step, move_site, num_warmup.
+
+
+def of_chains(engine: Any) -> bool:
+    """Are the replicates of its runs Markov chains?"""
+    return isinstance(engine, MCMC | ParticleGibbs)
+
+
+def widened(engine: Any, count: int) -> Any:
+    """The same engine with ``count`` replicates, which may be chains: these are many, and never cut in time."""
+    return replace(engine, **{"num_chains" if of_chains(engine) else "num_replicates": count})
 
 
 def groups(run: Posterior, size: int) -> Iterator[Posterior]:
