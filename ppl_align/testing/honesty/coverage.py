@@ -32,7 +32,7 @@ ENGINES: dict[str, Any] = {
     "gibbs": ParticleGibbs(num_samples=16, num_warmup=8),
 }
 MANY = 100.0  # effective draws by the exact weights (of chains: by autocorrelation), from which a bar is to be stated
-SEEDS, FEWER = 1000, {"svi": 200, "tempered": 100, "rejuvenated": 200, "mcmc": 200, "gibbs": 100}
+SEEDS, FEWER = 1000, {"svi": 200, "tempered": 60, "rejuvenated": 200, "mcmc": 200, "gibbs": 100}
 LONGEST_DEAR = 10  # tokens, where seeds are fewer: a guide is trained for each, a move writes a text anew
 TOGETHER = 10  # runs that share a pilot of tempered SMC
 BATCH = 8_192  # rows of a run: what stays in a cache

@@ -49,19 +49,20 @@ ESCALATED = "escalated"
 as many as at first: what ``ppl-align run --data FILE --escalate 8`` does with a row."""
 BUDGET = 8
 DIAGNOSTICS = (*SHOWN, INSPECT, ESCALATED)
-CHAINS = ("mcmc", "gibbs", "mcmc+tempered", "gibbs+smc")
+ALONE = ("mcmc", "gibbs")
+CHAINS = (*ALONE, "mcmc+tempered", "gibbs+smc")
 FAR = ("tempered", "rejuvenated", *CHAINS)
 """Of engines that move texts: on short ones."""
 JUDGED = {name: name.split("+")[0] for name in ("svi", *CHAINS)}
 """Judged itself, whichever run the verdict names: a guide (ten runs to a guide), or chains."""
-DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3, "rejuvenated": 5, **dict.fromkeys(("tempered", *CHAINS), 20)}
+DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3, "rejuvenated": 5, **dict.fromkeys(("tempered", *CHAINS), 24)}
 """Rows of these have so many times fewer runs at most."""
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(),
     "smc": SMC(twist="prefix"),
     "rejection": Rejection(num_particles=64, max_draws=1_000_000),
     "svi": SVI(num_steps=30, num_particles=256),
-    "tempered": TemperedSMC(),
+    "tempered": TemperedSMC(128),  # of 64 few runs are green, 256 take too long
     "rejuvenated": SMC(twist="prefix", every=2, rejuvenate=SuffixMH()),
     "mcmc": MCMC(),
     "gibbs": ParticleGibbs(),
