@@ -172,7 +172,7 @@ def _is_confirmed(run: Posterior, sound: list[str], believed: list[str], runs: M
     if run.draws_are_exact:  # nothing could confirm it better
         return True
     if run.kind is Kind.CHAIN:  # chains that started alike may all be on their way still
-        return any(vouches_for_chains(runs[name]) for name in believed)
+        return any(vouches_for_chains(runs[name], run) for name in believed)
     if not run.steered and len(run.log_weight) >= MIN_REPLICATES:
         return True
     others = [runs[name] for name in sound if runs[name] is not run]

@@ -7,7 +7,7 @@ They have no log Z to be held against, so they are judged by each other and by t
 * R-hat above 1.01, fewer than 400 effective draws of bulk or tails (:mod:`ppl_align.posterior.chains`): not believed.
 
 Whatever they say of themselves, chains cannot show that they have reached all modes: they are believed where a run with
-evidence is believed beside them, and both agree.
+evidence is believed beside them, both agree, and chains know E[r] to 30% of what that run says conditioning has moved.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ppl_align.core.estimate import Estimate, exceeds
 from ppl_align.core.printed import is_rounding, say_z
 from ppl_align.posterior.chains import effective_draws, furthest_apart, stuck_chains
+from ppl_align.posterior.constant import constant_reward
+from ppl_align.posterior.doubts import OF_THE_SHIFT, shift_level, shift_of, too_wide
 from ppl_align.posterior.evidence import FEW_DRAWS
 from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.lineage import MIN_REPLICATES
@@ -69,9 +71,20 @@ def chains_only(runs: Sequence[Posterior]) -> bool:
     return all(run.kind is Kind.CHAIN for run in runs)
 
 
-def vouches_for_chains(run: Posterior) -> bool:
-    """Does it estimate log Z, so that it may know of modes that no chain has reached?"""
-    return run.kind.has_evidence
+def vouches_for_chains(run: Posterior, chains: Posterior) -> bool:
+    """Does it estimate log Z, so that it may know of modes that no chain has reached, and do they tell E[r] so well
+    that this would show? To 30% of what conditioning has moved it, as of every run that is believed."""
+    if not run.kind.has_evidence:
+        return False
+    return not any(_is_wide(chains, run, name) for name in chains.rewards)
+
+
+def _is_wide(chains: Posterior, run: Posterior, name: str) -> bool:
+    if constant_reward(chains, name) is not None or run.exact:
+        return False
+    moved = shift_of(run, name) if name in run.rewards else None
+    level = shift_level(chains.log_weight.numel())
+    return moved is not None and too_wide("", chains.mean(name), OF_THE_SHIFT * moved[0], "", level=level) is not None
 
 
 __all__ = ["chains_only", "complaints_of_chains", "vouches_for_chains"]

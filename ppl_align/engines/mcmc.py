@@ -38,7 +38,7 @@ class MCMC(Engine):
 
     kernel: Kernel = field(default_factory=SuffixMH)
     num_chains: int = 16
-    num_samples: int = 64
+    num_samples: int = 256
     num_warmup: int = 64
     thinning: int = 1
     init: Posterior | None = None

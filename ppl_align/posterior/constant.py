@@ -43,6 +43,18 @@ def unmet(run: Posterior) -> list[str]:
     ]
 
 
+def met_by_moves_only(run: Posterior) -> bool:
+    """Of particles that were moved after they had been weighed: do they all weigh the same, whatever their rewards are?
+
+    Then nothing was resampled by a reward that moves have met since; how often they would meet it is not told."""
+    if run.log_proposal is not None or run.kind.is_ordered or not run.kind.has_evidence or run.steered or run.exact:
+        return False
+    if run.draws_are_exact or not bool(same(run.log_weight, run.log_weight.reshape(-1)[0]).all()):
+        return False
+    felt = (name for name in run.rewards if bool(torch.as_tensor(run.scales[name]).any()))
+    return any(constant_reward(run, name) is None for name in felt)
+
+
 def _at_its_best(run: Posterior, reward: str) -> bool:
     most = run.log_upper.get(reward)
     return most is not None and bool((run.factors[reward] >= torch.as_tensor(most) - _ROUNDING).all())

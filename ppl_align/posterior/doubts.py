@@ -12,6 +12,7 @@ A run without a complaint may have seen too little to have one. A green light ta
    comes after descends from these;
    Of Markov chains: an R-hat of at most 1.01, and 400 effective draws of bulk and tails by their autocorrelation
    (:mod:`ppl_align.posterior.chains`);
+   Of tempered particles: moves that make log-weights forget half of what they were (a correlation of ``LASTING``);
 4. with declared bounds: n draws leave no room for a log Z that is a nat above the estimate.
 
 A run that took more draws until it passed (:mod:`ppl_align.posterior.pooling`) has been looked at several times. It
@@ -37,7 +38,7 @@ from ppl_align.posterior.bounded import log_evidence_upper
 from ppl_align.posterior.chains import ENOUGH_EFFECTIVE, MIXED_RHAT, furthest_apart, slowest
 from ppl_align.posterior.constant import constant_reward, never_met
 from ppl_align.posterior.estimates import heavy_tail
-from ppl_align.posterior.lineage import FEWEST_ANCESTORS, ancestors_by_replicate
+from ppl_align.posterior.lineage import more_ancestors
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import ENOUGH, prior_log_weight, prior_mean
 from ppl_align.posterior.result import Posterior
@@ -47,6 +48,7 @@ SKEWED = 0.4
 FULL = 1024  # draws, as many as `make honesty` judges
 OF_THE_SHIFT, OF_THE_SHIFT_LEVEL = 0.3, 0.9  # 95% on each side
 LOG_Z = 0.5  # nats
+LASTING = 0.5  # correlation of log-weights of tempered particles before and after all moves at an exponent
 ROOM = 1.0  # nats
 MOST = 700.0  # nats: exp of more overflows
 
@@ -68,7 +70,7 @@ def doubts(run: Posterior) -> list[Doubt]:
     if run.kind.has_evidence:
         found += [_room(run), too_wide("log Z", evidence.log_z(run), LOG_Z, f"{LOG_Z:g} nats", more(run))]
     found += [*(_mean(run, name) for name in run.rewards), _skewed(run), _narrow(run)]
-    found += [_unmixed(run), _slow(run)]
+    found += [_unmixed(run), _slow(run), _lasting(run)]
     return [doubt for doubt in found if doubt is not None]
 
 
@@ -99,7 +101,7 @@ def _room(run: Posterior) -> Doubt | None:
 def _mean(run: Posterior, name: str) -> Doubt | None:
     if constant_reward(run, name) is not None:
         return None
-    found = _moved(run, name)
+    found = shift_of(run, name)
     if found is None:
         return None
     moved, in_words = found
@@ -145,12 +147,11 @@ def more(run: Posterior) -> float | None:
         found = slowest(run)
         return None if found is None else max(ENOUGH_EFFECTIVE / found[1], 2.0)
     if not run.independent:
-        ancestors = ancestors_by_replicate(run)
-        return None if ancestors is None else max(FEWEST_ANCESTORS / max(sum(ancestors), 1), 2.0)
+        return more_ancestors(run)
     return max(PREDICTED / max(float(run.importance_weights.pooled.foretold_ess), 1e-6), 2.0)
 
 
-def _moved(run: Posterior, name: str) -> tuple[float, str] | None:
+def shift_of(run: Posterior, name: str) -> tuple[float, str] | None:
     """|E[r] - E_p0[r]|, and what to call it; or the least that it can be: KL(p*||p0) + KL(p0||p*) is the sum of scale
     times shift."""
     prior = prior_log_weight(run)
@@ -215,6 +216,18 @@ def _slow(run: Posterior) -> Doubt | None:
         f"its chains are worth {say_draws(ess)} of {name} (bulk or tail ESS), it takes {ENOUGH_EFFECTIVE:.0f} to "
         f"believe them",
         ENOUGH_EFFECTIVE / ess,
+    )
+
+
+def _lasting(run: Posterior) -> Doubt | None:
+    """Particles that moves leave where they were are no draws of what lies between prior and posterior: those that
+    were there first stand for all."""
+    correlation = float(run.history.get("lasting", 0.0))
+    if correlation <= LASTING:
+        return None
+    return Doubt(
+        f"its moves leave log-weights much as they were (correlation {correlation:.2f} at the worst of its exponents): "
+        f"raise max_moves, or take another kernel"
     )
 
 

@@ -20,9 +20,9 @@ from ppl_align.core.estimate import (
     of_influence,
 )
 from ppl_align.lm.completions import Completion
-from ppl_align.posterior.constant import unmet
+from ppl_align.posterior.constant import met_by_moves_only, unmet
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.lineage import FEWEST_ANCESTORS, MIN_REPLICATES, ancestors_by_replicate, of_resampled
+from ppl_align.posterior.lineage import MIN_REPLICATES, enough_ancestors, of_resampled
 from ppl_align.posterior.naming import length_of
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import log_likelihood, log_prior
@@ -30,6 +30,7 @@ from ppl_align.posterior.result import Posterior
 
 MIN_EFFECTIVE_DRAWS = 2.0
 HEAVIEST = 0.5
+STATED_RHAT = 1.05
 EVEN = 0.5  # share of effective draws from which no tail is left that would matter
 
 
@@ -70,18 +71,19 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
     """Do the weights have an error that can be told from them? (What gate it takes is measured by ``make honesty``.)
 
     Exact draws: ``FEWEST_EXACT``. Of all others, not where a reward has never varied
-    (:mod:`ppl_align.posterior.constant`). Independent draws:
+    (:mod:`ppl_align.posterior.constant`), nor where only moves have met another value. Independent draws:
     ``FEWEST_PREDICTED`` effective draws as foretold, ``FEWEST_EFFECTIVE`` by the weights; of a proposal, weights whose
     variance is finite by their tail (:func:`heavy_tail`). Particles that were resampled: four replicates,
-    and ``FEWEST_ANCESTORS`` first ancestors with living descendants in all. Markov chains: four of them (and
-    ``FEWEST_EFFECTIVE`` effective draws of what is averaged, by their autocorrelation)."""
+    and first ancestors enough (:func:`~ppl_align.posterior.lineage.enough_ancestors`). Markov chains: four of them; of
+    what is averaged ``FEWEST_EFFECTIVE`` effective draws by their autocorrelation, an R-hat of at most ``STATED_RHAT``,
+    and half of the chains have been on either side of the mean."""
     if posterior.exact:
         return True
     if posterior.draws_are_exact:
         return posterior.log_weight.numel() >= FEWEST_EXACT
     if posterior.kind is Kind.CONDITIONAL:  # one of its particles was not drawn by the engine: log Z lies too high
         return False
-    if unmet(posterior):
+    if unmet(posterior) or met_by_moves_only(posterior):
         return False
     if posterior.independent:
         pooled = posterior.importance_weights.pooled
@@ -89,8 +91,7 @@ def bar_can_be_stated(posterior: Posterior) -> bool:
         return enough and heavy_tail(posterior) is None
     if len(posterior.log_weight) < MIN_REPLICATES:
         return False
-    ancestors = ancestors_by_replicate(posterior)
-    return ancestors is None or sum(ancestors) >= FEWEST_ANCESTORS
+    return enough_ancestors(posterior)
 
 
 @once
@@ -116,7 +117,17 @@ def _of_chains(posterior: Posterior, w: Tensor, f: Tensor, value: float, stated:
     if math.isnan(found.mcse):
         return _of_resampled(posterior, w, f, value, stated)
     dof = max(found.ess / DRAWS_PER_DOF, 1.0)
-    return Estimate(value, found.mcse, dof if stated and found.ess >= FEWEST_EFFECTIVE else math.nan)
+    stated = stated and found.ess >= FEWEST_EFFECTIVE and found.rhat <= STATED_RHAT and visits(f, value)
+    return Estimate(value, found.mcse, dof if stated else math.nan)
+
+
+def visits(f: Tensor, value: float) -> bool:
+    """Have half of the chains, and four, been above and below ``value``? ``f`` [chains, states].
+
+    Something rare that one chain has met once looks like much that is known well: its R-hat is small, its effective
+    sample size large, and what the other chains will find when they get there is in neither."""
+    both = (f > value).any(-1) & (f < value).any(-1)
+    return int(both.sum()) >= max(MIN_REPLICATES, len(f) / 2)
 
 
 def _of_resampled(posterior: Posterior, w: Tensor, f: Tensor, value: float, stated: bool) -> Estimate:

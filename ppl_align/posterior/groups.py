@@ -36,6 +36,7 @@ _AXES = {  # of the histories that ArviZ should show by step, in our order
     "exponent": ("step",),
     "num_moves": ("step",),
     "move_accepted": ("step",),
+    "move_correlation": ("step",),
     "loss": ("iteration",),
 }
 

@@ -29,7 +29,8 @@ from ppl_align.posterior.pooled_chains import beside, joined
 from ppl_align.posterior.result import Posterior
 
 _BY_STEP = ("ess", "resampled", "step")
-_LEVELS = ("exponent", "num_moves", "move_accepted", "moved")  # of tempering and rejuvenation: each run has its own
+# Of tempering and rejuvenation: each run has its own.
+_LEVELS = ("exponent", "num_moves", "move_accepted", "move_correlation", "moved")
 _OF_ONE_POPULATION = (*_BY_STEP, *_LEVELS, "ancestors", "log_evidence_increment")
 _BY_PARTICLE = ("rewards", "scales", "factors", "log_upper", "log_prior")
 
@@ -114,6 +115,8 @@ def _history(runs: Sequence[Posterior]) -> dict[str, Any]:
         history["lineage"] = _lineage(runs)
     if first.tries is not None:
         history["num_draws"] = sum(run.tries for run in runs if run.tries is not None)
+    if "lasting" in first.history:
+        history["lasting"] = max(float(run.history.get("lasting", 0.0)) for run in runs)
     if "answers" in first.history:
         said = [run.history.get("answers", {}) for run in runs]
         names = first.history["answers"]

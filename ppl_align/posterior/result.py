@@ -46,8 +46,8 @@ class Posterior:
                      [S, R, N], log_evidence_increment [S, R]); SVI: loss [K] and loss_error [K], its standard error;
                      Rejection: num_draws [R] and, by its pilot, acceptance and acceptance_se; chains: accepted and cut
                      [moves, chains] of all moves in their order, move_site, num_warmup; tempering, by level: exponent,
-                     num_moves, move_accepted; SMC(rejuvenate=): moved [S, R]; what functions of the
-                     world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
+                     num_moves, move_accepted, move_correlation, and lasting; SMC(rejuvenate=): moved [S, R]; what
+                     functions of the world answered: answers; where rewards declare bounds: log_lower, inf psi in nats
     ``kind``         what the particles are (:class:`~ppl_align.posterior.kind.Kind`), with all that follows from it
     ``steered``      drawn from a proposal: a guide of the run's own, or ``proposal=``. What is left is drawn from the
                      prior, or from the prior within hard constraints: neither can collapse

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import arviz
 import numpy as np
 import pytest
 import torch
 from conftest import SEED
+from toys.markov_chains import ar1, chain_of
 from toys.synthetic import weigh
 
-from ppl_align import MCMC, ImportanceSampling, ParticleGibbs, Posterior
+from ppl_align import MCMC, ImportanceSampling, ParticleGibbs
 from ppl_align.core.arviz_adapter import autocorrelation, chain_stats
 from ppl_align.core.errors import InputError
 from ppl_align.posterior.chains import acceptance, chain_numbers, effective_draws, stuck_chains
@@ -20,25 +20,6 @@ from ppl_align.posterior.kind import Kind
 from ppl_align.posterior.pooling import pooled
 from ppl_align.posterior.run_summary import summary_of
 from ppl_align.testing import PROGRAMS
-
-
-def ar1(chains: int = 4, states: int = 400, rho: float = 0.6, seed: int = SEED) -> np.ndarray:
-    """Stationary chains of variance 1 whose autocorrelation at lag t is rho^t, ``[chains, states]``."""
-    noise = np.random.default_rng(seed).normal(size=(chains, states))
-    values = np.empty_like(noise)
-    values[:, 0] = noise[:, 0]
-    for t in range(1, states):
-        values[:, t] = rho * values[:, t - 1] + math.sqrt(1 - rho**2) * noise[:, t]
-    return values
-
-
-def chain_of(values: np.ndarray, index: torch.Tensor | None = None, **fields: Any) -> Posterior:
-    """A run of chains with ``values`` [chains, states] as its reward; ``index``: which texts."""
-    index = torch.arange(values.size).reshape(values.shape) % 50 if index is None else index
-    options = {"log_weight": torch.zeros(values.shape, dtype=torch.float64), "kind": Kind.CHAIN, **fields}
-    run = weigh("chain", index, None, 1.0, **options)
-    run.rewards = {"praise": torch.as_tensor(values)}
-    return run
 
 
 def test_a_reward_is_what_arviz_makes_of_the_chains_in_their_order():

@@ -20,7 +20,7 @@ from ppl_align.inspection.pool import draw_pool
 from ppl_align.posterior import evidence
 from ppl_align.posterior.bounded import log_evidence_upper, upper_mean
 from ppl_align.posterior.doubts import doubts
-from ppl_align.posterior.lineage import ancestors_by_replicate
+from ppl_align.posterior.lineage import ancestors_by_replicate, effective_ancestors
 from ppl_align.testing.honesty import greens
 from ppl_align.testing.honesty.coverage import ENGINES, Cell, measure
 from ppl_align.testing.honesty.greens import Greens, Stratum, how_often, is_wrong, round_of
@@ -92,7 +92,9 @@ def test_what_is_stated_by_each_engine() -> None:
         few = SMC(64, replicates, twist="prefix", ess_threshold=1.0).run(truth.model)
         assert math.isnan(few.mean("r").interval()[0]), "so few populations say nothing about their error"
     run = SMC(64, 4, twist="prefix", ess_threshold=1.0).run(truth.model)
-    ancestors = sum(ancestors_by_replicate(run) or [])
+    ancestors = effective_ancestors(run)
+    assert ancestors is not None
+    assert 10 < ancestors < sum(ancestors_by_replicate(run) or [])
     assert run.mean("r").dof == 3 + ancestors / 10, "what replicates tell, and what ancestors do"
     run.history = {name: value for name, value in run.history.items() if name != "lineage"}
     assert run.mean("r").dof == 3, "of a file that has none"

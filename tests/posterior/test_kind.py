@@ -92,7 +92,7 @@ def runs() -> dict[Kind, Posterior]:
         Kind.RESAMPLED: STEERED.run(text, seed=1),
         Kind.CONDITIONAL: ConditionalSMC(STEERED, exact).run(text, seed=1),
         Kind.EXACT_DRAWS: Rejection(16, 4).run(text, seed=1),
-        Kind.CHAIN: Chain(16, 4).run(text, seed=1),
+        Kind.CHAIN: Chain(200, 4).run(text, seed=1),
         Kind.POLICY: TreePlanner(num_actions=4, num_outcomes=4, num_particles=16, num_replicates=4).run(bet, seed=1),
     }
 

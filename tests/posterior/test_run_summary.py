@@ -179,7 +179,7 @@ def test_errors_of_independent_draws(name: str) -> None:
     assert told.standard_error == pytest.approx(w.std(ddof=1) / math.sqrt(n))
 
 
-def pooled_error(left_out: np.ndarray, by_ancestor: list[np.ndarray], ancestors: int) -> float:
+def pooled_error(left_out: np.ndarray, by_ancestor: list[np.ndarray], ancestors: float) -> float:
     """The jackknife over R replicates, R - 1 degrees of freedom, with what first particles tell, one for each ten."""
     replicates = len(left_out)
     jackknife = (replicates - 1) / replicates * ((left_out - left_out.mean()) ** 2).sum()
@@ -193,7 +193,8 @@ def test_errors_of_a_population_that_was_resampled() -> None:
     told, (w, r, likelihood) = summary_of(run), of(run)
     lineage, size = run.lineage.numpy(), w.shape[1]
     share, mean, expected = w / w.sum(), (w * r).mean(), (w * likelihood).mean()
-    ancestors = sum(len(set(row)) for row in lineage.tolist())
+    descendants = [np.bincount(line, row) for line, row in zip(lineage, share, strict=True)]
+    ancestors = 1 / sum((row**2).sum() for row in descendants)
 
     def without(values: np.ndarray) -> np.ndarray:
         """Of each replicate: the weighted mean over all others."""

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SEED
-from diagnostics.test_chains import chains
 from matplotlib.figure import Figure
+from toys.markov_chains import chains
 from toys.synthetic import importance
 
 from ppl_align import MCMC, SMC, Comparison, ParticleGibbs, Posterior, TemperedSMC, compare

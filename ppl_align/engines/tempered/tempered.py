@@ -43,7 +43,7 @@ class TemperedSMC(Engine):
 
     A pilot of N particles chooses exponents and numbers of moves; its tokens are on the bill. E[Zhat] = Z.
     ``history``, at each exponent: ``exponent``, ``num_moves``, ``move_correlation`` (of W with what it was before them,
-    in the pilot), ``move_accepted``, ``ess``, ``log_evidence_increment``.
+    in the pilot), ``move_accepted``, ``ess``, ``log_evidence_increment``; ``lasting``: the largest such correlation.
     Sources: Del Moral, Doucet & Jasra 2006; Dau & Chopin 2022 (arXiv:2011.02328).
     """
 
@@ -130,6 +130,7 @@ def _history(levels: list[Level], seen: list[Seen], population: Population) -> d
         "exponent": torch.tensor([level.exponent for level in levels], dtype=torch.float64),
         "num_moves": torch.tensor([level.num_moves for level in levels]),
         "move_correlation": torch.tensor([level.correlation for level in levels], dtype=torch.float64),
+        "lasting": max(level.correlation for level in levels),
         "move_accepted": torch.tensor([level.accepted for level in seen], dtype=torch.float64),
         "ess": ess,
         "resampled": torch.ones(ess.shape, dtype=torch.bool),

@@ -13,7 +13,7 @@ from ppl_align.engines import MCMC, SMC, SVI, ImportanceSampling, ParticleGibbs,
 from ppl_align.engines.base import Engine
 from ppl_align.kernels import SuffixMH
 from ppl_align.posterior import Posterior, evidence
-from ppl_align.posterior.estimates import effective_draws
+from ppl_align.posterior.chains import effective_draws
 from ppl_align.testing.honesty.groups import of_chains, replicates, widened
 from ppl_align.testing.honesty.problems import LONGEST, Kind, Problem, problem
 

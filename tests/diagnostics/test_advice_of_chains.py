@@ -10,26 +10,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SEED
-from posterior.test_chains import ar1, chain_of
-from toys.synthetic import exact, importance, law, sample, smc, weigh
+from toys.markov_chains import ar1, chain_of, chains
+from toys.synthetic import exact, importance, law, sample, smc
 
 from ppl_align import MCMC, ImportanceSampling, MarkovLM, ParticleGibbs, Posterior, compare, completion, reward
 from ppl_align.core.errors import InputError
 from ppl_align.diagnostics import acceptance_by_cut
 from ppl_align.diagnostics.advisor import Advice, best_run
 from ppl_align.diagnostics.remedies import CHAINS_ALONE
-from ppl_align.posterior.kind import Kind
 from ppl_align.testing import PROGRAMS
-
-
-def chains(seed: int = 0, shape: tuple[int, int] = (8, 500), texts: torch.Tensor | None = None) -> Posterior:
-    """Chains whose states happen to be independent draws of the posterior of ``toys.synthetic``."""
-    if texts is None:
-        generator = torch.Generator().manual_seed(seed)
-        weights = exact().weights.reshape(-1)
-        texts = torch.multinomial(weights, shape[0] * shape[1], True, generator=generator).reshape(shape)
-    log_weight = torch.zeros(texts.shape, dtype=torch.float64)
-    return weigh("mcmc", texts, None, 0.8, log_weight=log_weight, kind=Kind.CHAIN, seed=seed)
 
 
 def of_the_prior(shape: tuple[int, int] = (8, 500)) -> Posterior:
