@@ -1,6 +1,6 @@
 r"""Looking ahead in strict patterns against masks alone, at equal LM tokens: error of log Z on SmolLM2.
 
-    python benchmarks/lookahead_patterns.py [--only date phone ...] [--seeds 8] [--kind core|published|all]
+    python benchmarks/lookahead_patterns.py [--only date phone ...] [--seeds 8] [--kind core|published|all] [--ends ...]
 
 For each pattern: log Z of a reference (looking ahead, 16 replicates of N particles, N doubled up to 1024, 2^14 in all,
 until its standard error is below .05); then, for growing sizes (N particles, a pool of M draws), the root mean square
@@ -12,23 +12,29 @@ error of log Zhat of
 up to the first size at which the better of the two is below .5. A run whose particles all die counts as an error of
 ``DEAD`` nats for either. An error of the reference of .05 is part of both.
 
-Patterns end with the character that stops the text (``stop``), as in a sentence, a quoted string or a line.
+``--ends eos``: the pattern is the whole text, which the model has to end itself; ``--ends stop``: a character of the
+pattern stops it, as in a sentence, a quoted string or a line. What has been measured is kept in ``--out`` and not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import logging
 import math
 import statistics
 import time
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_align import SMC, CausalLM, Regex, completion, constrain
 from ppl_align.core.errors import AllDeadError
+from ppl_align.core.files import written_beside
 
 SIZES = ((5, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256))
 ENOUGH, DEAD = 0.5, 20.0
@@ -43,6 +49,13 @@ class Case(NamedTuple):
     pattern: str
     length: int
     stop: str
+
+
+def ended_by_the_model(case: Case) -> Case:
+    """The pattern without the character that stops it: nothing but the model's own end of the text does."""
+    escaped = r"\." if case.stop == "." else r"\n" if case.stop == "\n" else case.stop
+    assert case.pattern.endswith(escaped), case
+    return Case(case.prompt, case.pattern.removesuffix(escaped), case.length, "")
 
 
 HEX, DIGIT = "[0-9a-f]", "[0-9]"
@@ -106,7 +119,7 @@ CASES = {**CORE, **PUBLISHED}
 
 def model(lm: CausalLM, case: Case) -> None:
     """What the prompt asks for, and nothing else."""
-    x = completion("x", lm, case.prompt, max_new_tokens=case.length, stop=case.stop)
+    x = completion("x", lm, case.prompt, max_new_tokens=case.length, stop=case.stop or ())
     constrain("format", Regex(case.pattern), x)
 
 
@@ -154,8 +167,8 @@ def rmse(log_z: Tensor, truth: float) -> float:
     return float((log_z - truth).clamp_min(-DEAD).square().mean().sqrt())
 
 
-def measure(lm: CausalLM, name: str, case: Case, seeds: int) -> float:
-    """Print a line; the ratio of the errors."""
+def measure(lm: CausalLM, name: str, case: Case, seeds: int) -> dict[str, Any]:
+    """What was found, at the first size at which one of both is good enough."""
     start = time.perf_counter()
     truth, error, particles = reference(lm, case)
     for n, pool in SIZES:
@@ -167,13 +180,30 @@ def measure(lm: CausalLM, name: str, case: Case, seeds: int) -> float:
         blind = rmse(found, truth)
         if min(ahead, blind) < ENOUGH:
             break
-    seconds = time.perf_counter() - start
-    print(
-        f"{name:>17} {truth:8.2f} {error:5.3f} {particles:6d} {n:4d} {pool:4d} {tokens:7.0f} {ahead:7.3f} "
-        f"{n_masks:6d} {spent:7.0f} {blind:7.3f} {ahead / blind:6.2f} {seconds:6.0f}s",
-        flush=True,
+    return {
+        "pattern": name,
+        "log_z": truth,
+        "error": error,
+        "of": particles,
+        "n": n,
+        "pool": pool,
+        "tokens": tokens,
+        "ahead": ahead,
+        "n_masks": n_masks,
+        "tokens_masks": spent,
+        "masks": blind,
+        "ratio": ahead / blind,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """For the terminal."""
+    return (
+        f"{row['pattern']:>17} {row['log_z']:8.2f} {row['error']:5.3f} {row['of']:6d} {row['n']:4d} {row['pool']:4d} "
+        f"{row['tokens']:7.0f} {row['ahead']:7.3f} {row['n_masks']:6d} {row['tokens_masks']:7.0f} {row['masks']:7.3f} "
+        f"{row['ratio']:6.2f} {row['seconds']:6.0f}s"
     )
-    return ahead / blind
 
 
 def main() -> None:
@@ -181,7 +211,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME")
     parser.add_argument("--kind", choices=["core", "published", "all"], default="all")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--ends", choices=["eos", "stop"], default="eos")
+    parser.add_argument("--out", type=Path, default=Path("build/lookahead"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     kinds = {"core": CORE, "published": PUBLISHED, "all": CASES}
     names = options.only or list(kinds[options.kind])
     logging.disable(logging.WARNING)
@@ -190,7 +223,17 @@ def main() -> None:
         f"{'pattern':>17} {'log Z':>8} {'error':>5} {'of':>6} {'N':>4} {'pool':>4} {'tokens':>7} {'ahead':>7} "
         f"{'N masks':>6} {'tokens':>7} {'masks':>7} {'ratio':>6}"
     )
-    ratios = {name: measure(lm, name, CASES[name], options.seeds) for name in names}
+    ratios: dict[str, float] = {}
+    for name in names:
+        case = ended_by_the_model(CASES[name]) if options.ends == "eos" else CASES[name]
+        key = hashlib.sha256(repr((case, options.seeds)).encode()).hexdigest()[:16]
+        path = options.out / f"{key}.json"
+        if not path.exists():
+            with written_beside(path) as temporary:
+                temporary.write_text(json.dumps(measure(lm, name, case, options.seeds)))
+        row = json.loads(path.read_text())
+        ratios[name] = row["ratio"]
+        print(line_of(row), flush=True)
     published = [ratio for name, ratio in ratios.items() if name in PUBLISHED]
     print(f"core, the largest ratio: {max((r for n, r in ratios.items() if n in CORE), default=math.nan):.2f}")
     if published:
