@@ -135,8 +135,7 @@ def pilot(
     progress: Callable[[int, int, str], None],
 ) -> list[Level]:
     """Exponents, each as far from the last as leaves an ESS of ``ess_threshold`` * N, and moves at each: ``num_moves``,
-    or until W is no longer what it was (its :func:`correlation` is ``CORRELATED``) or further moves change nothing
-    (:func:`is_stuck`), ``max_moves`` at most.
+    or until W is no longer what it was (its :func:`correlation` is ``CORRELATED``), ``max_moves`` at most.
 
     N is the number of particles alive; of those that the program rules out none are left after the first level.
     Raises ``RunError`` where the pilot does not arrive."""
@@ -150,14 +149,14 @@ def pilot(
             )
         exponent = next_exponent(population.log_weight.reshape(-1), population.exponent, ess_threshold)
         population = population.resampled(exponent, size, scheme)
-        before, kept = population.particles.log_weight, [1.0]
-        while len(kept) <= (max_moves if num_moves is None else num_moves):
+        before, made, kept = population.particles.log_weight, 0, 1.0
+        while made < (max_moves if num_moves is None else num_moves):
             population, _ = population.moved(mover)
-            kept.append(correlation(before, population.particles.log_weight))
+            made, kept = made + 1, correlation(before, population.particles.log_weight)
             progress(round(100 * exponent), 100, f"pilot, exponent {exponent:.2g}")
-            if num_moves is None and (kept[-1] <= CORRELATED or is_stuck(kept)):
+            if num_moves is None and kept <= CORRELATED:
                 break
-        levels.append(Level(exponent, len(kept) - 1, kept[-1]))
+        levels.append(Level(exponent, made, kept))
     return levels
 
 
@@ -180,8 +179,6 @@ def next_exponent(log_weight: Tensor, exponent: float, ess_threshold: float) -> 
 
 CORRELATED = 0.2
 """Of W with itself before the moves: it has forgotten what it was."""
-_PATIENCE = 16
-_GAIN = 0.05
 
 
 def correlation(before: Tensor, after: Tensor) -> float:
@@ -190,15 +187,6 @@ def correlation(before: Tensor, after: Tensor) -> float:
     covariance = pairs @ pairs.T
     scale = float((covariance[0, 0] * covariance[1, 1]).sqrt())
     return float(covariance[0, 1]) / scale if scale > 0 else 0.0
-
-
-def is_stuck(kept: list[float]) -> bool:
-    """Has the second half of the moves changed next to nothing? ``kept``: the correlation after 0, 1, 2, ... of them.
-
-    Particles in modes that no move connects never forget in which of them they are."""
-    made = len(kept) - 1
-    doubled = made >= _PATIENCE and made & (made - 1) == 0
-    return doubled and kept[made // 2] - kept[made] < _GAIN
 
 
 __all__ = ["CORRELATED", "Level", "Population", "Seen", "anneal", "pilot"]
