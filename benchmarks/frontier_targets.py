@@ -199,7 +199,7 @@ def on_toys(replicates: int) -> dict[str, list[Engine]]:
     gibbs = SMC(16, twist="prefix", resampling="multinomial")
     return {
         "importance": [ImportanceSampling(n, replicates) for n in (256, 4096)],
-        'smc "prefix"': [SMC(n, replicates, twist="prefix") for n in (64, 1024, 8192)],
+        'smc "prefix"': [SMC(n, replicates, twist="prefix") for n in (64, 1024, 16384)],
         'smc "prefix", rejuvenated': [
             SMC(n, replicates, twist="prefix", every=4, rejuvenate=InfillMH(size=2)) for n in (64, 512)
         ],
@@ -214,7 +214,7 @@ def on_two_modes(replicates: int) -> dict[str, list[Engine]]:
     """More particles and moves than by default: of the mode that is rare on the way enough have to be there."""
     return {
         **on_toys(replicates),
-        'smc "prefix", many': [SMC(32768, replicates, twist="prefix")],
+        'smc "prefix", many': [SMC(65536, replicates, twist="prefix")],
         "tempered, infill, 100 moves": [
             TemperedSMC(n, replicates, kernel=InfillMH(size=2), max_moves=100) for n in (256, 4096)
         ],
@@ -226,7 +226,7 @@ def on_rare_ends(replicates: int) -> dict[str, list[Engine]]:
     hot = at_temperature(3.0)
     return {
         **on_toys(replicates),
-        "smc, temperature 3": [SMC(n, replicates, twist=Twist(), proposal=hot) for n in (1024, 16384)],
+        "smc, temperature 3": [SMC(n, replicates, twist=Twist(), proposal=hot) for n in (1024, 10240)],
     }
 
 
