@@ -18,7 +18,7 @@ from ppl_align.testing.statistics import RATE
 
 BOTH = Cycle(InfillMH(size=2), SuffixMH())
 ENGINES = {
-    "tempered": TemperedSMC(24),
+    "tempered": TemperedSMC(24, max_moves=6),
     "tempered, both kernels, waste-free": TemperedSMC(16, kernel=BOTH, ess_threshold=0.8, num_moves=2, waste_free=True),
     "rejuvenated": SMC(24, twist="prefix", ess_threshold=1.0, rejuvenate=SuffixMH(cuts="word")),
     "rejuvenated, every 2": SMC(24, twist="prefix", every=2, resampling="chopthin", rejuvenate=BOTH),
@@ -28,13 +28,15 @@ ENGINES = {
 WIDE = {"fixed_length": 64, "whole_prefix": 64, "upstream_latent": 32, "plated": 64}  # particles for a spread below .6
 LEVEL = RATE / (len(STATISTICAL) * len(ENGINES) * len(PROGRAMS))
 FEW = ["with_eos", "two_completions"]
+VARIANTS, HALF = ["tempered, both kernels, waste-free", "rejuvenated, every 2"], list(PROGRAMS)[::2]
 
 
 def contract():
     for setting, name, check in itertools.product(ENGINES, PROGRAMS, CHECKS):
         slow = check == "arviz" and not (name in FEW and setting in ("tempered", "mcmc"))
         if not slow and not (check == "Zhat" and setting in ("mcmc", "particle gibbs")):
-            yield pytest.param(setting, name, check, id=f"{setting}-{name}-{check}")
+            marks = [pytest.mark.statistical] if setting in VARIANTS and name not in HALF else []
+            yield pytest.param(setting, name, check, id=f"{setting}-{name}-{check}", marks=marks)
 
 
 def widened(engine, name):

@@ -25,7 +25,18 @@ ENGINES: dict[str, tuple[Engine, set[str]]] = {
     "particle Gibbs": (ParticleGibbs(num_chains=4, num_samples=12, num_warmup=2), {"accepted", "num_warmup"}),
     "tempered": (
         TemperedSMC(32, ess_threshold=0.9),
-        {"exponent", "num_moves", "move_accepted", "ess", "resampled", "log_evidence_increment", "step", "lineage"},
+        {
+            "exponent",
+            "num_moves",
+            "move_correlation",
+            "lasting",
+            "move_accepted",
+            "ess",
+            "resampled",
+            "log_evidence_increment",
+            "step",
+            "lineage",
+        },
     ),
     "waste-free": (TemperedSMC(32, ess_threshold=0.9, waste_free=True), {"exponent", "num_moves", "lineage"}),
     "rejuvenated": (
