@@ -1,13 +1,14 @@
 r"""Looking ahead in strict patterns against masks alone, at equal LM tokens: error of log Z on SmolLM2.
 
-    python benchmarks/lookahead_patterns.py [--only date phone ...] [--seeds 8] [--kind core|published|all] [--ends ...]
+    python benchmarks/lookahead_patterns.py [--only date phone ...] [--seeds 4] [--kind core|published|all] [--ends ...]
 
 For each pattern: log Z of a reference (looking ahead, 16 replicates of N particles, N doubled up to 1024, 2^14 in all,
 until its standard error is below .05); then, for growing sizes (N particles, a pool of M draws), the root mean square
 error of log Zhat of
 
-    ahead   SMC(N, 1, twist="lookahead", num_pool=M), a pool of its own for every seed, which is on its bill
-    masks   SMC(N', 1): particles within the mask, weighed by what it leaves out; N' for as many LM tokens
+    ahead   SMC(N, 4, twist="lookahead", num_pool=M): four replicates, which share the pool, as by default; it is on the
+            bill, and every seed has its own
+    masks   SMC(N', 4): particles within the mask, weighed by what it leaves out; N' for as many LM tokens
 
 up to the first size at which the better of the two is below .5. A run whose particles all die counts as an error of
 ``DEAD`` nats for either. An error of the reference of .05 is part of both.
@@ -36,10 +37,10 @@ from ppl_align import SMC, CausalLM, Regex, completion, constrain
 from ppl_align.core.errors import AllDeadError
 from ppl_align.core.files import written_beside
 
-SIZES = ((5, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256))
+SIZES = ((5, 32), (8, 32), (16, 64), (32, 64), (64, 128), (128, 256))
 ENOUGH, DEAD = 0.5, 20.0
 REPLICATES, LARGEST, PRECISE = 16, 1024, 0.05
-MASKED = 16  # replicates of masks
+SHARED = 4  # replicates of a run
 
 
 class Case(NamedTuple):
@@ -136,29 +137,29 @@ def reference(lm: CausalLM, case: Case) -> tuple[float, float, int]:
         particles *= 4 if error > 2 * PRECISE else 2
 
 
-def once(engine: SMC, lm: CausalLM, case: Case, seed: int) -> tuple[float, float]:
-    """log Zhat of one replicate and the LM tokens it took; -inf where all particles died."""
-    try:
-        run = engine.run(model, lm, case, seed=seed)
-    except AllDeadError:
-        return -math.inf, math.nan
-    return float(run.log_evidence[0]), float(run.cost.lm_tokens)
+def runs_of(engine: SMC, lm: CausalLM, case: Case, seeds: int) -> tuple[Tensor, float]:
+    """log Zhat of all replicates of all seeds, -inf where all particles of one die, and the LM tokens of a run."""
+    found, tokens = [], []
+    for seed in range(seeds):
+        try:
+            run = engine.run(model, lm, case, seed=seed)
+        except AllDeadError:
+            found.append(torch.full((SHARED,), -math.inf, dtype=torch.float64))
+            continue
+        found.append(run.log_evidence)
+        tokens.append(float(run.cost.lm_tokens))
+    return torch.cat(found), statistics.fmean(tokens) if tokens else math.nan
 
 
-def masked(lm: CausalLM, case: Case, tokens: float) -> tuple[Tensor, int, float]:
-    """log Zhat [R] of masks with so many particles that a replicate takes ``tokens``, their number, and the tokens."""
-    particles, spent = max(2, round(tokens / case.length)), math.nan
+def masked(lm: CausalLM, case: Case, tokens: float, seeds: int) -> tuple[Tensor, int, float]:
+    """Of masks with so many particles that a run takes ``tokens``; their number, and the tokens."""
+    particles = max(2, round(tokens / case.length / SHARED))
     for _ in range(5):
-        runs = [once(SMC(particles, 1), lm, case, 100 + seed)[1] for seed in range(2)]
-        known = [each for each in runs if each == each]
-        spent = statistics.fmean(known) if known else math.nan
-        if not known or abs(spent / tokens - 1) < 0.1:
+        _, spent = runs_of(SMC(particles, SHARED), lm, case, 1)
+        if not spent > 0 or abs(spent / tokens - 1) < 0.1:
             break
         particles = max(2, round(particles * tokens / spent))
-    try:
-        log_z = SMC(particles, MASKED).run(model, lm, case, seed=7).log_evidence
-    except AllDeadError:
-        log_z = torch.full((MASKED,), -math.inf)
+    log_z, spent = runs_of(SMC(particles, SHARED), lm, case, seeds)
     return log_z, particles, spent
 
 
@@ -172,11 +173,10 @@ def measure(lm: CausalLM, name: str, case: Case, seeds: int) -> dict[str, Any]:
     start = time.perf_counter()
     truth, error, particles = reference(lm, case)
     for n, pool in SIZES:
-        runs = [once(SMC(n, 1, twist="lookahead", num_pool=pool), lm, case, seed) for seed in range(seeds)]
-        known = [each for _, each in runs if each == each]
-        tokens = statistics.fmean(known) if known else float((n + pool) * case.length)
-        ahead = rmse(torch.tensor([log_z for log_z, _ in runs]), truth)
-        found, n_masks, spent = masked(lm, case, tokens)
+        looking, tokens = runs_of(SMC(n, SHARED, twist="lookahead", num_pool=pool), lm, case, seeds)
+        tokens = tokens if tokens > 0 else float((SHARED * n + pool) * case.length)
+        ahead = rmse(looking, truth)
+        found, n_masks, spent = masked(lm, case, tokens, seeds)
         blind = rmse(found, truth)
         if min(ahead, blind) < ENOUGH:
             break
@@ -210,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(CASES), metavar="NAME")
     parser.add_argument("--kind", choices=["core", "published", "all"], default="all")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--ends", choices=["eos", "stop"], default="eos")
     parser.add_argument("--out", type=Path, default=Path("build/lookahead"))
     options = parser.parse_args()
