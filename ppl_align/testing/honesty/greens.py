@@ -55,7 +55,7 @@ FAR = ("tempered", "rejuvenated", *CHAINS)
 """Of engines that move texts: on short ones."""
 JUDGED = {name: name.split("+")[0] for name in ("svi", *CHAINS)}
 """Judged itself, whichever run the verdict names: a guide (ten runs to a guide), or chains."""
-DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3, "rejuvenated": 5, **dict.fromkeys(("tempered", *CHAINS), 24)}
+DEAR = {"svi": 5, "rejection": 2, ESCALATED: 3, "rejuvenated": 5, **dict.fromkeys(("tempered", *CHAINS), 28)}
 """Rows of these have so many times fewer runs at most."""
 ENGINES: dict[str, Any] = {
     "importance": ImportanceSampling(),
@@ -64,7 +64,7 @@ ENGINES: dict[str, Any] = {
     "svi": SVI(num_steps=30, num_particles=256),
     "tempered": TemperedSMC(128),  # of 64 few runs are green, 256 take too long
     "rejuvenated": SMC(twist="prefix", every=2, rejuvenate=SuffixMH()),
-    "mcmc": MCMC(),
+    "mcmc": MCMC(num_samples=128),
     "gibbs": ParticleGibbs(),
 }
 OF_ANY_SIZE = ("importance", "smc", "svi", "rejuvenated")
