@@ -221,7 +221,7 @@ def _renamed(name: str, sites: dict[str, str]) -> str:
 def names_of_figures(compared: Comparison) -> list[str]:
     """Of all, without drawing them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_draw", lambda paint, height=3.0: Figure())
+        patch.setattr(plots, "draw", lambda paint, height=3.0: Figure())
         return list(compared.figures())
 
 
