@@ -98,9 +98,7 @@ def chain_stats(values: np.ndarray) -> ChainStats:
             mcse = _arviz().mcse(values, method="mean")
             mean, bulk, tail = (_arviz().ess(values, method=method) for method in ("mean", "bulk", "tail"))
             rhat = _arviz().rhat(values, method="rank") if chains > 1 else nan
-    if (
-        chains > 1 and not np.ptp(values, axis=1).any()
-    ):  # a variance within chains that is rounding would tell something
+    if chains > 1 and not np.ptp(values, axis=1).any():  # else rounding passes for a variance within chains
         rhat = float("inf")
     return ChainStats(float(mcse), float(mean), float(rhat), float(bulk), float(tail))
 

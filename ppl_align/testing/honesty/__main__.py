@@ -125,7 +125,8 @@ def _greens(asked: Any, parts: _Parts) -> greens.Greens:
                 if rows:
                     problems = (_SMALL[name][kind],) if name in _SMALL else ()
                     work = (greens.round_of, 10_000 * asked.seed + at, kind, *sizes, rows, *problems)
-                    results.append(parts.submit(f"{name}-n{sizes[0]}-r{sizes[1]}-{kind}-{at}", *work))
+                    part = f"{name}-n{sizes[0]}-r{sizes[1]}-{kind}-{at}"
+                    results.append(parts.submit(part, *work, engines=greens.ENGINES))
         for result in results:
             found.add(greens.Greens.from_dict(result()))
         parts.say(f"green lights, round {first + at_once}, {sum(map(len, wanted.values()))} rows wanted more runs")
@@ -141,9 +142,9 @@ class _Parts:
     def say(self, what: str) -> None:
         print(f"{time.monotonic() - self.began:6.0f} s  {what}", flush=True)
 
-    def submit(self, name: str, work: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-        """The part ``name``: ``arguments`` are part of it."""
-        path, key = self.folder / f"{name}.json", repr(arguments)
+    def submit(self, name: str, work: Callable[..., Any], *arguments: Any, engines: Any = None) -> Callable[[], Any]:
+        """The part ``name``: it is measured anew with other ``arguments``, or where ``engines`` have other settings."""
+        path, key = self.folder / f"{name}.json", repr((arguments, engines))
         saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         future = None if saved.get("arguments") == key else self.pool.submit(_timed, work, *arguments)
 
