@@ -14,7 +14,7 @@ from ppl_align.particles.weights import log_mean_exp
 from ppl_align.posterior.chains import chain_numbers
 from ppl_align.posterior.estimates import MIN_REPLICATES, bar_can_be_stated, heavy_tail, numbers_of_sites
 from ppl_align.posterior.kind import Kind
-from ppl_align.posterior.lineage import ancestors_by_replicate, of_resampled
+from ppl_align.posterior.lineage import effective_ancestors, of_resampled
 from ppl_align.posterior.once import once
 from ppl_align.posterior.prior import drew_from_prior, log_likelihood
 from ppl_align.posterior.result import Posterior
@@ -193,8 +193,8 @@ def kl_to_prior(posterior: Posterior) -> KL:
     """KL(p* || p0) = E_p*[log-likelihood] - log Z, pooled.
 
     From n prior draws this is log n minus the entropy of the weights, so it can never exceed log n: once the
-    weight sits on fewer than 10 draws (or descends from fewer than 10 ancestors) it is a lower bound. NaN for a
-    decision, which is no estimate of p*."""
+    weight sits on fewer than 10 draws (or descends from fewer than 10 effective ancestors) it is a lower bound. NaN
+    for a decision, which is no estimate of p*."""
     if not posterior.kind.has_evidence:
         return KL(math.nan, False)
     w = posterior.weights
@@ -203,9 +203,9 @@ def kl_to_prior(posterior: Posterior) -> KL:
     if posterior.exact:
         return KL(value, False)
     supporting = float(posterior.importance_weights.pooled.perplexity)
-    ancestors = ancestors_by_replicate(posterior)
+    ancestors = effective_ancestors(posterior)
     if ancestors is not None:
-        supporting = min(supporting, float(sum(ancestors)))
+        supporting = min(supporting, ancestors)
     return KL(max(value, 0.0), supporting < FEW_DRAWS)
 
 
